@@ -1,0 +1,52 @@
+# make demo   the pool, live, under load        (ARGS=--once for one cycle)
+# make test   everything that CI checks
+# make bench  what the telemetry costs
+# Each sets itself up in .venv: Python 3.11 or newer, pip and make are all they need.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.demo
+	@$(BIN)/pool-telemetry demo $(ARGS)
+
+test: lint
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run -m pytest $(ARGS)
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+bench: $(VENV)/.dev
+	@$(BIN)/python -m tests.benchmarks $(ARGS)
+
+clean:
+	rm -rf $(VENV) dist .coverage* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+
+$(VENV)/.demo: pyproject.toml | $(BIN)/python
+	@echo "setting up: the library and what the demo shows"
+	@$(PIP_INSTALL) --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	@echo "setting up: the library and its tests"
+	@$(PIP_INSTALL) --editable '.[dev]'
+	@touch $@ $(VENV)/.demo
+
+# Debian's python3 comes without ensurepip unless python3-venv is there: pip's virtualenv will do.
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { rm -rf $(VENV); \
+		$(PYTHON) -m pip install --quiet --disable-pip-version-check --target $(VENV)-boot virtualenv \
+		&& PYTHONPATH=$(VENV)-boot $(PYTHON) -m virtualenv --quiet $(VENV); \
+		status=$$?; rm -rf $(VENV)-boot; exit $$status; }

@@ -1,0 +1,88 @@
+"""Who runs an operation, and whether it still stands in a pool's queue.
+
+An actor is the asyncio task if one is running, else the thread. PyMongo publishes nothing when a
+wait is cancelled, so the end of such a wait is read off the actor itself: from its frames.
+Called by listeners (`current_actor`, on the hot path) and by readers (`still_in_pool`).
+"""
+
+import asyncio
+import gc
+import sys
+import weakref
+from collections.abc import Iterable
+from threading import get_ident
+from types import FrameType
+from typing import Any
+
+Actor = int | weakref.ReferenceType[asyncio.Task[Any]]
+"""A thread's identifier, or a weak reference to a task (one object per task, so it is a key)."""
+
+_POOL_MODULES = frozenset({"pymongo.synchronous.pool", "pymongo.asynchronous.pool"})
+# Every link of a task's await chain, as (frame, what it awaits, whether it runs right now).
+_LINKS = (
+    ("cr_frame", "cr_await", "cr_running"),
+    ("gi_frame", "gi_yieldfrom", "gi_running"),
+    ("ag_frame", "ag_await", "ag_running"),
+)
+
+_get_running_loop = asyncio._get_running_loop
+_current_task = asyncio.current_task
+_ref = weakref.ref
+
+
+def current_actor() -> Actor:
+    """Return who is running now."""
+    loop = _get_running_loop()
+    if loop is None:
+        return get_ident()
+    task = _current_task(loop)
+    return get_ident() if task is None else _ref(task)
+
+
+def still_in_pool(actors: Iterable[Actor]) -> set[Actor]:
+    """Return those actors that are inside PyMongo's pool code at this moment.
+
+    An actor in the wait queue always is: PyMongo publishes the start and the end of a checkout
+    from within its pool module. About 3 µs an actor; no lock, no I/O.
+    """
+    threads = sys._current_frames()
+    inside = set()
+    for actor in actors:
+        if isinstance(actor, int):
+            if _in_pool(threads.get(actor)):
+                inside.add(actor)
+        else:
+            task = actor()
+            if task is not None and not task.done() and _task_in_pool(task, threads):
+                inside.add(actor)
+    return inside
+
+
+def _in_pool(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_globals.get("__name__") in _POOL_MODULES:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _task_in_pool(task: asyncio.Task[Any], threads: dict[int, FrameType]) -> bool:
+    awaited: Any = task.get_coro()
+    while awaited is not None:
+        for frame_name, await_name, running_name in _LINKS:
+            if hasattr(awaited, frame_name):
+                break
+        else:
+            # An async generator's step or a coroutine's __await__ wrapper: opaque objects of the
+            # interpreter, but the garbage collector knows what they hold.
+            held = gc.get_referents(awaited)
+            awaited = next((o for o in held if any(hasattr(o, link[0]) for link in _LINKS)), None)
+            continue
+        if getattr(awaited, running_name):
+            # It runs on a thread at this moment, and then the thread's stack is the truth.
+            return any(_in_pool(frame) for frame in threads.values())
+        frame = getattr(awaited, frame_name)
+        if frame is not None and frame.f_globals.get("__name__") in _POOL_MODULES:
+            return True
+        awaited = getattr(awaited, await_name)
+    return False

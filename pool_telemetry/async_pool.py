@@ -1,0 +1,153 @@
+"""The same singleton over an AsyncMongoClient, for applications on an event loop.
+
+`initialize` and `close` are awaited, on the loop that uses the client; the rest does no I/O.
+"""
+
+import asyncio
+from typing import Any, ClassVar
+
+import pymongo
+from pymongo import AsyncMongoClient
+from pymongo.errors import PyMongoError
+
+from pool_telemetry.errors import PoolNotInitializedError
+from pool_telemetry.managed import (
+    CLOSE_SECONDS,
+    POLL_SECONDS,
+    VERSION_SECONDS,
+    Managed,
+    Quiet,
+    Settings,
+    Singleton,
+)
+from pool_telemetry.options import TelemetryOptions
+
+_Client = AsyncMongoClient[dict[str, Any]]
+
+
+class _AsyncPool(Managed[_Client]):
+    """The I/O of one managed client."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings, AsyncMongoClient)
+        self._learning: asyncio.Task[None] | None = None
+        self._drain_now = asyncio.Event()
+
+    async def start(self) -> None:
+        """Ping the server and learn its version; close the client where that fails."""
+        try:
+            with self.failing():
+                await self.client.admin.command("ping")
+        except BaseException:
+            await self.close(CLOSE_SECONDS)
+            raise
+        await self._learn_version()
+        self.telemetry.on_reconnected = self._learn_version_soon
+
+    async def close(self, seconds: float) -> None:
+        """Close the client within a time limit, whatever state its pool is in."""
+        if self._learning is not None:
+            self._learning.cancel()
+        with pymongo.timeout(seconds):
+            await self.client.close()
+        self.telemetry.close()
+
+    async def _learn_version(self) -> None:
+        # What fails here is seen by heartbeats, or tried again when they return.
+        try:
+            with pymongo.timeout(VERSION_SECONDS):
+                self.version = (await self.client.server_info())["version"]
+        except PyMongoError:
+            self.version = None
+
+    def _learn_version_soon(self) -> None:
+        if self._learning is None or self._learning.done():
+            self._learning = asyncio.get_running_loop().create_task(self._learn_version())
+
+    def drain(self) -> "asyncio.Task[None]":
+        """Close the client when its users are done, in a task of its own."""
+
+        async def wait_and_close() -> None:
+            quiet = Quiet(self)
+            while not quiet.over() and not self._drain_now.is_set():
+                await asyncio.sleep(POLL_SECONDS)
+            await self.close(CLOSE_SECONDS)
+
+        return asyncio.get_running_loop().create_task(wait_and_close())
+
+    def drain_now(self) -> None:
+        """Stop waiting for its users."""
+        self._drain_now.set()
+
+
+class AsyncMongoDBConnectionPool(Singleton[_Client]):
+    """One AsyncMongoClient for the whole process, and what its pool is doing.
+
+    The class is the singleton; call its methods on it. See `MongoDBConnectionPool`.
+    """
+
+    _initializing: ClassVar[asyncio.Lock | None] = None
+    _loop: ClassVar[asyncio.AbstractEventLoop | None] = None
+    _current: ClassVar[_AsyncPool | None] = None
+    _draining: ClassVar[list[tuple[_AsyncPool, "asyncio.Task[None]"]]] = []
+    _closes: ClassVar[int] = 0
+
+    @classmethod
+    async def initialize(
+        cls,
+        connection_string: str | None = None,
+        *,
+        telemetry: TelemetryOptions | None = None,
+        **kwargs: Any,
+    ) -> _Client:
+        """Make the client, ping the server, and return the client.
+
+        As `MongoDBConnectionPool.initialize`, with the same arguments and errors.
+
+        Raises:
+            PoolNotInitializedError: Also when a client of another event loop is still there.
+        """
+        settings = Settings.of(connection_string, telemetry, kwargs)
+        async with cls._initialize_lock():
+            current, closes = cls._current, cls._closes
+            if current is not None and current.settings.same_as(settings):
+                return current.client
+            new = _AsyncPool(settings)
+            await new.start()
+            if cls._closes == closes:
+                old, cls._current = cls._current, new
+                if old is not None:
+                    new.telemetry.succeed(old.telemetry)
+                    cls._draining = [one for one in cls._draining if not one[1].done()]
+                    cls._draining.append((old, old.drain()))
+                return new.client
+        await new.close(CLOSE_SECONDS)
+        raise PoolNotInitializedError(f"{cls.__name__} was closed while it initialized")
+
+    @classmethod
+    def _initialize_lock(cls) -> asyncio.Lock:
+        loop = asyncio.get_running_loop()
+        if cls._loop is not loop:
+            if cls._loop is not None and cls._loop.is_closed():
+                # A client cannot leave its loop, and the loop ended without close().
+                cls._current, cls._draining = None, []
+            if cls._current is not None:
+                raise PoolNotInitializedError(
+                    f"{cls.__name__} belongs to another event loop: close() it there first"
+                )
+            cls._loop, cls._initializing = loop, asyncio.Lock()
+        assert cls._initializing is not None
+        return cls._initializing
+
+    @classmethod
+    async def close(cls) -> None:
+        """Close the client, within 5 s even when its pool is exhausted. Again is no error."""
+        current, cls._current = cls._current, None
+        draining, cls._draining = cls._draining, []
+        cls._closes += 1
+        for pool, _ in draining:
+            pool.drain_now()
+        if current is not None:
+            await current.close(CLOSE_SECONDS)
+        if draining:
+            await asyncio.wait([task for _, task in draining], timeout=CLOSE_SECONDS)

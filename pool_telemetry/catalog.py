@@ -1,0 +1,262 @@
+"""Every metric, one row each: its name, instrument, unit, meaning, attributes, and how to read it.
+
+Names, units and attributes are OpenTelemetry's semantic conventions for database clients; what
+they lack is under `mongodb.client.*`. No other file spells a metric's name. Exporters walk
+`CATALOG` and translate; a new metric is one new row.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from pool_telemetry.stats import ClientStats, HistogramStats, OperationStats, PoolStats
+
+Instrument = Literal["counter", "updowncounter", "gauge", "histogram"]
+Value = float | HistogramStats
+Points = Iterator[tuple[tuple[str, ...], Value]]
+"""Values of a metric's own attributes, in their order, and the value."""
+
+POOL_ATTRIBUTES: Final = (
+    "db.client.connection.pool.name",
+    "server.address",
+    "server.port",
+)
+"""On every metric: `NAME@host:port` (`host:port` for an unnamed client), host, port."""
+
+_STATE: Final = ("db.client.connection.state",)
+_OPERATION: Final = (
+    "db.system.name",
+    "db.namespace",
+    "db.collection.name",
+    "db.operation.name",
+    "error.type",
+    "db.response.status_code",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One row. Unit is UCUM, where braces only annotate; `read` yields nothing for "unknown"."""
+
+    name: str
+    instrument: Instrument
+    unit: str
+    description: str
+    read: Callable[[PoolStats], Points]
+    attributes: tuple[str, ...] = ()
+
+
+def points(metric: Metric, clients: Iterable[ClientStats]) -> Points:
+    """Yield the metric's points over all clients: values of POOL_ATTRIBUTES, then of its own."""
+    for client in clients:
+        if metric is OPERATION_DURATION:
+            names = {(pool.host, pool.port): client.pool_name(pool) for pool in client.pools}
+            for series in client.operations:
+                name = names.get((series.host, series.port), client.name)
+                yield (name, series.host, _port(series.port), *_labels(series)), series.duration
+        else:
+            for pool in client.pools:
+                common = (client.pool_name(pool), pool.host, _port(pool.port))
+                for own, value in metric.read(pool):
+                    yield (*common, *own), value
+
+
+def _port(port: int | None) -> str:
+    return "" if port is None else str(port)
+
+
+def _labels(series: OperationStats) -> tuple[str, ...]:
+    return (
+        "mongodb",
+        series.namespace,
+        series.collection,
+        series.operation,
+        series.error_type,
+        series.status_code,
+    )
+
+
+def _value(read: Callable[[PoolStats], Value | None]) -> Callable[[PoolStats], Points]:
+    def points_of(pool: PoolStats) -> Points:
+        value = read(pool)
+        if value is not None:
+            yield (), value
+
+    return points_of
+
+
+def _while_open(read: Callable[[PoolStats], float | None]) -> Callable[[PoolStats], Points]:
+    """Yield nothing once the pool is closed: its limits and its server's health are history."""
+    return _value(lambda pool: None if pool.phase == "closed" else read(pool))
+
+
+def _by(read: Callable[[PoolStats], dict[str, int]]) -> Callable[[PoolStats], Points]:
+    def points_of(pool: PoolStats) -> Points:
+        for key, value in read(pool).items():
+            yield (key,), value
+
+    return points_of
+
+
+OPERATION_DURATION: Final = Metric(
+    "db.client.operation.duration",
+    "histogram",
+    "s",
+    "Duration of one command, from first byte to reply",
+    lambda pool: iter(()),  # read per series of commands, not per pool
+    _OPERATION,
+)
+
+CATALOG: Final = (
+    Metric(
+        "db.client.connection.count",
+        "updowncounter",
+        "{connection}",
+        "Connections that are ready, by state",
+        _by(lambda pool: {"idle": pool.idle, "used": pool.in_use}),
+        _STATE,
+    ),
+    Metric(
+        "db.client.connection.max",
+        "updowncounter",
+        "{connection}",
+        "maxPoolSize, absent when unlimited",
+        _while_open(lambda pool: pool.max_size),
+    ),
+    Metric(
+        "db.client.connection.pending_requests",
+        "updowncounter",
+        "{request}",
+        "Callers waiting for a connection",
+        _value(lambda pool: pool.waiting),
+    ),
+    Metric(
+        "db.client.connection.timeouts",
+        "counter",
+        "{timeout}",
+        "Checkouts that timed out waiting for a connection",
+        _value(lambda pool: pool.checkouts["timeout"]),
+    ),
+    Metric(
+        "db.client.connection.wait_time",
+        "histogram",
+        "s",
+        "Time to obtain a connection",
+        _value(lambda pool: pool.wait_time),
+    ),
+    Metric(
+        "db.client.connection.use_time",
+        "histogram",
+        "s",
+        "Time a connection was held",
+        _value(lambda pool: pool.use_time),
+    ),
+    Metric(
+        "db.client.connection.create_time",
+        "histogram",
+        "s",
+        "Time to open a connection: TCP, TLS and authentication included",
+        _value(lambda pool: pool.create_time),
+    ),
+    OPERATION_DURATION,
+    Metric(
+        "mongodb.client.pool.min",
+        "updowncounter",
+        "{connection}",
+        "minPoolSize, which bounds the total of connections",
+        _while_open(lambda pool: pool.min_size),
+    ),
+    Metric(
+        "mongodb.client.pool.opening",
+        "updowncounter",
+        "{connection}",
+        "Connections being established",
+        _value(lambda pool: pool.opening),
+    ),
+    Metric(
+        "mongodb.client.pool.checkouts",
+        "counter",
+        "{checkout}",
+        "Checkouts that ended, by outcome",
+        _by(lambda pool: pool.checkouts),
+        ("outcome",),
+    ),
+    Metric(
+        "mongodb.client.pool.connections.created",
+        "counter",
+        "{connection}",
+        "Connections created",
+        _value(lambda pool: pool.created),
+    ),
+    Metric(
+        "mongodb.client.pool.connections.closed",
+        "counter",
+        "{connection}",
+        "Connections closed, by reason",
+        _by(lambda pool: pool.closed),
+        ("reason",),
+    ),
+    Metric(
+        "mongodb.client.pool.cleared",
+        "counter",
+        "{clear}",
+        "Times the pool was cleared",
+        _value(lambda pool: pool.cleared),
+    ),
+    Metric(
+        "mongodb.client.pool.ready",
+        "updowncounter",
+        "{pool}",
+        "1 while the pool is ready, 0 while it is paused",
+        _while_open(lambda pool: int(pool.phase == "ready")),
+    ),
+    Metric(
+        "mongodb.client.pool.exhausted",
+        "updowncounter",
+        "{pool}",
+        "1 while callers wait because all of maxPoolSize is taken",
+        _value(lambda pool: int(pool.exhausted)),
+    ),
+    Metric(
+        "mongodb.client.pool.exhaustions",
+        "counter",
+        "{exhaustion}",
+        "Episodes of exhaustion",
+        _value(lambda pool: pool.exhaustions),
+    ),
+    Metric(
+        "mongodb.client.pool.exhausted_time",
+        "counter",
+        "s",
+        "Time the pool was exhausted",
+        _value(lambda pool: pool.exhausted_time),
+    ),
+    Metric(
+        "mongodb.client.pool.oldest_wait",
+        "gauge",
+        "s",
+        "Age of the oldest waiter, 0 when nobody waits",
+        _value(lambda pool: pool.oldest_wait),
+    ),
+    Metric(
+        "mongodb.client.pool.longest_checkout",
+        "gauge",
+        "s",
+        "Age of the longest checkout still open, 0 when none is",
+        _value(lambda pool: pool.longest_checkout),
+    ),
+    Metric(
+        "mongodb.client.server.up",
+        "updowncounter",
+        "{server}",
+        "1 while the server answers heartbeats, 0 while it does not",
+        _while_open(lambda pool: None if pool.up is None else int(pool.up)),
+    ),
+    Metric(
+        "mongodb.client.server.rtt",
+        "gauge",
+        "s",
+        "Round-trip time to the server, by heartbeats",
+        _while_open(lambda pool: pool.rtt),
+    ),
+)

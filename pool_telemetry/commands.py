@@ -1,0 +1,77 @@
+"""The truth of one client's commands: durations, in a bounded number of series.
+
+Written by its listener only, one method an event; read through `stats()` only. The same rules as
+in `state.py`: one leaf lock, nothing that grows.
+"""
+
+from threading import RLock
+from typing import Final
+
+from pool_telemetry.histogram import OPERATION_BOUNDS, Histogram
+from pool_telemetry.state import Address
+from pool_telemetry.stats import OperationStats
+
+Series = tuple[Address, str, str, str, str, str]
+"""Server, database, collection, command, error type, status code."""
+
+_OVERFLOW: Final = "_OTHER"  # OpenTelemetry's name for what a bounded attribute leaves out
+_INFLIGHT_LIMIT: Final = 10_000
+
+
+class CommandState:
+    """The durations of one client's commands, in a bounded number of series.
+
+    Args:
+        max_series: Series kept; what comes later is counted in one more, under `_OTHER`.
+    """
+
+    def __init__(self, max_series: int) -> None:
+        self._max_series = max_series
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything: in a forked child, with a fresh lock."""
+        self._lock = RLock()
+        self._series: dict[Series, Histogram] = {}
+        # request id -> its series, were it to succeed. A command cancelled in flight publishes no
+        # end, so the oldest make room for the newest.
+        self._inflight: dict[int, Series] = {}
+
+    def started(self, request_id: int, series: Series) -> None:
+        """Remember what a request is about until it ends."""
+        inflight = self._inflight
+        inflight[request_id] = series
+        if len(inflight) > _INFLIGHT_LIMIT:
+            with self._lock:
+                inflight.pop(next(iter(inflight)))
+
+    def succeeded(self, request_id: int, seconds: float) -> None:
+        """Count a command that the server answered with ok."""
+        series = self._inflight.pop(request_id, None)
+        if series is not None:
+            with self._lock:
+                histogram = self._series.get(series) or self._new(series)
+                histogram.observe(seconds)
+
+    def failed(self, request_id: int, seconds: float, error_type: str, status_code: str) -> None:
+        """Count a command that failed, under its error."""
+        series = self._inflight.pop(request_id, None)
+        if series is not None:
+            series = (*series[:4], error_type, status_code)
+            with self._lock:
+                histogram = self._series.get(series) or self._new(series)
+                histogram.observe(seconds)
+
+    def _new(self, series: Series) -> Histogram:
+        if len(self._series) >= self._max_series:
+            failed = _OVERFLOW if series[4] else ""
+            series = (("", None), "", "", _OVERFLOW, failed, "")
+        return self._series.setdefault(series, Histogram(OPERATION_BOUNDS))
+
+    def stats(self) -> tuple[OperationStats, ...]:
+        """Return a frozen copy of every series."""
+        with self._lock:
+            return tuple(
+                OperationStats(*address, *rest, histogram.stats())
+                for (address, *rest), histogram in self._series.items()
+            )

@@ -1,0 +1,161 @@
+"""Health and metrics over HTTP, for the application that owns the pool.
+
+The endpoints run on the event loop and do no I/O, so they answer while every connection, and
+every worker thread, is taken. Reachability is what heartbeats last said.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+try:
+    from fastapi import APIRouter, FastAPI, Request, Response
+    from fastapi.responses import JSONResponse
+except ImportError as error:
+    raise ImportError(
+        "pool_telemetry.fastapi needs FastAPI: pip install 'pool-telemetry[fastapi]'"
+    ) from error
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import REGISTRY
+
+from pool_telemetry import prometheus
+from pool_telemetry.async_pool import AsyncMongoDBConnectionPool
+from pool_telemetry.diagnosis import recommend
+from pool_telemetry.health import Health, HealthLimits, assess
+from pool_telemetry.options import TelemetryOptions
+from pool_telemetry.pool import MongoDBConnectionPool
+from pool_telemetry.stats import ClientStats
+
+Pool = type[MongoDBConnectionPool] | type[AsyncMongoDBConnectionPool]
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+_NOT_INITIALIZED = Health("unhealthy", ("the pool is not initialized",))
+
+
+def create_router(
+    pool: Pool | None = None,
+    *,
+    limits: HealthLimits = HealthLimits(),  # noqa: B008  # frozen
+    registry: CollectorRegistry = REGISTRY,
+) -> APIRouter:
+    """Return the routes `/health`, `/health/live`, `/health/ready`, `/metrics`, `/metrics/mongodb`.
+
+    Args:
+        pool: Whose numbers; by default the singleton that is initialized when a request comes,
+            the asynchronous one first.
+        limits: When the pool is degraded or unhealthy.
+        registry: What `/metrics` shows; every client's metrics are added to it.
+    """
+    prometheus.register(registry)
+    router = APIRouter()
+
+    def current() -> tuple[Pool, ClientStats | None, Health]:
+        chosen = pool or (
+            AsyncMongoDBConnectionPool
+            if AsyncMongoDBConnectionPool.get_telemetry()
+            else MongoDBConnectionPool
+        )
+        telemetry = chosen.get_telemetry()
+        if telemetry is None:
+            return chosen, None, _NOT_INITIALIZED
+        stats = telemetry.stats()
+        return chosen, stats, assess(stats, limits)
+
+    @router.get("/health", response_model=None)
+    async def health() -> JSONResponse:
+        """Say how the pool is, with all its numbers. Always 200: the body tells."""
+        chosen, _, judged = current()
+        return JSONResponse(
+            {
+                "status": judged.status,
+                "reasons": judged.reasons,
+                "mongodb": chosen.get_pool_stats(),
+            }
+        )
+
+    @router.get("/health/live", response_model=None)
+    async def live() -> JSONResponse:
+        """Say that the process answers. Restarting it would not mend a database."""
+        return JSONResponse({"status": "alive"})
+
+    @router.get("/health/ready", response_model=None)
+    async def ready() -> JSONResponse:
+        """Say whether to send requests here: 503 while unhealthy, 200 while only busy."""
+        judged = current()[2]
+        return JSONResponse(
+            {"status": judged.status, "reasons": judged.reasons},
+            status_code=503 if judged.status == "unhealthy" else 200,
+        )
+
+    @router.get("/metrics", response_model=None)
+    async def metrics(request: Request) -> Response:
+        """Return the registry for Prometheus, or as OpenMetrics where that is accepted."""
+        body, content_type = prometheus.generate(request.headers.get("accept", ""), registry)
+        return Response(body, media_type=content_type)
+
+    @router.get("/metrics/mongodb", response_model=None)
+    async def metrics_mongodb() -> JSONResponse:
+        """Return the live numbers of the pool as JSON, and what they ask for."""
+        chosen, stats, _ = current()
+        report = chosen.get_pool_stats()
+        config = report["pool_config"]
+        return JSONResponse(
+            {
+                "connection_pool": {
+                    "status": report["status"],
+                    "server_version": report["server_version"],
+                    "max_pool_size": config.get("maxPoolSize"),
+                    "min_pool_size": config.get("minPoolSize"),
+                    **report["pool"],
+                    "checkouts": report["checkouts"],
+                    "wait_time": report["wait_time"],
+                    "use_time": report["use_time"],
+                },
+                "recommendations": recommend(stats)
+                if stats
+                else {
+                    "increase_pool": False,
+                    "check_connection": True,
+                    "reasons": list(_NOT_INITIALIZED.reasons),
+                },
+            }
+        )
+
+    return router
+
+
+def pool_lifespan(
+    connection_string: str | None = None,
+    *,
+    pool: Pool = MongoDBConnectionPool,
+    telemetry: TelemetryOptions | None = None,
+    **kwargs: Any,
+) -> Lifespan:
+    """Return a lifespan that initializes the pool at start and closes it at the end.
+
+        app = FastAPI(lifespan=pool_lifespan("mongodb://localhost:27017/", maxPoolSize=50))
+
+    Args:
+        connection_string: As in `initialize`, like the keyword arguments not named here.
+        pool: The singleton to use; the synchronous one connects in a thread.
+        telemetry: The telemetry's own options.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        if issubclass(pool, AsyncMongoDBConnectionPool):
+            await pool.initialize(connection_string, telemetry=telemetry, **kwargs)
+        else:
+            await asyncio.to_thread(
+                pool.initialize, connection_string, telemetry=telemetry, **kwargs
+            )
+        try:
+            yield
+        finally:
+            if issubclass(pool, AsyncMongoDBConnectionPool):
+                await pool.close()
+            else:
+                await asyncio.to_thread(pool.close)
+
+    return lifespan

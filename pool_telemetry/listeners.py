@@ -1,0 +1,230 @@
+"""PyMongo's events, turned into changes of state. PyMongo's types and units end here.
+
+PyMongo calls these inline, on the application's threads and tasks, and some while it holds its
+pool lock: they take one leaf lock, touch no pool, and let no exception out.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from pymongo import monitoring as cmap
+
+from pool_telemetry.actor import current_actor
+from pool_telemetry.commands import CommandState
+from pool_telemetry.state import Address, PoolState
+
+OnError = Callable[[Exception], None]
+
+_OUTCOMES: Final = {
+    cmap.ConnectionCheckOutFailedReason.TIMEOUT: "timeout",
+    cmap.ConnectionCheckOutFailedReason.POOL_CLOSED: "pool_closed",
+    cmap.ConnectionCheckOutFailedReason.CONN_ERROR: "connection_error",  # also a paused pool
+}
+_CLOSE_REASONS: Final = {
+    cmap.ConnectionClosedReason.STALE: "stale",
+    cmap.ConnectionClosedReason.IDLE: "idle",
+    cmap.ConnectionClosedReason.ERROR: "error",
+    cmap.ConnectionClosedReason.POOL_CLOSED: "pool_closed",
+}
+# Commands whose first value names a collection. A list of what is allowed: elsewhere the value
+# may be a user's name or other data, which must not become a label.
+_ON_COLLECTION: Final = frozenset(
+    "aggregate collMod collStats count create createIndexes delete distinct drop dropIndexes find "
+    "findAndModify insert killCursors listIndexes mapReduce update validate".split()
+)
+
+
+class Pools(dict[Address, PoolState]):
+    """A client's pools by address. Late events of a pool that was forgotten count nowhere."""
+
+    def __missing__(self, address: Address) -> PoolState:
+        return PoolState(address)
+
+
+class PoolListener(cmap.ConnectionPoolListener):
+    """Feeds pool events to the PoolState of their server.
+
+    Args:
+        pools: Where the states are; `on_created` adds to it.
+        on_created: Called with a new pool's address, maxPoolSize (None: unlimited), minPoolSize.
+        on_reconnected: Called when a cleared pool is ready again; PyMongo's pool lock is held.
+        on_error: Called with a failure of ours; it never reaches the application.
+    """
+
+    def __init__(
+        self,
+        pools: Pools,
+        on_created: Callable[[Address, int | None, int], None],
+        on_reconnected: Callable[[], None],
+        on_error: OnError,
+    ) -> None:
+        self._pools = pools
+        self._on_created = on_created
+        self._on_reconnected = on_reconnected
+        self._on_error = on_error
+
+    def connection_check_out_started(self, event: cmap.ConnectionCheckOutStartedEvent) -> None:
+        """A caller enters the queue."""
+        try:
+            self._pools[event.address].checkout_started(current_actor())
+        except Exception as error:
+            self._on_error(error)
+
+    def connection_checked_out(self, event: cmap.ConnectionCheckedOutEvent) -> None:
+        """A caller has its connection."""
+        try:
+            self._pools[event.address].checked_out(
+                current_actor(), event.connection_id, event.duration or 0.0
+            )
+        except Exception as error:
+            self._on_error(error)
+
+    def connection_checked_in(self, event: cmap.ConnectionCheckedInEvent) -> None:
+        """A connection came back; from PyMongo 4.19 on, someone else may already have it."""
+        try:
+            self._pools[event.address].checked_in(current_actor(), event.connection_id)
+        except Exception as error:
+            self._on_error(error)
+
+    def connection_check_out_failed(self, event: cmap.ConnectionCheckOutFailedEvent) -> None:
+        """A caller leaves without a connection. A retryable read does so twice."""
+        try:
+            self._pools[event.address].checkout_failed(
+                current_actor(), _OUTCOMES.get(event.reason, "connection_error")
+            )
+        except Exception as error:
+            self._on_error(error)
+
+    def connection_created(self, event: cmap.ConnectionCreatedEvent) -> None:
+        """A connection begins to open."""
+        try:
+            self._pools[event.address].connection_created(event.connection_id)
+        except Exception as error:
+            self._on_error(error)
+
+    def connection_ready(self, event: cmap.ConnectionReadyEvent) -> None:
+        """A connection is open and authenticated, or authenticated again."""
+        try:
+            self._pools[event.address].connection_ready(event.connection_id)
+        except Exception as error:
+            self._on_error(error)
+
+    def connection_closed(self, event: cmap.ConnectionClosedEvent) -> None:
+        """A connection is gone."""
+        try:
+            self._pools[event.address].connection_closed(
+                event.connection_id, _CLOSE_REASONS.get(event.reason, "error")
+            )
+        except Exception as error:
+            self._on_error(error)
+
+    def pool_created(self, event: cmap.PoolCreatedEvent) -> None:
+        """A server joins the topology; its pool begins paused."""
+        try:
+            self._on_created(event.address, *_sizes(event.options))
+        except Exception as error:
+            self._on_error(error)
+
+    def pool_ready(self, event: cmap.PoolReadyEvent) -> None:
+        """The server answered; checkouts are possible."""
+        try:
+            if self._pools[event.address].ready():
+                self._on_reconnected()
+        except Exception as error:
+            self._on_error(error)
+
+    def pool_cleared(self, event: cmap.PoolClearedEvent) -> None:
+        """The server failed; connections are closed as they come back."""
+        try:
+            self._pools[event.address].cleared(pauses=event.service_id is None)
+        except Exception as error:
+            self._on_error(error)
+
+    def pool_closed(self, event: cmap.PoolClosedEvent) -> None:
+        """The server left the topology, or the client was closed. Events still follow."""
+        try:
+            self._pools[event.address].closed()
+        except Exception as error:
+            self._on_error(error)
+
+
+def _sizes(options: dict[str, Any]) -> tuple[int | None, int]:
+    """Return (max, min) size; the event names only what differs from PyMongo's defaults."""
+    max_size = options.get("maxPoolSize", 100)
+    unlimited = not max_size or max_size == float("inf")
+    return (None if unlimited else int(max_size)), int(options.get("minPoolSize") or 0)
+
+
+class OperationListener(cmap.CommandListener):
+    """Feeds command events to the client's CommandState."""
+
+    def __init__(self, commands: CommandState, on_error: OnError) -> None:
+        self._commands = commands
+        self._on_error = on_error
+
+    def started(self, event: cmap.CommandStartedEvent) -> None:
+        """A command is sent. Only names are taken from its document, and it is not kept."""
+        try:
+            name = event.command_name
+            collection = ""
+            if name in _ON_COLLECTION:
+                collection = event.command.get(name)
+            elif name == "getMore":
+                collection = event.command.get("collection")
+            if not isinstance(collection, str):  # an aggregate over a database has 1
+                collection = ""
+            self._commands.started(
+                event.request_id,
+                (event.connection_id, event.database_name, collection, name, "", ""),
+            )
+        except Exception as error:
+            self._on_error(error)
+
+    def succeeded(self, event: cmap.CommandSucceededEvent) -> None:
+        """The server answered with ok."""
+        try:
+            self._commands.succeeded(event.request_id, event.duration_micros / 1e6)
+        except Exception as error:
+            self._on_error(error)
+
+    def failed(self, event: cmap.CommandFailedEvent) -> None:
+        """The server answered with an error, or the network failed."""
+        try:
+            failure = event.failure
+            code = failure.get("code")
+            status = str(code) if isinstance(code, int) else ""
+            self._commands.failed(
+                event.request_id,
+                event.duration_micros / 1e6,
+                status or str(failure.get("errtype") or "_OTHER"),
+                status,
+            )
+        except Exception as error:
+            self._on_error(error)
+
+
+class HeartbeatListener(cmap.ServerHeartbeatListener):
+    """Feeds heartbeats to the PoolState of their server."""
+
+    def __init__(self, pools: Pools, on_error: OnError) -> None:
+        self._pools = pools
+        self._on_error = on_error
+
+    def started(self, event: cmap.ServerHeartbeatStartedEvent) -> None:
+        """Say nothing of a heartbeat that has no outcome yet."""
+
+    def succeeded(self, event: cmap.ServerHeartbeatSucceededEvent) -> None:
+        """The server is there. An awaited heartbeat's duration is the server's patience."""
+        try:
+            rtt = None if event.awaited else event.duration
+            self._pools[event.connection_id].heartbeat(up=True, rtt=rtt)
+        except Exception as error:
+            self._on_error(error)
+
+    def failed(self, event: cmap.ServerHeartbeatFailedEvent) -> None:
+        """The server is not there."""
+        try:
+            reason = type(event.reply).__name__
+            self._pools[event.connection_id].heartbeat(up=False, reason=reason)
+        except Exception as error:
+            self._on_error(error)

@@ -1,0 +1,200 @@
+"""What the two singletons share: one client with its telemetry, and what is known about it.
+
+No I/O here; `pool.py` and `async_pool.py` add theirs.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, Generic, TypeVar
+
+from pool_telemetry.errors import PoolNotInitializedError
+from pool_telemetry.options import (
+    DEFAULT_URI,
+    TelemetryOptions,
+    client_kwargs,
+    identity,
+    mask_uri,
+    pool_config,
+    secrets_of,
+)
+from pool_telemetry.stats import ClientStats, PoolReport, live_stats
+from pool_telemetry.telemetry import PoolTelemetry
+
+ClientT = TypeVar("ClientT")
+
+# MongoClient.close() checks a connection out for endSessions, without a limit of its own: on an
+# exhausted pool it would wait for ever.
+CLOSE_SECONDS: Final = 2.0
+VERSION_SECONDS: Final = 1.0
+# A replaced client is closed when it was quiet this long: its last users may be between two steps.
+QUIET_SECONDS: Final = 1.0
+POLL_SECONDS: Final = 0.05
+
+_EMPTY: Final = ClientStats(name="", pools=(), operations=(), telemetry_errors=0)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `initialize()` was called with, after the defaults and the environment."""
+
+    uri: str
+    kwargs: dict[str, Any]
+    options: TelemetryOptions
+
+    @classmethod
+    def of(
+        cls, uri: str | None, options: TelemetryOptions | None, kwargs: dict[str, Any]
+    ) -> "Settings":
+        """Apply MONGODB_URI, the defaults and the environment."""
+        uri = uri or os.environ.get("MONGODB_URI") or DEFAULT_URI
+        options = TelemetryOptions() if options is None else options
+        return cls(uri, client_kwargs(uri, kwargs), options)
+
+    def same_as(self, other: "Settings") -> bool:
+        """Return whether both come to the same client."""
+        return self.options == other.options and (
+            identity(self.uri, self.kwargs) == identity(other.uri, other.kwargs)
+        )
+
+
+class Managed(Generic[ClientT]):
+    """A client that a singleton owns, with its telemetry.
+
+    Attributes:
+        version: The server's, as last learned; None while unknown.
+    """
+
+    def __init__(self, settings: Settings, client_class: type[Any]) -> None:
+        self.settings = settings
+        self.telemetry = PoolTelemetry(options=settings.options)
+        self.version: str | None = None
+        kwargs = dict(settings.kwargs)
+        theirs = list(kwargs.pop("event_listeners", None) or ())
+        listeners = [*theirs, *self.telemetry.listeners]
+        with self.failing():
+            self.client: ClientT = client_class(settings.uri, **kwargs, event_listeners=listeners)
+        self.telemetry.attach(self.client)
+
+    @contextlib.contextmanager
+    def failing(self) -> Iterator[None]:
+        """Let errors of a start pass, as PyMongo raises them, but with no secret in them."""
+        try:
+            yield
+        except Exception as error:
+            self.telemetry.close()
+            _scrub(error, secrets_of(self.settings.uri, self.settings.kwargs))
+            raise
+
+    def report(self) -> PoolReport:
+        """Return what `get_pool_stats()` shows of this client."""
+        stats = self.telemetry.stats()
+        report: PoolReport = {
+            "status": "connected" if stats.connected else "disconnected",
+            "connection_string": mask_uri(self.settings.uri),
+            "server_version": self.version,
+            "pool_config": pool_config(self.client.options),  # type: ignore[attr-defined]  # both kinds of client have it
+            **live_stats(stats),
+        }
+        if not stats.connected:
+            report["error"] = why_disconnected(stats)
+        return report
+
+    def traffic(self) -> tuple[int, int]:
+        """Return (checkouts so far, callers and holders now), to see whether it is quiet."""
+        pools = self.telemetry.stats().pools
+        return (
+            sum(sum(pool.checkouts.values()) for pool in pools),
+            sum(pool.waiting + pool.in_use for pool in pools),
+        )
+
+
+class Singleton(Generic[ClientT]):
+    """What both singletons answer without I/O, at any time and from any thread."""
+
+    _current: ClassVar[Managed[Any] | None] = None
+
+    @classmethod
+    def get_client(cls) -> ClientT:
+        """Return the client.
+
+        Raises:
+            PoolNotInitializedError: Before `initialize()` or after `close()`.
+        """
+        current = cls._current
+        if current is None:
+            raise PoolNotInitializedError(
+                f"{cls.__name__} has no client: call {cls.__name__}.initialize(connection_string) "
+                "first, when the application starts (close() undoes it)"
+            )
+        client: ClientT = current.client
+        return client
+
+    @classmethod
+    def get_pool_stats(cls) -> PoolReport:
+        """Return the pool's settings and live numbers, as `stats.PoolReport` describes them.
+
+        No I/O and no wait: it answers within milliseconds when the pool is exhausted or the
+        server is gone. Safe to show: credentials are masked.
+        """
+        current = cls._current
+        if current is not None:
+            return current.report()
+        return {
+            "status": "not_initialized",
+            "connection_string": None,
+            "server_version": None,
+            "pool_config": {},
+            **live_stats(_EMPTY),
+        }
+
+    @classmethod
+    def get_telemetry(cls) -> PoolTelemetry | None:
+        """Return the telemetry of the current client, for `health.assess`; None without one."""
+        current = cls._current
+        return None if current is None else current.telemetry
+
+
+class Quiet:
+    """Sees when a replaced client may be closed: nothing out, nothing new, for a second."""
+
+    def __init__(self, managed: Managed[Any]) -> None:
+        self._managed = managed
+        self._deadline = time.monotonic() + managed.settings.options.drain_seconds
+        self._since = time.monotonic()
+        self._seen: tuple[int, int] | None = None
+
+    def over(self) -> bool:
+        """Return whether it was quiet long enough, or the drain limit has passed."""
+        now, traffic = time.monotonic(), self._managed.traffic()
+        if traffic[1] or traffic != self._seen:
+            self._since, self._seen = now, traffic
+        return now - self._since >= QUIET_SECONDS or now >= self._deadline
+
+
+def why_disconnected(stats: ClientStats) -> str:
+    """Return the reason in words: servers, kinds of errors, ages. Never an error's own text."""
+    down = [
+        f"{pool.address} {pool.down_reason} for {pool.since_up_changed:.1f} s"
+        for pool in stats.open_pools
+        if pool.up is False
+    ]
+    return "no server answers heartbeats: " + ("; ".join(down) or "none is known yet")
+
+
+def _scrub(error: BaseException | None, secrets: list[str]) -> None:
+    """Replace secrets in the texts of an error and of those behind it."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if any(secret in str(error) for secret in secrets):
+            error.args = tuple(_masked(str(arg), secrets) for arg in error.args)
+        error = error.__cause__ or error.__context__
+
+
+def _masked(text: str, secrets: list[str]) -> str:
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return text

@@ -1,0 +1,166 @@
+"""The guide's singleton over a MongoClient: one pool for a process, with its live numbers.
+
+Threads may call anything at any time. Only `initialize` and `close` do I/O.
+"""
+
+import os
+import threading
+import time
+from typing import Any, ClassVar
+
+import pymongo
+from pymongo import MongoClient
+from pymongo.errors import PyMongoError
+
+from pool_telemetry.errors import PoolNotInitializedError
+from pool_telemetry.managed import (
+    CLOSE_SECONDS,
+    POLL_SECONDS,
+    VERSION_SECONDS,
+    Managed,
+    Quiet,
+    Settings,
+    Singleton,
+)
+from pool_telemetry.options import TelemetryOptions
+
+_Client = MongoClient[dict[str, Any]]
+
+
+class _Pool(Managed[_Client]):
+    """The I/O of one managed client."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings, MongoClient)
+        self._learning = threading.Lock()
+        self._drain_now = threading.Event()
+        try:
+            with self.failing():
+                self.client.admin.command("ping")
+        except BaseException:
+            self.close(CLOSE_SECONDS)
+            raise
+        self._learn_version()
+        self.telemetry.on_reconnected = self._learn_version_soon
+
+    def close(self, seconds: float) -> None:
+        """Close the client within a time limit, whatever state its pool is in."""
+        with pymongo.timeout(seconds):
+            self.client.close()
+        self.telemetry.close()
+
+    def _learn_version(self) -> None:
+        # One at a time; and what fails here is seen by heartbeats, or tried again when they return.
+        if self._learning.acquire(blocking=False):
+            try:
+                with pymongo.timeout(VERSION_SECONDS):
+                    self.version = self.client.server_info()["version"]
+            except PyMongoError:
+                self.version = None
+            finally:
+                self._learning.release()
+
+    def _learn_version_soon(self) -> None:
+        threading.Thread(
+            target=self._learn_version, name="pool_telemetry-version", daemon=True
+        ).start()
+
+    def drain(self) -> threading.Thread:
+        """Close the client when its users are done, on a thread of its own."""
+
+        def wait_and_close() -> None:
+            quiet = Quiet(self)
+            while not quiet.over() and not self._drain_now.wait(POLL_SECONDS):
+                pass
+            self.close(CLOSE_SECONDS)
+
+        thread = threading.Thread(target=wait_and_close, name="pool_telemetry-drain", daemon=True)
+        thread.start()
+        return thread
+
+    def drain_now(self) -> None:
+        """Stop waiting for its users."""
+        self._drain_now.set()
+
+
+class MongoDBConnectionPool(Singleton[_Client]):
+    """One MongoClient for the whole process, and what its pool is doing.
+
+    The class is the singleton; call its methods on it.
+    """
+
+    # Taken in this order. The first is held while a new client is pinged, the second for a moment.
+    _initializing: ClassVar[threading.Lock] = threading.Lock()
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+    _current: ClassVar[_Pool | None] = None
+    _draining: ClassVar[list[tuple[_Pool, threading.Thread]]] = []
+    _closes: ClassVar[int] = 0
+
+    @classmethod
+    def initialize(
+        cls,
+        connection_string: str | None = None,
+        *,
+        telemetry: TelemetryOptions | None = None,
+        **kwargs: Any,
+    ) -> _Client:
+        """Make the client, ping the server, and return the client.
+
+        The same effective settings return the client that is there. Others make a new one; when
+        that answers it takes the old one's place, and the old one is closed when its users are
+        done, at the latest after `telemetry.drain_seconds`.
+
+        Args:
+            connection_string: By default the environment's MONGODB_URI, else localhost.
+            telemetry: The telemetry's own options.
+            **kwargs: MongoClient's, with its names and units. They go before options in the
+                connection string, and those before `options.DEFAULTS`.
+
+        Raises:
+            PoolConfigurationError: An option of ours, or minPoolSize above maxPoolSize.
+            PyMongoError: No server answered within serverSelectionTimeoutMS, or PyMongo refuses
+                an option. Nothing is left behind, and a client that was there stays.
+            PoolNotInitializedError: `close()` was called meanwhile.
+        """
+        settings = Settings.of(connection_string, telemetry, kwargs)
+        with cls._initializing:
+            current, closes = cls._current, cls._closes
+            if current is not None and current.settings.same_as(settings):
+                return current.client
+            new = _Pool(settings)
+            with cls._lock:
+                if cls._closes == closes:
+                    old, cls._current = cls._current, new
+                    if old is not None:
+                        new.telemetry.succeed(old.telemetry)
+                        cls._draining = [one for one in cls._draining if one[1].is_alive()]
+                        cls._draining.append((old, old.drain()))
+                    return new.client
+        new.close(CLOSE_SECONDS)
+        raise PoolNotInitializedError(f"{cls.__name__} was closed while it initialized")
+
+    @classmethod
+    def close(cls) -> None:
+        """Close the client, within 5 s even when its pool is exhausted. Again is no error."""
+        deadline = time.monotonic() + CLOSE_SECONDS
+        with cls._lock:
+            current, cls._current = cls._current, None
+            draining, cls._draining = cls._draining, []
+            cls._closes += 1
+        for pool, _ in draining:
+            pool.drain_now()
+        if current is not None:
+            current.close(CLOSE_SECONDS)
+        for _, thread in draining:
+            thread.join(max(0.0, deadline + CLOSE_SECONDS - time.monotonic()))
+
+
+def _after_fork_in_child() -> None:
+    # A thread of the parent may have held them; and its drain threads do not exist here.
+    MongoDBConnectionPool._initializing = threading.Lock()
+    MongoDBConnectionPool._lock = threading.Lock()
+    MongoDBConnectionPool._draining = []
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,105 @@
+"""The catalog for Prometheus: one collector covers every client of the process.
+
+Names are the standard translation of OpenTelemetry's: dots become underscores, seconds and
+`_total` are appended. It reads at scrape time; between scrapes it costs nothing.
+"""
+
+import threading
+import weakref
+from collections.abc import Iterator
+from typing import Final
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import REGISTRY
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric as Family,
+)
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+from pool_telemetry.catalog import CATALOG, POOL_ATTRIBUTES, Metric, points
+from pool_telemetry.stats import HistogramStats
+from pool_telemetry.telemetry import live
+
+_registered: "weakref.WeakKeyDictionary[CollectorRegistry, PoolCollector]"
+_registered = weakref.WeakKeyDictionary()
+_lock: Final = threading.Lock()
+
+
+class PoolCollector(Collector):
+    """Yields one family per catalog row, over all clients that are in use."""
+
+    def describe(self) -> Iterator[Family]:
+        """Yield the families without samples, so that registering reads nothing."""
+        return (_family(metric) for metric in CATALOG)
+
+    def collect(self) -> Iterator[Family]:
+        """Yield the families, each client read once."""
+        clients = [telemetry.stats() for telemetry in live()]
+        for metric in CATALOG:
+            family = _family(metric)
+            for labels, value in points(metric, clients):
+                if isinstance(value, HistogramStats):
+                    family.add_metric(labels, _buckets(value), value.sum)
+                else:
+                    family.add_metric(labels, value)
+            yield family
+
+
+def register(registry: CollectorRegistry = REGISTRY) -> PoolCollector:
+    """Add every client's metrics, present and future, to a registry. Again is no error."""
+    with _lock:
+        if registry not in _registered:
+            collector = PoolCollector()
+            registry.register(collector)
+            _registered[registry] = collector
+        return _registered[registry]
+
+
+def unregister(registry: CollectorRegistry = REGISTRY) -> None:
+    """Take them out again. Without them is no error."""
+    with _lock:
+        collector = _registered.pop(registry, None)
+        if collector is not None:
+            registry.unregister(collector)
+
+
+def generate(accept: str = "", registry: CollectorRegistry = REGISTRY) -> tuple[bytes, str]:
+    """Return the registry's text and its content type, as the Accept header asks.
+
+    OpenMetrics where it is accepted, Prometheus' text format else.
+    """
+    encode, content_type = choose_encoder(accept)
+    return encode(registry), content_type
+
+
+def prometheus_name(metric: Metric) -> str:
+    """Return a metric's name in Prometheus, `_total` included."""
+    return _family_name(metric) + ("_total" if metric.instrument == "counter" else "")
+
+
+def _family_name(metric: Metric) -> str:
+    return metric.name.replace(".", "_") + ("_seconds" if metric.unit == "s" else "")
+
+
+def _family(metric: Metric) -> CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily:
+    kind = {"counter": CounterMetricFamily, "histogram": HistogramMetricFamily}.get(
+        metric.instrument, GaugeMetricFamily
+    )
+    labels = [name.replace(".", "_") for name in (*POOL_ATTRIBUTES, *metric.attributes)]
+    unit = "seconds" if metric.unit == "s" else ""
+    return kind(_family_name(metric), metric.description, labels=labels, unit=unit)
+
+
+def _buckets(histogram: HistogramStats) -> list[tuple[str, float]]:
+    total, buckets = 0, []
+    for bound, count in zip(
+        (*histogram.bounds, float("inf")), histogram.counts, strict=True
+    ):
+        total += count
+        buckets.append((floatToGoString(bound), total))
+    return buckets

@@ -1,0 +1,219 @@
+"""One client's telemetry: the listeners to give to it, and the state that they write.
+
+`PoolTelemetry` knows all pools of its client; `live()` knows every telemetry of the process, so
+that one registration with an exporter covers every client.
+"""
+
+import itertools
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from pool_telemetry.commands import CommandState
+from pool_telemetry.listeners import HeartbeatListener, OperationListener, PoolListener, Pools
+from pool_telemetry.options import TelemetryOptions
+from pool_telemetry.state import Address, Clock, PoolState
+from pool_telemetry.stats import ClientStats, LiveStats, live_stats
+
+_log = logging.getLogger("pool_telemetry.telemetry")
+
+# Servers come and go (hosts of a replica set in a cluster): so many closed pools are remembered.
+_CLOSED_POOLS_KEPT: Final = 50
+
+_registry_lock = threading.RLock()
+_registry: "weakref.WeakSet[PoolTelemetry]" = weakref.WeakSet()
+_ordinals = itertools.count()
+
+
+class PoolTelemetry:
+    """The telemetry of one client that somebody else makes.
+
+    Use one for each client, and pass its listeners on; it lives as long as the client does:
+
+        telemetry = PoolTelemetry("chat")
+        client = MongoClient(uri, event_listeners=telemetry.listeners)
+        telemetry.stats().pools[0].waiting
+
+    Args:
+        name: The pool's name in metrics; the same as `TelemetryOptions.name`, and goes before it.
+            A second client of the same name is called `NAME#2`.
+        options: Everything else; by default from the environment.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        options: TelemetryOptions | None = None,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        options = TelemetryOptions() if options is None else options
+        self.options = options if name is None else replace(options, name=name)
+        self.on_reconnected: Callable[[], None] | None = None
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._pools = Pools()
+        self._commands = CommandState(self.options.max_operation_series)
+        self._errors = 0
+        self._closed = False
+        self._client: Callable[[], Any] = lambda: None
+        self._ordinal = next(_ordinals)
+        with _registry_lock:
+            self.name = _free_name(self.options.name)
+            _registry.add(self)
+
+    def __repr__(self) -> str:
+        return f"PoolTelemetry({self.name!r}, pools={list(self._pools)})"
+
+    @property
+    def listeners(self) -> Sequence[Any]:
+        """Return new listeners for one client: `event_listeners=telemetry.listeners`.
+
+        They keep this telemetry alive, not the other way round: when a client is dropped without
+        `close()`, its listeners go with it, and its pools are marked closed.
+        """
+        pool = PoolListener(self._pools, self._on_created, self._on_reconnected, self._on_error)
+        weakref.finalize(pool, self._on_abandoned).atexit = False
+        found: list[Any] = [pool, HeartbeatListener(self._pools, self._on_error)]
+        if self.options.operations:
+            found.append(OperationListener(self._commands, self._on_error))
+        return found
+
+    def attach(self, client: Any) -> None:
+        """Read round-trip times from this client, which measures them beside its heartbeats.
+
+        Without it a server's RTT is that of the last heartbeat which did not wait for news; from
+        MongoDB 4.4 on that is the first of each connection only. Kept weakly; no I/O.
+        """
+        self._client = weakref.ref(client)
+
+    def stats(self) -> ClientStats:
+        """Return all that is known at this moment. Never does I/O, never waits for a pool."""
+        # A closed pool that was never used is the alias under which a server was first sought.
+        states = [one for one in self._states() if not (one.phase == "closed" and one.unused)]
+        pools = [state.stats() for state in states]
+        rtts = self._rtts()
+        return ClientStats(
+            name=self.name,
+            pools=tuple(replace(p, rtt=rtts.get((p.host, p.port)) or p.rtt) for p in pools),
+            operations=self._commands.stats(),
+            telemetry_errors=self._errors,
+        )
+
+    def live_stats(self) -> LiveStats:
+        """Return `stats()` as the live part of `get_pool_stats()`: a dict for JSON."""
+        return live_stats(self.stats())
+
+    def close(self) -> None:
+        """Leave the exporters and give the name free. For owners of a closed client."""
+        self._closed = True
+
+    def succeed(self, old: "PoolTelemetry") -> None:
+        """Take over the name of a client that this one's client replaces."""
+        with _registry_lock:
+            if self.options.name == old.options.name:
+                self.name, old.name = old.name, self.name
+
+    @property
+    def active(self) -> bool:
+        """Return whether its client is in use or yet to come, and so has a place in exports."""
+        if self._closed:
+            return False
+        pools = self._states()
+        return not pools or any(pool.phase != "closed" for pool in pools)
+
+    def _states(self) -> list[PoolState]:
+        with self._lock:
+            return list(self._pools.values())
+
+    def _rtts(self) -> dict[Address, float | None]:
+        client = self._client()
+        if client is None:
+            return {}
+        servers = client.topology_description.server_descriptions()
+        return {address: server.round_trip_time for address, server in servers.items()}
+
+    # Called by the listeners
+
+    def _on_created(self, address: Address, max_size: int | None, min_size: int) -> None:
+        with self._lock:
+            pool = self._pools.get(address)
+            if pool is None:
+                pool = PoolState(address, clock=self._clock)
+            clean = pool.created(max_size, min_size)
+            self._pools[address] = pool
+            self._forget_old_pools(address)
+        if not clean:
+            _log.warning(
+                "the listeners of pool %r are used by two clients, so its counts are mixed: "
+                "make one PoolTelemetry for each client",
+                self.name,
+            )
+
+    def _forget_old_pools(self, current: Address) -> None:
+        """Drop the closed pools that never had a connection, and the oldest beyond a limit."""
+        closed = [a for a, pool in self._pools.items() if pool.phase == "closed" and a != current]
+        for address in closed:
+            if self._pools[address].unused or len(closed) > _CLOSED_POOLS_KEPT:
+                del self._pools[address]
+                closed = closed[1:]
+
+    def _on_reconnected(self) -> None:
+        if self.on_reconnected is not None:
+            self.on_reconnected()
+
+    def _on_error(self, error: Exception) -> None:
+        with self._lock:
+            self._errors += 1
+            first = self._errors == 1
+        if first:
+            _log.error(
+                "a listener of pool %r failed; its numbers may be off, the application is not "
+                "affected (later failures are only counted)",
+                self.name,
+                exc_info=error,
+            )
+
+    def _on_abandoned(self) -> None:
+        for pool in self._states():
+            pool.abandoned()
+
+    def _after_fork(self) -> None:
+        # The parent's connections are never closed here, and PyMongo announces new pools.
+        self._lock = threading.RLock()
+        self._pools.clear()
+        self._commands.reset()
+
+
+def live() -> list[PoolTelemetry]:
+    """Return the telemetry of every client of this process that is in use, in order of making."""
+    with _registry_lock:
+        every = list(_registry)
+    return sorted((t for t in every if t.active), key=lambda t: t._ordinal)
+
+
+def _free_name(wanted: str) -> str:
+    taken = {telemetry.name for telemetry in live()}
+    return next(
+        name
+        for name in itertools.chain([wanted], (f"{wanted}#{n}" for n in itertools.count(2)))
+        if name not in taken
+    )
+
+
+def _after_fork_in_child() -> None:
+    global _registry_lock
+    _registry_lock = threading.RLock()
+    for telemetry in list(_registry):
+        telemetry._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
