@@ -97,9 +97,7 @@ def _family(metric: Metric) -> CounterMetricFamily | GaugeMetricFamily | Histogr
 
 def _buckets(histogram: HistogramStats) -> list[tuple[str, float]]:
     total, buckets = 0, []
-    for bound, count in zip(
-        (*histogram.bounds, float("inf")), histogram.counts, strict=True
-    ):
+    for bound, count in zip((*histogram.bounds, float("inf")), histogram.counts, strict=True):
         total += count
         buckets.append((floatToGoString(bound), total))
     return buckets

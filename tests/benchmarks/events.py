@@ -57,7 +57,12 @@ def deliver(listeners: list[Any], *, commands: bool) -> float:
         body = {"find": "messages", "filter": {"_id": 1}, "$db": "chat"}
         begins = CommandStartedEvent(body, "chat", 1, ADDRESS, 1)
         ends = CommandSucceededEvent(
-            datetime.timedelta(microseconds=150), {"ok": 1}, "find", 1, ADDRESS, 1,
+            datetime.timedelta(microseconds=150),
+            {"ok": 1},
+            "find",
+            1,
+            ADDRESS,
+            1,
             database_name="chat",
         )
         before = time.perf_counter()
@@ -87,9 +92,13 @@ def main(rounds: int = 15) -> None:
         label = "pool and command events (5)" if commands else "pool events alone (3)"
         print(label)
         for name, values in costs.items():
-            print(f"  {name:6} min {min(values):6.2f} µs  median {statistics.median(values):6.2f} µs")
+            print(
+                f"  {name:6} min {min(values):6.2f} µs  median {statistics.median(values):6.2f} µs"
+            )
         extra = [b - a for a, b in zip(costs["no-op"], costs["ours"], strict=True)]
-        print(f"  dearer min {min(costs['ours'])-min(costs['no-op']):6.2f} µs  median {statistics.median(extra):6.2f} µs")
+        print(
+            f"  dearer min {min(costs['ours']) - min(costs['no-op']):6.2f} µs  median {statistics.median(extra):6.2f} µs"
+        )
 
 
 if __name__ == "__main__":

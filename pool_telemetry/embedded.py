@@ -1,0 +1,143 @@
+"""A MongoDB-compatible server as a process of its own, for the demo and for tests.
+
+It is `secantusdb`, an optional extra under the GPL: it is run, never imported. It keeps its data
+in a temporary folder that goes when it stops.
+"""
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+from pool_telemetry.errors import PoolTelemetryError
+
+START_SECONDS: Final = 30.0
+STOP_SECONDS: Final = 5.0
+
+_LISTENING: Final = re.compile(r"listening on [\d.]+:(\d+)")
+
+
+class EmbeddedServerError(PoolTelemetryError, RuntimeError):
+    """The embedded server is not installed, or did not start."""
+
+
+def executable() -> str | None:
+    """Return the path of the embedded server, of this environment first; None without one."""
+    beside = Path(sys.executable).parent
+    return shutil.which("secantusd-py", path=str(beside)) or shutil.which("secantusd-py")
+
+
+class EmbeddedServer:
+    """The server while the `with` block runs; `start` and `stop` may be called again inside.
+
+    Args:
+        port: 0 takes a free one, and later starts take the same.
+        arguments: More of the server's own, such as `--auth`.
+
+    Raises:
+        EmbeddedServerError: On `start`.
+    """
+
+    def __init__(self, port: int = 0, *arguments: str) -> None:
+        self.port = port
+        self._arguments = arguments
+        self._process: subprocess.Popen[str] | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    @property
+    def uri(self) -> str:
+        """Return the connection string."""
+        return f"mongodb://127.0.0.1:{self.port}/"
+
+    @property
+    def pid(self) -> int | None:
+        """Return the process id; None while it does not run."""
+        return None if self._process is None else self._process.pid
+
+    def start(self) -> None:
+        """Start it, and return when it listens."""
+        program = executable()
+        if program is None:
+            raise EmbeddedServerError(
+                "the embedded server is not installed (pip install 'pool-telemetry[demo]'; "
+                "it has wheels for CPython 3.10 to 3.13): set MONGODB_URI to a server of yours"
+            )
+        self._folder = tempfile.TemporaryDirectory(prefix="pool-telemetry-")
+        self._process = subprocess.Popen(  # noqa: S603  # our own program, no shell
+            [
+                program,
+                *("--port", str(self.port)),
+                *("--storage-path", f"{self._folder.name}/data"),
+                "--enable-test-commands",
+                *self._arguments,
+            ],
+            cwd=self._folder.name,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # Ctrl-C is ours: it is stopped in order, not by the terminal
+        )
+        said = self._wait_until_it_listens()
+        if said is not None:
+            self.stop()
+            raise EmbeddedServerError(f"the embedded server did not start; it said: {said}")
+
+    def _wait_until_it_listens(self) -> str | None:
+        """Return None when it listens, else what it said."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        late = threading.Timer(START_SECONDS, self._process.kill)
+        late.start()
+        said = []
+        try:
+            for line in self._process.stdout:
+                said.append(line.strip())
+                if found := _LISTENING.search(line):
+                    self.port = int(found[1])
+                    threading.Thread(
+                        target=_drain, args=(self._process.stdout,), daemon=True
+                    ).start()
+                    return None
+        finally:
+            late.cancel()
+        return " | ".join(said[-5:]) or "nothing"
+
+    def stop(self, *, kill: bool = False) -> None:
+        """Stop it and remove its data; `kill` gives it no time. Again is no error."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    def __enter__(self) -> "EmbeddedServer":
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+def _drain(stream: object) -> None:
+    # A pipe that nobody reads fills up, and then the server stands still.
+    with stream:  # type: ignore[attr-defined]  # a text stream
+        for _ in stream:  # type: ignore[attr-defined]
+            pass
