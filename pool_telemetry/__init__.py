@@ -10,7 +10,8 @@ from pool_telemetry.errors import (
 from pool_telemetry.health import Health, HealthLimits, assess
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.pool import MongoDBConnectionPool
-from pool_telemetry.stats import ClientStats, PoolReport, PoolStats
+from pool_telemetry.report import PoolReport
+from pool_telemetry.stats import ClientStats, PoolStats
 from pool_telemetry.telemetry import PoolTelemetry
 
 __version__ = "0.1.0"

@@ -46,7 +46,7 @@ def still_in_pool(actors: Iterable[Actor]) -> set[Actor]:
     from within its pool module. About 3 µs an actor; no lock, no I/O.
     """
     threads = sys._current_frames()
-    inside = set()
+    inside: set[Actor] = set()
     for actor in actors:
         if isinstance(actor, int):
             if _in_pool(threads.get(actor)):
@@ -69,15 +69,14 @@ def _in_pool(frame: FrameType | None) -> bool:
 def _task_in_pool(task: asyncio.Task[Any], threads: dict[int, FrameType]) -> bool:
     awaited: Any = task.get_coro()
     while awaited is not None:
-        for frame_name, await_name, running_name in _LINKS:
-            if hasattr(awaited, frame_name):
-                break
-        else:
+        link = next((link for link in _LINKS if hasattr(awaited, link[0])), None)
+        if link is None:
             # An async generator's step or a coroutine's __await__ wrapper: opaque objects of the
             # interpreter, but the garbage collector knows what they hold.
             held = gc.get_referents(awaited)
             awaited = next((o for o in held if any(hasattr(o, link[0]) for link in _LINKS)), None)
             continue
+        frame_name, await_name, running_name = link
         if getattr(awaited, running_name):
             # It runs on a thread at this moment, and then the thread's stack is the truth.
             return any(_in_pool(frame) for frame in threads.values())

@@ -103,7 +103,7 @@ OPERATION_DURATION: Final = Metric(
     "histogram",
     "s",
     "Duration of one command, from first byte to reply",
-    lambda pool: iter(()),  # read per series of commands, not per pool
+    lambda _: iter(()),  # read per series of commands, not per pool
     _OPERATION,
 )
 

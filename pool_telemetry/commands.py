@@ -72,6 +72,15 @@ class CommandState:
         """Return a frozen copy of every series."""
         with self._lock:
             return tuple(
-                OperationStats(*address, *rest, histogram.stats())
-                for (address, *rest), histogram in self._series.items()
+                OperationStats(
+                    host=series[0][0],
+                    port=series[0][1],
+                    namespace=series[1],
+                    collection=series[2],
+                    operation=series[3],
+                    error_type=series[4],
+                    status_code=series[5],
+                    duration=histogram.stats(),
+                )
+                for series, histogram in self._series.items()
             )

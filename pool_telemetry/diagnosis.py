@@ -22,14 +22,13 @@ def recommend(stats: ClientStats) -> Recommendations:
     `increase_pool`: callers stood in the queue for lack of a connection within five minutes.
     `check_connection`: no server can be reached.
     """
-    reasons = []
-    for pool in stats.open_pools:
-        if pool.since_exhausted is not None and pool.since_exhausted < RECENT_SECONDS:
-            reasons.append(
-                f"{pool.address}: {pool.exhaustions} exhaustions, {pool.exhausted_time:.1f} s in "
-                f"all, {pool.checkouts['timeout']} timeouts with maxPoolSize {pool.max_size}: "
-                "raise it, or shorten what holds a connection"
-            )
+    reasons = [
+        f"{pool.address}: {pool.exhaustions} exhaustions, {pool.exhausted_time:.1f} s in all, "
+        f"{pool.checkouts['timeout']} timeouts with maxPoolSize {pool.max_size}: "
+        "raise it, or shorten what holds a connection"
+        for pool in stats.open_pools
+        if pool.since_exhausted is not None and pool.since_exhausted < RECENT_SECONDS
+    ]
     increase = bool(reasons)
     if not stats.connected:
         reasons.append("no server answers heartbeats: check the address, the network, the server")

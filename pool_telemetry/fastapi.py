@@ -137,13 +137,14 @@ def pool_lifespan(
         app = FastAPI(lifespan=pool_lifespan("mongodb://localhost:27017/", maxPoolSize=50))
 
     Args:
-        connection_string: As in `initialize`, like the keyword arguments not named here.
+        connection_string: As in `initialize`.
         pool: The singleton to use; the synchronous one connects in a thread.
         telemetry: The telemetry's own options.
+        **kwargs: MongoClient's, as in `initialize`.
     """
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         if issubclass(pool, AsyncMongoDBConnectionPool):
             await pool.initialize(connection_string, telemetry=telemetry, **kwargs)
         else:

@@ -46,7 +46,7 @@ class Health:
 _RANK = {"unhealthy": 0, "degraded": 1, "healthy": 2}
 
 
-def assess(stats: ClientStats, limits: HealthLimits = HealthLimits()) -> Health:  # noqa: B008  # frozen
+def assess(stats: ClientStats, limits: HealthLimits = HealthLimits()) -> Health:  # frozen
     """Judge one snapshot.
 
     Returns:
@@ -82,7 +82,7 @@ def _findings(pool: PoolStats, limits: HealthLimits) -> list[Finding]:
                 "unhealthy",
                 f"{pool.address} is exhausted and no connection came back for "
                 f"{pool.stalled_time:.1f} s: {pool.in_use} of {pool.max_size} in use, "
-                f"{pool.waiting} waiting, the longest checkout is {pool.longest_checkout:.1f} s old",
+                f"{pool.waiting} waiting, the longest checkout {pool.longest_checkout:.1f} s old",
             )
         )
     elif pool.exhausted:

@@ -29,8 +29,11 @@ _CLOSE_REASONS: Final = {
 # Commands whose first value names a collection. A list of what is allowed: elsewhere the value
 # may be a user's name or other data, which must not become a label.
 _ON_COLLECTION: Final = frozenset(
-    "aggregate collMod collStats count create createIndexes delete distinct drop dropIndexes find "
-    "findAndModify insert killCursors listIndexes mapReduce update validate".split()
+    (
+        *("aggregate", "collMod", "collStats", "count", "create", "createIndexes", "delete"),
+        *("distinct", "drop", "dropIndexes", "find", "findAndModify", "insert", "killCursors"),
+        *("listIndexes", "mapReduce", "update", "validate"),
+    )
 )
 
 
@@ -166,16 +169,15 @@ class OperationListener(cmap.CommandListener):
         """A command is sent. Only names are taken from its document, and it is not kept."""
         try:
             name = event.command_name
-            collection = ""
+            collection: object = None
             if name in _ON_COLLECTION:
                 collection = event.command.get(name)
             elif name == "getMore":
                 collection = event.command.get("collection")
-            if not isinstance(collection, str):  # an aggregate over a database has 1
-                collection = ""
+            # An aggregate over a database has 1.
+            known = collection if isinstance(collection, str) else ""
             self._commands.started(
-                event.request_id,
-                (event.connection_id, event.database_name, collection, name, "", ""),
+                event.request_id, (event.connection_id, event.database_name, known, name, "", "")
             )
         except Exception as error:
             self._on_error(error)

@@ -20,7 +20,8 @@ from pool_telemetry.options import (
     pool_config,
     secrets_of,
 )
-from pool_telemetry.stats import ClientStats, PoolReport, live_stats
+from pool_telemetry.report import PoolReport, live_stats
+from pool_telemetry.stats import ClientStats
 from pool_telemetry.telemetry import PoolTelemetry
 
 ClientT = TypeVar("ClientT")
@@ -96,7 +97,7 @@ class Managed(Generic[ClientT]):
             "connection_string": mask_uri(self.settings.uri),
             "server_version": self.version,
             "pool_config": pool_config(self.client.options),  # type: ignore[attr-defined]  # both kinds of client have it
-            **live_stats(stats),
+            **live_stats(stats),  # type: ignore[typeddict-item]  # mypy asks it for `error`
         }
         if not stats.connected:
             report["error"] = why_disconnected(stats)
@@ -134,7 +135,7 @@ class Singleton(Generic[ClientT]):
 
     @classmethod
     def get_pool_stats(cls) -> PoolReport:
-        """Return the pool's settings and live numbers, as `stats.PoolReport` describes them.
+        """Return the pool's settings and live numbers, as `report.PoolReport` describes them.
 
         No I/O and no wait: it answers within milliseconds when the pool is exhausted or the
         server is gone. Safe to show: credentials are masked.
@@ -147,7 +148,7 @@ class Singleton(Generic[ClientT]):
             "connection_string": None,
             "server_version": None,
             "pool_config": {},
-            **live_stats(_EMPTY),
+            **live_stats(_EMPTY),  # type: ignore[typeddict-item]  # mypy asks it for `error`
         }
 
     @classmethod

@@ -26,7 +26,7 @@ DEFAULTS: Final[Mapping[str, Any]] = MappingProxyType(
         "retryReads": True,
     }
 )
-"""The guide's nine. Keyword arguments that MongoClient gets unless the URI or the caller differs."""
+"""The guide's nine: what MongoClient gets unless the URI or the caller says otherwise."""
 
 DEFAULT_URI: Final = "mongodb://localhost:27017/"
 

@@ -1,4 +1,4 @@
-"""The guide's pool sizings, as options to read and to pass: `initialize(uri, **presets.PRODUCTION)`.
+"""The guide's pool sizings, to read and to pass: `initialize(uri, **presets.PRODUCTION)`.
 
 A preset names only what it changes; everything else stays as `options.DEFAULTS` has it.
 """

@@ -7,7 +7,8 @@ Names are the standard translation of OpenTelemetry's: dots become underscores, 
 import threading
 import weakref
 from collections.abc import Iterator
-from typing import Final
+from itertools import accumulate
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import REGISTRY
@@ -16,10 +17,11 @@ from prometheus_client.metrics_core import (
     CounterMetricFamily,
     GaugeMetricFamily,
     HistogramMetricFamily,
+)
+from prometheus_client.metrics_core import (
     Metric as Family,
 )
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from pool_telemetry.catalog import CATALOG, POOL_ATTRIBUTES, Metric, points
 from pool_telemetry.stats import HistogramStats
@@ -86,8 +88,8 @@ def _family_name(metric: Metric) -> str:
     return metric.name.replace(".", "_") + ("_seconds" if metric.unit == "s" else "")
 
 
-def _family(metric: Metric) -> CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily:
-    kind = {"counter": CounterMetricFamily, "histogram": HistogramMetricFamily}.get(
+def _family(metric: Metric) -> Any:
+    kind: Any = {"counter": CounterMetricFamily, "histogram": HistogramMetricFamily}.get(
         metric.instrument, GaugeMetricFamily
     )
     labels = [name.replace(".", "_") for name in (*POOL_ATTRIBUTES, *metric.attributes)]
@@ -96,8 +98,5 @@ def _family(metric: Metric) -> CounterMetricFamily | GaugeMetricFamily | Histogr
 
 
 def _buckets(histogram: HistogramStats) -> list[tuple[str, float]]:
-    total, buckets = 0, []
-    for bound, count in zip((*histogram.bounds, float("inf")), histogram.counts, strict=True):
-        total += count
-        buckets.append((floatToGoString(bound), total))
-    return buckets
+    bounds = (*map(str, histogram.bounds), "+Inf")
+    return list(zip(bounds, accumulate(histogram.counts), strict=True))

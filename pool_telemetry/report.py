@@ -1,0 +1,204 @@
+"""The dict that `get_pool_stats()` returns: its schema, and how it is made of frozen stats.
+
+Durations and ages are seconds. Within a major version keys are added, never renamed or removed.
+"""
+
+from typing import Any, Literal, TypedDict
+
+from pool_telemetry.stats import (
+    CLOSE_REASONS,
+    OUTCOMES,
+    ClientStats,
+    HistogramStats,
+    OperationStats,
+    Phase,
+    PoolStats,
+    merge,
+)
+
+
+class Durations(TypedDict):
+    """Seconds; None where `count` is 0. Percentiles are interpolated within histogram buckets."""
+
+    count: int
+    mean: float | None
+    p50: float | None
+    p95: float | None
+    p99: float | None
+    max: float | None
+
+
+class Operation(Durations):
+    """One command by name, over all collections; `errors` of `count` failed."""
+
+    errors: int
+
+
+class PoolCounts(TypedDict):
+    """The pool now. `utilization` is in_use / max_size, 0.0 when unlimited."""
+
+    size: int
+    in_use: int
+    idle: int
+    opening: int
+    waiting: int
+    max_size: int | None
+    min_size: int
+    utilization: float
+    exhausted: bool
+    exhaustions: int
+    exhausted_seconds: float
+    oldest_wait_seconds: float
+    longest_checkout_seconds: float
+
+
+class Checkouts(TypedDict):
+    """How checkouts ended; see OUTCOMES."""
+
+    ok: int
+    timeout: int
+    connection_error: int
+    pool_closed: int
+    cancelled: int
+
+
+class Closed(TypedDict):
+    """Connections closed, by reason; see CLOSE_REASONS."""
+
+    stale: int
+    idle: int
+    error: int
+    pool_closed: int
+
+
+class Connections(TypedDict):
+    """Churn. `cleared` counts the times that PyMongo cleared the pool."""
+
+    created: int
+    closed: Closed
+    cleared: int
+
+
+class _Live(TypedDict):
+    pool: PoolCounts
+    checkouts: Checkouts
+    connections: Connections
+    wait_time: Durations
+    use_time: Durations
+    create_time: Durations
+
+
+class Server(_Live):
+    """One server's part. `up` and `rtt_seconds` come from heartbeats; None while unknown."""
+
+    state: Phase
+    up: bool | None
+    rtt_seconds: float | None
+
+
+class LiveStats(_Live):
+    """What telemetry alone knows: totals over the servers, and each of them."""
+
+    operations: dict[str, Operation]
+    servers: dict[str, Server]
+
+
+class _PoolReport(LiveStats):
+    status: Literal["not_initialized", "connected", "disconnected"]
+    connection_string: str | None
+    server_version: str | None
+    pool_config: dict[str, Any]
+
+
+class PoolReport(_PoolReport, total=False):
+    """What get_pool_stats() returns: JSON-able, the same keys always.
+
+    `connection_string` has its credentials masked; `server_version` is None while unknown;
+    `pool_config` holds every effective pool setting under PyMongo's names (None: no limit, except
+    maxPoolSize, where 0 is none). `error`, why it is disconnected, is absent otherwise.
+    """
+
+    error: str
+
+
+def live_stats(stats: ClientStats) -> LiveStats:
+    """Return the live part of `get_pool_stats()`.
+
+    Totals are sums over servers; `max_size` sums the servers that hold a pool, None when
+    unlimited; `exhausted` is true where any server's pool is; ages are the longest.
+    """
+    return {
+        **_live(stats.pools),
+        "operations": _operations(stats.operations),
+        "servers": {
+            pool.address: {
+                "state": pool.phase,
+                "up": pool.up,
+                "rtt_seconds": pool.rtt,
+                **_live((pool,)),
+            }
+            for pool in stats.pools
+        },
+    }
+
+
+def _live(pools: tuple[PoolStats, ...]) -> _Live:
+    holding = [pool for pool in pools if pool.phase != "closed"]
+    in_use = sum(pool.in_use for pool in pools)
+    max_size: int | None = 0
+    for pool in holding:
+        max_size = None if max_size is None or pool.max_size is None else max_size + pool.max_size
+    checkouts = {name: sum(pool.checkouts[name] for pool in pools) for name in OUTCOMES}
+    closed = {name: sum(pool.closed[name] for pool in pools) for name in CLOSE_REASONS}
+    return {
+        "pool": {
+            "size": sum(pool.size for pool in pools),
+            "in_use": in_use,
+            "idle": sum(pool.idle for pool in pools),
+            "opening": sum(pool.opening for pool in pools),
+            "waiting": sum(pool.waiting for pool in pools),
+            "max_size": max_size,
+            "min_size": sum(pool.min_size for pool in holding),
+            "utilization": in_use / max_size if max_size else 0.0,
+            "exhausted": any(pool.exhausted for pool in pools),
+            "exhaustions": sum(pool.exhaustions for pool in pools),
+            "exhausted_seconds": sum(pool.exhausted_time for pool in pools),
+            "oldest_wait_seconds": max((pool.oldest_wait for pool in pools), default=0.0),
+            "longest_checkout_seconds": max((pool.longest_checkout for pool in pools), default=0.0),
+        },
+        "checkouts": Checkouts(**checkouts),  # type: ignore[typeddict-item]  # keys are OUTCOMES
+        "connections": {
+            "created": sum(pool.created for pool in pools),
+            "closed": Closed(**closed),  # type: ignore[typeddict-item]  # keys are CLOSE_REASONS
+            "cleared": sum(pool.cleared for pool in pools),
+        },
+        "wait_time": _durations(merge(pool.wait_time for pool in pools)),
+        "use_time": _durations(merge(pool.use_time for pool in pools)),
+        "create_time": _durations(merge(pool.create_time for pool in pools)),
+    }
+
+
+def _operations(operations: tuple[OperationStats, ...]) -> dict[str, Operation]:
+    by_name: dict[str, list[OperationStats]] = {}
+    for series in operations:
+        by_name.setdefault(series.operation, []).append(series)
+    return {
+        name: {
+            **_durations(merge(one.duration for one in series)),
+            "errors": sum(one.duration.count for one in series if one.error_type),
+        }
+        for name, series in sorted(by_name.items())
+    }
+
+
+def _durations(histogram: HistogramStats | None) -> Durations:
+    if histogram is None or not histogram.count:
+        return {"count": 0, "mean": None, "p50": None, "p95": None, "p99": None, "max": None}
+    return {
+        "count": histogram.count,
+        "mean": histogram.mean,
+        "p50": histogram.quantile(0.5),
+        "p95": histogram.quantile(0.95),
+        "p99": histogram.quantile(0.99),
+        "max": histogram.max,
+    }
