@@ -18,12 +18,8 @@ Actor = int | weakref.ReferenceType[asyncio.Task[Any]]
 """A thread's identifier, or a weak reference to a task (one object per task, so it is a key)."""
 
 _POOL_MODULES = frozenset({"pymongo.synchronous.pool", "pymongo.asynchronous.pool"})
-# Every link of a task's await chain, as (frame, what it awaits, whether it runs right now).
-_LINKS = (
-    ("cr_frame", "cr_await", "cr_running"),
-    ("gi_frame", "gi_yieldfrom", "gi_running"),
-    ("ag_frame", "ag_await", "ag_running"),
-)
+# The links of a task's await chain, as (frame, what it awaits).
+_LINKS = (("cr_frame", "cr_await"), ("gi_frame", "gi_yieldfrom"), ("ag_frame", "ag_await"))
 
 _get_running_loop = asyncio._get_running_loop
 _current_task = asyncio.current_task
@@ -58,16 +54,22 @@ def still_in_pool(actors: Iterable[Actor]) -> set[Actor]:
     return inside
 
 
-def _in_pool(frame: FrameType | None) -> bool:
+def _in_pool(frame: FrameType | None, outermost: FrameType | None = None) -> bool:
+    """Return whether a stack, from here out to a frame of its own, runs through the pool."""
+    inside = False
     while frame is not None:
-        if frame.f_globals.get("__name__") in _POOL_MODULES:
-            return True
+        inside = inside or frame.f_globals.get("__name__") in _POOL_MODULES
+        if frame is outermost or (inside and outermost is None):
+            return inside
         frame = frame.f_back
     return False
 
 
 def _task_in_pool(task: asyncio.Task[Any], threads: dict[int, FrameType]) -> bool:
     awaited: Any = task.get_coro()
+    if getattr(awaited, "cr_running", False):
+        # It runs at this moment, and then the stack of the thread that has it is the truth.
+        return any(_in_pool(stack, awaited.cr_frame) for stack in threads.values())
     while awaited is not None:
         link = next((link for link in _LINKS if hasattr(awaited, link[0])), None)
         if link is None:
@@ -76,12 +78,8 @@ def _task_in_pool(task: asyncio.Task[Any], threads: dict[int, FrameType]) -> boo
             held = gc.get_referents(awaited)
             awaited = next((o for o in held if any(hasattr(o, link[0]) for link in _LINKS)), None)
             continue
-        frame_name, await_name, running_name = link
-        if getattr(awaited, running_name):
-            # It runs on a thread at this moment, and then the thread's stack is the truth.
-            return any(_in_pool(frame) for frame in threads.values())
-        frame = getattr(awaited, frame_name)
+        frame = getattr(awaited, link[0])
         if frame is not None and frame.f_globals.get("__name__") in _POOL_MODULES:
             return True
-        awaited = getattr(awaited, await_name)
+        awaited = getattr(awaited, link[1])
     return False

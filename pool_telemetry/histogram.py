@@ -27,6 +27,8 @@ class Histogram:
 
     def observe(self, seconds: float) -> None:
         """Count one duration; a bucket's upper bound belongs to the bucket."""
+        if seconds < 0.0:  # a clock that jumped back: a sum never falls
+            seconds = 0.0
         self._counts[bisect_left(self._bounds, seconds)] += 1
         self._sum += seconds
         if seconds > self._max:

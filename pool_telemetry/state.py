@@ -275,7 +275,7 @@ class PoolState:
             self._alarm = 2 * demand + 64  # a look when the queue doubles keeps ghosts bounded
         else:
             if self._exhausted_since is not None:
-                self._exhausted_time += max(0.0, now - self._exhausted_since)
+                self._exhausted_time += _age(now, self._exhausted_since) or 0.0
                 self._exhausted_since = None
                 self._exhausted_until = now
             self._alarm = min(self._max_size, 2 * demand + 1024)
@@ -312,16 +312,15 @@ class PoolState:
 
     def stats(self) -> PoolStats:
         """Return one consistent, frozen view. Under 1 ms for a hundred waiters; no I/O."""
-        now = self._clock()
-        self._drop_ghosts(now)
+        self._drop_ghosts(self._clock())
         with self._lock:
-            now = max(now, self._clock())
+            now = self._clock()
             self._settle(now)
             waits = list(self._waiters.values())
             holds = [since for _, since in self._held.values()]
             exhausted = self._exhausted_since is not None
-            current = now - self._exhausted_since if self._exhausted_since is not None else 0.0
-            silence = min(current, now - self._last_checkin) if exhausted else 0.0
+            exhausted_for = _age(now, self._exhausted_since) or 0.0
+            silence = min(exhausted_for, now - self._last_checkin)
             host, port = self._address
             return PoolStats(
                 host=host,
@@ -333,26 +332,20 @@ class PoolState:
                 in_use=len(holds),
                 opening=len(self._opening),
                 waiting=len(waits),
-                oldest_wait=max(0.0, now - min(waits, default=now)),
-                longest_checkout=max(0.0, now - min(holds, default=now)),
+                oldest_wait=_age(now, min(waits, default=now)) or 0.0,
+                longest_checkout=_age(now, min(holds, default=now)) or 0.0,
                 exhausted=exhausted,
                 exhaustions=self._exhaustions,
-                exhausted_time=self._exhausted_time + current,
-                since_exhausted=(
-                    0.0
-                    if exhausted
-                    else None
-                    if self._exhausted_until is None
-                    else now - self._exhausted_until
-                ),
-                since_timeout=None if self._last_timeout is None else now - self._last_timeout,
+                exhausted_time=self._exhausted_time + exhausted_for,
+                since_exhausted=0.0 if exhausted else _age(now, self._exhausted_until),
+                since_timeout=_age(now, self._last_timeout),
                 stalled_time=max(silence, self._last_silence) if exhausted else 0.0,
                 checkouts={**self._checkouts, "ok": self._ok},
                 created=self._created,
                 closed=dict(self._closed),
                 cleared=self._cleared,
                 up=self._up,
-                since_up_changed=now - self._up_changed,
+                since_up_changed=_age(now, self._up_changed) or 0.0,
                 was_down=self._was_down,
                 down_reason=self._down_reason,
                 rtt=self._rtt,
@@ -360,3 +353,7 @@ class PoolState:
                 use_time=self._use_time.stats(),
                 create_time=self._create_time.stats(),
             )
+
+
+def _age(now: float, since: float | None) -> float | None:
+    return None if since is None else max(0.0, now - since)

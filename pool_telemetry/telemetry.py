@@ -63,6 +63,7 @@ class PoolTelemetry:
         self._commands = CommandState(self.options.max_operation_series)
         self._errors = 0
         self._closed = False
+        self._shared = False
         self._client: Callable[[], Any] = lambda: None
         self._ordinal = next(_ordinals)
         with _registry_lock:
@@ -150,7 +151,8 @@ class PoolTelemetry:
             clean = pool.created(max_size, min_size)
             self._pools[address] = pool
             self._forget_old_pools(address)
-        if not clean:
+            warn, self._shared = not clean and not self._shared, self._shared or not clean
+        if warn:
             _log.warning(
                 "the listeners of pool %r are used by two clients, so its counts are mixed: "
                 "make one PoolTelemetry for each client",

@@ -1,0 +1,192 @@
+"""Whether an actor still stands in PyMongo's pool code, read from its frames."""
+
+import asyncio
+import contextlib
+import threading
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from typing import Any
+
+import pytest
+from pymongo import AsyncMongoClient, MongoClient
+
+from pool_telemetry.actor import Actor, current_actor, still_in_pool
+from tests.support import Noop, drivers, slow, wait_for
+
+
+def test_a_thread_is_its_own_actor() -> None:
+    assert current_actor() == threading.get_ident()
+
+
+def test_a_task_is_its_own_actor_and_not_kept_alive() -> None:
+    async def who() -> Actor:
+        return current_actor()
+
+    async def main() -> None:
+        task = asyncio.create_task(who())
+        actor = await task
+        assert actor != current_actor()
+        assert isinstance(actor, weakref.ref)
+        assert actor() is task
+        assert current_actor() is current_actor()
+        del task
+        await asyncio.sleep(0)
+        assert actor() is None
+
+    asyncio.run(main())
+
+
+def test_a_callback_on_the_loop_is_the_thread() -> None:
+    async def main() -> Actor:
+        told: asyncio.Future[Actor] = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_soon(lambda: told.set_result(current_actor()))
+        return await told
+
+    assert asyncio.run(main()) == threading.get_ident()
+
+
+def test_threads_in_the_queue_are_told_from_those_that_left(server_uri: str) -> None:
+    client: MongoClient[dict[str, Any]] = MongoClient(server_uri, maxPoolSize=1, appName="frames")
+    collection = client["actors"]["frames"]
+    collection.find_one()
+    go_on = threading.Event()
+
+    def left() -> None:
+        go_on.wait()
+
+    with slow(server_uri, "frames", 400):
+        queue = [threading.Thread(target=collection.find_one) for _ in range(4)]
+        elsewhere = threading.Thread(target=left)
+        for thread in (*queue, elsewhere):
+            thread.start()
+        wait_for(lambda: drivers(client).waiting == 3)
+        everyone = {thread.ident or 0: thread for thread in (*queue, elsewhere)}
+        inside = still_in_pool([*everyone, 1])
+        assert len(inside & {thread.ident for thread in queue}) >= 3
+        assert elsewhere.ident not in inside
+        assert 1 not in inside  # no such thread
+        go_on.set()
+        for thread in everyone.values():
+            thread.join()
+    assert still_in_pool(everyone) == set()
+    client.close()
+
+
+class _Awaitable:
+    """An awaitable of its own, as libraries for retries have."""
+
+    def __init__(self, inner: Awaitable[Any]) -> None:
+        self._inner = inner
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return (yield from self._inner.__await__())
+
+
+async def through_a_generator(find: Callable[[], Awaitable[Any]]) -> None:
+    async def found() -> AsyncIterator[Any]:
+        yield await find()
+
+    async for _ in found():
+        pass
+
+
+async def through_a_wrapper(find: Callable[[], Awaitable[Any]]) -> None:
+    await _Awaitable(find())
+
+
+async def through_a_time_limit(find: Callable[[], Awaitable[Any]]) -> None:
+    async with asyncio.timeout(30):
+        await find()
+
+
+@pytest.mark.parametrize("way", [through_a_generator, through_a_wrapper, through_a_time_limit])
+def test_a_task_is_found_in_the_queue_through_whatever_it_awaits(
+    server_uri: str, way: Callable[[Callable[[], Awaitable[Any]]], Awaitable[None]]
+) -> None:
+    async def main() -> None:
+        client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(
+            server_uri, maxPoolSize=1, appName="chain"
+        )
+        collection = client["actors"]["chain"]
+        left_the_pool = asyncio.Event()
+        await collection.find_one()
+
+        async def one() -> None:
+            await way(collection.find_one)
+
+        async def swallows() -> None:
+            with contextlib.suppress(asyncio.CancelledError):
+                await one()
+            left_the_pool.set()
+            await asyncio.Event().wait()
+
+        with slow(server_uri, "chain", 300):
+            holder = asyncio.create_task(one())
+            while drivers(client).in_use == 0:
+                await asyncio.sleep(0.01)
+            waits, ghost = asyncio.create_task(one()), asyncio.create_task(swallows())
+            while drivers(client).waiting < 2:
+                await asyncio.sleep(0.01)
+            ghost.cancel()
+            await left_the_pool.wait()
+            actors: dict[str, Actor] = {
+                "waits": weakref.ref(waits),
+                "ghost": weakref.ref(ghost),
+                "reader": current_actor(),
+            }
+            assert still_in_pool(actors.values()) == {actors["waits"]}
+            # The same from a thread, while this task runs: it is not in the pool's code.
+            seen = await asyncio.to_thread(still_in_pool, list(actors.values()))
+            assert seen == {actors["waits"]}
+            await asyncio.gather(holder, waits)
+        assert still_in_pool(actors.values()) == set()
+        ghost.cancel()
+        await asyncio.gather(ghost, return_exceptions=True)
+        await client.close()
+
+    asyncio.run(main())
+
+
+def test_a_task_that_runs_at_this_moment_is_looked_for_on_its_thread(server_uri: str) -> None:
+    # The monitor's thread is in the pool's code all the time, and has nothing to do with it.
+    client: MongoClient[dict[str, Any]] = MongoClient(server_uri)
+    client.admin.command("ping")
+
+    async def main() -> None:
+        told, go_on = threading.Event(), threading.Event()
+        me = current_actor()
+        seen: list[set[Actor]] = []
+
+        def look() -> None:
+            told.wait()
+            seen.append(still_in_pool([me]))
+            go_on.set()
+
+        thread = threading.Thread(target=look)
+        thread.start()
+        told.set()
+        go_on.wait()  # blocks the loop: the task is running
+        thread.join()
+        assert seen == [set()]
+
+    asyncio.run(main())
+    client.close()
+
+
+def test_a_task_that_runs_the_pools_code_at_this_moment_is_in_the_pool(server_uri: str) -> None:
+    seen: list[bool] = []
+
+    class Listener(Noop):
+        def connection_check_out_started(self, event: Any) -> None:
+            actor = current_actor()
+            seen.append(still_in_pool([actor]) == {actor})
+
+    async def main() -> None:
+        client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(
+            server_uri, event_listeners=[Listener()]
+        )
+        await client["actors"]["now"].find_one()
+        await client.close()
+
+    asyncio.run(main())
+    assert set(seen) == {True}

@@ -1,0 +1,486 @@
+"""PoolState by itself: every event, in and out of order, with a clock that we set."""
+
+from collections.abc import Iterable
+
+import pytest
+
+from pool_telemetry.actor import Actor
+from pool_telemetry.commands import CommandState
+from pool_telemetry.state import MOMENT, PoolState
+from pool_telemetry.stats import PoolStats
+
+A, B, C, D = 1, 2, 3, 4  # actors
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Pool(PoolState):
+    """A PoolState with a clock to set and actors that may leave in silence."""
+
+    def __init__(self, max_size: int | None = 2, min_size: int = 0) -> None:
+        self.time = Clock()
+        self.gone: set[Actor] = set()
+        super().__init__(("h", 1), clock=self.time, still_waiting=self._who_waits)
+        self.created(max_size, min_size)
+        self.ready()
+
+    def _who_waits(self, actors: Iterable[Actor]) -> set[Actor]:
+        return set(actors) - self.gone
+
+    def open(self, *ids: int) -> None:
+        for conn_id in ids:
+            self.connection_created(conn_id)
+            self.connection_ready(conn_id)
+
+    def out(self, actor: Actor, conn_id: int) -> None:
+        self.checkout_started(actor)
+        self.checked_out(actor, conn_id, 0.0)
+
+    def counts(self) -> tuple[int, int, int, int, int]:
+        stats = self.stats()
+        assert 0 <= stats.in_use + stats.opening <= stats.size
+        assert stats.idle >= 0
+        return stats.size, stats.in_use, stats.idle, stats.opening, stats.waiting
+
+
+def test_a_connection_opens_is_used_and_closes() -> None:
+    pool = Pool(min_size=1)
+    pool.connection_created(1)
+    assert pool.counts() == (1, 0, 0, 1, 0)
+    pool.time.now += 0.3
+    pool.connection_ready(1)
+    assert pool.counts() == (1, 0, 1, 0, 0)
+    assert pool.stats().create_time.sum == pytest.approx(0.3)
+    pool.checkout_started(A)
+    pool.time.now += 0.02
+    assert pool.counts() == (1, 0, 1, 0, 1)
+    assert pool.stats().oldest_wait == pytest.approx(0.02)
+    pool.checked_out(A, 1, 0.02)
+    assert pool.counts() == (1, 1, 0, 0, 0)
+    pool.time.now += 5.0
+    assert pool.stats().longest_checkout == pytest.approx(5.0)
+    pool.checked_in(A, 1)
+    pool.connection_closed(1, "idle")
+    stats = pool.stats()
+    assert pool.counts() == (0, 0, 0, 0, 0)
+    assert stats.use_time.sum == pytest.approx(5.0)
+    assert stats.wait_time.sum == pytest.approx(0.02)
+    assert (stats.created, stats.closed["idle"], stats.checkouts["ok"]) == (1, 1, 1)
+    assert (stats.max_size, stats.min_size, stats.phase) == (2, 1, "ready")
+
+
+def test_re_authentication_does_not_count_a_connection_twice() -> None:
+    pool = Pool()
+    pool.open(1)
+    pool.connection_ready(1)
+    assert pool.counts() == (1, 0, 1, 0, 0)
+    assert pool.stats().create_time.count == 1
+
+
+def test_a_check_in_that_comes_after_the_next_check_out_of_its_connection() -> None:
+    pool = Pool()
+    pool.open(1)
+    pool.out(A, 1)
+    pool.time.now += 1.0
+    pool.out(B, 1)  # PyMongo 4.19: A's connection is back, its event is not here yet
+    assert pool.counts() == (1, 1, 0, 0, 0)
+    pool.time.now += 1.0
+    pool.checked_in(A, 1)
+    assert pool.counts() == (1, 1, 0, 0, 0)
+    pool.time.now += 3.0
+    pool.checked_in(B, 1)
+    assert pool.counts() == (1, 0, 1, 0, 0)
+    assert pool.stats().use_time.sum == pytest.approx(2.0 + 4.0)
+
+
+def test_check_ins_of_one_connection_in_the_wrong_order_keep_their_own_times() -> None:
+    pool = Pool()
+    pool.open(1)
+    for actor in (A, B, C):
+        pool.out(actor, 1)
+        pool.time.now += 1.0
+    pool.checked_in(B, 1)  # held for 2 s
+    pool.checked_in(C, 1)  # 1 s
+    assert pool.counts() == (1, 1, 0, 0, 0)
+    pool.checked_in(A, 1)  # 3 s
+    assert pool.counts() == (1, 0, 1, 0, 0)
+    assert pool.stats().use_time.sum == pytest.approx(6.0)
+
+
+def test_a_connection_returned_by_someone_else_ends_the_oldest_checkout() -> None:
+    pool = Pool()
+    pool.open(1)
+    pool.out(A, 1)
+    pool.time.now += 1.0
+    pool.out(B, 1)
+    pool.checked_in(C, 1)
+    assert pool.stats().use_time.sum == pytest.approx(1.0)
+    pool.checked_in(C, 1)
+    assert pool.counts() == (1, 0, 1, 0, 0)
+
+
+def test_a_connection_closed_by_a_clear_before_its_check_in_arrives() -> None:
+    pool = Pool()
+    pool.open(1)
+    pool.out(A, 1)
+    pool.time.now += 1.0
+    pool.cleared(pauses=True)
+    pool.connection_closed(1, "stale")
+    assert pool.counts() == (0, 0, 0, 0, 0)
+    pool.checked_in(A, 1)
+    stats = pool.stats()
+    assert (stats.use_time.count, stats.phase, stats.cleared) == (1, "paused", 1)
+
+
+def test_a_clear_behind_a_load_balancer_does_not_pause() -> None:
+    pool = Pool()
+    pool.cleared(pauses=False)
+    assert pool.stats().phase == "ready"
+
+
+def test_only_a_pool_that_was_cleared_reconnects() -> None:
+    pool = Pool()
+    assert not pool.ready()
+    pool.cleared(pauses=True)
+    assert pool.ready()
+
+
+def test_a_cancelled_waiter_leaves_no_ghost() -> None:
+    pool = Pool()
+    pool.checkout_started(A)
+    pool.checkout_started(B)
+    pool.gone = {A}
+    pool.time.now += MOMENT / 2
+    assert pool.stats().waiting == 2  # too young to be looked at
+    pool.time.now += MOMENT
+    stats = pool.stats()
+    assert (stats.waiting, stats.checkouts["cancelled"]) == (1, 1)
+
+
+def test_a_waiter_that_was_served_while_we_looked_is_no_ghost() -> None:
+    pool = Pool()
+    pool.open(1)
+    pool.checkout_started(A)
+    pool.time.now += 1.0
+
+    def served_meanwhile(actors: Iterable[Actor]) -> set[Actor]:
+        pool.checked_out(A, 1, 1.0)
+        pool.checked_in(A, 1)
+        pool.checkout_started(A)  # and waits again
+        return set()
+
+    pool._still_waiting = served_meanwhile
+    pool.time.now += 1.0
+    stats = pool.stats()
+    assert (stats.waiting, stats.checkouts["cancelled"], stats.checkouts["ok"]) == (1, 0, 1)
+
+
+def test_a_new_wait_of_the_same_actor_replaces_its_stale_one() -> None:
+    pool = Pool()
+    pool.checkout_started(A)
+    pool.time.now += 9.0
+    pool.checkout_started(A)
+    stats = pool.stats()
+    assert (stats.waiting, stats.oldest_wait, stats.checkouts["cancelled"]) == (1, 0.0, 1)
+
+
+@pytest.mark.parametrize("outcome", ["timeout", "connection_error", "pool_closed"])
+def test_a_failed_checkout_counts_its_outcome(outcome: str) -> None:
+    pool = Pool()
+    pool.checkout_started(A)
+    pool.checkout_failed(A, outcome)
+    pool.time.now += 2.0
+    stats = pool.stats()
+    assert (stats.waiting, stats.checkouts[outcome], stats.wait_time.count) == (0, 1, 0)
+    assert stats.since_timeout == (2.0 if outcome == "timeout" else None)
+
+
+# Exhaustion
+
+
+def exhausted_pool() -> Pool:
+    """Two of two in use, C waits."""
+    pool = Pool(max_size=2)
+    pool.open(1, 2)
+    pool.out(A, 1)
+    pool.out(B, 2)
+    pool.checkout_started(C)
+    return pool
+
+
+def test_all_in_use_is_not_exhausted_until_someone_waits() -> None:
+    pool = Pool(max_size=2)
+    pool.open(1, 2)
+    pool.out(A, 1)
+    pool.out(B, 2)
+    assert not pool.stats().exhausted
+    pool.checkout_started(C)
+    stats = pool.stats()
+    assert (stats.exhausted, stats.exhaustions, stats.since_exhausted) == (True, 1, 0.0)
+
+
+def test_the_caller_who_opens_the_last_connection_does_not_exhaust_the_pool() -> None:
+    pool = Pool(max_size=1)
+    pool.checkout_started(A)
+    pool.connection_created(1)
+    assert not pool.stats().exhausted
+    pool.connection_ready(1)
+    pool.checked_out(A, 1, 0.0)
+    assert pool.stats().exhaustions == 0
+
+
+def test_callers_beyond_max_size_exhaust_a_pool_that_is_still_opening() -> None:
+    pool = Pool(max_size=1)
+    pool.checkout_started(A)
+    pool.connection_created(1)
+    pool.checkout_started(B)
+    assert pool.stats().exhausted
+
+
+def test_handing_over_is_one_episode() -> None:
+    pool = exhausted_pool()
+    pool.checkout_started(D)
+    for giver, taker in ((A, C), (C, A), (A, C)):
+        pool.time.now += 1.0
+        pool.checked_in(giver, 1)
+        assert pool.stats().exhausted
+        pool.checked_out(taker, 1, 1.0)
+        pool.checkout_started(giver)
+    assert pool.stats().exhaustions == 1
+    assert pool.stats().exhausted_time == pytest.approx(3.0)
+
+
+def test_exhaustion_ends_when_the_last_caller_can_be_served() -> None:
+    pool = exhausted_pool()
+    pool.time.now += 4.0
+    pool.checked_in(A, 1)
+    pool.time.now += 1.0
+    stats = pool.stats()
+    assert (stats.exhausted, stats.exhausted_time, stats.since_exhausted) == (False, 4.0, 1.0)
+    pool.checked_out(C, 1, 4.0)
+    pool.checkout_started(A)
+    assert pool.stats().exhaustions == 2
+
+
+def test_a_timeout_of_the_only_waiter_ends_exhaustion() -> None:
+    pool = exhausted_pool()
+    pool.time.now += 4.0
+    pool.checkout_failed(C, "timeout")
+    assert not pool.stats().exhausted
+
+
+def test_a_ghost_does_not_begin_an_episode() -> None:
+    pool = Pool(max_size=2)
+    pool.open(1, 2)
+    pool.out(A, 1)
+    pool.checkout_started(B)
+    pool.gone = {B}
+    pool.time.now += 1.0
+    pool.checkout_started(C)  # A holds, C waits, and B is gone: that is not too many for two
+    assert pool.stats().exhaustions == 0
+
+
+def test_a_ghost_does_not_prolong_an_episode() -> None:
+    pool = exhausted_pool()
+    pool.gone = {C}
+    pool.time.now += 1.0
+    pool.checked_in(A, 1)
+    pool.out(A, 1)
+    pool.time.now += 100.0
+    assert pool.stats().exhausted_time == pytest.approx(1.0)
+
+
+def test_ghosts_stay_bounded_while_nobody_reads() -> None:
+    pool = exhausted_pool()
+    for ghost in range(100, 20_100):
+        pool.gone.add(ghost)
+        pool.time.now += 0.01
+        pool.checkout_started(ghost)
+    assert len(pool._waiters) < 1_000
+    unlimited = Pool(max_size=None)
+    for ghost in range(100, 20_100):
+        unlimited.gone.add(ghost)
+        unlimited.time.now += 0.01
+        unlimited.checkout_started(ghost)
+    assert len(unlimited._waiters) < 3_000
+    assert not unlimited.stats().exhausted
+
+
+def test_stalled_is_the_time_without_a_check_in_while_exhausted() -> None:
+    pool = exhausted_pool()
+    pool.checkout_started(D)
+    pool.time.now += 40.0
+    assert pool.stats().stalled_time == pytest.approx(40.0)
+    pool.checked_in(A, 1)
+    pool.checked_out(C, 1, 40.0)
+    pool.time.now += 1.0
+    assert pool.stats().stalled_time == pytest.approx(40.0)  # one check-in is not a flow
+    pool.checkout_started(A)
+    pool.checked_in(B, 2)
+    pool.time.now += 2.0
+    assert pool.stats().stalled_time == pytest.approx(2.0)
+    pool.checked_in(C, 1)
+    pool.checkout_failed(A, "timeout")
+    pool.checkout_failed(D, "timeout")
+    assert pool.stats().stalled_time == 0.0
+
+
+# The ends of pools
+
+
+def test_connections_in_use_at_close_stay_until_they_come_back() -> None:
+    pool = exhausted_pool()
+    pool.closed()
+    pool.checkout_failed(C, "connection_error")
+    assert pool.counts() == (2, 2, 0, 0, 0)
+    for actor, conn_id in ((A, 1), (B, 2)):
+        pool.checked_in(actor, conn_id)
+        pool.connection_closed(conn_id, "pool_closed")
+    assert pool.counts() == (0, 0, 0, 0, 0)
+    assert pool.stats().closed["pool_closed"] == 2
+
+
+def test_a_server_that_comes_back_begins_its_ids_anew() -> None:
+    pool = exhausted_pool()
+    pool.closed()
+    assert pool.created(2, 0)
+    pool.ready()
+    pool.open(1)
+    pool.out(D, 1)  # the new connection 1, while A still has the old one
+    pool.checked_in(A, 1)
+    pool.connection_closed(1, "pool_closed")
+    assert pool.counts() == (1, 1, 0, 0, 0)
+    pool.checked_in(D, 1)
+    assert pool.counts() == (1, 0, 1, 0, 0)
+    pool.checked_in(B, 2)
+    pool.connection_closed(2, "pool_closed")
+    pool.connection_closed(1, "idle")
+    stats = pool.stats()
+    assert pool.counts() == (0, 0, 0, 0, 0)
+    assert (stats.created, sum(stats.closed.values()), stats.use_time.count) == (3, 3, 3)
+
+
+def test_a_late_check_out_of_a_pool_that_is_gone_is_counted_but_not_held() -> None:
+    pool = Pool()
+    pool.checkout_started(A)
+    pool.checked_out(A, 7, 0.1)
+    assert pool.counts() == (0, 0, 0, 0, 0)
+    pool.checked_in(A, 7)
+    pool.connection_closed(7, "pool_closed")
+    stats = pool.stats()
+    assert (stats.checkouts["ok"], stats.use_time.count) == (1, 1)
+
+
+def test_a_second_pool_beside_the_first_is_noticed() -> None:
+    pool = Pool()
+    pool.open(1)
+    assert not pool.created(2, 0)
+
+
+def test_a_dropped_client_leaves_nothing_open() -> None:
+    pool = exhausted_pool()
+    pool.connection_created(3)
+    pool.abandoned()
+    stats = pool.stats()
+    assert pool.counts() == (0, 0, 0, 0, 0)
+    assert (stats.phase, stats.closed["pool_closed"], stats.exhausted) == ("closed", 3, False)
+
+
+def test_events_of_connections_nobody_knows_change_no_count() -> None:
+    pool = Pool()
+    pool.connection_ready(9)
+    pool.checked_in(A, 9)
+    pool.checkout_failed(A, "timeout")
+    assert pool.counts() == (0, 0, 0, 0, 0)
+
+
+def test_a_clock_that_jumps_back_makes_no_negative_age() -> None:
+    pool = exhausted_pool()
+    pool.time.now -= 50.0
+    stats = pool.stats()
+    ages: list[float] = [stats.oldest_wait, stats.longest_checkout, stats.exhausted_time]
+    assert all(age >= 0.0 for age in ages)
+    pool.checked_in(A, 1)
+    assert all(h.sum >= 0.0 for h in (pool.stats().use_time, pool.stats().wait_time))
+
+
+def test_heartbeats_say_whether_the_server_is_there() -> None:
+    pool = Pool()
+    assert pool.stats().up is None
+    pool.heartbeat(up=True, rtt=0.002)
+    pool.heartbeat(up=True)
+    assert (pool.stats().up, pool.stats().rtt) == (True, 0.002)
+    pool.time.now += 5.0
+    pool.heartbeat(up=False, reason="AutoReconnect")
+    pool.time.now += 3.0
+    pool.heartbeat(up=False, reason="NetworkTimeout")
+    stats = pool.stats()
+    assert (stats.up, stats.rtt, stats.down_reason) == (False, None, "NetworkTimeout")
+    assert stats.since_up_changed == 3.0
+
+
+def test_addresses_are_written_as_people_write_them() -> None:
+    def address(host: str, port: int | None) -> str:
+        return PoolState((host, port)).stats().address
+
+    assert address("h", 27017) == "h:27017"
+    assert address("::1", 27017) == "[::1]:27017"
+    assert address("/tmp/mongodb.sock", None) == "/tmp/mongodb.sock"
+
+
+def test_a_copy_stays_as_it_was() -> None:
+    pool = Pool()
+    before: PoolStats = pool.stats()
+    pool.open(1)
+    pool.out(A, 1)
+    assert (before.size, before.checkouts["ok"], before.wait_time.count) == (0, 0, 0)
+
+
+# Commands
+
+FIND = (("h", 1), "shop", "orders", "find", "", "")
+
+
+def test_commands_are_counted_by_what_they_are() -> None:
+    commands = CommandState(500)
+    commands.started(1, FIND)
+    commands.succeeded(1, 0.2)
+    commands.started(2, FIND)
+    commands.failed(2, 0.1, "11000", "11000")
+    ok, failed = commands.stats()
+    assert (ok.operation, ok.collection, ok.duration.count, ok.error_type) == ("find", "orders", 1, "")
+    assert (failed.error_type, failed.status_code, failed.duration.sum) == ("11000", "11000", 0.1)
+
+
+def test_an_end_without_a_start_counts_nothing() -> None:
+    commands = CommandState(500)
+    commands.succeeded(1, 0.2)
+    commands.failed(2, 0.2, "1", "1")
+    assert commands.stats() == ()
+
+
+def test_series_beyond_the_limit_fold_into_one() -> None:
+    commands = CommandState(3)
+    for number in range(10):
+        commands.started(number, (("h", 1), "shop", f"c{number}", "find", "", ""))
+        commands.succeeded(number, 0.1)
+    commands.started(99, FIND)
+    commands.failed(99, 0.1, "1", "1")
+    series = {one.operation: one for one in commands.stats() if not one.error_type}
+    assert len(commands.stats()) == 5
+    assert (series["_OTHER"].duration.count, series["_OTHER"].collection) == (7, "")
+
+
+def test_commands_cancelled_in_flight_do_not_pile_up() -> None:
+    commands = CommandState(3)
+    for number in range(50_000):
+        commands.started(number, FIND)
+    assert len(commands._inflight) <= 10_000
+    commands.succeeded(49_999, 0.1)
+    assert commands.stats()[0].duration.count == 1
