@@ -128,8 +128,9 @@ class AsyncMongoDBConnectionPool(Singleton[_Client]):
     def _initialize_lock(cls) -> asyncio.Lock:
         loop = asyncio.get_running_loop()
         if cls._loop is not loop:
-            if cls._loop is not None and cls._loop.is_closed():
+            if cls._current is not None and cls._loop is not None and cls._loop.is_closed():
                 # A client cannot leave its loop, and the loop ended without close().
+                cls._current.telemetry.close()
                 cls._current, cls._draining = None, []
             if cls._current is not None:
                 raise PoolNotInitializedError(

@@ -149,9 +149,7 @@ def test_events_of_a_server_nobody_knows_count_nowhere() -> None:
         ({"ping": 1}, ""),
     ],
 )
-def test_only_the_names_of_collections_become_labels(
-    body: dict[str, Any], collection: str
-) -> None:
+def test_only_the_names_of_collections_become_labels(body: dict[str, Any], collection: str) -> None:
     replay = Replay()
     replay.command(body)
     (series,) = replay.telemetry.stats().operations

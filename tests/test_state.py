@@ -454,7 +454,12 @@ def test_commands_are_counted_by_what_they_are() -> None:
     commands.started(2, FIND)
     commands.failed(2, 0.1, "11000", "11000")
     ok, failed = commands.stats()
-    assert (ok.operation, ok.collection, ok.duration.count, ok.error_type) == ("find", "orders", 1, "")
+    assert (ok.operation, ok.collection, ok.duration.count, ok.error_type) == (
+        "find",
+        "orders",
+        1,
+        "",
+    )
     assert (failed.error_type, failed.status_code, failed.duration.sum) == ("11000", "11000", 0.1)
 
 

@@ -1,0 +1,201 @@
+"""AsyncMongoDBConnectionPool: the same promises, on an event loop."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from pymongo.errors import PyMongoError, ServerSelectionTimeoutError
+
+from pool_telemetry import (
+    AsyncMongoDBConnectionPool as Pool,
+    PoolNotInitializedError,
+    TelemetryOptions,
+)
+from pool_telemetry.embedded import EmbeddedServer
+from pool_telemetry.telemetry import live
+from tests.support import drivers, slow
+
+
+@contextlib.asynccontextmanager
+async def closing() -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        await Pool.close()
+
+
+def run(main: Callable[[], Awaitable[None]]) -> None:
+    async def guarded() -> None:
+        async with closing():
+            await main()
+
+    asyncio.run(guarded())
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def names() -> set[str]:
+    return {telemetry.name for telemetry in live()}
+
+
+def test_fifty_tasks_make_one_client(server_uri: str) -> None:
+    async def main() -> None:
+        clients = await asyncio.gather(*(Pool.initialize(server_uri) for _ in range(50)))
+        assert all(client is Pool.get_client() for client in clients)
+        assert (await clients[0].admin.command("ping"))["ok"] == 1.0
+        stats = Pool.get_pool_stats()
+        assert stats["status"] == "connected"
+        assert stats["pool_config"]["minPoolSize"] == 10
+        assert stats["server_version"] == (await clients[0].server_info())["version"]
+
+    run(main)
+
+
+def test_before_initialize_and_after_close() -> None:
+    async def main() -> None:
+        with pytest.raises(PoolNotInitializedError, match=r"AsyncMongoDBConnectionPool\.init"):
+            Pool.get_client()
+        assert Pool.get_pool_stats()["status"] == "not_initialized"
+        await Pool.close()
+        await Pool.close()
+
+    run(main)
+
+
+# PyMongo drops the socket of a connect that is cancelled without closing it.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_wrong_address_leaves_nothing_behind(server_uri: str) -> None:
+    async def main() -> None:
+        with pytest.raises(ServerSelectionTimeoutError):
+            await Pool.initialize(
+                "mongodb://127.0.0.1:1/",
+                serverSelectionTimeoutMS=200,
+                telemetry=TelemetryOptions(name="awrong"),
+            )
+        assert "awrong" not in names()
+        await until(lambda: len(asyncio.all_tasks()) == 1)
+        await Pool.initialize(server_uri)
+
+    run(main)
+
+
+def test_close_returns_while_the_pool_is_exhausted(server_uri: str) -> None:
+    async def main() -> None:
+        client = await Pool.initialize(
+            server_uri, maxPoolSize=2, waitQueueTimeoutMS=60_000, appName="astuck", retryReads=False
+        )
+        collection = client["t"]["t"]
+        await collection.find_one()
+        with slow(server_uri, "astuck", 7_000):
+            tasks = [asyncio.create_task(collection.find_one()) for _ in range(5)]
+            await until(lambda: drivers(client).waiting == 3)
+            before = time.perf_counter()
+            stats = Pool.get_pool_stats()
+            assert time.perf_counter() - before < 0.01
+            assert stats["pool"]["waiting"] == 3
+            assert stats["pool"]["exhausted"]
+            started = time.monotonic()
+            await Pool.close()
+            assert time.monotonic() - started < 5
+            assert Pool.get_pool_stats()["status"] == "not_initialized"
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    run(main)
+
+
+def test_new_settings_swap_the_client_and_let_the_old_one_finish(server_uri: str) -> None:
+    async def main() -> None:
+        options = TelemetryOptions(name="aswap")
+        old = await Pool.initialize(server_uri, appName="aswap", telemetry=options)
+        with slow(server_uri, "aswap", 500):
+            task = asyncio.create_task(old["t"]["t"].find_one())
+            await until(lambda: drivers(old).in_use == 1)
+            new = await Pool.initialize(server_uri, maxPoolSize=5, telemetry=options)
+            assert Pool.get_client() is new is not old
+            assert names() >= {"aswap", "aswap#2"}
+            assert await task is None
+        await until(lambda: "aswap#2" not in names())
+        with pytest.raises(PyMongoError):
+            await old["t"]["t"].find_one()
+        assert await new["t"]["t"].find_one() is None
+
+    run(main)
+
+
+def test_close_also_ends_the_clients_that_still_drain(server_uri: str) -> None:
+    async def main() -> None:
+        old = await Pool.initialize(server_uri)
+        await Pool.initialize(server_uri, maxPoolSize=9)
+        await Pool.close()
+        with pytest.raises(PyMongoError):
+            await old["t"]["t"].find_one()
+        await until(lambda: len(asyncio.all_tasks()) == 1)
+
+    run(main)
+
+
+def test_close_during_initialize_wins(server_uri: str) -> None:
+    async def main() -> None:
+        with slow(server_uri, "alate", 500, "ping"):
+            starting = asyncio.create_task(Pool.initialize(server_uri, appName="alate"))
+            await asyncio.sleep(0)
+            await until(lambda: Pool._initializing is not None and Pool._initializing.locked())
+            await Pool.close()
+            with pytest.raises(PoolNotInitializedError, match="was closed while it initialized"):
+                await starting
+        assert Pool.get_pool_stats()["status"] == "not_initialized"
+
+    run(main)
+
+
+def test_a_restarted_server_tells_its_version_again(own_server: EmbeddedServer) -> None:
+    async def main() -> None:
+        await Pool.initialize(own_server.uri, heartbeatFrequencyMS=500)
+        version = Pool.get_pool_stats()["server_version"]
+        assert version
+        await asyncio.to_thread(own_server.stop, kill=True)
+        await until(lambda: Pool.get_pool_stats()["status"] == "disconnected")
+        assert Pool._current is not None
+        Pool._current.version = "of the old server"
+        await asyncio.to_thread(own_server.start)
+        await until(lambda: Pool.get_pool_stats()["server_version"] == version)
+        assert Pool.get_pool_stats()["status"] == "connected"
+
+    run(main)
+
+
+@pytest.mark.filterwarnings("ignore:Unclosed AsyncMongoClient:ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_loop_that_ended_without_close_does_not_stand_in_the_way(server_uri: str) -> None:
+    async def forgets() -> None:
+        await Pool.initialize(server_uri, telemetry=TelemetryOptions(name="forgotten"))
+        assert names() >= {"forgotten"}
+
+    asyncio.run(forgets())
+    run(forgets)
+    assert "forgotten#2" not in names()
+
+
+def test_a_client_of_a_running_loop_is_not_taken_from_it(server_uri: str) -> None:
+    async def main() -> None:
+        await Pool.initialize(server_uri)
+
+        def elsewhere() -> None:
+            with pytest.raises(PoolNotInitializedError, match="another event loop"):
+                asyncio.run(initialize())
+
+        async def initialize() -> None:
+            await Pool.initialize(server_uri)
+
+        await asyncio.to_thread(elsewhere)
+
+    run(main)

@@ -1,0 +1,138 @@
+import dataclasses
+from typing import Any
+
+import pytest
+
+from pool_telemetry import Health, HealthLimits, PoolConfigurationError, assess
+from pool_telemetry.diagnosis import recommend
+from pool_telemetry.state import PoolState
+from pool_telemetry.stats import ClientStats, PoolStats
+
+
+def a_pool(**changes: Any) -> PoolStats:
+    state = PoolState(("db", 27017), clock=lambda: 0.0)
+    state.created(10, 0)
+    state.ready()
+    state.heartbeat(up=True)
+    return dataclasses.replace(state.stats(), **changes)
+
+
+def a_client(*pools: PoolStats) -> ClientStats:
+    return ClientStats(name="", pools=pools, operations=(), telemetry_errors=0)
+
+
+EXHAUSTED: dict[str, Any] = {
+    "exhausted": True,
+    "exhaustions": 3,
+    "since_exhausted": 0.0,
+    "in_use": 10,
+    "size": 10,
+    "waiting": 4,
+    "oldest_wait": 1.5,
+}
+DOWN: dict[str, Any] = {
+    "up": False,
+    "was_down": True,
+    "down_reason": "AutoReconnect",
+    "since_up_changed": 12.0,
+    "phase": "paused",
+}
+
+
+def test_a_quiet_pool_is_healthy_and_has_nothing_to_say() -> None:
+    assert assess(a_client(a_pool())) == Health("healthy", ())
+
+
+def test_a_full_pool_is_busy_not_ill() -> None:
+    assert assess(a_client(a_pool(in_use=10, size=10))).status == "healthy"
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "words"),
+    [
+        (EXHAUSTED, "degraded", "exhausted: 10 of 10 in use, 4 waiting, the oldest for 1.50 s"),
+        ({**EXHAUSTED, "stalled_time": 29.0}, "degraded", "exhausted"),
+        ({**EXHAUSTED, "stalled_time": 31.0}, "unhealthy", "no connection came back for 31.0 s"),
+        ({"since_exhausted": 9.0}, "degraded", "was exhausted 9.0 s ago"),
+        ({"since_exhausted": 11.0}, "healthy", ""),
+        ({"since_timeout": 2.0}, "degraded", "timed a caller out 2.0 s ago"),
+        ({"since_timeout": 11.0}, "healthy", ""),
+        ({"phase": "paused"}, "degraded", "is paused"),
+        ({"was_down": True, "since_up_changed": 3.0}, "degraded", "is back since 3.0 s"),
+        ({"was_down": True, "since_up_changed": 13.0}, "healthy", ""),
+        (DOWN, "unhealthy", "db:27017 down for 12.0 s (AutoReconnect)"),
+        ({"up": None, "phase": "paused"}, "unhealthy", "db:27017 has not answered yet"),
+        ({"up": None}, "healthy", ""),  # behind a load balancer there are no heartbeats
+    ],
+)
+def test_what_is_wrong_is_said_with_its_numbers(
+    changes: dict[str, Any], status: str, words: str
+) -> None:
+    health = assess(a_client(a_pool(**changes)))
+    assert health.status == status
+    assert words in " ".join(health.reasons)
+    assert bool(health.reasons) == (status != "healthy")
+
+
+def test_one_of_two_servers_gone_is_degraded() -> None:
+    health = assess(a_client(a_pool(), a_pool(host="other", **DOWN)))
+    assert (health.status, len(health.reasons)) == ("degraded", 1)
+    assert "other:27017 down" in health.reasons[0]
+
+
+def test_a_client_without_a_server_is_unhealthy() -> None:
+    assert assess(a_client()) == Health(
+        "unhealthy", ("no server can be reached: no server is known yet",)
+    )
+    assert assess(a_client(a_pool(phase="closed"))).status == "unhealthy"
+
+
+def test_the_worst_comes_first() -> None:
+    health = assess(
+        a_client(
+            a_pool(since_timeout=1.0), a_pool(host="other", **{**EXHAUSTED, "stalled_time": 99.0})
+        )
+    )
+    assert health.status == "unhealthy"
+    assert "other:27017" in health.reasons[0]
+
+
+def test_it_does_not_flap_at_the_edge_of_exhaustion() -> None:
+    """A pool that is exhausted every other moment changes its status once, not each time."""
+    said = []
+    for moment in range(100):
+        changes = EXHAUSTED if moment % 2 else {"since_exhausted": 0.5}
+        said.append(assess(a_client(a_pool(**changes))).status)
+    assert set(said) == {"degraded"}
+
+
+def test_limits_are_ones_own() -> None:
+    limits = HealthLimits(stalled_seconds=5.0, settle_seconds=1.0)
+    assert assess(a_client(a_pool(since_exhausted=2.0)), limits).status == "healthy"
+    stalled = a_pool(**{**EXHAUSTED, "stalled_time": 6.0})
+    assert assess(a_client(stalled), limits).status == "unhealthy"
+
+
+@pytest.mark.parametrize("name", ["stalled_seconds", "settle_seconds"])
+def test_a_limit_has_to_be_above_zero(name: str) -> None:
+    with pytest.raises(PoolConfigurationError, match=f"{name} is 0.0: use above 0.0"):
+        HealthLimits(**{name: 0.0})
+
+
+def test_nothing_is_recommended_where_nothing_happened() -> None:
+    assert recommend(a_client(a_pool())) == {
+        "increase_pool": False,
+        "check_connection": False,
+        "reasons": [],
+    }
+
+
+def test_recommendations_come_from_what_happened() -> None:
+    advice = recommend(a_client(a_pool(**{**EXHAUSTED, "since_exhausted": 200.0})))
+    assert (advice["increase_pool"], advice["check_connection"]) == (True, False)
+    assert "3 exhaustions" in advice["reasons"][0]
+    assert "maxPoolSize 10" in advice["reasons"][0]
+    assert not recommend(a_client(a_pool(since_exhausted=301.0)))["increase_pool"]
+    advice = recommend(a_client(a_pool(**DOWN)))
+    assert (advice["increase_pool"], advice["check_connection"]) == (False, True)
+    assert "no server answers" in advice["reasons"][0]

@@ -1,0 +1,230 @@
+"""PoolTelemetry on clients that somebody else makes."""
+
+import asyncio
+import contextlib
+import gc
+import json
+import multiprocessing
+import os
+import threading
+import time
+from typing import Any
+
+import pytest
+from pymongo import AsyncMongoClient, MongoClient
+from pymongo.errors import PyMongoError
+
+from pool_telemetry import PoolTelemetry, TelemetryOptions
+from pool_telemetry.embedded import EmbeddedServer
+from pool_telemetry.stats import PoolStats
+from pool_telemetry.telemetry import live
+from tests.support import drivers, ours, slow, wait_for
+
+
+def the_pool(telemetry: PoolTelemetry) -> PoolStats:
+    (pool,) = telemetry.stats().open_pools
+    return pool
+
+
+def test_a_client_of_somebody_else_is_seen(server_uri: str) -> None:
+    telemetry = PoolTelemetry("theirs")
+    with MongoClient[dict[str, Any]](
+        server_uri, maxPoolSize=3, minPoolSize=1, event_listeners=telemetry.listeners
+    ) as client:
+        client["t"]["t"].insert_one({})
+        pool = the_pool(telemetry)
+        assert ours(pool) == drivers(client)
+        assert (pool.max_size, pool.min_size, pool.phase, pool.up) == (3, 1, "ready", True)
+        assert pool.rtt is not None
+        stats = telemetry.stats()
+        assert stats.pool_name(pool) == f"theirs@{pool.address}"
+        assert {one.operation for one in stats.operations} >= {"insert"}
+    assert telemetry.stats().open_pools == []
+    assert telemetry.stats().telemetry_errors == 0
+
+
+def test_an_asynchronous_client_is_seen_alike(server_uri: str) -> None:
+    telemetry = PoolTelemetry()
+
+    async def main() -> None:
+        client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(
+            server_uri, event_listeners=telemetry.listeners
+        )
+        await client["t"]["t"].insert_one({})
+        pool = the_pool(telemetry)
+        assert ours(pool) == drivers(client)
+        assert telemetry.stats().pool_name(pool) == pool.address
+        await client.close()
+
+    asyncio.run(main())
+
+
+def test_the_round_trip_time_is_the_clients_own_where_it_is_attached(server_uri: str) -> None:
+    telemetry = PoolTelemetry()
+    with MongoClient[dict[str, Any]](server_uri, event_listeners=telemetry.listeners) as client:
+        client.admin.command("ping")
+        telemetry.attach(client)
+        (server,) = client.topology_description.server_descriptions().values()
+        assert the_pool(telemetry).rtt == pytest.approx(server.round_trip_time, rel=0.5)
+
+
+def test_stats_are_json(server_uri: str) -> None:
+    telemetry = PoolTelemetry()
+    with MongoClient[dict[str, Any]](server_uri, event_listeners=telemetry.listeners) as client:
+        client.admin.command("ping")
+        live_stats = telemetry.live_stats()
+        assert json.loads(json.dumps(live_stats)) == live_stats
+
+
+def test_the_seed_under_another_name_is_not_shown(server_uri: str) -> None:
+    """A replica set calls its members its own way; the seed's pool is closed unused."""
+    telemetry = PoolTelemetry()
+    seed = server_uri.replace("127.0.0.1", "localhost")
+    with MongoClient[dict[str, Any]](seed, event_listeners=telemetry.listeners) as client:
+        client.admin.command("ping")
+        wait_for(lambda: len(telemetry._pools) == 2 and len(telemetry.stats().open_pools) == 1)
+        assert [pool.address for pool in telemetry.stats().pools] == [
+            server_uri.removeprefix("mongodb://").rstrip("/")
+        ]
+
+
+def test_a_client_dropped_without_close_leaves_no_open_pool(server_uri: str) -> None:
+    telemetry = PoolTelemetry("dropped")
+    client: MongoClient[dict[str, Any]] | None = MongoClient(
+        server_uri, event_listeners=telemetry.listeners
+    )
+    assert client is not None
+    client.admin.command("ping")
+    assert the_pool(telemetry).size == 1
+    with pytest.warns(ResourceWarning, match="Unclosed MongoClient"):
+        client = None
+        wait_for(lambda: gc.collect() >= 0 and not telemetry.stats().open_pools, "the finalizer")
+    (pool,) = telemetry.stats().pools
+    assert (pool.size, pool.closed["pool_closed"]) == (0, 1)
+    assert telemetry not in live()
+
+
+def test_telemetry_lives_as_long_as_its_client(server_uri: str) -> None:
+    client: MongoClient[dict[str, Any]] = MongoClient(
+        server_uri, event_listeners=PoolTelemetry("kept").listeners
+    )
+    client.admin.command("ping")
+    gc.collect()
+    assert "kept" in {telemetry.name for telemetry in live()}
+    client.close()
+    assert "kept" not in {telemetry.name for telemetry in live()}
+
+
+def test_a_second_client_of_the_same_name_has_a_name_of_its_own(server_uri: str) -> None:
+    first, second = PoolTelemetry("twin"), PoolTelemetry("twin")
+    assert (first.name, second.name) == ("twin", "twin#2")
+    with MongoClient[dict[str, Any]](server_uri, event_listeners=first.listeners) as client:
+        client.admin.command("ping")
+    third = PoolTelemetry("twin")
+    assert third.name == "twin"  # the first is closed, so its name is free
+    second.close()
+    assert PoolTelemetry("twin").name == "twin#2"
+
+
+def test_stopping_and_starting_the_server(own_server: EmbeddedServer) -> None:
+    telemetry = PoolTelemetry()
+    reconnected = threading.Event()
+    telemetry.on_reconnected = reconnected.set
+    with MongoClient[dict[str, Any]](
+        own_server.uri,
+        heartbeatFrequencyMS=500,
+        serverSelectionTimeoutMS=300,
+        event_listeners=telemetry.listeners,
+    ) as client:
+        client.admin.command("ping")
+        own_server.stop()
+        wait_for(lambda: the_pool(telemetry).up is False)
+        pool = the_pool(telemetry)
+        assert (pool.phase, pool.down_reason, pool.rtt) == ("paused", "AutoReconnect", None)
+        assert not telemetry.stats().connected
+        with contextlib.suppress(PyMongoError):
+            client.admin.command("ping")
+        assert not reconnected.is_set()
+        own_server.start()
+        wait_for(lambda: the_pool(telemetry).up)
+        wait_for(reconnected.is_set)
+        client.admin.command("ping")
+        pool = the_pool(telemetry)
+        assert (pool.phase, pool.closed["stale"], pool.cleared) == ("ready", 1, 1)
+        assert ours(pool) == drivers(client)
+
+
+def test_closed_servers_are_forgotten_when_they_are_many() -> None:
+    telemetry = PoolTelemetry()
+    listener: Any = telemetry.listeners[0]
+    for number in range(200):
+        address = (f"host-{number}", 27017)
+        state = telemetry._pools.get(address)
+        assert state is None
+        telemetry._on_created(address, 100, 0)
+        telemetry._pools[address].connection_created(1)
+        telemetry._pools[address].connection_closed(1, "idle")
+        telemetry._pools[address].closed()
+    assert 50 <= len(telemetry._pools) <= 52
+    assert listener is not None
+
+
+def test_operations_can_be_switched_off(server_uri: str) -> None:
+    telemetry = PoolTelemetry(options=TelemetryOptions(operations=False))
+    with MongoClient[dict[str, Any]](server_uri, event_listeners=telemetry.listeners) as client:
+        client.admin.command("ping")
+        assert telemetry.stats().operations == ()
+        assert the_pool(telemetry).checkouts["ok"] == 1
+
+
+def test_stats_under_full_exhaustion_come_within_ten_milliseconds(server_uri: str) -> None:
+    telemetry = PoolTelemetry("dry")
+    client: MongoClient[dict[str, Any]] = MongoClient(
+        server_uri, maxPoolSize=10, appName="dry", event_listeners=telemetry.listeners
+    )
+    collection = client["t"]["t"]
+    with slow(server_uri, "dry", 500):
+        threads = [threading.Thread(target=collection.find_one) for _ in range(50)]
+        for thread in threads:
+            thread.start()
+        wait_for(lambda: drivers(client).waiting == 40)
+        time.sleep(0.06)  # every wait is old enough to be looked at
+        best = min(timed(telemetry.live_stats) for _ in range(5))
+        assert the_pool(telemetry).waiting == 40
+        for thread in threads:
+            thread.join()
+    client.close()
+    assert best < 0.01
+
+
+def timed(call: Any) -> float:
+    before = time.perf_counter()
+    call()
+    return time.perf_counter() - before
+
+
+def in_child(uri: str, telemetry: PoolTelemetry, client: MongoClient[Any], report: Any) -> None:
+    before = len(telemetry.stats().pools)
+    client["t"]["t"].find_one()
+    pool = the_pool(telemetry)
+    report.send((before, ours(pool) == drivers(client), pool.size, pool.created, pool.phase))
+    client.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*fork.*:UserWarning")
+def test_a_forked_child_reports_its_own_connections(server_uri: str) -> None:
+    telemetry = PoolTelemetry("forked")
+    with MongoClient[dict[str, Any]](server_uri, event_listeners=telemetry.listeners) as client:
+        client["t"]["t"].find_one()
+        fork = multiprocessing.get_context("fork")
+        receive, send = fork.Pipe(duplex=False)
+        child = fork.Process(target=in_child, args=(server_uri, telemetry, client, send))
+        child.start()
+        assert receive.poll(20), "the child said nothing"
+        assert receive.recv() == (0, True, 1, 1, "ready")
+        child.join(20)
+        assert child.exitcode == 0
+        assert the_pool(telemetry).created == 1
+        assert ours(the_pool(telemetry)) == drivers(client)
