@@ -130,8 +130,8 @@ def test_nothing_is_recommended_where_nothing_happened() -> None:
 def test_recommendations_come_from_what_happened() -> None:
     advice = recommend(a_client(a_pool(**{**EXHAUSTED, "since_exhausted": 200.0})))
     assert (advice["increase_pool"], advice["check_connection"]) == (True, False)
-    assert "3 exhaustions" in advice["reasons"][0]
-    assert "maxPoolSize 10" in advice["reasons"][0]
+    assert "ran dry 200 s ago (in all 3 times" in advice["reasons"][0]
+    assert "raise maxPoolSize above 10" in advice["reasons"][0]
     assert not recommend(a_client(a_pool(since_exhausted=301.0)))["increase_pool"]
     advice = recommend(a_client(a_pool(**DOWN)))
     assert (advice["increase_pool"], advice["check_connection"]) == (False, True)

@@ -1,0 +1,25 @@
+"""A FastAPI service on the shared pool, with its health and metrics.
+
+Run it:  MONGODB_URI=mongodb://localhost:27017/ uvicorn examples.fastapi_app:app
+Look at: /health, /health/ready, /metrics, /metrics/mongodb
+"""
+
+from typing import Any
+
+from fastapi import FastAPI
+
+from pool_telemetry import MongoDBConnectionPool, TelemetryOptions, presets
+from pool_telemetry.fastapi import create_router, pool_lifespan
+
+app = FastAPI(
+    lifespan=pool_lifespan(telemetry=TelemetryOptions(name="chat"), **presets.DEVELOPMENT)
+)
+app.include_router(create_router())
+
+
+@app.post("/chat/{session_id}")
+def chat(session_id: str, message: str) -> dict[str, Any]:
+    """Keep a message, and tell how many the session has."""
+    messages = MongoDBConnectionPool.get_client()["chat"]["messages"]
+    messages.insert_one({"session": session_id, "text": message})
+    return {"session": session_id, "messages": messages.count_documents({"session": session_id})}

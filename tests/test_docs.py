@@ -1,0 +1,131 @@
+"""README, examples and dashboards say what is true: they are run, and held against the code."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+import pool_telemetry
+from pool_telemetry.catalog import CATALOG, Metric
+from pool_telemetry.prometheus import prometheus_name
+from tests.support import wait_for
+from tests.web import Web, serving
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+
+
+def blocks() -> list[str]:
+    return [textwrap.dedent(b) for b in re.findall(r"```python\n(.*?)```", README.read_text(), re.S)]
+
+
+@pytest.mark.parametrize("code", blocks())
+def test_every_python_block_of_the_readme_runs(code: str, server_uri: str, tmp_path: Path) -> None:
+    code = code.replace("mongodb://localhost:27017/", server_uri)
+    script = tmp_path / "block.py"
+    script.write_text(code)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(script)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+
+
+def metric_table() -> str:
+    def row(metric: Metric) -> str:
+        unit = metric.unit.strip("{}")
+        extra = f" {{{', '.join(metric.attributes)}}}" if metric.attributes else ""
+        return (
+            f"| `{prometheus_name(metric)}` | `{metric.name}`{extra} "
+            f"| {metric.instrument}, {unit} | {metric.description} |"
+        )
+
+    head = "| Prometheus | OpenTelemetry | instrument, unit | meaning |\n|---|---|---|---|\n"
+    return head + "\n".join(map(row, CATALOG)) + "\n"
+
+
+def test_the_metric_table_of_the_readme_is_the_catalog() -> None:
+    text = README.read_text()
+    before, begin, rest = text.partition("<!-- metrics -->\n")
+    found, end, after = rest.partition("<!-- /metrics -->\n")
+    if os.environ.get("UPDATE_GOLDEN"):
+        README.write_text(before + begin + metric_table() + end + after)
+        return
+    assert found == metric_table()
+
+
+def test_the_readme_is_short_enough_to_be_read() -> None:
+    assert len(README.read_text().splitlines()) < 200
+
+
+def test_the_changelog_knows_this_version() -> None:
+    assert f"[{pool_telemetry.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_every_name_in_the_dashboards_is_in_the_catalog() -> None:
+    known = {prometheus_name(metric) for metric in CATALOG}
+    text = (ROOT / "dashboards" / "README.md").read_text()
+    labels = {a.replace(".", "_") for m in CATALOG for a in m.attributes}
+    used = set(re.findall(r"\b(?:db_client|mongodb_client)_\w+", text))
+    names = {name.removesuffix("_bucket") for name in used}
+    assert names - labels - {"db_client_connection_pool_name"} <= known
+    queries = re.findall(r"`([^`]+)`", "\n".join(re.findall(r"^\| .+\? \|(.+)\|$", text, re.M)))
+    assert len(queries) >= 10
+    if shutil.which("promtool"):
+        rules = {"groups": [{"name": "g", "rules": []}]}
+        for number, query in enumerate(queries):
+            rules["groups"][0]["rules"].append({"record": f"q{number}", "expr": query})  # type: ignore[attr-defined]
+        import json
+
+        path = ROOT / ".pytest_cache" / "queries.yml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(rules))  # JSON is YAML
+        done = subprocess.run(["promtool", "check", "rules", str(path)], capture_output=True)
+        assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
+
+
+def test_the_example_service_runs(server_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MONGODB_URI", server_uri)
+    names: dict[str, Any] = {"__name__": "example"}
+    code = (ROOT / "examples" / "fastapi_app.py").read_text()
+    exec(compile(code, "fastapi_app.py", "exec"), names)
+    with serving(names["app"]) as web:
+        assert web.get("/health").json()["status"] == "healthy"
+        assert 'pool_name="chat@' in web.get("/metrics").text
+    from pool_telemetry import prometheus
+
+    prometheus.unregister()
+
+
+def test_the_example_of_any_client_runs(server_uri: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "examples" / "any_client.py"), server_uri, str(free_port())],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout
+        assert process.stdout.readline() == "0 in use, 0 waiting\n"
+        port = int(process.args[-1])  # type: ignore[index]  # the list above
+        text = wait_for(lambda: Web(port).get("/metrics").text)
+        names = {family.name for family in parse_text(text)}
+        assert "mongodb_client_pool_exhausted" in names
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port

@@ -1,0 +1,169 @@
+"""The routes over HTTP, while all is well and while nothing is."""
+
+import asyncio
+import json
+import threading
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+
+from pool_telemetry import AsyncMongoDBConnectionPool, HealthLimits, MongoDBConnectionPool
+from pool_telemetry.embedded import EmbeddedServer
+from pool_telemetry.fastapi import create_router, pool_lifespan
+from tests.support import drivers, slow, wait_for
+from tests.web import Web, serving
+
+SECRET = "s3cret-w0rd"
+PATHS = ("/health", "/health/live", "/health/ready", "/metrics", "/metrics/mongodb")
+
+
+def an_app(**kwargs: Any) -> FastAPI:
+    app = FastAPI()
+    app.include_router(create_router(registry=CollectorRegistry(), **kwargs))
+    return app
+
+
+def test_without_a_pool_it_is_alive_and_not_ready() -> None:
+    with serving(an_app()) as web:
+        assert (web.get("/health/live").status, web.get("/health/live").json()) == (
+            200,
+            {"status": "alive"},
+        )
+        ready = web.get("/health/ready")
+        assert ready.status == 503
+        assert ready.json() == {"status": "unhealthy", "reasons": ["the pool is not initialized"]}
+        health = web.get("/health")
+        assert (health.status, health.json()["status"]) == (200, "unhealthy")
+        assert health.json()["mongodb"]["status"] == "not_initialized"
+        advice = web.get("/metrics/mongodb").json()["recommendations"]
+        assert (advice["check_connection"], advice["increase_pool"]) == (True, False)
+        assert web.get("/metrics").status == 200
+
+
+def test_all_is_well(server_uri: str) -> None:
+    MongoDBConnectionPool.initialize(server_uri, maxPoolSize=5)
+    with serving(an_app()) as web:
+        health = web.get("/health").json()
+        assert (health["status"], health["reasons"]) == ("healthy", [])
+        assert health["mongodb"].keys() == MongoDBConnectionPool.get_pool_stats().keys()
+        assert web.get("/health/ready").status == 200
+        answer = web.get("/metrics/mongodb").json()
+        pool = answer["connection_pool"]
+        assert (pool["status"], pool["max_pool_size"], pool["min_pool_size"]) == ("connected", 5, 5)
+        assert (pool["waiting"], pool["exhausted"]) == (0, False)
+        assert pool["checkouts"]["ok"] >= 1
+        assert answer["recommendations"] == {
+            "increase_pool": False,
+            "check_connection": False,
+            "reasons": [],
+        }
+
+
+def test_metrics_speak_what_the_scraper_asks_for_and_do_not_redirect(server_uri: str) -> None:
+    MongoDBConnectionPool.initialize(server_uri)
+    with serving(an_app()) as web:
+        plain = web.get("/metrics")
+        assert plain.status == 200
+        assert plain.content_type.startswith("text/plain; version=")
+        assert "mongodb_client_pool_ready{" in plain.text
+        asked = web.get("/metrics", accept="application/openmetrics-text; version=1.0.0")
+        assert asked.content_type.startswith("application/openmetrics-text")
+        names = {family.name for family in parse_openmetrics(asked.text)}
+        assert "db_client_connection_wait_time_seconds" in names
+
+
+def test_it_answers_while_everything_is_taken(server_uri: str) -> None:
+    """All connections, all callers waiting, and more blocked requests than worker threads."""
+    client = MongoDBConnectionPool.initialize(
+        server_uri, maxPoolSize=2, appName="taken", waitQueueTimeoutMS=60_000
+    )
+    app = an_app(limits=HealthLimits(stalled_seconds=0.5))
+
+    @app.get("/slow")
+    def slow_request() -> str:
+        client["t"]["t"].find_one()
+        return "done"
+
+    with serving(app) as web, slow(server_uri, "taken", 1_500):
+        threads = [threading.Thread(target=web.get, args=("/slow",)) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        wait_for(lambda: drivers(client).waiting == 4)
+        busy = web.get("/health/ready")
+        assert (busy.status, busy.json()["status"]) == (200, "degraded")
+        assert "2 of 2 in use, 4 waiting" in busy.json()["reasons"][0]
+        wait_for(lambda: web.get("/health/ready").status == 503, "a stalled pool to be unhealthy")
+        assert "no connection came back" in web.get("/health").json()["reasons"][0]
+        assert web.get("/health/live").status == 200
+        advice = web.get("/metrics/mongodb").json()["recommendations"]
+        assert advice["increase_pool"]
+        assert "ran dry 0 s ago (in all 1 times" in advice["reasons"][0]
+        assert "mongodb_client_pool_exhausted{" in web.get("/metrics").text
+        for thread in threads:
+            thread.join()
+
+
+def test_it_tells_when_the_server_is_gone_without_telling_secrets(
+    own_server: EmbeddedServer,
+) -> None:
+    uri = own_server.uri.replace("://", f"://ann:{SECRET}@")
+    admin = MongoDBConnectionPool.initialize(own_server.uri)
+    admin.admin.command("createUser", "ann", pwd=SECRET, roles=["root"])
+    client = MongoDBConnectionPool.initialize(uri, heartbeatFrequencyMS=500)
+    client["shop"]["orders"].insert_one({"card": SECRET})
+    client["shop"]["orders"].find_one({"card": SECRET})
+    with serving(an_app()) as web:
+        assert_no_secret(web)
+        own_server.stop(kill=True)
+        wait_for(lambda: web.get("/health/ready").status == 503)
+        health = web.get("/health").json()
+        assert health["mongodb"]["status"] == "disconnected"
+        assert "no server can be reached" in health["reasons"][0]
+        assert "Errno" not in json.dumps(health)
+        assert web.get("/metrics/mongodb").json()["recommendations"]["check_connection"]
+        assert_no_secret(web)
+
+
+def assert_no_secret(web: Web) -> None:
+    for path in PATHS:
+        for accept in ("*/*", "application/openmetrics-text"):
+            assert SECRET not in web.get(path, accept=accept).text, path
+
+
+def test_lifespan_opens_and_closes_the_pool(server_uri: str) -> None:
+    app = FastAPI(lifespan=pool_lifespan(server_uri, maxPoolSize=3))
+    app.include_router(create_router(MongoDBConnectionPool, registry=CollectorRegistry()))
+    with serving(app) as web:
+        assert web.get("/health").json()["mongodb"]["pool_config"]["maxPoolSize"] == 3
+    assert MongoDBConnectionPool.get_pool_stats()["status"] == "not_initialized"
+
+
+def test_the_asynchronous_pool_is_found_by_itself(server_uri: str) -> None:
+    app = FastAPI(lifespan=pool_lifespan(server_uri, pool=AsyncMongoDBConnectionPool))
+    app.include_router(create_router(registry=CollectorRegistry()))
+
+    @app.get("/find")
+    async def find() -> str:
+        await AsyncMongoDBConnectionPool.get_client()["t"]["t"].find_one()
+        return "found"
+
+    with serving(app) as web:
+        assert web.get("/find").status == 200
+        health = web.get("/health").json()
+        assert health["status"] == "healthy"
+        assert health["mongodb"]["operations"]["find"]["count"] == 1
+    assert AsyncMongoDBConnectionPool.get_pool_stats()["status"] == "not_initialized"
+
+
+def test_a_wrong_address_stops_the_application_at_its_start() -> None:
+    lifespan = pool_lifespan("mongodb://127.0.0.1:1/", serverSelectionTimeoutMS=200)
+
+    async def start() -> None:
+        async with lifespan(FastAPI()):
+            pytest.fail("it started")
+
+    with pytest.raises(Exception, match="127.0.0.1:1"):
+        asyncio.run(start())

@@ -1,0 +1,58 @@
+"""What importing costs, what it pulls in, and what it says where an extra is missing."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pool_telemetry
+
+HEAVY = ("fastapi", "starlette", "strands", "grpc", "secantus", "rich", "uvicorn", "opentelemetry")
+
+
+def python(code: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_the_import_is_light() -> None:
+    loaded = python("import sys, pool_telemetry; print(*sys.modules)").split()
+    assert "pymongo" in loaded
+    assert not [name for name in loaded if name.split(".")[0] in HEAVY]
+    assert "prometheus_client" not in loaded
+
+
+def test_the_import_takes_little_more_than_pymongos() -> None:
+    code = (
+        "import time, pymongo, pymongo.asynchronous.mongo_client; before = time.perf_counter();"
+        "import pool_telemetry; print(time.perf_counter() - before)"
+    )
+    assert min(float(python(code)) for _ in range(3)) < 0.150
+
+
+@pytest.mark.parametrize(
+    ("module", "missing", "words"),
+    [("pool_telemetry.fastapi", "fastapi", "pip install 'pool-telemetry[fastapi]'")],
+)
+def test_a_missing_extra_is_named(module: str, missing: str, words: str) -> None:
+    code = f"""
+import sys
+sys.modules[{missing!r}] = None
+try:
+    import {module}
+except ImportError as error:
+    print(error)
+"""
+    assert words in python(code)
+
+
+def test_everything_public_is_documented_and_exported() -> None:
+    for name in pool_telemetry.__all__:
+        assert getattr(pool_telemetry, name).__doc__, name
+    package = Path(pool_telemetry.__file__).parent
+    assert (package / "py.typed").exists()
+    for path in package.rglob("*.py"):
+        assert ast.get_docstring(ast.parse(path.read_text())), path

@@ -1,0 +1,194 @@
+"""The whole exposition, compared with the text that we promise."""
+
+import datetime
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+from pymongo import MongoClient
+from pymongo.monitoring import (
+    CommandFailedEvent,
+    CommandStartedEvent,
+    CommandSucceededEvent,
+    ConnectionCheckedInEvent,
+    ConnectionCheckedOutEvent,
+    ConnectionCheckOutFailedEvent,
+    ConnectionCheckOutStartedEvent,
+    ConnectionClosedEvent,
+    ConnectionCreatedEvent,
+    ConnectionReadyEvent,
+    PoolClearedEvent,
+    PoolCreatedEvent,
+    PoolReadyEvent,
+    ServerHeartbeatSucceededEvent,
+)
+
+from pool_telemetry import PoolTelemetry, prometheus
+from pool_telemetry.catalog import CATALOG
+
+GOLDEN = Path(__file__).parent / "golden" / "exposition.txt"
+ADDRESS = ("db.example", 27017)
+
+
+class Clock:
+    now = 128.0  # and steps of powers of two, so that every number is exact
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def replay() -> tuple[PoolTelemetry, Any]:
+    """A client with something of everything, at a time that stands still.
+
+    The listeners have to be held, as a client does.
+    """
+    clock = Clock()
+    telemetry = PoolTelemetry("golden", clock=clock)
+    pool, heartbeat, command = telemetry.listeners
+    pool.pool_created(PoolCreatedEvent(ADDRESS, {"maxPoolSize": 2, "minPoolSize": 1}))
+    pool.pool_ready(PoolReadyEvent(ADDRESS))
+    pool.pool_cleared(PoolClearedEvent(ADDRESS))
+    pool.pool_ready(PoolReadyEvent(ADDRESS))
+    reply: Any = None
+    heartbeat.succeeded(ServerHeartbeatSucceededEvent(0.0015, reply, ADDRESS))
+    for conn_id in (1, 2, 3):
+        pool.connection_created(ConnectionCreatedEvent(ADDRESS, conn_id))
+        clock.now += 0.03125
+        pool.connection_ready(ConnectionReadyEvent(ADDRESS, conn_id, 0.001))
+    pool.connection_closed(ConnectionClosedEvent(ADDRESS, 3, "idle"))
+    for conn_id, wait in ((1, 0.00006), (2, 0.3)):
+        pool.connection_check_out_started(ConnectionCheckOutStartedEvent(ADDRESS))
+        pool.connection_checked_out(ConnectionCheckedOutEvent(ADDRESS, conn_id, wait))
+    pool.connection_check_out_started(ConnectionCheckOutStartedEvent(ADDRESS))
+    clock.now += 2.5
+    pool.connection_check_out_failed(ConnectionCheckOutFailedEvent(ADDRESS, "timeout", 2.5))
+    pool.connection_checked_in(ConnectionCheckedInEvent(ADDRESS, 1))
+    body = {"find": "orders"}
+    took = datetime.timedelta(milliseconds=4)
+    for request_id in (1, 2):
+        command.started(CommandStartedEvent(body, "shop", request_id, ADDRESS, None))
+    command.succeeded(CommandSucceededEvent(took, {}, "find", 1, ADDRESS, None))
+    command.failed(CommandFailedEvent(took, {"code": 50}, "find", 2, ADDRESS, None))
+    pool.connection_check_out_started(ConnectionCheckOutStartedEvent(ADDRESS))
+    pool.connection_checked_out(ConnectionCheckedOutEvent(ADDRESS, 1, 0.0))
+    pool.connection_check_out_started(ConnectionCheckOutStartedEvent(ADDRESS))
+    clock.now += 0.03125
+    return telemetry, (pool, heartbeat, command)
+
+
+@pytest.fixture
+def exposition(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Generate from the replayed client alone, whatever else lives in this process."""
+    telemetry, listeners = replay()
+    monkeypatch.setattr(prometheus, "live", lambda: [telemetry])
+    registry = CollectorRegistry()
+    prometheus.register(registry)
+
+    def generate(accept: str = "") -> tuple[str, str]:
+        assert listeners
+        body, content_type = prometheus.generate(accept, registry)
+        return body.decode(), content_type
+
+    return generate
+
+
+def test_the_exposition_is_the_golden_one(exposition: Any) -> None:
+    text, content_type = exposition()
+    if os.environ.get("UPDATE_GOLDEN"):
+        GOLDEN.write_text(text)
+    assert content_type.startswith("text/plain")
+    assert text == GOLDEN.read_text()
+
+
+def test_openmetrics_says_the_same(exposition: Any) -> None:
+    text, content_type = exposition("application/openmetrics-text; version=1.0.0")
+    assert content_type.startswith("application/openmetrics-text")
+    assert text.endswith("# EOF\n")
+
+    def samples(families: Any) -> set[tuple[str, frozenset[tuple[str, str]], float]]:
+        return {
+            (sample.name, frozenset(sample.labels.items()), sample.value)
+            for family in families
+            for sample in family.samples
+        }
+
+    found = samples(parse_openmetrics(text))
+    assert found
+    assert found == samples(parse_text(exposition()[0]))
+    units = {family.name: family.unit for family in parse_openmetrics(text)}
+    assert units["db_client_connection_wait_time_seconds"] == "seconds"
+    assert units["db_client_connection_count"] == ""
+
+
+def test_every_row_of_the_catalog_is_there(exposition: Any) -> None:
+    text, _ = exposition()
+    families = {family.name: family for family in parse_text(text)}
+    for metric in CATALOG:
+        name = prometheus.prometheus_name(metric)
+        family = families[name.removesuffix("_total")]
+        assert family.samples, name
+        assert family.documentation == metric.description
+        expected = {"counter": "counter", "histogram": "histogram"}.get(metric.instrument, "gauge")
+        assert family.type == expected
+
+
+@pytest.mark.skipif(
+    shutil.which("promtool") is None and not os.environ.get("CI"),
+    reason="promtool is not installed (Debian: apt-get install prometheus)",
+)
+def test_promtool_finds_nothing_to_say_but_what_the_conventions_want(exposition: Any) -> None:
+    said = subprocess.run(
+        ["promtool", "check", "metrics"], input=exposition()[0], capture_output=True, text=True
+    )
+    lines = [line for line in (said.stdout + said.stderr).splitlines() if line]
+    # The conventions' own name for a gauge ends in what Prometheus keeps for histograms.
+    assert lines == [
+        'db_client_connection_count non-histogram and non-summary metrics should not have "_count" suffix'
+    ]
+
+
+def test_one_registration_covers_every_client(server_uri: str) -> None:
+    registry = CollectorRegistry()
+    collector = prometheus.register(registry)
+    assert prometheus.register(registry) is collector
+    one, two = PoolTelemetry("one"), PoolTelemetry("two")
+
+    def pools() -> set[str]:
+        text = prometheus.generate(registry=registry)[0].decode()
+        (family,) = (f for f in parse_text(text) if f.name == "mongodb_client_pool_ready")
+        return {sample.labels["db_client_connection_pool_name"] for sample in family.samples}
+
+    address = server_uri.removeprefix("mongodb://").rstrip("/")
+    with MongoClient[dict[str, Any]](server_uri, event_listeners=one.listeners) as first:
+        first.admin.command("ping")
+        assert f"one@{address}" in pools()
+        with MongoClient[dict[str, Any]](server_uri, event_listeners=two.listeners) as second:
+            second.admin.command("ping")
+            assert {f"one@{address}", f"two@{address}"} <= pools()
+        assert f"two@{address}" not in pools()
+    prometheus.unregister(registry)
+    prometheus.unregister(registry)
+    assert prometheus.generate(registry=registry)[0] == b""
+
+
+def test_clients_without_a_name_never_make_two_series_of_one(server_uri: str) -> None:
+    registry = CollectorRegistry()
+    prometheus.register(registry)
+    telemetries = [PoolTelemetry() for _ in range(3)]
+    clients = [
+        MongoClient[dict[str, Any]](server_uri, event_listeners=telemetry.listeners)
+        for telemetry in telemetries
+    ]
+    for client in clients:
+        client["shop"]["orders"].find_one()
+    text = prometheus.generate(registry=registry)[0].decode()
+    series = [line.rsplit(" ", 1)[0] for line in text.splitlines() if line[0] != "#"]
+    assert len(series) == len(set(series))
+    for client in clients:
+        client.close()
