@@ -8,8 +8,7 @@ from threading import RLock
 from typing import Final
 
 from pool_telemetry.histogram import OPERATION_BOUNDS, Histogram
-from pool_telemetry.state import Address
-from pool_telemetry.stats import OperationStats
+from pool_telemetry.stats import Address, OperationStats
 
 Series = tuple[Address, str, str, str, str, str]
 """Server, database, collection, command, error type, status code."""

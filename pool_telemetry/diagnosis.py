@@ -23,9 +23,9 @@ def recommend(stats: ClientStats) -> Recommendations:
     `check_connection`: no server can be reached.
     """
     reasons = [
-        f"{pool.address} ran dry {pool.since_exhausted:.0f} s ago (in all {pool.exhaustions} times, "
-        f"{pool.exhausted_time:.1f} s, {pool.checkouts['timeout']} timeouts): raise maxPoolSize "
-        f"above {pool.max_size}, or shorten what holds a connection"
+        f"{pool.address} ran dry {pool.since_exhausted:.0f} s ago (in all {pool.exhaustions} "
+        f"times, {pool.exhausted_time:.1f} s, {pool.checkouts['timeout']} timeouts): raise "
+        f"maxPoolSize above {pool.max_size}, or shorten what holds a connection"
         for pool in stats.open_pools
         if pool.since_exhausted is not None and pool.since_exhausted < RECENT_SECONDS
     ]

@@ -11,7 +11,8 @@ from pymongo import monitoring as cmap
 
 from pool_telemetry.actor import current_actor
 from pool_telemetry.commands import CommandState
-from pool_telemetry.state import Address, PoolState
+from pool_telemetry.state import PoolState
+from pool_telemetry.stats import Address
 
 OnError = Callable[[Exception], None]
 

@@ -12,10 +12,9 @@ from typing import Final
 
 from pool_telemetry.actor import Actor, still_in_pool
 from pool_telemetry.histogram import POOL_BOUNDS, Histogram
-from pool_telemetry.stats import CLOSE_REASONS, OUTCOMES, Phase, PoolStats
+from pool_telemetry.stats import CLOSE_REASONS, OUTCOMES, Address, Phase, PoolStats
 
 Clock = Callable[[], float]
-Address = tuple[str, int | None]
 Holder = tuple[Actor, float]  # who has a connection, and since when
 
 # A wait younger than this is not examined: most end by themselves, and looking costs 3 µs each.

@@ -8,6 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
+Address = tuple[str, int | None]
+"""Host and port; the port is None for a Unix domain socket, whose path is the host."""
+
 Phase = Literal["ready", "paused", "closed"]
 """A pool's phase, as CMAP names it."""
 

@@ -18,8 +18,8 @@ from pool_telemetry.commands import CommandState
 from pool_telemetry.listeners import HeartbeatListener, OperationListener, PoolListener, Pools
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.report import LiveStats, live_stats
-from pool_telemetry.state import Address, Clock, PoolState
-from pool_telemetry.stats import ClientStats
+from pool_telemetry.state import Clock, PoolState
+from pool_telemetry.stats import Address, ClientStats
 
 _log = logging.getLogger("pool_telemetry.telemetry")
 

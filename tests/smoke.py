@@ -1,5 +1,6 @@
 """Try an installed wheel: `python smoke.py ""` without extras, `python smoke.py "[demo]"` with."""
 
+import importlib
 import importlib.metadata
 import subprocess
 import sys
@@ -15,6 +16,14 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([COMMAND, *arguments], capture_output=True, text=True, timeout=120)
 
 
+def import_error(module: str) -> str:
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        return str(error)
+    raise AssertionError(f"{module} came without its extra")
+
+
 def main(extra: str) -> None:
     assert Path(pool_telemetry.__file__).is_relative_to(sys.prefix), "not the installed wheel"
     version = importlib.metadata.version("pool-telemetry")
@@ -25,19 +34,14 @@ def main(extra: str) -> None:
     prometheus.register()
     assert b"mongodb_client_pool_exhausted" in prometheus.generate()[0]
     if extra:
-        import pool_telemetry.fastapi
+        from pool_telemetry.fastapi import create_router
 
-        assert pool_telemetry.fastapi.create_router().routes
+        assert create_router().routes
         once = run("demo", "--once")
         assert once.returncode == 0, once.stdout + once.stderr
         print(once.stdout.splitlines()[-1])
     else:
-        try:
-            import pool_telemetry.fastapi
-        except ImportError as error:
-            assert "pool-telemetry[fastapi]" in str(error)
-        else:
-            raise AssertionError("FastAPI came without its extra")
+        assert "pool-telemetry[fastapi]" in import_error("pool_telemetry.fastapi")
         refused = run("demo")
         assert refused.returncode == 2, refused
         assert "pool-telemetry[demo]" in refused.stderr

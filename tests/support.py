@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from prometheus_client import parser as parser_of_text
+from prometheus_client.openmetrics import parser as openmetrics
 from pymongo import AsyncMongoClient, MongoClient
 from pymongo.monitoring import ConnectionPoolListener
 
@@ -55,6 +57,12 @@ class Noop(ConnectionPoolListener):
     def pool_ready(self, event: Any) -> None: ...
     def pool_cleared(self, event: Any) -> None: ...
     def pool_closed(self, event: Any) -> None: ...
+
+
+def prometheus_families(text: str) -> list[Any]:
+    """Parse an exposition, in whichever of the two formats it is."""
+    parser: Any = openmetrics if text.endswith("# EOF\n") else parser_of_text
+    return list(parser.text_string_to_metric_families(text))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import contextlib
 import random
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pymongo
@@ -25,10 +26,14 @@ def the_pool(telemetry: PoolTelemetry) -> PoolStats:
     return pool
 
 
+def agrees(telemetry: PoolTelemetry, expected: Counts) -> bool:
+    return ours(the_pool(telemetry)) == expected
+
+
 def assert_agreement(telemetry: PoolTelemetry, client: Any, expected: Counts) -> None:
     """Wait for the quiet moment that we expect of the driver, then compare."""
     wait_for(lambda: drivers(client) == expected, f"{expected}, the driver has {drivers(client)}")
-    wait_for(lambda: ours(the_pool(telemetry)) == expected, f"{expected}, {the_pool(telemetry)}")
+    wait_for(partial(agrees, telemetry, expected), f"{expected}, {the_pool(telemetry)}")
     assert ours(the_pool(telemetry)) == drivers(client) == expected
 
 
@@ -79,7 +84,7 @@ def test_a_storm_of_threads_agrees_with_the_driver_at_every_quiet_moment(server_
     try:
         collection.insert_many({"_id": i} for i in range(10))
         for round_ in range(3):
-            run_threads([lambda s=s, r=round_: busy(s + 100 * r) for s in range(CALLERS)])
+            run_threads([partial(busy, s + 100 * round_) for s in range(CALLERS)])
             size = drivers(client).size
             assert_agreement(telemetry, client, Counts(size, 0, size, 0, 0))
             with slow(server_uri, "storm", 400):
@@ -127,9 +132,8 @@ def test_a_storm_of_tasks_agrees_with_the_driver_at_every_quiet_moment(server_ur
             await collection.find_one()
 
         async def timed_out() -> None:
-            with contextlib.suppress(PyMongoError):
-                with pymongo.timeout(0.05):
-                    await collection.find_one()
+            with contextlib.suppress(PyMongoError), pymongo.timeout(0.05):
+                await collection.find_one()
 
         async def swallows() -> None:
             with contextlib.suppress(asyncio.CancelledError):
@@ -153,7 +157,7 @@ def test_a_storm_of_tasks_agrees_with_the_driver_at_every_quiet_moment(server_ur
                     await until(lambda: drivers(client).waiting == 3)
                     assert not any(task.done() for task in living_on)
                     expected = Counts(MAX_SIZE, MAX_SIZE, 0, 0, 3)
-                    await until(lambda: ours(the_pool(telemetry)) == expected)
+                    await until(partial(agrees, telemetry, expected))
                     assert ours(the_pool(telemetry)) == drivers(client) == expected
                     await asyncio.gather(*holders, *waiting)
                 over.set()

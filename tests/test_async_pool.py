@@ -11,6 +11,8 @@ from pymongo.errors import PyMongoError, ServerSelectionTimeoutError
 
 from pool_telemetry import (
     AsyncMongoDBConnectionPool as Pool,
+)
+from pool_telemetry import (
     PoolNotInitializedError,
     TelemetryOptions,
 )

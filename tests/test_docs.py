@@ -1,21 +1,21 @@
 """README, examples and dashboards say what is true: they are run, and held against the code."""
 
+import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 import pool_telemetry
 from pool_telemetry.catalog import CATALOG, Metric
 from pool_telemetry.prometheus import prometheus_name
-from tests.support import wait_for
+from tests.support import prometheus_families, wait_for
 from tests.web import Web, serving
 
 ROOT = Path(__file__).parent.parent
@@ -23,7 +23,7 @@ README = ROOT / "README.md"
 
 
 def blocks() -> list[str]:
-    return [textwrap.dedent(b) for b in re.findall(r"```python\n(.*?)```", README.read_text(), re.S)]
+    return re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 
 
 @pytest.mark.parametrize("code", blocks())
@@ -69,24 +69,21 @@ def test_the_changelog_knows_this_version() -> None:
     assert f"[{pool_telemetry.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_every_name_in_the_dashboards_is_in_the_catalog() -> None:
+def test_every_name_in_the_dashboards_is_in_the_catalog(tmp_path: Path) -> None:
     known = {prometheus_name(metric) for metric in CATALOG}
     text = (ROOT / "dashboards" / "README.md").read_text()
     labels = {a.replace(".", "_") for m in CATALOG for a in m.attributes}
     used = set(re.findall(r"\b(?:db_client|mongodb_client)_\w+", text))
     names = {name.removesuffix("_bucket") for name in used}
     assert names - labels - {"db_client_connection_pool_name"} <= known
-    queries = re.findall(r"`([^`]+)`", "\n".join(re.findall(r"^\| .+\? \|(.+)\|$", text, re.M)))
+    queries = re.findall(
+        r"`([^`]+)`", "\n".join(re.findall(r"^\| .+\? \|(.+)\|$", text, re.MULTILINE))
+    )
     assert len(queries) >= 10
     if shutil.which("promtool"):
-        rules = {"groups": [{"name": "g", "rules": []}]}
-        for number, query in enumerate(queries):
-            rules["groups"][0]["rules"].append({"record": f"q{number}", "expr": query})  # type: ignore[attr-defined]
-        import json
-
-        path = ROOT / ".pytest_cache" / "queries.yml"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(rules))  # JSON is YAML
+        rules = [{"record": f"query{i}", "expr": query} for i, query in enumerate(queries)]
+        path = tmp_path / "queries.yml"
+        path.write_text(json.dumps({"groups": [{"name": "queries", "rules": rules}]}))  # is YAML
         done = subprocess.run(["promtool", "check", "rules", str(path)], capture_output=True)
         assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
 
@@ -105,17 +102,17 @@ def test_the_example_service_runs(server_uri: str, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_example_of_any_client_runs(server_uri: str) -> None:
+    port = free_port()
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "examples" / "any_client.py"), server_uri, str(free_port())],
+        [sys.executable, str(ROOT / "examples" / "any_client.py"), server_uri, str(port)],
         stdout=subprocess.PIPE,
         text=True,
     )
     try:
         assert process.stdout
         assert process.stdout.readline() == "0 in use, 0 waiting\n"
-        port = int(process.args[-1])  # type: ignore[index]  # the list above
         text = wait_for(lambda: Web(port).get("/metrics").text)
-        names = {family.name for family in parse_text(text)}
+        names = {family.name for family in prometheus_families(text)}
         assert "mongodb_client_pool_exhausted" in names
     finally:
         process.terminate()
@@ -123,8 +120,6 @@ def test_the_example_of_any_client_runs(server_uri: str) -> None:
 
 
 def free_port() -> int:
-    import socket
-
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port: int = one.getsockname()[1]

@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
 from pool_telemetry import AsyncMongoDBConnectionPool, HealthLimits, MongoDBConnectionPool
 from pool_telemetry.embedded import EmbeddedServer
 from pool_telemetry.fastapi import create_router, pool_lifespan
-from tests.support import drivers, slow, wait_for
+from tests.support import drivers, prometheus_families, slow, wait_for
 from tests.web import Web, serving
 
 SECRET = "s3cret-w0rd"
@@ -71,7 +70,7 @@ def test_metrics_speak_what_the_scraper_asks_for_and_do_not_redirect(server_uri:
         assert "mongodb_client_pool_ready{" in plain.text
         asked = web.get("/metrics", accept="application/openmetrics-text; version=1.0.0")
         assert asked.content_type.startswith("application/openmetrics-text")
-        names = {family.name for family in parse_openmetrics(asked.text)}
+        names = {family.name for family in prometheus_families(asked.text)}
         assert "db_client_connection_wait_time_seconds" in names
 
 
@@ -165,5 +164,5 @@ def test_a_wrong_address_stops_the_application_at_its_start() -> None:
         async with lifespan(FastAPI()):
             pytest.fail("it started")
 
-    with pytest.raises(Exception, match="127.0.0.1:1"):
+    with pytest.raises(Exception, match=r"127\.0\.0\.1:1"):
         asyncio.run(start())

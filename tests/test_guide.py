@@ -3,6 +3,7 @@
 import ast
 import asyncio
 import re
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,11 @@ Snippet = tuple[str, str]
 
 
 def snippets() -> list[Any]:
-    heading, found = "", []
-    for part in re.finditer(r"^#+ ([^\n]+)$|^```python\n(.*?)^```", GUIDE.read_text(), re.M | re.S):
+    heading = ""
+    found: list[Any] = []
+    for part in re.finditer(
+        r"^#+ ([^\n]+)$|^```python\n(.*?)^```", GUIDE.read_text(), re.MULTILINE | re.DOTALL
+    ):
         if part[1]:
             heading = part[1]
             continue
@@ -52,8 +56,9 @@ def local(server_uri: str) -> str:
     try:
         client.admin.command("createUser", "user", pwd="pass", roles=["root"])
     except OperationFailure as error:
-        assert error.code == 51003  # it exists
-    name = client.admin.command("hello")["setName"]
+        if error.code != 51003:  # it exists
+            raise
+    name: str = client.admin.command("hello")["setName"]
     client.close()
     return server_uri.removeprefix("mongodb://").rstrip("/") + " " + name
 
@@ -126,7 +131,7 @@ def test_snippet(
 def test_the_guides_default_configuration_is_ours() -> None:
     text = GUIDE.read_text()
     block = text[text.index("### Default Configuration") :]
-    literal = re.search(r"```python\n(\{.*?\})\n```", block, re.S)
+    literal = re.search(r"```python\n(\{.*?\})\n```", block, re.DOTALL)
     assert literal
     assert ast.literal_eval(literal[1]) == dict(DEFAULTS)
 
@@ -135,7 +140,7 @@ def test_the_guides_stats_are_a_part_of_ours(server_uri: str) -> None:
     text = GUIDE.read_text()
     comment = re.search(r"# Output:\n((?:# .*\n)+)", text)
     assert comment
-    shown = ast.literal_eval(re.sub(r"^# ", "", comment[1], flags=re.M))
+    shown = ast.literal_eval(re.sub(r"^# ", "", comment[1], flags=re.MULTILINE))
     MongoDBConnectionPool.initialize(server_uri)
     stats: Any = MongoDBConnectionPool.get_pool_stats()
     assert shown.keys() <= stats.keys()
@@ -156,11 +161,8 @@ def test_the_guides_stats_are_a_part_of_ours(server_uri: str) -> None:
 def test_presets_are_the_guides_sizings(heading: str, preset: Any) -> None:
     code = GUIDE.read_text().split(heading, 1)[1].split("```", 1)[0]
     call = code[code.index("MongoDBConnectionPool.initialize(") :]
-    depth = 0
-    for end, letter in enumerate(call):
-        depth += (letter == "(") - (letter == ")")
-        if letter == ")" and depth == 0:
-            break
+    depth = list(accumulate((letter == "(") - (letter == ")") for letter in call))
+    end = next(i for i, letter in enumerate(call) if letter == ")" and depth[i] == 0)
     tree = ast.parse(call[: end + 1], mode="eval").body
     assert isinstance(tree, ast.Call)
     shown = {k.arg: ast.literal_eval(k.value) for k in tree.keywords}

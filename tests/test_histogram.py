@@ -1,4 +1,5 @@
 import random
+from itertools import pairwise
 
 import pytest
 
@@ -35,7 +36,7 @@ def test_percentiles_lie_in_the_bucket_of_the_true_value() -> None:
         true = seconds[round(q * len(seconds)) - 1]
         guess = stats.quantile(q)
         assert guess is not None
-        (low, high) = next(pair for pair in zip(edges, edges[1:], strict=False) if true <= pair[1])
+        (low, high) = next(pair for pair in pairwise(edges) if true <= pair[1])
         assert low <= guess <= high
     assert stats.mean == pytest.approx(sum(seconds) / len(seconds))
 

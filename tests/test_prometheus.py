@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
-from prometheus_client.parser import text_string_to_metric_families as parse_text
 from pymongo import MongoClient
 from pymongo.monitoring import (
     CommandFailedEvent,
@@ -31,6 +29,7 @@ from pymongo.monitoring import (
 
 from pool_telemetry import PoolTelemetry, prometheus
 from pool_telemetry.catalog import CATALOG
+from tests.support import prometheus_families
 
 GOLDEN = Path(__file__).parent / "golden" / "exposition.txt"
 ADDRESS = ("db.example", 27017)
@@ -118,17 +117,17 @@ def test_openmetrics_says_the_same(exposition: Any) -> None:
             for sample in family.samples
         }
 
-    found = samples(parse_openmetrics(text))
+    found = samples(prometheus_families(text))
     assert found
-    assert found == samples(parse_text(exposition()[0]))
-    units = {family.name: family.unit for family in parse_openmetrics(text)}
+    assert found == samples(prometheus_families(exposition()[0]))
+    units = {family.name: family.unit for family in prometheus_families(text)}
     assert units["db_client_connection_wait_time_seconds"] == "seconds"
     assert units["db_client_connection_count"] == ""
 
 
 def test_every_row_of_the_catalog_is_there(exposition: Any) -> None:
     text, _ = exposition()
-    families = {family.name: family for family in parse_text(text)}
+    families = {family.name: family for family in prometheus_families(text)}
     for metric in CATALOG:
         name = prometheus.prometheus_name(metric)
         family = families[name.removesuffix("_total")]
@@ -149,7 +148,8 @@ def test_promtool_finds_nothing_to_say_but_what_the_conventions_want(exposition:
     lines = [line for line in (said.stdout + said.stderr).splitlines() if line]
     # The conventions' own name for a gauge ends in what Prometheus keeps for histograms.
     assert lines == [
-        'db_client_connection_count non-histogram and non-summary metrics should not have "_count" suffix'
+        "db_client_connection_count non-histogram and non-summary metrics "
+        'should not have "_count" suffix'
     ]
 
 
@@ -161,7 +161,7 @@ def test_one_registration_covers_every_client(server_uri: str) -> None:
 
     def pools() -> set[str]:
         text = prometheus.generate(registry=registry)[0].decode()
-        (family,) = (f for f in parse_text(text) if f.name == "mongodb_client_pool_ready")
+        (family,) = (f for f in prometheus_families(text) if f.name == "mongodb_client_pool_ready")
         return {sample.labels["db_client_connection_pool_name"] for sample in family.samples}
 
     address = server_uri.removeprefix("mongodb://").rstrip("/")

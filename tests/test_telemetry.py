@@ -96,9 +96,14 @@ def test_a_client_dropped_without_close_leaves_no_open_pool(server_uri: str) -> 
     assert client is not None
     client.admin.command("ping")
     assert the_pool(telemetry).size == 1
-    with pytest.warns(ResourceWarning, match="Unclosed MongoClient"):
+
+    def drop(telemetry: PoolTelemetry) -> None:
+        nonlocal client
         client = None
         wait_for(lambda: gc.collect() >= 0 and not telemetry.stats().open_pools, "the finalizer")
+
+    with pytest.warns(ResourceWarning, match="Unclosed MongoClient"):
+        drop(telemetry)
     (pool,) = telemetry.stats().pools
     assert (pool.size, pool.closed["pool_closed"]) == (0, 1)
     assert telemetry not in live()

@@ -1,105 +1,135 @@
-"""What the five events of one `find_one` cost: real PyMongo events, delivered in a loop.
+"""What the events of one `find_one` cost: real PyMongo events, delivered in a loop."""
 
-Variants run in turn within one process; each cell is the minimum and the median over the rounds.
-"""
-
-import statistics
-import threading
-import time
+import asyncio
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
-from pymongo import monitoring
 from pymongo.monitoring import (
+    CommandListener,
     CommandStartedEvent,
     CommandSucceededEvent,
     ConnectionCheckedInEvent,
     ConnectionCheckedOutEvent,
     ConnectionCheckOutStartedEvent,
     ConnectionCreatedEvent,
+    ConnectionPoolListener,
     ConnectionReadyEvent,
     PoolCreatedEvent,
     PoolReadyEvent,
 )
-import datetime
 
 from pool_telemetry import PoolTelemetry, TelemetryOptions
+from tests.benchmarks import listeners
+from tests.benchmarks.measure import Costs, Effort, Goal, Turn, over, show, show_heading, take_turns
 
 ADDRESS = ("localhost", 27017)
-LOOPS = 20_000
+LOOPS = 5_000
+
+FIVE_EVENTS_MICROSECONDS = 6.0
+POOL_EVENTS_MICROSECONDS = 4.0
 
 
-def noop_listeners() -> list[Any]:
-    """Listeners that define every method and do nothing."""
-
-    def silent(base: type[Any]) -> Any:
-        names = [n for n in vars(base) if not n.startswith("_")]
-        return type("Noop", (base,), {n: lambda self, event: None for n in names})()
-
-    return [silent(monitoring.ConnectionPoolListener), silent(monitoring.CommandListener)]
+def find(kind: type[Any], among: list[Any]) -> Any:
+    """Return the listener of this kind."""
+    return next(listener for listener in among if isinstance(listener, kind))
 
 
-def deliver(listeners: list[Any], *, commands: bool) -> float:
-    """Return µs for one operation's events."""
-    pool = next(one for one in listeners if isinstance(one, monitoring.ConnectionPoolListener))
-    for event, method in (
-        (PoolCreatedEvent(ADDRESS, {}), pool.pool_created),
-        (PoolReadyEvent(ADDRESS), pool.pool_ready),
-        (ConnectionCreatedEvent(ADDRESS, 1), pool.connection_created),
-        (ConnectionReadyEvent(ADDRESS, 1, 0.001), pool.connection_ready),
-    ):
-        method(event)
-    started = ConnectionCheckOutStartedEvent(ADDRESS)
-    out = ConnectionCheckedOutEvent(ADDRESS, 1, 0.00005)
-    back = ConnectionCheckedInEvent(ADDRESS, 1)
-    if commands:
-        command = next(one for one in listeners if isinstance(one, monitoring.CommandListener))
-        body = {"find": "messages", "filter": {"_id": 1}, "$db": "chat"}
-        begins = CommandStartedEvent(body, "chat", 1, ADDRESS, 1)
-        ends = CommandSucceededEvent(
-            datetime.timedelta(microseconds=150),
-            {"ok": 1},
-            "find",
-            1,
-            ADDRESS,
-            1,
-            database_name="chat",
-        )
-        before = time.perf_counter()
-        for _ in range(LOOPS):
-            pool.connection_check_out_started(started)
+def open_pool(pool: ConnectionPoolListener) -> None:
+    """Deliver a pool with one connection, once per PoolTelemetry as from a client."""
+    pool.pool_created(PoolCreatedEvent(ADDRESS, {}))
+    pool.pool_ready(PoolReadyEvent(ADDRESS))
+    pool.connection_created(ConnectionCreatedEvent(ADDRESS, 1))
+    pool.connection_ready(ConnectionReadyEvent(ADDRESS, 1, 0.001))
+
+
+def five_events(given: list[Any], loops: int = LOOPS) -> Turn:
+    """Return a turn that delivers the two command events amid the pool's three."""
+    pool, command = find(ConnectionPoolListener, given), find(CommandListener, given)
+    body = {"find": "messages", "filter": {"_id": 1}, "limit": 1, "$db": "chat"}
+    start, out, back = _pool_events()
+    begun = CommandStartedEvent(body, "chat", 1, ADDRESS, 1)
+    done = CommandSucceededEvent(
+        timedelta(microseconds=150), {"ok": 1}, "find", 1, ADDRESS, 1, database_name="chat"
+    )
+    open_pool(pool)
+
+    def turn() -> int:
+        for _ in range(loops):
+            pool.connection_check_out_started(start)
             pool.connection_checked_out(out)
-            command.started(begins)
-            command.succeeded(ends)
+            command.started(begun)
+            command.succeeded(done)
             pool.connection_checked_in(back)
-    else:
-        before = time.perf_counter()
-        for _ in range(LOOPS):
-            pool.connection_check_out_started(started)
+        return loops
+
+    return turn
+
+
+def pool_events(given: list[Any], loops: int = LOOPS) -> Turn:
+    """Return a turn that delivers the pool's three events alone."""
+    pool = find(ConnectionPoolListener, given)
+    start, out, back = _pool_events()
+    open_pool(pool)
+
+    def turn() -> int:
+        for _ in range(loops):
+            pool.connection_check_out_started(start)
             pool.connection_checked_out(out)
             pool.connection_checked_in(back)
-    return (time.perf_counter() - before) / LOOPS * 1e6
+        return loops
+
+    return turn
 
 
-def main(rounds: int = 15) -> None:
-    for commands in (True, False):
-        ours = PoolTelemetry(options=TelemetryOptions(operations=commands)).listeners
-        noop = noop_listeners()
-        costs: dict[str, list[float]] = {"no-op": [], "ours": []}
-        for _ in range(rounds):
-            costs["no-op"].append(deliver(noop, commands=commands))
-            costs["ours"].append(deliver(list(ours), commands=commands))
-        label = "pool and command events (5)" if commands else "pool events alone (3)"
-        print(label)
-        for name, values in costs.items():
-            print(
-                f"  {name:6} min {min(values):6.2f} µs  median {statistics.median(values):6.2f} µs"
-            )
-        extra = [b - a for a, b in zip(costs["no-op"], costs["ours"], strict=True)]
-        print(
-            f"  dearer min {min(costs['ours']) - min(costs['no-op']):6.2f} µs  median {statistics.median(extra):6.2f} µs"
-        )
+def _pool_events() -> tuple[Any, Any, Any]:
+    return (
+        ConnectionCheckOutStartedEvent(ADDRESS),
+        ConnectionCheckedOutEvent(ADDRESS, 1, 0.00005),
+        ConnectionCheckedInEvent(ADDRESS, 1),
+    )
 
 
-if __name__ == "__main__":
-    main()
+def run_events(effort: Effort) -> list[Goal]:
+    """Measure (a), (b) and (g)."""
+    rounds = effort.event_rounds
+    return [
+        _compare("a", "five events, on a thread", five_events, rounds),
+        _compare("g", "five events, in an asyncio task", five_events, rounds, in_task=True),
+        _compare("b", "three events, operations=False", pool_events, rounds, operations=False),
+        Goal("b", "CommandListeners, operations=False", 0, _command_listeners(), "", 0),
+    ]
+
+
+def _compare(
+    section: str,
+    what: str,
+    deliver: Callable[[list[Any]], Turn],
+    rounds: int,
+    *,
+    in_task: bool = False,
+    operations: bool = True,
+) -> Goal:
+    limit = FIVE_EVENTS_MICROSECONDS if operations else POOL_EVENTS_MICROSECONDS
+    show_heading(
+        section,
+        f"The events of a find_one, delivered in a loop: CPU of the {what}",
+        f"ours at most {limit:g} µs over no-op listeners",
+    )
+    telemetry = PoolTelemetry(options=TelemetryOptions(operations=operations))
+    variants = {"no-op": deliver(listeners.noop()), "ours": deliver(list(telemetry.listeners))}
+
+    async def take_turns_in_a_task() -> Costs:
+        return take_turns(variants, rounds)
+
+    costs = asyncio.run(take_turns_in_a_task()) if in_task else take_turns(variants, rounds)
+    telemetry.close()
+    show(costs, "no-op")
+    return Goal(section, f"{what}: over no-op", limit, over(costs, "ours", "no-op"))
+
+
+def _command_listeners() -> int:
+    telemetry = PoolTelemetry(options=TelemetryOptions(operations=False))
+    found = [one for one in telemetry.listeners if isinstance(one, CommandListener)]
+    telemetry.close()
+    return len(found)
