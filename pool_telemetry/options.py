@@ -30,6 +30,11 @@ DEFAULTS: Final[Mapping[str, Any]] = MappingProxyType(
 
 DEFAULT_URI: Final = "mongodb://localhost:27017/"
 
+# Hosts, a database, options: an "@" may only stand in an option's value. What is not of this form
+# has credentials before it, perhaps with special characters that are not escaped.
+_HOST: Final = r"([^:@/?,\[\]]+|\[[^\]@/?]*\])(:\d+)?"
+_WITHOUT_CREDENTIALS: Final = re.compile(rf"{_HOST}(,{_HOST})*(/[^@?]*)?(\?([^@=]+=.*)?)?")
+
 _SECRET_OPTIONS: Final = frozenset(
     {
         "authmechanismproperties",  # may carry AWS_SESSION_TOKEN
@@ -153,9 +158,12 @@ def mask_uri(uri: str) -> str:
     scheme, separator, rest = uri.partition("://")
     if not separator:
         return "***"
+    if not _WITHOUT_CREDENTIALS.fullmatch(rest):
+        tail = rest.partition("@")[2]
+        if not _WITHOUT_CREDENTIALS.fullmatch(tail):
+            tail = rest.rpartition("@")[2] if "@" in rest else ""
+        rest = f"***:***@{tail}"
     address, question, query = rest.partition("?")
-    if "@" in address:
-        address = "***:***@" + address.rpartition("@")[2]
     parts = re.split("([&;])", query)
     for i, part in enumerate(parts):
         key, equals, _ = part.partition("=")
@@ -172,7 +180,7 @@ def secrets_of(uri: str, kwargs: Mapping[str, Any]) -> list[str]:
     if "@" in authority:
         userinfo = authority.rpartition("@")[0]
         found += [userinfo, *re.split("[:@/?#]", userinfo)]
-    every = {form for text in found for form in (text, unquote_plus(text)) if len(form) > 2}
+    every = {form for text in found for form in (text, unquote_plus(text)) if len(form) > 1}
     return sorted(every, key=len, reverse=True)
 
 

@@ -17,6 +17,11 @@ URI = "mongodb://h:1/"
         ("mongodb://u:p%40%3A@a:1,b:2/db?w=1", "mongodb://***:***@a:1,b:2/db?w=1"),
         ("mongodb+srv://u:p@h/?appName=a@b", "mongodb+srv://***:***@h/?appName=a@b"),
         ("mongodb://u:p/q@h/", "mongodb://***:***@h/"),
+        ("mongodb://u:p?q@h/", "mongodb://***:***@h/"),
+        ("mongodb://u:1?q@h/", "mongodb://***:***@h/"),
+        ("mongodb://u:p@q/r@h/?appName=a@b", "mongodb://***:***@b"),
+        ("mongodb://u:p@h:1,[::1]:2/?appName=a@b", "mongodb://***:***@h:1,[::1]:2/?appName=a@b"),
+        ("mongodb://h:1,[::1]:2/db?appName=a@b", "mongodb://h:1,[::1]:2/db?appName=a@b"),
         (
             "mongodb://h/?authMechanismProperties=AWS_SESSION_TOKEN:abc&w=1",
             "mongodb://h/?authMechanismProperties=***&w=1",
@@ -26,6 +31,8 @@ URI = "mongodb://h:1/"
             "mongodb://h/?w=1;TLSCertificateKeyFilePassword=***",
         ),
         ("mongodb://[::1]:27017/", "mongodb://[::1]:27017/"),
+        ("mongodb://u:p", "mongodb://***:***@"),
+        ("mongodb://%2Ftmp%2Fm.sock/?", "mongodb://%2Ftmp%2Fm.sock/?"),
         ("not a uri with s3cret", "***"),
     ],
 )

@@ -1,0 +1,72 @@
+"""The command line's answers when there is nothing to show: one line each, and an exit code."""
+
+import subprocess
+import sys
+
+import pytest
+
+import pool_telemetry
+from pool_telemetry import cli, embedded
+
+
+def one_line(text: str) -> str:
+    assert text.count("\n") == 1
+    return text
+
+
+def test_it_tells_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"pool-telemetry {pool_telemetry.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["nothing"], ["demo", "--port", "65536"], ["demo", "--port", "x"]]
+)
+def test_what_it_does_not_understand_is_refused(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2
+    assert "usage: pool-telemetry" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("package", ["rich", "uvicorn", "fastapi"])
+def test_without_a_package_of_the_demo_it_names_the_extra(package: str) -> None:
+    program = (
+        f"import sys; sys.modules[{package!r}] = None\n"
+        "from pool_telemetry.cli import main; sys.exit(main(['demo']))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert one_line(done.stderr).endswith("pip install 'pool-telemetry[demo]'\n")
+    assert f"needs {package}," in done.stderr
+
+
+def test_without_a_server_it_asks_for_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(embedded, "executable", lambda: None)
+    assert cli.main(["demo"]) == 1
+    assert "set MONGODB_URI" in one_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("uri", "reason"),
+    [
+        ("mongodb://user:s3cr3t-word@127.0.0.1:1/", "Connection refused"),
+        ("mongodb://user:s3cr3t-word@127.0.0.1:99999/", "Port must be"),
+        ("mongodb://user:s3cr3t-word@a/b@127.0.0.1:1/?x", "MongoDB URI options"),
+    ],
+)
+def test_a_server_that_is_not_there_is_said_without_the_password(
+    uri: str, reason: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MONGODB_URI", uri)
+    assert cli.main(["demo", "--once"]) == 1
+    said = one_line(capsys.readouterr().err)
+    assert "MONGODB_URI" in said
+    assert reason in said
+    assert "s3cr3t" not in said
