@@ -1,0 +1,1 @@
+"""What the telemetry costs: `make bench`, or `python -m tests.benchmarks [--quick]`."""

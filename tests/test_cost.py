@@ -1,0 +1,53 @@
+"""Ceilings that only a blow-up breaks; `make bench` has the figures."""
+
+import tracemalloc
+
+from pymongo.monitoring import CommandListener, CommandStartedEvent
+
+from pool_telemetry import PoolTelemetry
+from tests.benchmarks import listeners
+from tests.benchmarks.events import ADDRESS, find, five_events
+from tests.benchmarks.measure import take_turns
+from tests.benchmarks.memory import RandomOperations
+
+CEILING_MICROSECONDS = 60.0  # ten times the goal: coverage and a busy machine are in it
+
+
+def test_the_five_events_of_an_operation_cost_microseconds() -> None:
+    telemetry = PoolTelemetry()
+    variants = {
+        "no-op": five_events(listeners.noop(), 500),
+        "ours": five_events(list(telemetry.listeners), 500),
+    }
+    costs = take_turns(variants, 10)
+    assert min(costs["ours"]) - min(costs["no-op"]) < CEILING_MICROSECONDS
+    assert telemetry.stats().telemetry_errors == 0
+
+
+def test_random_collection_names_leave_a_bounded_number_of_series() -> None:
+    telemetry = PoolTelemetry()
+    RandomOperations(telemetry.listeners).run(50_000)
+    operations = telemetry.stats().operations
+    assert len(operations) <= telemetry.options.max_operation_series + 2
+    # One of four never ended; the rest are all there, the late ones in the overflow series.
+    assert sum(series.duration.count for series in operations) == 37_500
+
+
+def test_commands_that_never_end_do_not_pile_up() -> None:
+    telemetry = PoolTelemetry()
+    command = find(CommandListener, list(telemetry.listeners))
+
+    def start(request_ids: range) -> None:
+        for request_id in request_ids:
+            body = {"find": f"messages-{request_id}", "$db": "chat"}
+            command.started(CommandStartedEvent(body, "chat", request_id, ADDRESS, request_id))
+
+    tracemalloc.start()
+    try:
+        start(range(11_000))  # the bound is 10,000
+        before, _ = tracemalloc.get_traced_memory()
+        start(range(11_000, 21_000))
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 100_000  # bytes; kept, so many would take 3 MB
