@@ -6,6 +6,7 @@ Look at: http://127.0.0.1:9464/metrics
 
 import sys
 import time
+from typing import Any
 
 from prometheus_client import start_http_server
 from pymongo import MongoClient
@@ -18,7 +19,7 @@ def main(uri: str, port: int = 9464) -> None:
     telemetry = PoolTelemetry("any")
     prometheus.register()
     start_http_server(port, addr="127.0.0.1")
-    with MongoClient(uri, event_listeners=telemetry.listeners) as client:
+    with MongoClient[dict[str, Any]](uri, event_listeners=telemetry.listeners) as client:
         while True:
             client.admin.command("ping")
             pool = telemetry.live_stats()["pool"]

@@ -68,18 +68,23 @@ class CommandState:
         return self._series.setdefault(series, Histogram(OPERATION_BOUNDS))
 
     def stats(self) -> tuple[OperationStats, ...]:
-        """Return a frozen copy of every series."""
+        """Return a frozen copy of every series, each true in itself."""
         with self._lock:
-            return tuple(
+            series = list(self._series.items())
+        found = []
+        for key, histogram in series:
+            with self._lock:  # for a microsecond at a time: hundreds at once would stop the events
+                duration = histogram.stats()
+            found.append(
                 OperationStats(
-                    host=series[0][0],
-                    port=series[0][1],
-                    namespace=series[1],
-                    collection=series[2],
-                    operation=series[3],
-                    error_type=series[4],
-                    status_code=series[5],
-                    duration=histogram.stats(),
+                    host=key[0][0],
+                    port=key[0][1],
+                    namespace=key[1],
+                    collection=key[2],
+                    operation=key[3],
+                    error_type=key[4],
+                    status_code=key[5],
+                    duration=duration,
                 )
-                for series, histogram in self._series.items()
             )
+        return tuple(found)

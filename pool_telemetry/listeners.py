@@ -27,15 +27,19 @@ _CLOSE_REASONS: Final = {
     cmap.ConnectionClosedReason.ERROR: "error",
     cmap.ConnectionClosedReason.POOL_CLOSED: "pool_closed",
 }
-# Commands whose first value names a collection. A list of what is allowed: elsewhere the value
-# may be a user's name or other data, which must not become a label.
-_ON_COLLECTION: Final = frozenset(
-    (
-        *("aggregate", "collMod", "collStats", "count", "create", "createIndexes", "delete"),
-        *("distinct", "drop", "dropIndexes", "find", "findAndModify", "insert", "killCursors"),
-        *("listIndexes", "mapReduce", "update", "validate"),
-    )
-)
+# Commands that name a collection, and where. A list of what is allowed: in other commands the
+# first value may be a user's name or other data, which must not become a label.
+_COLLECTION_FIELD: Final = {
+    **{
+        name: name
+        for name in (
+            *("aggregate", "collMod", "collStats", "count", "create", "createIndexes", "delete"),
+            *("distinct", "drop", "dropIndexes", "find", "findAndModify", "insert", "killCursors"),
+            *("listIndexes", "mapReduce", "update", "validate"),
+        )
+    },
+    "getMore": "collection",
+}
 
 
 class Pools(dict[Address, PoolState]):
@@ -86,7 +90,7 @@ class PoolListener(cmap.ConnectionPoolListener):
     def connection_checked_in(self, event: cmap.ConnectionCheckedInEvent) -> None:
         """A connection came back; from PyMongo 4.19 on, someone else may already have it."""
         try:
-            self._pools[event.address].checked_in(current_actor(), event.connection_id)
+            self._pools[event.address].checked_in(current_actor, event.connection_id)
         except Exception as error:
             self._on_error(error)
 
@@ -170,15 +174,12 @@ class OperationListener(cmap.CommandListener):
         """A command is sent. Only names are taken from its document, and it is not kept."""
         try:
             name = event.command_name
-            collection: object = None
-            if name in _ON_COLLECTION:
-                collection = event.command.get(name)
-            elif name == "getMore":
-                collection = event.command.get("collection")
-            # An aggregate over a database has 1.
-            known = collection if isinstance(collection, str) else ""
+            collection = event.command.get(_COLLECTION_FIELD.get(name, ""))
+            if not isinstance(collection, str):  # an aggregate over a database has 1
+                collection = ""
             self._commands.started(
-                event.request_id, (event.connection_id, event.database_name, known, name, "", "")
+                event.request_id,
+                (event.connection_id, event.database_name, collection, name, "", ""),
             )
         except Exception as error:
             self._on_error(error)

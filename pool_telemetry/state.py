@@ -7,6 +7,7 @@ lock is reentrant because a garbage collection inside it may run a finalizer tha
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from threading import RLock
 from typing import Final
 
@@ -23,6 +24,26 @@ MOMENT: Final = 0.05
 LOOK_SECONDS_PER_WAITER: Final = 0.001
 
 _UNLIMITED: Final = float("inf")
+
+
+@dataclass(slots=True)
+class _Heartbeat:
+    """What the last heartbeat said."""
+
+    changed: float  # when `up` last changed
+    up: bool | None = None
+    was_down: bool = False
+    reason: str | None = None
+    rtt: float | None = None
+
+
+@dataclass(slots=True)
+class _Episodes:
+    """The episodes of exhaustion that are over; `count` has the current one, too."""
+
+    count: int = 0
+    seconds: float = 0.0
+    until: float | None = None
 
 
 class PoolState:
@@ -68,20 +89,14 @@ class PoolState:
         self._create_time = Histogram(POOL_BOUNDS)
 
         self._exhausted_since: float | None = None
-        self._exhausted_until: float | None = None
-        self._exhaustions = 0
-        self._exhausted_time = 0.0
+        self._episodes = _Episodes()
         self._alarm = _UNLIMITED  # demand above this is worth a look
         self._look_at = 0.0
         self._last_checkin = 0.0
         self._last_silence = 0.0
         self._last_timeout: float | None = None
 
-        self._up: bool | None = None
-        self._was_down = False
-        self._up_changed = clock()
-        self._down_reason: str | None = None
-        self._rtt: float | None = None
+        self._heartbeat = _Heartbeat(clock())
 
     # The pool
 
@@ -212,12 +227,15 @@ class PoolState:
         if exhausted:
             self._examine(now)
 
-    def checked_in(self, actor: Actor, conn_id: int) -> None:
-        """End a checkout; the connection may already be someone else's, or closed."""
+    def checked_in(self, who: Callable[[], Actor], conn_id: int) -> None:
+        """End a checkout; the connection may already be someone else's, or closed.
+
+        Who ends it is rarely of interest, and in a task costs 0.3 µs to find out.
+        """
         now = self._clock()
         with self._lock:
             if self._overlapping or self._departed:
-                holder = self._untangle(actor, conn_id)
+                holder = self._untangle(who(), conn_id)
             else:
                 holder = self._held.pop(conn_id, None)
             if holder is not None:
@@ -269,14 +287,14 @@ class PoolState:
         if demand > self._max_size:
             if self._exhausted_since is None:
                 self._exhausted_since = now
-                self._exhaustions += 1
+                self._episodes.count += 1
                 self._last_silence = 0.0
             self._alarm = 2 * demand + 64  # a look when the queue doubles keeps ghosts bounded
         else:
             if self._exhausted_since is not None:
-                self._exhausted_time += _age(now, self._exhausted_since) or 0.0
+                self._episodes.seconds += _age(now, self._exhausted_since) or 0.0
+                self._episodes.until = now
                 self._exhausted_since = None
-                self._exhausted_until = now
             self._alarm = min(self._max_size, 2 * demand + 1024)
 
     def _drop_ghosts(self, now: float) -> None:
@@ -300,12 +318,14 @@ class PoolState:
         """Note a heartbeat's outcome; `rtt` None leaves the last one, except when it is down."""
         now = self._clock()
         with self._lock:
-            if up is not self._up:
-                self._up_changed = now
-            self._up = up
-            self._was_down = self._was_down or not up
-            self._down_reason = reason
-            self._rtt = rtt if rtt is not None or not up else self._rtt
+            last = self._heartbeat
+            if up is not last.up:
+                last.changed = now
+            last.up = up
+            last.was_down = last.was_down or not up
+            last.reason = reason
+            if rtt is not None or not up:
+                last.rtt = rtt
 
     # Reading
 
@@ -334,20 +354,20 @@ class PoolState:
                 oldest_wait=_age(now, min(waits, default=now)) or 0.0,
                 longest_checkout=_age(now, min(holds, default=now)) or 0.0,
                 exhausted=exhausted,
-                exhaustions=self._exhaustions,
-                exhausted_time=self._exhausted_time + exhausted_for,
-                since_exhausted=0.0 if exhausted else _age(now, self._exhausted_until),
+                exhaustions=self._episodes.count,
+                exhausted_time=self._episodes.seconds + exhausted_for,
+                since_exhausted=0.0 if exhausted else _age(now, self._episodes.until),
                 since_timeout=_age(now, self._last_timeout),
                 stalled_time=max(silence, self._last_silence) if exhausted else 0.0,
                 checkouts={**self._checkouts, "ok": self._ok},
                 created=self._created,
                 closed=dict(self._closed),
                 cleared=self._cleared,
-                up=self._up,
-                since_up_changed=_age(now, self._up_changed) or 0.0,
-                was_down=self._was_down,
-                down_reason=self._down_reason,
-                rtt=self._rtt,
+                up=self._heartbeat.up,
+                since_up_changed=_age(now, self._heartbeat.changed) or 0.0,
+                was_down=self._heartbeat.was_down,
+                down_reason=self._heartbeat.reason,
+                rtt=self._heartbeat.rtt,
                 wait_time=self._wait_time.stats(),
                 use_time=self._use_time.stats(),
                 create_time=self._create_time.stats(),

@@ -42,6 +42,9 @@ class Pool(PoolState):
         self.checkout_started(actor)
         self.checked_out(actor, conn_id, 0.0)
 
+    def returned(self, actor: Actor, conn_id: int) -> None:
+        self.checked_in(lambda: actor, conn_id)
+
     def counts(self) -> tuple[int, int, int, int, int]:
         stats = self.stats()
         assert 0 <= stats.in_use + stats.opening <= stats.size
@@ -65,7 +68,7 @@ def test_a_connection_opens_is_used_and_closes() -> None:
     assert pool.counts() == (1, 1, 0, 0, 0)
     pool.time.now += 5.0
     assert pool.stats().longest_checkout == pytest.approx(5.0)
-    pool.checked_in(A, 1)
+    pool.returned(A, 1)
     pool.connection_closed(1, "idle")
     stats = pool.stats()
     assert pool.counts() == (0, 0, 0, 0, 0)
@@ -91,10 +94,10 @@ def test_a_check_in_that_comes_after_the_next_check_out_of_its_connection() -> N
     pool.out(B, 1)  # PyMongo 4.19: A's connection is back, its event is not here yet
     assert pool.counts() == (1, 1, 0, 0, 0)
     pool.time.now += 1.0
-    pool.checked_in(A, 1)
+    pool.returned(A, 1)
     assert pool.counts() == (1, 1, 0, 0, 0)
     pool.time.now += 3.0
-    pool.checked_in(B, 1)
+    pool.returned(B, 1)
     assert pool.counts() == (1, 0, 1, 0, 0)
     assert pool.stats().use_time.sum == pytest.approx(2.0 + 4.0)
 
@@ -105,10 +108,10 @@ def test_check_ins_of_one_connection_in_the_wrong_order_keep_their_own_times() -
     for actor in (A, B, C):
         pool.out(actor, 1)
         pool.time.now += 1.0
-    pool.checked_in(B, 1)  # held for 2 s
-    pool.checked_in(C, 1)  # 1 s
+    pool.returned(B, 1)  # held for 2 s
+    pool.returned(C, 1)  # 1 s
     assert pool.counts() == (1, 1, 0, 0, 0)
-    pool.checked_in(A, 1)  # 3 s
+    pool.returned(A, 1)  # 3 s
     assert pool.counts() == (1, 0, 1, 0, 0)
     assert pool.stats().use_time.sum == pytest.approx(6.0)
 
@@ -119,9 +122,9 @@ def test_a_connection_returned_by_someone_else_ends_the_oldest_checkout() -> Non
     pool.out(A, 1)
     pool.time.now += 1.0
     pool.out(B, 1)
-    pool.checked_in(C, 1)
+    pool.returned(C, 1)
     assert pool.stats().use_time.sum == pytest.approx(1.0)
-    pool.checked_in(C, 1)
+    pool.returned(C, 1)
     assert pool.counts() == (1, 0, 1, 0, 0)
 
 
@@ -133,7 +136,7 @@ def test_a_connection_closed_by_a_clear_before_its_check_in_arrives() -> None:
     pool.cleared(pauses=True)
     pool.connection_closed(1, "stale")
     assert pool.counts() == (0, 0, 0, 0, 0)
-    pool.checked_in(A, 1)
+    pool.returned(A, 1)
     stats = pool.stats()
     assert (stats.use_time.count, stats.phase, stats.cleared) == (1, "paused", 1)
 
@@ -171,7 +174,7 @@ def test_a_waiter_that_was_served_while_we_looked_is_no_ghost() -> None:
 
     def served_meanwhile(actors: Iterable[Actor]) -> set[Actor]:
         pool.checked_out(A, 1, 1.0)
-        pool.checked_in(A, 1)
+        pool.returned(A, 1)
         pool.checkout_started(A)  # and waits again
         return set()
 
@@ -248,7 +251,7 @@ def test_handing_over_is_one_episode() -> None:
     pool.checkout_started(D)
     for giver, taker in ((A, C), (C, A), (A, C)):
         pool.time.now += 1.0
-        pool.checked_in(giver, 1)
+        pool.returned(giver, 1)
         assert pool.stats().exhausted
         pool.checked_out(taker, 1, 1.0)
         pool.checkout_started(giver)
@@ -259,7 +262,7 @@ def test_handing_over_is_one_episode() -> None:
 def test_exhaustion_ends_when_the_last_caller_can_be_served() -> None:
     pool = exhausted_pool()
     pool.time.now += 4.0
-    pool.checked_in(A, 1)
+    pool.returned(A, 1)
     pool.time.now += 1.0
     stats = pool.stats()
     assert (stats.exhausted, stats.exhausted_time, stats.since_exhausted) == (False, 4.0, 1.0)
@@ -290,7 +293,7 @@ def test_a_ghost_does_not_prolong_an_episode() -> None:
     pool = exhausted_pool()
     pool.gone = {C}
     pool.time.now += 1.0
-    pool.checked_in(A, 1)
+    pool.returned(A, 1)
     pool.out(A, 1)
     pool.time.now += 100.0
     assert pool.stats().exhausted_time == pytest.approx(1.0)
@@ -317,15 +320,15 @@ def test_stalled_is_the_time_without_a_check_in_while_exhausted() -> None:
     pool.checkout_started(D)
     pool.time.now += 40.0
     assert pool.stats().stalled_time == pytest.approx(40.0)
-    pool.checked_in(A, 1)
+    pool.returned(A, 1)
     pool.checked_out(C, 1, 40.0)
     pool.time.now += 1.0
     assert pool.stats().stalled_time == pytest.approx(40.0)  # one check-in is not a flow
     pool.checkout_started(A)
-    pool.checked_in(B, 2)
+    pool.returned(B, 2)
     pool.time.now += 2.0
     assert pool.stats().stalled_time == pytest.approx(2.0)
-    pool.checked_in(C, 1)
+    pool.returned(C, 1)
     pool.checkout_failed(A, "timeout")
     pool.checkout_failed(D, "timeout")
     assert pool.stats().stalled_time == 0.0
@@ -340,7 +343,7 @@ def test_connections_in_use_at_close_stay_until_they_come_back() -> None:
     pool.checkout_failed(C, "connection_error")
     assert pool.counts() == (2, 2, 0, 0, 0)
     for actor, conn_id in ((A, 1), (B, 2)):
-        pool.checked_in(actor, conn_id)
+        pool.returned(actor, conn_id)
         pool.connection_closed(conn_id, "pool_closed")
     assert pool.counts() == (0, 0, 0, 0, 0)
     assert pool.stats().closed["pool_closed"] == 2
@@ -353,12 +356,12 @@ def test_a_server_that_comes_back_begins_its_ids_anew() -> None:
     pool.ready()
     pool.open(1)
     pool.out(D, 1)  # the new connection 1, while A still has the old one
-    pool.checked_in(A, 1)
+    pool.returned(A, 1)
     pool.connection_closed(1, "pool_closed")
     assert pool.counts() == (1, 1, 0, 0, 0)
-    pool.checked_in(D, 1)
+    pool.returned(D, 1)
     assert pool.counts() == (1, 0, 1, 0, 0)
-    pool.checked_in(B, 2)
+    pool.returned(B, 2)
     pool.connection_closed(2, "pool_closed")
     pool.connection_closed(1, "idle")
     stats = pool.stats()
@@ -371,7 +374,7 @@ def test_a_late_check_out_of_a_pool_that_is_gone_is_counted_but_not_held() -> No
     pool.checkout_started(A)
     pool.checked_out(A, 7, 0.1)
     assert pool.counts() == (0, 0, 0, 0, 0)
-    pool.checked_in(A, 7)
+    pool.returned(A, 7)
     pool.connection_closed(7, "pool_closed")
     stats = pool.stats()
     assert (stats.checkouts["ok"], stats.use_time.count) == (1, 1)
@@ -395,7 +398,7 @@ def test_a_dropped_client_leaves_nothing_open() -> None:
 def test_events_of_connections_nobody_knows_change_no_count() -> None:
     pool = Pool()
     pool.connection_ready(9)
-    pool.checked_in(A, 9)
+    pool.returned(A, 9)
     pool.checkout_failed(A, "timeout")
     assert pool.counts() == (0, 0, 0, 0, 0)
 
@@ -406,7 +409,7 @@ def test_a_clock_that_jumps_back_makes_no_negative_age() -> None:
     stats = pool.stats()
     ages: list[float] = [stats.oldest_wait, stats.longest_checkout, stats.exhausted_time]
     assert all(age >= 0.0 for age in ages)
-    pool.checked_in(A, 1)
+    pool.returned(A, 1)
     assert all(h.sum >= 0.0 for h in (pool.stats().use_time, pool.stats().wait_time))
 
 
