@@ -1,5 +1,6 @@
 """One real server for the whole run, and nothing left over between tests."""
 
+import logging
 import os
 from collections.abc import Iterator
 
@@ -42,5 +43,9 @@ def nothing_left_over(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in list(os.environ):
         if name.startswith("POOL_TELEMETRY_") or name == "MONGODB_URI":
             monkeypatch.delenv(name)
+    driver_log = logging.getLogger("pymongo")
+    level = driver_log.level
     yield
+    # A snippet of the guide turns it up; records of a driver's errors keep its clients alive.
+    driver_log.setLevel(level)
     MongoDBConnectionPool.close()
