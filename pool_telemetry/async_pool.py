@@ -37,7 +37,8 @@ class _AsyncPool(Managed[_Client]):
         """Ping the server and learn its version; close the client where that fails."""
         try:
             with self.failing():
-                await self.client.admin.command("ping")
+                # Where the application reads: a set may have no primary, and be of use.
+                await self.client.admin.command("ping", read_preference=self.client.read_preference)
         except BaseException:
             await self.close(CLOSE_SECONDS)
             raise
@@ -107,9 +108,9 @@ class AsyncMongoDBConnectionPool(Singleton[_Client]):
         Raises:
             PoolNotInitializedError: Also when a client of another event loop is still there.
         """
-        settings = Settings.of(connection_string, telemetry, kwargs)
         async with cls._initialize_lock():
             current, closes = cls._current, cls._closes
+            settings = Settings.of(connection_string, telemetry, kwargs, current)
             if current is not None and current.settings.same_as(settings):
                 return current.client
             new = _AsyncPool(settings)

@@ -47,11 +47,16 @@ class Settings:
 
     @classmethod
     def of(
-        cls, uri: str | None, options: TelemetryOptions | None, kwargs: dict[str, Any]
+        cls,
+        uri: str | None,
+        options: TelemetryOptions | None,
+        kwargs: dict[str, Any],
+        current: "Managed[Any] | None",
     ) -> "Settings":
         """Apply MONGODB_URI, the defaults and the environment."""
         uri = uri or os.environ.get("MONGODB_URI") or DEFAULT_URI
-        options = TelemetryOptions() if options is None else options
+        if options is None:
+            options = TelemetryOptions() if current is None else current.settings.options
         return cls(uri, client_kwargs(uri, kwargs), options)
 
     def same_as(self, other: "Settings") -> bool:

@@ -36,7 +36,8 @@ class _Pool(Managed[_Client]):
         self._drain_now = threading.Event()
         try:
             with self.failing():
-                self.client.admin.command("ping")
+                # Where the application reads: a set may have no primary, and be of use.
+                self.client.admin.command("ping", read_preference=self.client.read_preference)
         except BaseException:
             self.close(CLOSE_SECONDS)
             raise
@@ -112,7 +113,7 @@ class MongoDBConnectionPool(Singleton[_Client]):
 
         Args:
             connection_string: By default the environment's MONGODB_URI, else localhost.
-            telemetry: The telemetry's own options.
+            telemetry: The telemetry's own options; by default those of the client that is there.
             **kwargs: MongoClient's, with its names and units. They go before options in the
                 connection string, and those before `options.DEFAULTS`.
 
@@ -122,9 +123,9 @@ class MongoDBConnectionPool(Singleton[_Client]):
                 an option. Nothing is left behind, and a client that was there stays.
             PoolNotInitializedError: `close()` was called meanwhile.
         """
-        settings = Settings.of(connection_string, telemetry, kwargs)
         with cls._initializing:
             current, closes = cls._current, cls._closes
+            settings = Settings.of(connection_string, telemetry, kwargs, current)
             if current is not None and current.settings.same_as(settings):
                 return current.client
             new = _Pool(settings)

@@ -100,17 +100,15 @@ class PoolState:
 
     # The pool
 
-    def created(self, max_size: int | None, min_size: int) -> bool:
-        """Begin a new pool; counters go on. Return False if the last one was never closed."""
+    def created(self, max_size: int | None, min_size: int) -> None:
+        """Begin a new pool; counters go on."""
         with self._lock:
-            clean = not (self._ready or self._opening) or self.phase == "closed"
             self._departed = {**dict.fromkeys(self._opening), **self._held}
             self._forget_connections()
             self.phase = "paused"
             self._max_size = _UNLIMITED if max_size is None else max_size
             self._min_size = min_size
             self._settle(self._clock())
-            return clean
 
     def ready(self) -> bool:
         """Mark the pool ready; return whether it was cleared before, so this is a reconnection."""

@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 from pool_telemetry.commands import CommandState
@@ -60,6 +61,7 @@ class PoolTelemetry:
         self._clock = clock
         self._lock = threading.RLock()
         self._pools = Pools()
+        self._owners: dict[Address, object] = {}
         self._commands = CommandState(self.options.max_operation_series)
         self._errors = 0
         self._closed = False
@@ -80,8 +82,10 @@ class PoolTelemetry:
         They keep this telemetry alive, not the other way round: when a client is dropped without
         `close()`, its listeners go with it, and its pools are marked closed.
         """
-        pool = PoolListener(self._pools, self._on_created, self._on_reconnected, self._on_error)
-        weakref.finalize(pool, self._on_abandoned).atexit = False
+        owner = object()  # stands for the client that gets them
+        on_created = partial(self._on_created, owner)
+        pool = PoolListener(self._pools, on_created, self._on_reconnected, self._on_error)
+        weakref.finalize(pool, self._on_abandoned, owner).atexit = False
         found: list[Any] = [pool, HeartbeatListener(self._pools, self._on_error)]
         if self.options.operations:
             found.append(OperationListener(self._commands, self._on_error))
@@ -143,16 +147,19 @@ class PoolTelemetry:
 
     # Called by the listeners
 
-    def _on_created(self, address: Address, max_size: int | None, min_size: int) -> None:
+    def _on_created(
+        self, owner: object, address: Address, max_size: int | None, min_size: int
+    ) -> None:
         with self._lock:
             pool = self._pools.get(address)
+            shared = pool is not None and pool.phase != "closed"
             if pool is None:
-                pool = PoolState(address, clock=self._clock)
-            clean = pool.created(max_size, min_size)
-            self._pools[address] = pool
+                pool = self._pools[address] = PoolState(address, clock=self._clock)
+            pool.created(max_size, min_size)
+            self._owners[address] = owner
             self._forget_old_pools(address)
-            warn, self._shared = not clean and not self._shared, self._shared or not clean
-        if warn:
+            said, self._shared = self._shared, self._shared or shared
+        if shared and not said:
             _log.warning(
                 "the listeners of pool %r are used by two clients, so its counts are mixed: "
                 "make one PoolTelemetry for each client",
@@ -164,7 +171,7 @@ class PoolTelemetry:
         closed = [a for a, pool in self._pools.items() if pool.phase == "closed" and a != current]
         for address in closed:
             if self._pools[address].unused or len(closed) > _CLOSED_POOLS_KEPT:
-                del self._pools[address]
+                del self._pools[address], self._owners[address]
                 closed = closed[1:]
 
     def _on_reconnected(self) -> None:
@@ -183,14 +190,17 @@ class PoolTelemetry:
                 exc_info=error,
             )
 
-    def _on_abandoned(self) -> None:
-        for pool in self._states():
+    def _on_abandoned(self, owner: object) -> None:
+        with self._lock:
+            pools = [pool for a, pool in self._pools.items() if self._owners[a] is owner]
+        for pool in pools:
             pool.abandoned()
 
     def _after_fork(self) -> None:
         # The parent's connections are never closed here, and PyMongo announces new pools.
         self._lock = threading.RLock()
         self._pools.clear()
+        self._owners.clear()
         self._commands.reset()
 
 

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from pool_telemetry import AsyncMongoDBConnectionPool, HealthLimits, MongoDBConnectionPool
 from pool_telemetry.embedded import EmbeddedServer
 from pool_telemetry.fastapi import create_router, pool_lifespan
-from tests.support import drivers, prometheus_families, slow, wait_for
+from tests.support import prometheus_families, slow, wait_for
 from tests.web import Web, serving
 
 SECRET = "s3cret-w0rd"
@@ -90,7 +90,7 @@ def test_it_answers_while_everything_is_taken(server_uri: str) -> None:
         threads = [threading.Thread(target=web.get, args=("/slow",)) for _ in range(6)]
         for thread in threads:
             thread.start()
-        wait_for(lambda: drivers(client).waiting == 4)
+        wait_for(lambda: MongoDBConnectionPool.get_pool_stats()["pool"]["waiting"] == 4)
         busy = web.get("/health/ready")
         assert (busy.status, busy.json()["status"]) == (200, "degraded")
         assert "2 of 2 in use, 4 waiting" in busy.json()["reasons"][0]

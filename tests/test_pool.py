@@ -30,7 +30,7 @@ from pool_telemetry import (
 from pool_telemetry.embedded import EmbeddedServer
 from pool_telemetry.options import DEFAULTS
 from pool_telemetry.telemetry import live
-from tests.support import Noop, drivers, slow, wait_for
+from tests.support import Noop, drivers, fastest, slow, wait_for
 
 SECRET = "s3cret-w0rd"
 
@@ -53,6 +53,15 @@ def test_the_first_call_makes_the_client_and_the_others_share_it(server_uri: str
     assert Pool.initialize(server_uri, maxPoolSize=7) is client
     assert Pool.initialize(server_uri + "?maxPoolSize=7") is client
     assert Pool.initialize(server_uri + "?maxpoolsize=7", retryReads=True) is client
+
+
+def test_telemetry_options_stay_when_they_are_not_named_again(server_uri: str) -> None:
+    client = Pool.initialize(server_uri, telemetry=TelemetryOptions(name="kept"))
+    assert Pool.initialize(server_uri) is client
+    assert Pool.initialize(server_uri, maxPoolSize=5) is not client
+    telemetry = Pool.get_telemetry()
+    assert telemetry is not None
+    assert telemetry.name == "kept"
 
 
 def test_fifty_threads_make_one_client(server_uri: str) -> None:
@@ -291,12 +300,8 @@ def test_stats_of_a_dead_server_come_at_once_with_the_truth(own_server: Embedded
     version = Pool.get_pool_stats()["server_version"]
     own_server.stop(kill=True)
     wait_for(lambda: Pool.get_pool_stats()["status"] == "disconnected")
-    times = []
-    for _ in range(5):
-        before = time.perf_counter()
-        stats = Pool.get_pool_stats()
-        times.append(time.perf_counter() - before)
-    assert min(times) < 0.01
+    assert fastest(Pool.get_pool_stats) < 0.01
+    stats = Pool.get_pool_stats()
     assert "no server answers heartbeats" in stats["error"]
     assert "AutoReconnect" in stats["error"]
     (server,) = stats["servers"].values()
@@ -317,7 +322,6 @@ def test_new_settings_swap_the_client_and_let_the_old_one_finish(server_uri: str
         wait_for(lambda: drivers(old).in_use == 1)
         new = Pool.initialize(server_uri, appName="swap", maxPoolSize=5, telemetry=options)
         assert Pool.get_client() is new is not old
-        assert names() >= {"swap", "swap#2"}
         telemetry = Pool.get_telemetry()
         assert telemetry is not None
         assert telemetry.name == "swap"  # the successor has the name, the old one a number

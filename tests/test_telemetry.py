@@ -16,9 +16,10 @@ from pymongo.errors import PyMongoError
 
 from pool_telemetry import PoolTelemetry, TelemetryOptions
 from pool_telemetry.embedded import EmbeddedServer
+from pool_telemetry.state import MOMENT
 from pool_telemetry.stats import PoolStats
 from pool_telemetry.telemetry import live
-from tests.support import drivers, ours, slow, wait_for
+from tests.support import drivers, fastest, ours, slow, wait_for
 
 
 def the_pool(telemetry: PoolTelemetry) -> PoolStats:
@@ -109,6 +110,15 @@ def test_a_client_dropped_without_close_leaves_no_open_pool(server_uri: str) -> 
     assert telemetry not in live()
 
 
+def test_looking_at_the_listeners_does_not_end_the_client_that_has_them(server_uri: str) -> None:
+    telemetry = PoolTelemetry()
+    with MongoClient[dict[str, Any]](server_uri, event_listeners=telemetry.listeners) as client:
+        client.admin.command("ping")
+        assert len(telemetry.listeners) == 3
+        gc.collect()
+        assert the_pool(telemetry).size == 1
+
+
 def test_telemetry_lives_as_long_as_its_client(server_uri: str) -> None:
     client: MongoClient[dict[str, Any]] = MongoClient(
         server_uri, event_listeners=PoolTelemetry("kept").listeners
@@ -166,7 +176,7 @@ def test_closed_servers_are_forgotten_when_they_are_many() -> None:
         address = (f"host-{number}", 27017)
         state = telemetry._pools.get(address)
         assert state is None
-        telemetry._on_created(address, 100, 0)
+        telemetry._on_created(None, address, 100, 0)
         telemetry._pools[address].connection_created(1)
         telemetry._pools[address].connection_closed(1, "idle")
         telemetry._pools[address].closed()
@@ -188,24 +198,19 @@ def test_stats_under_full_exhaustion_come_within_ten_milliseconds(server_uri: st
         server_uri, maxPoolSize=10, appName="dry", event_listeners=telemetry.listeners
     )
     collection = client["t"]["t"]
-    with slow(server_uri, "dry", 500):
+    with slow(server_uri, "dry", 1_000):
         threads = [threading.Thread(target=collection.find_one) for _ in range(50)]
         for thread in threads:
             thread.start()
-        wait_for(lambda: drivers(client).waiting == 40)
-        time.sleep(0.06)  # every wait is old enough to be looked at
-        best = min(timed(telemetry.live_stats) for _ in range(5))
+        wait_for(lambda: the_pool(telemetry).waiting == drivers(client).waiting == 40)
+        youngest = time.monotonic() + MOMENT
+        wait_for(lambda: time.monotonic() > youngest, "every wait to be old enough to look at")
+        best = fastest(telemetry.live_stats)
         assert the_pool(telemetry).waiting == 40
         for thread in threads:
             thread.join()
     client.close()
     assert best < 0.01
-
-
-def timed(call: Any) -> float:
-    before = time.perf_counter()
-    call()
-    return time.perf_counter() - before
 
 
 def in_child(uri: str, telemetry: PoolTelemetry, client: MongoClient[Any], report: Any) -> None:
