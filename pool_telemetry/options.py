@@ -115,14 +115,15 @@ def client_kwargs(uri: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     defaults = {key: value for key, value in DEFAULTS.items() if key.lower() not in chosen}
     max_size = _as_int(chosen.get("maxpoolsize", DEFAULTS["maxPoolSize"]))
     min_size = _as_int(chosen.get("minpoolsize"))
-    if max_size:  # 0 and None are unlimited; what is no number is PyMongo's to refuse
-        if min_size is not None and min_size > max_size:
-            raise PoolConfigurationError(
-                f"maxPoolSize {max_size} is below minPoolSize {min_size}: "
-                "raise maxPoolSize or lower minPoolSize"
-            )
-        if "minPoolSize" in defaults:
-            defaults["minPoolSize"] = min(defaults["minPoolSize"], max_size)
+    # 0 and None are unlimited; what is no number is PyMongo's to refuse.
+    if max_size and min_size is not None and min_size > max_size:
+        raise PoolConfigurationError(
+            f"maxPoolSize {max_size} is below minPoolSize {min_size}: "
+            "raise maxPoolSize or lower minPoolSize"
+        )
+    if max_size is not None and "minPoolSize" in defaults:
+        # To 0 also under 0, "unlimited": older PyMongo refuses any minimum above it.
+        defaults["minPoolSize"] = min(defaults["minPoolSize"], max_size)
     return {**defaults, **kwargs}
 
 

@@ -11,7 +11,7 @@ import pytest
 from pymongo import AsyncMongoClient, MongoClient
 
 from pool_telemetry.actor import Actor, current_actor, still_in_pool
-from tests.support import Noop, drivers, slow, wait_for
+from tests.support import Noop, drivers, slow, until, wait_for
 
 
 def test_a_thread_is_its_own_actor() -> None:
@@ -122,13 +122,12 @@ def test_a_task_is_found_in_the_queue_through_whatever_it_awaits(
 
         with slow(server_uri, "chain", 300):
             holder = asyncio.create_task(one())
-            while drivers(client).in_use == 0:
-                await asyncio.sleep(0.01)
+            await until(lambda: drivers(client).in_use == 1)
             waits, ghost = asyncio.create_task(one()), asyncio.create_task(swallows())
-            while drivers(client).waiting < 2:
-                await asyncio.sleep(0.01)
+            await until(lambda: drivers(client).waiting == 2)
             ghost.cancel()
-            await left_the_pool.wait()
+            async with asyncio.timeout(20):
+                await left_the_pool.wait()
             actors: dict[str, Actor] = {
                 "waits": weakref.ref(waits),
                 "ghost": weakref.ref(ghost),

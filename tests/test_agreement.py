@@ -15,7 +15,7 @@ from pymongo.errors import PyMongoError
 
 from pool_telemetry import PoolTelemetry
 from pool_telemetry.stats import PoolStats
-from tests.support import Counts, Noop, drivers, ours, slow, wait_for
+from tests.support import Counts, Noop, drivers, ours, slow, until, wait_for
 
 MAX_SIZE = 4
 CALLERS = 12
@@ -172,11 +172,6 @@ def test_a_storm_of_tasks_agrees_with_the_driver_at_every_quiet_moment(server_ur
         finally:
             await client.close()
 
-    async def until(condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(20):
-            while not condition():
-                await asyncio.sleep(0.01)
-
     asyncio.run(storm())
 
 
@@ -193,11 +188,9 @@ def test_cancelled_waiters_are_forgotten_while_nobody_reads(server_uri: str, cou
         await collection.find_one()
         with slow(server_uri, "unread", 300):
             holder = asyncio.create_task(collection.find_one())
-            while drivers(client).in_use == 0:
-                await asyncio.sleep(0.01)
+            await until(lambda: drivers(client).in_use == 1)
             ghosts = [asyncio.create_task(collection.find_one()) for _ in range(count)]
-            while drivers(client).waiting < count:
-                await asyncio.sleep(0.01)
+            await until(lambda: drivers(client).waiting == count)
             for task in ghosts:
                 task.cancel()
             await asyncio.gather(*ghosts, return_exceptions=True)

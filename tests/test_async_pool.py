@@ -2,9 +2,9 @@
 
 import asyncio
 import contextlib
+import gc
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
 from pymongo.errors import PyMongoError, ServerSelectionTimeoutError
@@ -18,7 +18,19 @@ from pool_telemetry import (
 )
 from pool_telemetry.embedded import EmbeddedServer
 from pool_telemetry.telemetry import live
-from tests.support import drivers, fastest, slow
+from tests.support import drivers, fastest, slow, until
+
+# PyMongo drops the socket of a connect that is cancelled without closing it. Only that is let pass.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*socket.socket:pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """Find what a test left behind while it is still known whose it is."""
+    yield
+    gc.collect()
 
 
 @contextlib.asynccontextmanager
@@ -35,12 +47,6 @@ def run(main: Callable[[], Awaitable[None]]) -> None:
             await main()
 
     asyncio.run(guarded())
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 def names() -> set[str]:
@@ -71,8 +77,6 @@ def test_before_initialize_and_after_close() -> None:
     run(main)
 
 
-# PyMongo drops the socket of a connect that is cancelled without closing it.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_wrong_address_leaves_nothing_behind(server_uri: str) -> None:
     async def main() -> None:
         with pytest.raises(ServerSelectionTimeoutError):
@@ -177,7 +181,6 @@ def test_a_restarted_server_tells_its_version_again(own_server: EmbeddedServer) 
 
 
 @pytest.mark.filterwarnings("ignore:Unclosed AsyncMongoClient:ResourceWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_loop_that_ended_without_close_does_not_stand_in_the_way(server_uri: str) -> None:
     async def forgets() -> None:
         await Pool.initialize(server_uri, telemetry=TelemetryOptions(name="forgotten"))

@@ -64,7 +64,7 @@ def test_defaults_give_way_to_the_uri_and_to_keywords_in_any_case() -> None:
     [
         (URI, {"maxPoolSize": 4}, 4),
         (URI + "?maxPoolSize=4", {}, 4),
-        (URI, {"maxPoolSize": 0}, 10),
+        (URI, {"maxPoolSize": 0}, 0),
         (URI, {"maxPoolSize": None}, 10),
         (URI, {"maxPoolSize": "soon refused"}, 10),
         (URI, {}, 10),
