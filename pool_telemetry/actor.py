@@ -42,16 +42,23 @@ def still_in_pool(actors: Iterable[Actor]) -> set[Actor]:
     from within its pool module. About 3 µs an actor; no lock, no I/O.
     """
     threads = sys._current_frames()
+    greenlets = _threads_are_greenlets()
     inside: set[Actor] = set()
     for actor in actors:
         if isinstance(actor, int):
-            if _in_pool(threads.get(actor)):
+            if _in_pool(threads.get(actor)) or (greenlets and actor not in threads):
                 inside.add(actor)
         else:
             task = actor()
             if task is not None and not task.done() and _task_in_pool(task, threads):
                 inside.add(actor)
     return inside
+
+
+def _threads_are_greenlets() -> bool:
+    """Return whether gevent took the threads' place: then their frames are out of our reach."""
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey is not None and bool(monkey.is_module_patched("threading"))
 
 
 def _in_pool(frame: FrameType | None, outermost: FrameType | None = None) -> bool:
@@ -73,10 +80,10 @@ def _task_in_pool(task: asyncio.Task[Any], threads: dict[int, FrameType]) -> boo
     while awaited is not None:
         link = next((link for link in _LINKS if hasattr(awaited, link[0])), None)
         if link is None:
-            # An async generator's step or a coroutine's __await__ wrapper: opaque objects of the
-            # interpreter, but the garbage collector knows what they hold.
+            # An async generator's step, anext() or a coroutine's __await__ wrapper: opaque objects
+            # of the interpreter, but the garbage collector knows what they hold.
             held = gc.get_referents(awaited)
-            awaited = next((o for o in held if any(hasattr(o, link[0]) for link in _LINKS)), None)
+            awaited = next((o for o in held if hasattr(o, "throw") or hasattr(o, "athrow")), None)
             continue
         frame = getattr(awaited, link[0])
         if frame is not None and frame.f_globals.get("__name__") in _POOL_MODULES:

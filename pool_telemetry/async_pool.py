@@ -4,6 +4,8 @@
 """
 
 import asyncio
+import os
+import threading
 from typing import Any, ClassVar
 
 import pymongo
@@ -14,6 +16,7 @@ from pool_telemetry.errors import PoolNotInitializedError
 from pool_telemetry.managed import (
     CLOSE_SECONDS,
     POLL_SECONDS,
+    VERSION_PAUSES,
     VERSION_SECONDS,
     Managed,
     Quiet,
@@ -42,28 +45,39 @@ class _AsyncPool(Managed[_Client]):
         except BaseException:
             await self.close(CLOSE_SECONDS)
             raise
-        await self._learn_version()
+        if not await self._learn_version():
+            self._learn_version_soon()
         self.telemetry.on_reconnected = self._learn_version_soon
 
     async def close(self, seconds: float) -> None:
         """Close the client within a time limit, whatever state its pool is in."""
         if self._learning is not None:
             self._learning.cancel()
-        with pymongo.timeout(seconds):
-            await self.client.close()
-        self.telemetry.close()
+        try:
+            with pymongo.timeout(seconds):
+                await self.client.close()
+        finally:
+            self.telemetry.close()
 
-    async def _learn_version(self) -> None:
-        # What fails here is seen by heartbeats, or tried again when they return.
+    async def _learn_version(self) -> bool:
         try:
             with pymongo.timeout(VERSION_SECONDS):
                 self.version = (await self.client.server_info())["version"]
         except PyMongoError:
-            self.version = None
+            return False
+        return True
 
     def _learn_version_soon(self) -> None:
+        """Ask for the version in a task of its own, when that takes no caller's place."""
+
+        async def learn() -> None:
+            for pause in VERSION_PAUSES:
+                await asyncio.sleep(pause)
+                if self.has_room() and await self._learn_version():
+                    break
+
         if self._learning is None or self._learning.done():
-            self._learning = asyncio.get_running_loop().create_task(self._learn_version())
+            self._learning = asyncio.get_running_loop().create_task(learn())
 
     def drain(self) -> "asyncio.Task[None]":
         """Close the client when its users are done, in a task of its own."""
@@ -87,7 +101,8 @@ class AsyncMongoDBConnectionPool(Singleton[_Client]):
     The class is the singleton; call its methods on it. See `MongoDBConnectionPool`.
     """
 
-    _initializing: ClassVar[asyncio.Lock | None] = None
+    _initializing: ClassVar[asyncio.Lock] = asyncio.Lock()
+    _loop_lock: ClassVar[threading.Lock] = threading.Lock()
     _loop: ClassVar[asyncio.AbstractEventLoop | None] = None
     _current: ClassVar[_AsyncPool | None] = None
     _draining: ClassVar[list[tuple[_AsyncPool, "asyncio.Task[None]"]]] = []
@@ -108,10 +123,10 @@ class AsyncMongoDBConnectionPool(Singleton[_Client]):
         Raises:
             PoolNotInitializedError: Also when a client of another event loop is still there.
         """
-        async with cls._initialize_lock():
+        async with cls._enter_loop():
             current, closes = cls._current, cls._closes
             settings = Settings.of(connection_string, telemetry, kwargs, current)
-            if current is not None and current.settings.same_as(settings):
+            if current is not None and current.is_usable(settings):
                 return current.client
             new = _AsyncPool(settings)
             await new.start()
@@ -126,24 +141,35 @@ class AsyncMongoDBConnectionPool(Singleton[_Client]):
         raise PoolNotInitializedError(f"{cls.__name__} was closed while it initialized")
 
     @classmethod
-    def _initialize_lock(cls) -> asyncio.Lock:
+    def _enter_loop(cls) -> asyncio.Lock:
+        """Make sure that the client is this loop's to change, and return its lock."""
         loop = asyncio.get_running_loop()
-        if cls._loop is not loop:
-            if cls._current is not None and cls._loop is not None and cls._loop.is_closed():
-                # A client cannot leave its loop, and the loop ended without close().
-                cls._current.telemetry.close()
-                cls._current, cls._draining = None, []
-            if cls._current is not None:
-                raise PoolNotInitializedError(
-                    f"{cls.__name__} belongs to another event loop: close() it there first"
-                )
-            cls._loop, cls._initializing = loop, asyncio.Lock()
-        assert cls._initializing is not None
-        return cls._initializing
+        with cls._loop_lock:
+            if cls._loop is not loop:
+                if cls._loop is not None and cls._loop.is_closed():
+                    cls._forget()  # a client cannot leave its loop, and that ended without close()
+                if cls._current is not None or cls._initializing.locked():
+                    raise PoolNotInitializedError(
+                        f"{cls.__name__} belongs to another event loop: close() it there first"
+                    )
+                cls._loop, cls._initializing = loop, asyncio.Lock()
+            return cls._initializing
+
+    @classmethod
+    def _forget(cls) -> None:
+        """Leave a client behind that no loop can close any more."""
+        if cls._current is not None:
+            cls._current.telemetry.close()
+        cls._current, cls._draining, cls._initializing = None, [], asyncio.Lock()
 
     @classmethod
     async def close(cls) -> None:
-        """Close the client, within 5 s even when its pool is exhausted. Again is no error."""
+        """Close the client, within 5 s even when its pool is exhausted. Again is no error.
+
+        Raises:
+            PoolNotInitializedError: The client belongs to another event loop that still runs.
+        """
+        cls._enter_loop()
         current, cls._current = cls._current, None
         draining, cls._draining = cls._draining, []
         cls._closes += 1
@@ -153,3 +179,14 @@ class AsyncMongoDBConnectionPool(Singleton[_Client]):
             await current.close(CLOSE_SECONDS)
         if draining:
             await asyncio.wait([task for _, task in draining], timeout=CLOSE_SECONDS)
+
+
+def _after_fork_in_child() -> None:
+    # The client is bound to a loop that runs in the parent only: this process makes its own.
+    AsyncMongoDBConnectionPool._loop_lock = threading.Lock()
+    AsyncMongoDBConnectionPool._forget()
+    AsyncMongoDBConnectionPool._loop = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

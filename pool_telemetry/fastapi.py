@@ -25,6 +25,7 @@ from pool_telemetry.diagnosis import recommend
 from pool_telemetry.health import Health, HealthLimits, assess
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.pool import MongoDBConnectionPool
+from pool_telemetry.report import PoolReport
 from pool_telemetry.stats import ClientStats
 
 Pool = type[MongoDBConnectionPool] | type[AsyncMongoDBConnectionPool]
@@ -50,29 +51,20 @@ def create_router(
     prometheus.register(registry)
     router = APIRouter()
 
-    def current() -> tuple[Pool, ClientStats | None, Health]:
+    def current() -> tuple[PoolReport, ClientStats | None, Health]:
         chosen = pool or (
             AsyncMongoDBConnectionPool
             if AsyncMongoDBConnectionPool.get_telemetry()
             else MongoDBConnectionPool
         )
-        telemetry = chosen.get_telemetry()
-        if telemetry is None:
-            return chosen, None, _NOT_INITIALIZED
-        stats = telemetry.stats()
-        return chosen, stats, assess(stats, limits)
+        report, stats = chosen.read()
+        return report, stats, assess(stats, limits) if stats else _NOT_INITIALIZED
 
     @router.get("/health", response_model=None)
     async def health() -> JSONResponse:
         """Say how the pool is, with all its numbers. Always 200: the body tells."""
-        chosen, _, judged = current()
-        return JSONResponse(
-            {
-                "status": judged.status,
-                "reasons": judged.reasons,
-                "mongodb": chosen.get_pool_stats(),
-            }
-        )
+        report, _, judged = current()
+        return JSONResponse({"status": judged.status, "reasons": judged.reasons, "mongodb": report})
 
     @router.get("/health/live", response_model=None)
     async def live() -> JSONResponse:
@@ -97,8 +89,7 @@ def create_router(
     @router.get("/metrics/mongodb", response_model=None)
     async def metrics_mongodb() -> JSONResponse:
         """Return the live numbers of the pool as JSON, and what they ask for."""
-        chosen, stats, _ = current()
-        report = chosen.get_pool_stats()
+        report, stats, _ = current()
         config = report["pool_config"]
         return JSONResponse(
             {

@@ -19,20 +19,24 @@ class HealthLimits:
     """When to worry. Seconds, all above 0.0.
 
     Attributes:
-        stalled_seconds: Exhausted this long without a check-in is unhealthy.
-        settle_seconds: A trouble that ended less than this ago is still degraded.
+        stalled_seconds: A caller finds all connections taken, and for this long none comes back:
+            that is unhealthy.
+        outage_seconds: No server answers for this long: that is unhealthy.
+        settle_seconds: What ended less than this ago still counts.
 
     Raises:
-        PoolConfigurationError: A limit is not above 0.0.
+        PoolConfigurationError: A limit is not a number above 0.0.
     """
 
     stalled_seconds: float = 30.0
+    outage_seconds: float = 3.0
     settle_seconds: float = 10.0
 
     def __post_init__(self) -> None:
-        for name in ("stalled_seconds", "settle_seconds"):
-            if not getattr(self, name) > 0.0:
-                raise PoolConfigurationError(f"{name} is {getattr(self, name)}: use above 0.0")
+        for name in ("stalled_seconds", "outage_seconds", "settle_seconds"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not value > 0.0:
+                raise PoolConfigurationError(f"{name} is {value!r}: use a number above 0.0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,27 +54,45 @@ def assess(stats: ClientStats, limits: HealthLimits = HealthLimits()) -> Health:
     """Judge one snapshot.
 
     Returns:
-        unhealthy: no server answers, or a pool is stalled: exhausted with no check-in for
-            `stalled_seconds`. It stays so until two check-ins come closer together than that,
-            or the exhaustion ends.
+        unhealthy: no server answers for `outage_seconds`, until one does for `settle_seconds`; or
+            a pool is stalled for `stalled_seconds`, until two check-ins come closer together than
+            that or the exhaustion ends.
         degraded: a pool is exhausted or timed callers out, a server is gone or its pool paused,
-            now or less than `settle_seconds` ago.
+            now or less than `settle_seconds` ago; or the client was not used yet.
         healthy: none of these.
     """
+    if not stats.pools:
+        return Health("degraded", ("no server is known yet: this process did not use the client",))
     findings: list[Finding] = []
-    if not stats.connected:
-        down = ", ".join(_down(pool) for pool in stats.open_pools) or "no server is known yet"
-        findings.append(("unhealthy", f"no server can be reached: {down}"))
+    reachable = [pool for pool in stats.open_pools if _reachable(pool, limits)]
+    if not reachable:
+        lost = ", ".join(_lost(pool) for pool in stats.open_pools) or "the client is closed"
+        findings.append(("unhealthy", f"no server can be reached: {lost}"))
     for pool in stats.open_pools:
         findings += _findings(pool, limits)
+        if reachable and pool.up is False:
+            findings.append(("degraded", _lost(pool)))
     findings.sort(key=lambda finding: _RANK[finding[0]])
     status = findings[0][0] if findings else "healthy"
     return Health(status, tuple(reason for _, reason in findings))
 
 
-def _down(pool: PoolStats) -> str:
+def _reachable(pool: PoolStats, limits: HealthLimits) -> bool:
+    """Return whether to count on a server; both ways only after a time, so that it can't flap."""
+    if pool.up is None:
+        return pool.phase == "ready"
+    if not pool.up:
+        return pool.since_up_changed < limits.outage_seconds
+    return (
+        pool.last_outage < limits.outage_seconds or pool.since_up_changed >= limits.settle_seconds
+    )
+
+
+def _lost(pool: PoolStats) -> str:
     if pool.up is None:
         return f"{pool.address} has not answered yet"
+    if pool.up:
+        return f"{pool.address} answers since {pool.since_up_changed:.1f} s only"
     return f"{pool.address} down for {pool.since_up_changed:.1f} s ({pool.down_reason})"
 
 
@@ -99,13 +121,15 @@ def _findings(pool: PoolStats, limits: HealthLimits) -> list[Finding]:
         found.append(
             ("degraded", f"{pool.address} timed a caller out {pool.since_timeout:.1f} s ago")
         )
-    if pool.up is False:
-        found.append(("degraded", _down(pool)))
-    elif pool.phase == "paused":
+    if pool.up and pool.phase == "paused":
         found.append(("degraded", f"{pool.address} is paused: its last connection failed"))
-    elif pool.was_down and pool.since_up_changed < limits.settle_seconds:
+    elif pool.up and pool.last_outage and pool.since_up_changed < limits.settle_seconds:
         found.append(
-            ("degraded", f"{pool.address} is back since {pool.since_up_changed:.1f} s only")
+            (
+                "degraded",
+                f"{pool.address} is back since {pool.since_up_changed:.1f} s, "
+                f"after {pool.last_outage:.1f} s",
+            )
         )
     return found
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
-from pool_telemetry.errors import PoolNotInitializedError
+from pool_telemetry.errors import PoolConfigurationError, PoolNotInitializedError
 from pool_telemetry.options import (
     DEFAULT_URI,
     TelemetryOptions,
@@ -30,14 +30,17 @@ ClientT = TypeVar("ClientT")
 # exhausted pool it would wait for ever.
 CLOSE_SECONDS: Final = 2.0
 VERSION_SECONDS: Final = 1.0
-# A replaced client is closed when it was quiet this long: its last users may be between two steps.
-QUIET_SECONDS: Final = 1.0
+# When a server is back its version is asked for, again and again until there is an answer.
+VERSION_PAUSES: Final = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+# A replaced client is closed when it was quiet this long: its last users may be between two steps,
+# such as two batches of a cursor.
+QUIET_SECONDS: Final = 5.0
 POLL_SECONDS: Final = 0.05
 
 _EMPTY: Final = ClientStats(name="", pools=(), operations=(), telemetry_errors=0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)  # it would show the password
 class Settings:
     """What `initialize()` was called with, after the defaults and the environment."""
 
@@ -54,7 +57,15 @@ class Settings:
         current: "Managed[Any] | None",
     ) -> "Settings":
         """Apply MONGODB_URI, the defaults and the environment."""
+        if not uri and ("host" in kwargs or "port" in kwargs):  # MongoClient's other way
+            uri = kwargs.pop("host", None) or "localhost"
         uri = uri or os.environ.get("MONGODB_URI") or DEFAULT_URI
+        if not isinstance(uri, str):
+            raise PoolConfigurationError(
+                "connection_string is no text: join several hosts to 'mongodb://one,two/'"
+            )
+        if not kwargs.get("event_listeners", True):
+            del kwargs["event_listeners"]
         if options is None:
             options = TelemetryOptions() if current is None else current.settings.options
         return cls(uri, client_kwargs(uri, kwargs), options)
@@ -94,9 +105,21 @@ class Managed(Generic[ClientT]):
             _scrub(error, secrets_of(self.settings.uri, self.settings.kwargs))
             raise
 
-    def report(self) -> PoolReport:
+    def is_usable(self, settings: Settings) -> bool:
+        """Return whether this client is what these settings come to, and nobody closed it."""
+        return self.settings.same_as(settings) and self.telemetry.active
+
+    def has_room(self) -> bool:
+        """Return whether a question of ours would take no caller's place."""
+        pools = self.telemetry.stats().open_pools
+        return bool(pools) and all(
+            pool.phase == "ready"
+            and (pool.max_size is None or pool.in_use + pool.waiting < pool.max_size)
+            for pool in pools
+        )
+
+    def report(self, stats: ClientStats) -> PoolReport:
         """Return what `get_pool_stats()` shows of this client."""
-        stats = self.telemetry.stats()
         report: PoolReport = {
             "status": "connected" if stats.connected else "disconnected",
             "connection_string": mask_uri(self.settings.uri),
@@ -145,16 +168,22 @@ class Singleton(Generic[ClientT]):
         No I/O and no wait: it answers within milliseconds when the pool is exhausted or the
         server is gone. Safe to show: credentials are masked.
         """
+        return cls.read()[0]
+
+    @classmethod
+    def read(cls) -> tuple[PoolReport, ClientStats | None]:
+        """Return `get_pool_stats()` with the stats that it was made of; None without a client."""
         current = cls._current
         if current is not None:
-            return current.report()
+            stats = current.telemetry.stats()
+            return current.report(stats), stats
         return {
             "status": "not_initialized",
             "connection_string": None,
             "server_version": None,
             "pool_config": {},
             **live_stats(_EMPTY),  # type: ignore[typeddict-item]  # mypy asks it for `error`
-        }
+        }, None
 
     @classmethod
     def get_telemetry(cls) -> PoolTelemetry | None:
@@ -193,11 +222,15 @@ def why_disconnected(stats: ClientStats) -> str:
 def _scrub(error: BaseException | None, secrets: list[str]) -> None:
     """Replace secrets in the texts of an error and of those behind it."""
     seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if any(secret in str(error) for secret in secrets):
-            error.args = tuple(_masked(str(arg), secrets) for arg in error.args)
-        error = error.__cause__ or error.__context__
+    behind = [error]
+    while behind:
+        one = behind.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        if any(secret in str(one) for secret in secrets):
+            one.args = tuple(_masked(str(arg), secrets) for arg in one.args)
+        behind += [one.__cause__, one.__context__]
 
 
 def _masked(text: str, secrets: list[str]) -> str:

@@ -32,7 +32,7 @@ DEFAULT_URI: Final = "mongodb://localhost:27017/"
 
 # Hosts, a database, options: an "@" may only stand in an option's value. What is not of this form
 # has credentials before it, perhaps with special characters that are not escaped.
-_HOST: Final = r"([^:@/?,\[\]]+|\[[^\]@/?]*\])(:\d+)?"
+_HOST: Final = r"([^\s:@/?,\[\]]+|\[[^\]@/?]*\])(:\d+)?"
 _WITHOUT_CREDENTIALS: Final = re.compile(rf"{_HOST}(,{_HOST})*(/[^@?]*)?(\?([^@=]+=.*)?)?")
 
 _SECRET_OPTIONS: Final = frozenset(
@@ -89,17 +89,18 @@ class TelemetryOptions:
     drain_seconds: float = _from_env("DRAIN_SECONDS", 30.0, float, "a number of seconds")
 
     def __post_init__(self) -> None:
-        if re.search(r"[\x00-\x1f@]", self.name):
+        name, series, drain = self.name, self.max_operation_series, self.drain_seconds
+        if not isinstance(name, str) or not name.isprintable() or "@" in name:
+            raise PoolConfigurationError(f"name is {name!r}: use a printable text without '@'")
+        if not isinstance(self.operations, bool):
+            raise PoolConfigurationError(f"operations is {self.operations!r}: use True or False")
+        if not isinstance(series, int) or series < 1:
             raise PoolConfigurationError(
-                f"name is {self.name!r}: use a text without '@' and control characters"
+                f"max_operation_series is {series!r}: use a whole number, 1 or more"
             )
-        if not self.max_operation_series >= 1:
+        if not isinstance(drain, int | float) or not 0.0 <= drain < float("inf"):
             raise PoolConfigurationError(
-                f"max_operation_series is {self.max_operation_series}: use 1 or more"
-            )
-        if not 0.0 <= self.drain_seconds < float("inf"):
-            raise PoolConfigurationError(
-                f"drain_seconds is {self.drain_seconds}: use 0.0 or more, and finite"
+                f"drain_seconds is {drain!r}: use a number of seconds, 0.0 or more"
             )
 
 
@@ -147,8 +148,10 @@ def identity(uri: str, kwargs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, bool | int | float | str):
-        return str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return str(int(value) if value == value // 1 else value)
     if isinstance(value, list | tuple) and all(isinstance(one, str) for one in value):
         return ",".join(value)
     return value
@@ -157,8 +160,8 @@ def _plain(value: Any) -> Any:
 def mask_uri(uri: str) -> str:
     """Return the URI without user name, password, and the options that carry secrets."""
     scheme, separator, rest = uri.partition("://")
-    if not separator:
-        return "***"
+    if not separator:  # MongoClient also takes host:port alone
+        return uri if _WITHOUT_CREDENTIALS.fullmatch(uri) else "***"
     if not _WITHOUT_CREDENTIALS.fullmatch(rest):
         tail = rest.partition("@")[2]
         if not _WITHOUT_CREDENTIALS.fullmatch(tail):

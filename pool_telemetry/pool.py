@@ -16,6 +16,7 @@ from pool_telemetry.errors import PoolNotInitializedError
 from pool_telemetry.managed import (
     CLOSE_SECONDS,
     POLL_SECONDS,
+    VERSION_PAUSES,
     VERSION_SECONDS,
     Managed,
     Quiet,
@@ -34,6 +35,7 @@ class _Pool(Managed[_Client]):
         super().__init__(settings, MongoClient)
         self._learning = threading.Lock()
         self._drain_now = threading.Event()
+        self._over = threading.Event()
         try:
             with self.failing():
                 # Where the application reads: a set may have no primary, and be of use.
@@ -41,30 +43,38 @@ class _Pool(Managed[_Client]):
         except BaseException:
             self.close(CLOSE_SECONDS)
             raise
-        self._learn_version()
+        if not self._learn_version():
+            self._learn_version_soon()
         self.telemetry.on_reconnected = self._learn_version_soon
 
     def close(self, seconds: float) -> None:
         """Close the client within a time limit, whatever state its pool is in."""
-        with pymongo.timeout(seconds):
-            self.client.close()
-        self.telemetry.close()
+        self._over.set()
+        try:
+            with pymongo.timeout(seconds):
+                self.client.close()
+        finally:
+            self.telemetry.close()
 
-    def _learn_version(self) -> None:
-        # One at a time; and what fails here is seen by heartbeats, or tried again when they return.
-        if self._learning.acquire(blocking=False):
-            try:
-                with pymongo.timeout(VERSION_SECONDS):
-                    self.version = self.client.server_info()["version"]
-            except PyMongoError:
-                self.version = None
-            finally:
-                self._learning.release()
+    def _learn_version(self) -> bool:
+        try:
+            with pymongo.timeout(VERSION_SECONDS):
+                self.version = self.client.server_info()["version"]
+        except PyMongoError:
+            return False
+        return True
 
     def _learn_version_soon(self) -> None:
-        threading.Thread(
-            target=self._learn_version, name="pool_telemetry-version", daemon=True
-        ).start()
+        """Ask for the version on a thread of its own, when that takes no caller's place."""
+
+        def learn() -> None:
+            for pause in VERSION_PAUSES:
+                if self._over.wait(pause) or (self.has_room() and self._learn_version()):
+                    break
+            self._learning.release()
+
+        if self._learning.acquire(blocking=False):
+            threading.Thread(target=learn, name="pool_telemetry-version", daemon=True).start()
 
     def drain(self) -> threading.Thread:
         """Close the client when its users are done, on a thread of its own."""
@@ -108,8 +118,8 @@ class MongoDBConnectionPool(Singleton[_Client]):
         """Make the client, ping the server, and return the client.
 
         The same effective settings return the client that is there. Others make a new one; when
-        that answers it takes the old one's place, and the old one is closed when its users are
-        done, at the latest after `telemetry.drain_seconds`.
+        that answers it takes the old one's place. The old one is closed when it was quiet for 5 s
+        (nothing checked out, nobody asking), at the latest after `telemetry.drain_seconds`.
 
         Args:
             connection_string: By default the environment's MONGODB_URI, else localhost.
@@ -126,7 +136,7 @@ class MongoDBConnectionPool(Singleton[_Client]):
         with cls._initializing:
             current, closes = cls._current, cls._closes
             settings = Settings.of(connection_string, telemetry, kwargs, current)
-            if current is not None and current.settings.same_as(settings):
+            if current is not None and current.is_usable(settings):
                 return current.client
             new = _Pool(settings)
             with cls._lock:

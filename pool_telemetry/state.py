@@ -32,7 +32,7 @@ class _Heartbeat:
 
     changed: float  # when `up` last changed
     up: bool | None = None
-    was_down: bool = False
+    outage: float = 0.0  # how long the last one was
     reason: str | None = None
     rtt: float | None = None
 
@@ -92,7 +92,8 @@ class PoolState:
         self._episodes = _Episodes()
         self._alarm = _UNLIMITED  # demand above this is worth a look
         self._look_at = 0.0
-        self._last_checkin = 0.0
+        # When a caller first found nothing free, since the last check-in; and the silence before.
+        self._unmet_since: float | None = None
         self._last_silence = 0.0
         self._last_timeout: float | None = None
 
@@ -172,12 +173,15 @@ class PoolState:
         """Count a closed connection by one of CLOSE_REASONS."""
         now = self._clock()
         with self._lock:
-            self._closed[reason] += 1
+            known = conn_id in self._ready or conn_id in self._opening
             if conn_id in self._departed and (
-                conn_id not in self._ready or (reason == "pool_closed" and self.phase != "closed")
+                not known or (reason == "pool_closed" and self.phase != "closed")
             ):
+                self._closed[reason] += 1
                 del self._departed[conn_id]
                 return
+            if known:  # PyMongo tells the end of an exhaust cursor's connection twice
+                self._closed[reason] += 1
             self._opening.pop(conn_id, None)
             self._ready.discard(conn_id)
             # Closed by a clear between its check-in and the event of that: the use is over.
@@ -238,11 +242,11 @@ class PoolState:
                 holder = self._held.pop(conn_id, None)
             if holder is not None:
                 self._use_time.observe(now - holder[1])
-            exhausted_since = self._exhausted_since
-            if exhausted_since is not None:
-                self._last_silence = now - max(self._last_checkin, exhausted_since)
-            self._last_checkin = now
-        if exhausted_since is not None:
+            exhausted = self._exhausted_since is not None
+            if self._unmet_since is not None:
+                self._last_silence = now - self._unmet_since
+                self._unmet_since = now if exhausted else None
+        if exhausted:
             self._examine(now)
 
     def _untangle(self, actor: Actor, conn_id: int) -> Holder | None:
@@ -287,12 +291,16 @@ class PoolState:
                 self._exhausted_since = now
                 self._episodes.count += 1
                 self._last_silence = 0.0
+                if self._unmet_since is None:
+                    self._unmet_since = now
             self._alarm = 2 * demand + 64  # a look when the queue doubles keeps ghosts bounded
         else:
             if self._exhausted_since is not None:
                 self._episodes.seconds += _age(now, self._exhausted_since) or 0.0
                 self._episodes.until = now
                 self._exhausted_since = None
+                if len(self._held) < self._max_size:  # else the waiters just gave up
+                    self._unmet_since = None
             self._alarm = min(self._max_size, 2 * demand + 1024)
 
     def _drop_ghosts(self, now: float) -> None:
@@ -318,9 +326,10 @@ class PoolState:
         with self._lock:
             last = self._heartbeat
             if up is not last.up:
+                if last.up is False:
+                    last.outage = now - last.changed
                 last.changed = now
             last.up = up
-            last.was_down = last.was_down or not up
             last.reason = reason
             if rtt is not None or not up:
                 last.rtt = rtt
@@ -337,7 +346,8 @@ class PoolState:
             holds = [since for _, since in self._held.values()]
             exhausted = self._exhausted_since is not None
             exhausted_for = _age(now, self._exhausted_since) or 0.0
-            silence = min(exhausted_for, now - self._last_checkin)
+            full = len(holds) >= self._max_size
+            silence = _age(now, self._unmet_since) or 0.0 if full else 0.0
             host, port = self._address
             return PoolStats(
                 host=host,
@@ -356,14 +366,14 @@ class PoolState:
                 exhausted_time=self._episodes.seconds + exhausted_for,
                 since_exhausted=0.0 if exhausted else _age(now, self._episodes.until),
                 since_timeout=_age(now, self._last_timeout),
-                stalled_time=max(silence, self._last_silence) if exhausted else 0.0,
+                stalled_time=max(silence, self._last_silence if exhausted else 0.0),
                 checkouts={**self._checkouts, "ok": self._ok},
                 created=self._created,
                 closed=dict(self._closed),
                 cleared=self._cleared,
                 up=self._heartbeat.up,
                 since_up_changed=_age(now, self._heartbeat.changed) or 0.0,
-                was_down=self._heartbeat.was_down,
+                last_outage=self._heartbeat.outage,
                 down_reason=self._heartbeat.reason,
                 rtt=self._heartbeat.rtt,
                 wait_time=self._wait_time.stats(),

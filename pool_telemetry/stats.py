@@ -92,14 +92,14 @@ class PoolStats:
     exhausted_time: float
     since_exhausted: float | None  # 0.0 while it lasts; None when it never was
     since_timeout: float | None  # age of the last checkout that timed out; None when none did
-    stalled_time: float  # since exhausted or the last check-in, whichever is later; 0.0 otherwise
+    stalled_time: float  # since a caller found all taken and nothing came back; 0.0 if it does
     checkouts: dict[str, int]  # by OUTCOMES
     created: int
     closed: dict[str, int]  # by CLOSE_REASONS
     cleared: int
     up: bool | None  # by the last heartbeat; None before the first and behind a load balancer
     since_up_changed: float
-    was_down: bool  # a heartbeat failed at some time
+    last_outage: float  # how long the server was down before it came back; 0.0 if it never was
     down_reason: str | None  # the error's class; never its text, which names hosts
     rtt: float | None
     wait_time: HistogramStats
@@ -153,7 +153,10 @@ class ClientStats:
 
     @property
     def connected(self) -> bool:
-        """Return whether a server can be reached, by heartbeats; else by its pool's phase."""
-        return any(
+        """Return whether a server can be reached, by heartbeats; else by its pool's phase.
+
+        A client that was not used yet in this process (a forked one) has nothing to complain of.
+        """
+        return not self.pools or any(
             pool.phase == "ready" if pool.up is None else pool.up for pool in self.open_pools
         )

@@ -46,6 +46,11 @@ class PoolTelemetry:
             A second client of the same name is called `NAME#2`.
         options: Everything else; by default from the environment.
         clock: Monotonic seconds.
+
+    Attributes:
+        name: The name in use: the one asked for, or with a number where that was taken.
+        options: The telemetry's own options.
+        on_reconnected: Called when a server is back, while PyMongo holds its pool lock.
     """
 
     def __init__(
@@ -85,7 +90,8 @@ class PoolTelemetry:
         owner = object()  # stands for the client that gets them
         on_created = partial(self._on_created, owner)
         pool = PoolListener(self._pools, on_created, self._on_reconnected, self._on_error)
-        weakref.finalize(pool, self._on_abandoned, owner).atexit = False
+        # Weakly: what waits for the end of a client must not be what keeps it alive.
+        weakref.finalize(pool, _abandoned, weakref.ref(self), owner).atexit = False
         found: list[Any] = [pool, HeartbeatListener(self._pools, self._on_error)]
         if self.options.operations:
             found.append(OperationListener(self._commands, self._on_error))
@@ -190,18 +196,22 @@ class PoolTelemetry:
                 exc_info=error,
             )
 
-    def _on_abandoned(self, owner: object) -> None:
-        with self._lock:
-            pools = [pool for a, pool in self._pools.items() if self._owners[a] is owner]
-        for pool in pools:
-            pool.abandoned()
-
     def _after_fork(self) -> None:
         # The parent's connections are never closed here, and PyMongo announces new pools.
         self._lock = threading.RLock()
         self._pools.clear()
         self._owners.clear()
         self._commands.reset()
+
+
+def _abandoned(reference: "weakref.ReferenceType[PoolTelemetry]", owner: object) -> None:
+    """Close the pools of a client that is gone; those that closed before stay as they are."""
+    telemetry = reference()
+    if telemetry is not None:
+        with telemetry._lock:
+            pools = [p for a, p in telemetry._pools.items() if telemetry._owners[a] is owner]
+        for pool in pools:
+            pool.abandoned()
 
 
 def live() -> list[PoolTelemetry]:

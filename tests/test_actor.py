@@ -90,6 +90,13 @@ async def through_a_generator(find: Callable[[], Awaitable[Any]]) -> None:
         pass
 
 
+async def through_anext(find: Callable[[], Awaitable[Any]]) -> None:
+    async def found() -> AsyncIterator[Any]:
+        yield await find()
+
+    await anext(found(), None)
+
+
 async def through_a_wrapper(find: Callable[[], Awaitable[Any]]) -> None:
     await _Awaitable(find())
 
@@ -99,7 +106,9 @@ async def through_a_time_limit(find: Callable[[], Awaitable[Any]]) -> None:
         await find()
 
 
-@pytest.mark.parametrize("way", [through_a_generator, through_a_wrapper, through_a_time_limit])
+@pytest.mark.parametrize(
+    "way", [through_a_generator, through_anext, through_a_wrapper, through_a_time_limit]
+)
 def test_a_task_is_found_in_the_queue_through_whatever_it_awaits(
     server_uri: str, way: Callable[[Callable[[], Awaitable[Any]]], Awaitable[None]]
 ) -> None:

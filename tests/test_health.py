@@ -32,7 +32,6 @@ EXHAUSTED: dict[str, Any] = {
 }
 DOWN: dict[str, Any] = {
     "up": False,
-    "was_down": True,
     "down_reason": "AutoReconnect",
     "since_up_changed": 12.0,
     "phase": "paused",
@@ -58,8 +57,10 @@ def test_a_full_pool_is_busy_not_ill() -> None:
         ({"since_timeout": 2.0}, "degraded", "timed a caller out 2.0 s ago"),
         ({"since_timeout": 11.0}, "healthy", ""),
         ({"phase": "paused"}, "degraded", "is paused"),
-        ({"was_down": True, "since_up_changed": 3.0}, "degraded", "is back since 3.0 s"),
-        ({"was_down": True, "since_up_changed": 13.0}, "healthy", ""),
+        ({"last_outage": 1.0, "since_up_changed": 3.0}, "degraded", "is back since 3.0 s, after 1"),
+        ({"last_outage": 9.0, "since_up_changed": 3.0}, "unhealthy", "answers since 3.0 s only"),
+        ({"last_outage": 9.0, "since_up_changed": 13.0}, "healthy", ""),
+        ({**DOWN, "since_up_changed": 1.0}, "degraded", "db:27017 down for 1.0 s"),
         (DOWN, "unhealthy", "db:27017 down for 12.0 s (AutoReconnect)"),
         ({"up": None, "phase": "paused"}, "unhealthy", "db:27017 has not answered yet"),
         ({"up": None}, "healthy", ""),  # behind a load balancer there are no heartbeats
@@ -80,11 +81,13 @@ def test_one_of_two_servers_gone_is_degraded() -> None:
     assert "other:27017 down" in health.reasons[0]
 
 
-def test_a_client_without_a_server_is_unhealthy() -> None:
-    assert assess(a_client()) == Health(
-        "unhealthy", ("no server can be reached: no server is known yet",)
+def test_a_closed_client_is_unhealthy_and_an_unused_one_only_unknown() -> None:
+    assert assess(a_client(a_pool(phase="closed"))) == Health(
+        "unhealthy", ("no server can be reached: the client is closed",)
     )
-    assert assess(a_client(a_pool(phase="closed"))).status == "unhealthy"
+    health = assess(a_client())  # a forked child, before its first operation
+    assert health.status == "degraded"
+    assert "this process did not use the client" in health.reasons[0]
 
 
 def test_the_worst_comes_first() -> None:
@@ -106,6 +109,22 @@ def test_it_does_not_flap_at_the_edge_of_exhaustion() -> None:
     assert set(said) == {"degraded"}
 
 
+def test_it_does_not_flap_with_a_server_that_comes_and_goes() -> None:
+    def said(outage: float) -> set[Any]:
+        """Return the statuses over a minute of a server up and down by turns."""
+        found = set()
+        for tenth in range(600):
+            half, age = divmod(tenth / 10, outage)
+            up = half % 2 == 0
+            changes = {"up": True, "last_outage": outage} if up else {**DOWN, "last_outage": outage}
+            found.add(assess(a_client(a_pool(**{**changes, "since_up_changed": age}))).status)
+        return found
+
+    assert said(1.0) == {"degraded"}
+    assert said(2.5) == {"degraded"}
+    assert "healthy" not in said(8.0)
+
+
 def test_limits_are_ones_own() -> None:
     limits = HealthLimits(stalled_seconds=5.0, settle_seconds=1.0)
     assert assess(a_client(a_pool(since_exhausted=2.0)), limits).status == "healthy"
@@ -113,10 +132,11 @@ def test_limits_are_ones_own() -> None:
     assert assess(a_client(stalled), limits).status == "unhealthy"
 
 
-@pytest.mark.parametrize("name", ["stalled_seconds", "settle_seconds"])
-def test_a_limit_has_to_be_above_zero(name: str) -> None:
-    with pytest.raises(PoolConfigurationError, match=f"{name} is 0.0: use above 0.0"):
-        HealthLimits(**{name: 0.0})
+@pytest.mark.parametrize("value", [0.0, "3", None, float("nan")])
+@pytest.mark.parametrize("name", ["stalled_seconds", "outage_seconds", "settle_seconds"])
+def test_a_limit_has_to_be_above_zero(name: str, value: Any) -> None:
+    with pytest.raises(PoolConfigurationError, match=f"{name} is .*: use a number above 0.0"):
+        HealthLimits(**{name: value})
 
 
 def test_nothing_is_recommended_where_nothing_happened() -> None:

@@ -93,6 +93,7 @@ def test_every_pool_event_reaches_the_state() -> None:
     pool.pool_cleared(PoolClearedEvent(ADDRESS))
     assert (replay.stats().phase, replay.stats().cleared) == ("paused", 2)
     for conn_id, reason in enumerate(("stale", "idle", "error", "poolClosed", "newer"), start=1):
+        pool.connection_created(ConnectionCreatedEvent(ADDRESS, conn_id))
         pool.connection_closed(ConnectionClosedEvent(ADDRESS, conn_id, reason))
     assert replay.stats().closed == {"stale": 1, "idle": 1, "error": 2, "pool_closed": 1}
     pool.pool_closed(PoolClosedEvent(ADDRESS))

@@ -1,11 +1,13 @@
 """MongoDBConnectionPool: the guide's singleton, on a real server and on none."""
 
+import gc
 import json
 import logging
 import socket
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -145,6 +147,42 @@ def test_the_address_comes_from_the_environment(
     monkeypatch.setenv("MONGODB_URI", server_uri)
     Pool.initialize()
     assert Pool.get_pool_stats()["connection_string"] == server_uri
+
+
+def test_host_and_port_are_mongoclients_other_way(server_uri: str) -> None:
+    host, port = server_uri.removeprefix("mongodb://").rstrip("/").split(":")
+    client = Pool.initialize(host=host, port=int(port))
+    assert Pool.get_pool_stats()["connection_string"] == host
+    assert Pool.initialize(host=host, port=int(port), event_listeners=None) is client
+    Pool.close()
+    Pool.initialize(f"{host}:{port}")
+    assert Pool.get_pool_stats()["connection_string"] == f"{host}:{port}"
+    hosts: Any = [host]
+    with pytest.raises(PoolConfigurationError, match="join several hosts"):
+        Pool.initialize(hosts)
+
+
+def test_a_client_that_the_application_closed_is_made_anew(server_uri: str) -> None:
+    with Pool.initialize(server_uri) as closed:
+        assert Pool.initialize(server_uri) is closed
+    client = Pool.initialize(server_uri)
+    assert client is not closed
+    assert client.admin.command("ping")["ok"] == 1.0
+
+
+def test_clients_and_their_passwords_do_not_outlive_close(server_uri: str) -> None:
+    clients: list[weakref.ref[Any]] = []
+    for _ in range(5):
+        clients.append(weakref.ref(Pool.initialize(server_uri)))
+        Pool.close()
+    wait_for(lambda: gc.collect() >= 0 and not any(one() for one in clients), "the clients' end")
+
+
+def test_a_version_that_is_slow_to_come_is_asked_for_again(server_uri: str) -> None:
+    with slow(server_uri, "slow-version", 1_500, "buildInfo", "buildinfo"):
+        Pool.initialize(server_uri, appName="slow-version")
+        assert Pool.get_pool_stats()["server_version"] is None
+    wait_for(lambda: Pool.get_pool_stats()["server_version"])
 
 
 def test_listeners_of_the_application_stay(server_uri: str) -> None:
@@ -288,7 +326,7 @@ def test_close_returns_while_the_pool_is_exhausted(server_uri: str) -> None:
 
 def test_close_returns_while_the_server_is_gone(own_server: EmbeddedServer) -> None:
     client = Pool.initialize(own_server.uri, heartbeatFrequencyMS=500)
-    client["t"]["t"].find_one()
+    client["swap"]["empty"].find_one()
     own_server.stop(kill=True)
     started = time.monotonic()
     Pool.close()
@@ -313,11 +351,11 @@ def test_stats_of_a_dead_server_come_at_once_with_the_truth(own_server: Embedded
 
 
 def test_new_settings_swap_the_client_and_let_the_old_one_finish(server_uri: str) -> None:
-    options = TelemetryOptions(name="swap")
+    options = TelemetryOptions(name="swap", drain_seconds=3.0)
     old = Pool.initialize(server_uri, appName="swap", telemetry=options)
     finished: list[Any] = []
     with slow(server_uri, "swap", 600):
-        thread = threading.Thread(target=lambda: finished.append(old["t"]["t"].find_one()))
+        thread = threading.Thread(target=lambda: finished.append(old["swap"]["empty"].find_one()))
         thread.start()
         wait_for(lambda: drivers(old).in_use == 1)
         new = Pool.initialize(server_uri, appName="swap", maxPoolSize=5, telemetry=options)
@@ -329,8 +367,8 @@ def test_new_settings_swap_the_client_and_let_the_old_one_finish(server_uri: str
     assert finished == [None]
     wait_for(lambda: "swap#2" not in names(), "the old client to be closed")
     with pytest.raises(PyMongoError):
-        old["t"]["t"].find_one()
-    assert new["t"]["t"].find_one() is None
+        old["swap"]["empty"].find_one()
+    assert new["swap"]["empty"].find_one() is None
 
 
 def test_a_cursor_of_the_old_client_may_be_read_to_its_end(server_uri: str) -> None:
@@ -343,7 +381,7 @@ def test_a_cursor_of_the_old_client_may_be_read_to_its_end(server_uri: str) -> N
     Pool.initialize(server_uri, maxPoolSize=6)
     for document in cursor:
         seen.append(document["_id"])
-        time.sleep(0.06)  # between two batches the old client has nothing out
+        time.sleep(0.1)  # between two batches the old client has nothing out
     assert seen == list(range(20))
 
 
@@ -351,14 +389,14 @@ def test_the_drain_limit_ends_what_does_not_end(server_uri: str) -> None:
     options = TelemetryOptions(name="drain", drain_seconds=0.3)
     old = Pool.initialize(server_uri, appName="drain", retryReads=False, telemetry=options)
     with slow(server_uri, "drain", 1_500):
-        thread = threading.Thread(target=old["t"]["t"].find_one)
+        thread = threading.Thread(target=old["swap"]["empty"].find_one)
         thread.start()
         wait_for(lambda: drivers(old).in_use == 1)
         Pool.initialize(server_uri, appName="drained", telemetry=options)
         assert "drain#2" in names()
         wait_for(lambda: "drain#2" not in names())
         with pytest.raises(PyMongoError):
-            old["t"]["t"].find_one()
+            old["swap"]["empty"].find_one()
         thread.join()
 
 
@@ -378,7 +416,7 @@ def test_close_also_ends_the_clients_that_still_drain(server_uri: str) -> None:
     Pool.initialize(server_uri, maxPoolSize=9)
     Pool.close()
     with pytest.raises(PyMongoError):
-        old["t"]["t"].find_one()
+        old["swap"]["empty"].find_one()
     wait_for(lambda: set(threading.enumerate()) <= before, "all threads to end")
 
 

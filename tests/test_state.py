@@ -315,6 +315,21 @@ def test_ghosts_stay_bounded_while_nobody_reads() -> None:
     assert not unlimited.stats().exhausted
 
 
+def test_a_pool_that_gives_nothing_back_is_stalled_also_when_callers_give_up() -> None:
+    """Both connections leaked, and callers who come one after another and time out."""
+    pool = exhausted_pool()
+    for _ in range(10):
+        pool.time.now += 5.0
+        pool.checkout_failed(C, "timeout")
+        assert not pool.stats().exhausted
+        pool.time.now += 1.0
+        pool.checkout_started(C)
+    assert pool.stats().stalled_time == pytest.approx(60.0)
+    pool.checkout_failed(C, "timeout")
+    pool.returned(A, 1)
+    assert pool.stats().stalled_time == 0.0
+
+
 def test_stalled_is_the_time_without_a_check_in_while_exhausted() -> None:
     pool = exhausted_pool()
     pool.checkout_started(D)
@@ -326,11 +341,10 @@ def test_stalled_is_the_time_without_a_check_in_while_exhausted() -> None:
     assert pool.stats().stalled_time == pytest.approx(40.0)  # one check-in is not a flow
     pool.checkout_started(A)
     pool.returned(B, 2)
+    pool.checked_out(D, 2, 41.0)
     pool.time.now += 2.0
     assert pool.stats().stalled_time == pytest.approx(2.0)
     pool.returned(C, 1)
-    pool.checkout_failed(A, "timeout")
-    pool.checkout_failed(D, "timeout")
     assert pool.stats().stalled_time == 0.0
 
 
@@ -407,6 +421,19 @@ def test_a_clock_that_jumps_back_makes_no_negative_age() -> None:
     assert all(h.sum >= 0.0 for h in (pool.stats().use_time, pool.stats().wait_time))
 
 
+def test_a_connection_whose_end_is_told_twice_is_closed_once() -> None:
+    """An exhaust cursor closed early: Closed, CheckedIn, Closed."""
+    pool = Pool()
+    pool.open(1)
+    pool.out(A, 1)
+    pool.connection_closed(1, "error")
+    pool.returned(A, 1)
+    pool.connection_closed(1, "error")
+    stats = pool.stats()
+    assert (stats.created, stats.closed["error"], stats.size) == (1, 1, 0)
+    assert stats.use_time.count == 1
+
+
 def test_heartbeats_say_whether_the_server_is_there() -> None:
     pool = Pool()
     assert pool.stats().up is None
@@ -419,7 +446,9 @@ def test_heartbeats_say_whether_the_server_is_there() -> None:
     pool.heartbeat(up=False, reason="NetworkTimeout")
     stats = pool.stats()
     assert (stats.up, stats.rtt, stats.down_reason) == (False, None, "NetworkTimeout")
-    assert stats.since_up_changed == 3.0
+    assert (stats.since_up_changed, stats.last_outage) == (3.0, 0.0)
+    pool.heartbeat(up=True, rtt=0.003)
+    assert (pool.stats().last_outage, pool.stats().rtt) == (3.0, 0.003)
 
 
 def test_addresses_are_written_as_people_write_them() -> None:

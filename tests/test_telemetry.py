@@ -6,6 +6,8 @@ import gc
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
@@ -14,7 +16,13 @@ import pytest
 from pymongo import AsyncMongoClient, MongoClient
 from pymongo.errors import PyMongoError
 
-from pool_telemetry import PoolTelemetry, TelemetryOptions
+from pool_telemetry import (
+    AsyncMongoDBConnectionPool,
+    MongoDBConnectionPool,
+    PoolTelemetry,
+    TelemetryOptions,
+    assess,
+)
 from pool_telemetry.embedded import EmbeddedServer
 from pool_telemetry.state import MOMENT
 from pool_telemetry.stats import PoolStats
@@ -23,7 +31,8 @@ from tests.support import drivers, fastest, ours, slow, wait_for
 
 
 def the_pool(telemetry: PoolTelemetry) -> PoolStats:
-    (pool,) = telemetry.stats().open_pools
+    (pool,) = wait_for(lambda: telemetry.stats().open_pools)
+    assert isinstance(pool, PoolStats)
     return pool
 
 
@@ -219,6 +228,88 @@ def in_child(uri: str, telemetry: PoolTelemetry, client: MongoClient[Any], repor
     pool = the_pool(telemetry)
     report.send((before, ours(pool) == drivers(client), pool.size, pool.created, pool.phase))
     client.close()
+
+
+def child_of_singletons(uri: str, report: Any) -> None:
+    """What a worker of a pre-fork server sees before and after its first operation."""
+    health = []
+    for used in (False, True):
+        if used:
+            MongoDBConnectionPool.get_client()["t"]["t"].find_one()
+        telemetry = MongoDBConnectionPool.get_telemetry()
+        assert telemetry is not None
+        status = MongoDBConnectionPool.get_pool_stats()["status"]
+        health.append((status, assess(telemetry.stats()).status))
+
+    async def own() -> bool:
+        await AsyncMongoDBConnectionPool.initialize(uri)
+        up = AsyncMongoDBConnectionPool.get_pool_stats()["status"] == "connected"
+        await AsyncMongoDBConnectionPool.close()
+        return up
+
+    report.send((health, asyncio.run(own())))
+    MongoDBConnectionPool.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*fork.*:UserWarning")
+def test_a_worker_of_a_pre_fork_server_is_ready_and_then_healthy(server_uri: str) -> None:
+    async def main() -> None:
+        MongoDBConnectionPool.initialize(server_uri)
+        await AsyncMongoDBConnectionPool.initialize(server_uri)
+        fork = multiprocessing.get_context("fork")
+        receive, send = fork.Pipe(duplex=False)
+        child = fork.Process(target=in_a_thread, args=(child_of_singletons, server_uri, send))
+        child.start()
+        assert await asyncio.to_thread(receive.poll, 20), "the child said nothing"
+        assert receive.recv() == ([("connected", "degraded"), ("connected", "healthy")], True)
+        await asyncio.to_thread(child.join, 20)
+        assert child.exitcode == 0
+        await AsyncMongoDBConnectionPool.close()
+
+    asyncio.run(main())
+
+
+def in_a_thread(call: Any, *args: Any) -> None:
+    """The fork happened on an event loop, which this thread does not have."""
+    thread = threading.Thread(target=call, args=args)
+    thread.start()
+    thread.join()
+
+
+GEVENT = """
+from gevent import monkey
+monkey.patch_all()
+import sys, gevent
+from pymongo import MongoClient
+from pool_telemetry import PoolTelemetry
+
+telemetry = PoolTelemetry()
+client = MongoClient(sys.argv[1], maxPoolSize=2, event_listeners=telemetry.listeners)
+client.admin.command("ping")
+(pool,) = client._topology._servers.values()
+pool = pool.pool
+held = [pool.checkout(), pool.checkout()]
+for one in held:
+    one.__enter__()
+callers = [gevent.spawn(client.t.t.find_one) for _ in range(6)]
+gevent.sleep(0.3)
+stats = telemetry.live_stats()["pool"]
+for one in held:
+    one.__exit__(None, None, None)
+gevent.joinall(callers)
+after = telemetry.live_stats()["checkouts"]
+print(stats["waiting"], stats["exhausted"], after["cancelled"], after["ok"])
+client.close()
+"""
+
+
+def test_greenlets_that_wait_are_not_taken_for_threads_that_are_gone(server_uri: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", GEVENT, server_uri], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.split() == ["6", "True", "0", "9"], done.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
