@@ -8,7 +8,6 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Final, Protocol
 
 from rich import box
@@ -79,12 +78,7 @@ class Screen(Protocol):
 
     def __enter__(self) -> "Screen": ...
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
 
 
 def screen(intro: Intro) -> Screen:
@@ -111,12 +105,7 @@ class PlainScreen:
             _say(f"note: {self._intro.note}")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Nothing to undo: what is printed stays."""
 
     def show(
@@ -149,12 +138,7 @@ class TerminalScreen:
         self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._live.stop()
 
     def show(self, phase: Phase, left_seconds: float, reading: Reading) -> None:

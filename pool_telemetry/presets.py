@@ -1,6 +1,6 @@
 """The guide's pool sizings, to read and to pass: `initialize(uri, **presets.PRODUCTION)`.
 
-A preset names only what it changes; everything else stays as `options.DEFAULTS` has it.
+A preset names what the guide names for it; everything else stays as `options.DEFAULTS` has it.
 """
 
 from collections.abc import Mapping
