@@ -111,11 +111,9 @@ class Managed(Generic[ClientT]):
 
     def has_room(self) -> bool:
         """Return whether a question of ours would take no caller's place."""
-        pools = self.telemetry.stats().open_pools
-        return bool(pools) and all(
-            pool.phase == "ready"
-            and (pool.max_size is None or pool.in_use + pool.waiting < pool.max_size)
-            for pool in pools
+        ready = [p for p in self.telemetry.stats().open_pools if p.phase == "ready"]
+        return bool(ready) and all(
+            p.max_size is None or p.in_use + p.waiting < p.max_size for p in ready
         )
 
     def report(self, stats: ClientStats) -> PoolReport:
@@ -193,7 +191,7 @@ class Singleton(Generic[ClientT]):
 
 
 class Quiet:
-    """Sees when a replaced client may be closed: nothing out, nothing new, for a second."""
+    """Sees when a replaced client may be closed: nothing out, nothing new, for a while."""
 
     def __init__(self, managed: Managed[Any]) -> None:
         self._managed = managed

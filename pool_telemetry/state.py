@@ -135,6 +135,8 @@ class PoolState:
             self.phase = "closed"
             self._closed["pool_closed"] += len(self._opening) + len(self._ready)
             self._forget_connections()
+            self._checkouts["cancelled"] += len(self._waiters)
+            self._waiters.clear()
             self._settle(self._clock())
 
     def _forget_connections(self) -> None:
@@ -142,8 +144,6 @@ class PoolState:
         self._ready.clear()
         self._held.clear()
         self._overlapping.clear()
-        self._checkouts["cancelled"] += len(self._waiters)
-        self._waiters.clear()
 
     @property
     def unused(self) -> bool:

@@ -366,6 +366,7 @@ def test_connections_in_use_at_close_stay_until_they_come_back() -> None:
 def test_a_server_that_comes_back_begins_its_ids_anew() -> None:
     pool = exhausted_pool()
     pool.closed()
+    pool.checkout_failed(C, "connection_error")
     pool.created(2, 0)
     pool.ready()
     pool.open(1)
@@ -381,6 +382,15 @@ def test_a_server_that_comes_back_begins_its_ids_anew() -> None:
     stats = pool.stats()
     assert pool.counts() == (0, 0, 0, 0, 0)
     assert (stats.created, sum(stats.closed.values()), stats.use_time.count) == (3, 3, 3)
+
+
+def test_a_waiter_of_the_old_pool_ends_once() -> None:
+    pool = exhausted_pool()
+    pool.closed()
+    pool.created(2, 0)
+    pool.checkout_failed(C, "connection_error")
+    stats = pool.stats()
+    assert (stats.waiting, sum(stats.checkouts.values())) == (0, 3)
 
 
 def test_a_late_check_out_of_a_pool_that_is_gone_is_counted_but_not_held() -> None:
