@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from pool_telemetry.errors import PoolTelemetryError
 
@@ -90,29 +90,26 @@ class EmbeddedServer:
             text=True,
             start_new_session=True,  # Ctrl-C is ours: it is stopped in order, not by the terminal
         )
-        said = self._wait_until_it_listens()
-        if said is not None:
-            raise EmbeddedServerError(f"the embedded server did not start; it said: {said}")
+        self._wait_until_it_listens(self._process)
 
-    def _wait_until_it_listens(self) -> str | None:
-        """Return None when it listens, else what it said."""
-        assert self._process is not None
-        assert self._process.stdout is not None
-        late = threading.Timer(START_SECONDS, self._process.kill)
+    def _wait_until_it_listens(self, process: "subprocess.Popen[str]") -> None:
+        late = threading.Timer(START_SECONDS, process.kill)
         late.start()
         said = []
+        stream = process.stdout
+        assert stream is not None
         try:
-            for line in self._process.stdout:
+            for line in stream:
                 said.append(line.strip())
                 if found := _LISTENING.search(line):
                     self.port = int(found[1])
-                    threading.Thread(
-                        target=_drain, args=(self._process.stdout,), daemon=True
-                    ).start()
-                    return None
+                    threading.Thread(target=_drain, args=(stream,), daemon=True).start()
+                    return
         finally:
             late.cancel()
-        return " | ".join(said[-5:]) or "nothing"
+        stream.close()
+        last = " | ".join(said[-5:]) or "nothing"
+        raise EmbeddedServerError(f"the embedded server did not start; it said: {last}")
 
     def stop(self, *, kill: bool = False) -> None:
         """Stop it and remove its data; `kill` gives it no time. Again is no error."""
@@ -136,8 +133,8 @@ class EmbeddedServer:
         self.stop()
 
 
-def _drain(stream: object) -> None:
+def _drain(stream: IO[str]) -> None:
     # A pipe that nobody reads fills up, and then the server stands still.
-    with stream:  # type: ignore[attr-defined]  # a text stream
-        for _ in stream:  # type: ignore[attr-defined]
+    with stream:
+        for _ in stream:
             pass
