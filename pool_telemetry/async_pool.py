@@ -34,7 +34,6 @@ class _AsyncPool(Managed[_Client]):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings, AsyncMongoClient)
         self._learning: asyncio.Task[None] | None = None
-        self._drain_now = asyncio.Event()
 
     async def start(self) -> None:
         """Ping the server and learn its version; close the client where that fails."""
@@ -42,19 +41,19 @@ class _AsyncPool(Managed[_Client]):
             with self.failing():
                 # Where the application reads: a set may have no primary, and be of use.
                 await self.client.admin.command("ping", read_preference=self.client.read_preference)
+            if not await self._learn_version():
+                self._learn_version_soon()
         except BaseException:
-            await self.close(CLOSE_SECONDS)
+            await self.close()
             raise
-        if not await self._learn_version():
-            self._learn_version_soon()
         self.telemetry.on_reconnected = self._learn_version_soon
 
-    async def close(self, seconds: float) -> None:
-        """Close the client within a time limit, whatever state its pool is in."""
+    async def close(self) -> None:
+        """Close the client within CLOSE_SECONDS, whatever state its pool is in."""
         if self._learning is not None:
             self._learning.cancel()
         try:
-            with pymongo.timeout(seconds):
+            with pymongo.timeout(CLOSE_SECONDS):
                 await self.client.close()
         finally:
             self.telemetry.close()
@@ -84,15 +83,11 @@ class _AsyncPool(Managed[_Client]):
 
         async def wait_and_close() -> None:
             quiet = Quiet(self)
-            while not quiet.over() and not self._drain_now.is_set():
+            while not quiet.over() and not self.drain_now.is_set():
                 await asyncio.sleep(POLL_SECONDS)
-            await self.close(CLOSE_SECONDS)
+            await self.close()
 
         return asyncio.get_running_loop().create_task(wait_and_close())
-
-    def drain_now(self) -> None:
-        """Stop waiting for its users."""
-        self._drain_now.set()
 
 
 class AsyncMongoDBConnectionPool(Singleton[_Client]):
@@ -137,7 +132,7 @@ class AsyncMongoDBConnectionPool(Singleton[_Client]):
                     cls._draining = [one for one in cls._draining if not one[1].done()]
                     cls._draining.append((old, old.drain()))
                 return new.client
-        await new.close(CLOSE_SECONDS)
+        await new.close()
         raise PoolNotInitializedError(f"{cls.__name__} was closed while it initialized")
 
     @classmethod
@@ -158,8 +153,9 @@ class AsyncMongoDBConnectionPool(Singleton[_Client]):
     @classmethod
     def _forget(cls) -> None:
         """Leave a client behind that no loop can close any more."""
-        if cls._current is not None:
-            cls._current.telemetry.close()
+        for pool in (cls._current, *(pool for pool, _ in cls._draining)):
+            if pool is not None:
+                pool.telemetry.close()
         cls._current, cls._draining, cls._initializing = None, [], asyncio.Lock()
 
     @classmethod
@@ -174,9 +170,9 @@ class AsyncMongoDBConnectionPool(Singleton[_Client]):
         draining, cls._draining = cls._draining, []
         cls._closes += 1
         for pool, _ in draining:
-            pool.drain_now()
+            pool.drain_now.set()
         if current is not None:
-            await current.close(CLOSE_SECONDS)
+            await current.close()
         if draining:
             await asyncio.wait([task for _, task in draining], timeout=CLOSE_SECONDS)
 

@@ -44,19 +44,14 @@ class CommandState:
             with self._lock:
                 inflight.pop(next(iter(inflight)))
 
-    def succeeded(self, request_id: int, seconds: float) -> None:
-        """Count a command that the server answered with ok."""
+    def ended(
+        self, request_id: int, seconds: float, error_type: str = "", status_code: str = ""
+    ) -> None:
+        """Count a command that the server answered; under its error, if it failed."""
         series = self._inflight.pop(request_id, None)
         if series is not None:
-            with self._lock:
-                histogram = self._series.get(series) or self._new(series)
-                histogram.observe(seconds)
-
-    def failed(self, request_id: int, seconds: float, error_type: str, status_code: str) -> None:
-        """Count a command that failed, under its error."""
-        series = self._inflight.pop(request_id, None)
-        if series is not None:
-            series = (*series[:4], error_type, status_code)
+            if error_type:
+                series = (*series[:4], error_type, status_code)
             with self._lock:
                 histogram = self._series.get(series) or self._new(series)
                 histogram.observe(seconds)

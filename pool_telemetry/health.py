@@ -66,12 +66,12 @@ def assess(stats: ClientStats, limits: HealthLimits = HealthLimits()) -> Health:
     findings: list[Finding] = []
     reachable = [pool for pool in stats.open_pools if _reachable(pool, limits)]
     if not reachable:
-        lost = ", ".join(_lost(pool) for pool in stats.open_pools) or "the client is closed"
+        lost = ", ".join(pool.why_down for pool in stats.open_pools) or "the client is closed"
         findings.append(("unhealthy", f"no server can be reached: {lost}"))
     for pool in stats.open_pools:
         findings += _findings(pool, limits)
         if reachable and pool.up is False:
-            findings.append(("degraded", _lost(pool)))
+            findings.append(("degraded", pool.why_down))
     findings.sort(key=lambda finding: _RANK[finding[0]])
     status = findings[0][0] if findings else "healthy"
     return Health(status, tuple(reason for _, reason in findings))
@@ -80,20 +80,9 @@ def assess(stats: ClientStats, limits: HealthLimits = HealthLimits()) -> Health:
 def _reachable(pool: PoolStats, limits: HealthLimits) -> bool:
     """Return whether to count on a server; both ways only after a time, so that it can't flap."""
     if pool.up is None:
-        return pool.phase == "ready"
-    if not pool.up:
-        return pool.since_up_changed < limits.outage_seconds
-    return (
-        pool.last_outage < limits.outage_seconds or pool.since_up_changed >= limits.settle_seconds
-    )
-
-
-def _lost(pool: PoolStats) -> str:
-    if pool.up is None:
-        return f"{pool.address} has not answered yet"
-    if pool.up:
-        return f"{pool.address} answers since {pool.since_up_changed:.1f} s only"
-    return f"{pool.address} down for {pool.since_up_changed:.1f} s ({pool.down_reason})"
+        return pool.phase == "ready" or pool.since_up_changed < limits.outage_seconds
+    settled = bool(pool.up) and pool.since_up_changed >= limits.settle_seconds
+    return settled or pool.outage < limits.outage_seconds
 
 
 def _findings(pool: PoolStats, limits: HealthLimits) -> list[Finding]:
@@ -102,7 +91,7 @@ def _findings(pool: PoolStats, limits: HealthLimits) -> list[Finding]:
         found.append(
             (
                 "unhealthy",
-                f"{pool.address} is exhausted and no connection came back for "
+                f"{pool.address} has all connections taken and none came back for "
                 f"{pool.stalled_time:.1f} s: {pool.in_use} of {pool.max_size} in use, "
                 f"{pool.waiting} waiting, the longest checkout {pool.longest_checkout:.1f} s old",
             )
@@ -123,12 +112,12 @@ def _findings(pool: PoolStats, limits: HealthLimits) -> list[Finding]:
         )
     if pool.up and pool.phase == "paused":
         found.append(("degraded", f"{pool.address} is paused: its last connection failed"))
-    elif pool.up and pool.last_outage and pool.since_up_changed < limits.settle_seconds:
+    elif pool.up and pool.outage and pool.since_up_changed < limits.settle_seconds:
         found.append(
             (
                 "degraded",
                 f"{pool.address} is back since {pool.since_up_changed:.1f} s, "
-                f"after {pool.last_outage:.1f} s",
+                f"after {pool.outage:.1f} s",
             )
         )
     return found

@@ -187,7 +187,7 @@ class OperationListener(cmap.CommandListener):
     def succeeded(self, event: cmap.CommandSucceededEvent) -> None:
         """The server answered with ok."""
         try:
-            self._commands.succeeded(event.request_id, event.duration_micros / 1e6)
+            self._commands.ended(event.request_id, event.duration_micros / 1e6)
         except Exception as error:
             self._on_error(error)
 
@@ -197,7 +197,7 @@ class OperationListener(cmap.CommandListener):
             failure = event.failure
             code = failure.get("code")
             status = str(code) if isinstance(code, int) else ""
-            self._commands.failed(
+            self._commands.ended(
                 event.request_id,
                 event.duration_micros / 1e6,
                 status or str(failure.get("errtype") or "_OTHER"),

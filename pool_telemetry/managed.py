@@ -5,6 +5,7 @@ No I/O here; `pool.py` and `async_pool.py` add theirs.
 
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -82,12 +83,14 @@ class Managed(Generic[ClientT]):
 
     Attributes:
         version: The server's, as last learned; None while unknown.
+        drain_now: Set to close a replaced client without waiting for its users.
     """
 
     def __init__(self, settings: Settings, client_class: type[Any]) -> None:
         self.settings = settings
         self.telemetry = PoolTelemetry(options=settings.options)
         self.version: str | None = None
+        self.drain_now = threading.Event()
         kwargs = dict(settings.kwargs)
         theirs = list(kwargs.pop("event_listeners", None) or ())
         listeners = [*theirs, *self.telemetry.listeners]
@@ -126,7 +129,8 @@ class Managed(Generic[ClientT]):
             **live_stats(stats),  # type: ignore[typeddict-item]  # mypy asks it for `error`
         }
         if not stats.connected:
-            report["error"] = why_disconnected(stats)
+            down = "; ".join(pool.why_down for pool in stats.open_pools)
+            report["error"] = f"no server answers heartbeats: {down or 'the client is closed'}"
         return report
 
     def traffic(self) -> tuple[int, int]:
@@ -205,16 +209,6 @@ class Quiet:
         if traffic[1] or traffic != self._seen:
             self._since, self._seen = now, traffic
         return now - self._since >= QUIET_SECONDS or now >= self._deadline
-
-
-def why_disconnected(stats: ClientStats) -> str:
-    """Return the reason in words: servers, kinds of errors, ages. Never an error's own text."""
-    down = [
-        f"{pool.address} {pool.down_reason} for {pool.since_up_changed:.1f} s"
-        for pool in stats.open_pools
-        if pool.up is False
-    ]
-    return "no server answers heartbeats: " + ("; ".join(down) or "none is known yet")
 
 
 def _scrub(error: BaseException | None, secrets: list[str]) -> None:

@@ -94,7 +94,7 @@ class TelemetryOptions:
             raise PoolConfigurationError(f"name is {name!r}: use a printable text without '@'")
         if not isinstance(self.operations, bool):
             raise PoolConfigurationError(f"operations is {self.operations!r}: use True or False")
-        if not isinstance(series, int) or series < 1:
+        if not isinstance(series, int) or isinstance(series, bool) or series < 1:
             raise PoolConfigurationError(
                 f"max_operation_series is {series!r}: use a whole number, 1 or more"
             )
@@ -131,14 +131,17 @@ def client_kwargs(uri: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
 def _as_int(value: Any) -> int | None:
     try:
         return int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 
 def _uri_options(uri: str) -> dict[str, str]:
     """Return the options in a URI by lower-case name; PyMongo takes names in any case."""
+    found: dict[str, list[str]] = {}
     query = uri.partition("?")[2]
-    return {key.lower(): value for key, value in parse_qsl(query.replace(";", "&"))}
+    for key, value in parse_qsl(query, separator="&" if "&" in query else ";"):
+        found.setdefault(key.lower(), []).append(value)
+    return {key: ",".join(values) for key, values in found.items()}  # tags may come repeatedly
 
 
 def identity(uri: str, kwargs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -168,12 +171,13 @@ def mask_uri(uri: str) -> str:
             tail = rest.rpartition("@")[2] if "@" in rest else ""
         rest = f"***:***@{tail}"
     address, question, query = rest.partition("?")
-    parts = re.split("([&;])", query)
+    separator = "&" if "&" in query else ";"
+    parts = query.split(separator)
     for i, part in enumerate(parts):
         key, equals, _ = part.partition("=")
-        if key.lower() in _SECRET_OPTIONS:
+        if unquote_plus(key).lower() in _SECRET_OPTIONS:
             parts[i] = f"{key}{equals}***"
-    return f"{scheme}://{address}{question}{''.join(parts)}"
+    return f"{scheme}://{address}{question}{separator.join(parts)}"
 
 
 def secrets_of(uri: str, kwargs: Mapping[str, Any]) -> list[str]:

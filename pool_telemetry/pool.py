@@ -33,25 +33,24 @@ class _Pool(Managed[_Client]):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings, MongoClient)
-        self._learning = threading.Lock()
-        self._drain_now = threading.Event()
+        self._learning = threading.Thread()  # which asks for the version; a fork ends it
         self._over = threading.Event()
         try:
             with self.failing():
                 # Where the application reads: a set may have no primary, and be of use.
                 self.client.admin.command("ping", read_preference=self.client.read_preference)
+            if not self._learn_version():
+                self._learn_version_soon()
         except BaseException:
-            self.close(CLOSE_SECONDS)
+            self.close()
             raise
-        if not self._learn_version():
-            self._learn_version_soon()
         self.telemetry.on_reconnected = self._learn_version_soon
 
-    def close(self, seconds: float) -> None:
-        """Close the client within a time limit, whatever state its pool is in."""
+    def close(self) -> None:
+        """Close the client within CLOSE_SECONDS, whatever state its pool is in."""
         self._over.set()
         try:
-            with pymongo.timeout(seconds):
+            with pymongo.timeout(CLOSE_SECONDS):
                 self.client.close()
         finally:
             self.telemetry.close()
@@ -71,27 +70,25 @@ class _Pool(Managed[_Client]):
             for pause in VERSION_PAUSES:
                 if self._over.wait(pause) or (self.has_room() and self._learn_version()):
                     break
-            self._learning.release()
 
-        if self._learning.acquire(blocking=False):
-            threading.Thread(target=learn, name="pool_telemetry-version", daemon=True).start()
+        if not self._learning.is_alive():
+            self._learning = threading.Thread(
+                target=learn, name="pool_telemetry-version", daemon=True
+            )
+            self._learning.start()
 
     def drain(self) -> threading.Thread:
         """Close the client when its users are done, on a thread of its own."""
 
         def wait_and_close() -> None:
             quiet = Quiet(self)
-            while not quiet.over() and not self._drain_now.wait(POLL_SECONDS):
+            while not quiet.over() and not self.drain_now.wait(POLL_SECONDS):
                 pass
-            self.close(CLOSE_SECONDS)
+            self.close()
 
         thread = threading.Thread(target=wait_and_close, name="pool_telemetry-drain", daemon=True)
         thread.start()
         return thread
-
-    def drain_now(self) -> None:
-        """Stop waiting for its users."""
-        self._drain_now.set()
 
 
 class MongoDBConnectionPool(Singleton[_Client]):
@@ -147,23 +144,23 @@ class MongoDBConnectionPool(Singleton[_Client]):
                         cls._draining = [one for one in cls._draining if one[1].is_alive()]
                         cls._draining.append((old, old.drain()))
                     return new.client
-        new.close(CLOSE_SECONDS)
+        new.close()
         raise PoolNotInitializedError(f"{cls.__name__} was closed while it initialized")
 
     @classmethod
     def close(cls) -> None:
         """Close the client, within 5 s even when its pool is exhausted. Again is no error."""
-        deadline = time.monotonic() + CLOSE_SECONDS
+        deadline = time.monotonic() + 2 * CLOSE_SECONDS
         with cls._lock:
             current, cls._current = cls._current, None
             draining, cls._draining = cls._draining, []
             cls._closes += 1
         for pool, _ in draining:
-            pool.drain_now()
+            pool.drain_now.set()
         if current is not None:
-            current.close(CLOSE_SECONDS)
+            current.close()
         for _, thread in draining:
-            thread.join(max(0.0, deadline + CLOSE_SECONDS - time.monotonic()))
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def _after_fork_in_child() -> None:

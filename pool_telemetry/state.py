@@ -20,6 +20,8 @@ Holder = tuple[Actor, float]  # who has a connection, and since when
 
 # A wait younger than this is not examined: most end by themselves, and looking costs 3 µs each.
 MOMENT: Final = 0.05
+# A server that fails again so soon after it came back was never well: it is one outage.
+STEADY_SECONDS: Final = 10.0
 # The hot path looks for ghosts at most this often, per waiter: under 1 % of a core.
 LOOK_SECONDS_PER_WAITER: Final = 0.001
 
@@ -32,7 +34,7 @@ class _Heartbeat:
 
     changed: float  # when `up` last changed
     up: bool | None = None
-    outage: float = 0.0  # how long the last one was
+    down_since: float | None = None  # where the outage began that is the last, or lasts
     reason: str | None = None
     rtt: float | None = None
 
@@ -104,12 +106,12 @@ class PoolState:
     def created(self, max_size: int | None, min_size: int) -> None:
         """Begin a new pool; counters go on."""
         with self._lock:
-            self._departed = {**dict.fromkeys(self._opening), **self._held}
+            self._departed.update({**dict.fromkeys(self._opening), **self._held})
             self._forget_connections()
             self.phase = "paused"
             self._max_size = _UNLIMITED if max_size is None else max_size
             self._min_size = min_size
-            self._settle(self._clock())
+            self._settle()
 
     def ready(self) -> bool:
         """Mark the pool ready; return whether it was cleared before, so this is a reconnection."""
@@ -137,13 +139,15 @@ class PoolState:
             self._forget_connections()
             self._checkouts["cancelled"] += len(self._waiters)
             self._waiters.clear()
-            self._settle(self._clock())
+            self._settle()
 
     def _forget_connections(self) -> None:
         self._opening.clear()
         self._ready.clear()
         self._held.clear()
         self._overlapping.clear()
+        self._unmet_since = None
+        self._last_silence = 0.0
 
     @property
     def unused(self) -> bool:
@@ -276,15 +280,19 @@ class PoolState:
             self._look_at = now + max(MOMENT, LOOK_SECONDS_PER_WAITER * len(self._waiters))
             self._drop_ghosts(now)
         with self._lock:
-            self._settle(now)
+            self._settle()
 
-    def _settle(self, now: float) -> None:
+    def _settle(self) -> None:
         """Begin or end an episode of exhaustion. Called with the lock held.
+
+        It reads the clock there: with a time from before, the exhausted time that a reader was
+        told meanwhile would fall.
 
         Exhausted is when callers and holders together exceed max_size: then someone stands in
         the queue for lack of a connection. `in_use + opening >= max_size` would instead flicker
         at every hand-over, and be true of the caller who opens the last connection himself.
         """
+        now = self._clock()
         demand = len(self._waiters) + len(self._held)
         if demand > self._max_size:
             if self._exhausted_since is None:
@@ -306,7 +314,8 @@ class PoolState:
     def _drop_ghosts(self, now: float) -> None:
         """Count as cancelled those who left the queue in silence."""
         with self._lock:
-            waiting = {a: since for a, since in self._waiters.items() if now - since > MOMENT}
+            everyone = list(self._waiters.items())
+        waiting = {actor: since for actor, since in everyone if now - since > MOMENT}
         if not waiting:
             return
         # Who is out of the pool's code has had the event that ends its wait, or never will. So
@@ -325,9 +334,12 @@ class PoolState:
         now = self._clock()
         with self._lock:
             last = self._heartbeat
-            if up is not last.up:
-                if last.up is False:
-                    last.outage = now - last.changed
+            if not up and last.up is None:
+                last.down_since = last.changed  # it never answered
+            elif up is not last.up:
+                again = last.down_since is not None and now - last.changed < STEADY_SECONDS
+                if not up and not again:
+                    last.down_since = now
                 last.changed = now
             last.up = up
             last.reason = reason
@@ -340,10 +352,12 @@ class PoolState:
         """Return one consistent, frozen view. Under 1 ms for a hundred waiters; no I/O."""
         self._drop_ghosts(self._clock())
         with self._lock:
+            self._settle()
             now = self._clock()
-            self._settle(now)
-            waits = list(self._waiters.values())
-            holds = [since for _, since in self._held.values()]
+            # Copied at once: a finalizer may publish an event at any step of a loop.
+            waits, holders = list(self._waiters.values()), list(self._held.values())
+            holds = [since for _, since in holders]
+            beat = self._heartbeat
             exhausted = self._exhausted_since is not None
             exhausted_for = _age(now, self._exhausted_since) or 0.0
             full = len(holds) >= self._max_size
@@ -371,11 +385,11 @@ class PoolState:
                 created=self._created,
                 closed=dict(self._closed),
                 cleared=self._cleared,
-                up=self._heartbeat.up,
-                since_up_changed=_age(now, self._heartbeat.changed) or 0.0,
-                last_outage=self._heartbeat.outage,
-                down_reason=self._heartbeat.reason,
-                rtt=self._heartbeat.rtt,
+                up=beat.up,
+                since_up_changed=_age(now, beat.changed) or 0.0,
+                outage=_age(beat.changed if beat.up else now, beat.down_since) or 0.0,
+                down_reason=beat.reason,
+                rtt=beat.rtt,
                 wait_time=self._wait_time.stats(),
                 use_time=self._use_time.stats(),
                 create_time=self._create_time.stats(),

@@ -99,7 +99,7 @@ class PoolStats:
     cleared: int
     up: bool | None  # by the last heartbeat; None before the first and behind a load balancer
     since_up_changed: float
-    last_outage: float  # how long the server was down before it came back; 0.0 if it never was
+    outage: float  # how long the server is down, or was when it last was; 0.0 if it never was
     down_reason: str | None  # the error's class; never its text, which names hosts
     rtt: float | None
     wait_time: HistogramStats
@@ -110,6 +110,15 @@ class PoolStats:
     def idle(self) -> int:
         """Return the connections that are ready and not in use."""
         return self.size - self.opening - self.in_use
+
+    @property
+    def why_down(self) -> str:
+        """Return in words since when it does not answer. Never an error's own text."""
+        if self.up is None:
+            return f"{self.address} has not answered yet"
+        if self.up:
+            return f"{self.address} answers since {self.since_up_changed:.1f} s only"
+        return f"{self.address} down for {self.outage:.1f} s ({self.down_reason})"
 
     @property
     def address(self) -> str:

@@ -173,12 +173,10 @@ class PoolTelemetry:
             )
 
     def _forget_old_pools(self, current: Address) -> None:
-        """Drop the closed pools that never had a connection, and the oldest beyond a limit."""
+        """Drop the oldest closed pools beyond a limit."""
         closed = [a for a, pool in self._pools.items() if pool.phase == "closed" and a != current]
-        for address in closed:
-            if self._pools[address].unused or len(closed) > _CLOSED_POOLS_KEPT:
-                del self._pools[address], self._owners[address]
-                closed = closed[1:]
+        for address in closed[:-_CLOSED_POOLS_KEPT]:
+            del self._pools[address], self._owners[address]
 
     def _on_reconnected(self) -> None:
         if self.on_reconnected is not None:
@@ -209,7 +207,7 @@ def _abandoned(reference: "weakref.ReferenceType[PoolTelemetry]", owner: object)
     telemetry = reference()
     if telemetry is not None:
         with telemetry._lock:
-            pools = [p for a, p in telemetry._pools.items() if telemetry._owners[a] is owner]
+            pools = [p for a, p in telemetry._pools.items() if telemetry._owners.get(a) is owner]
         for pool in pools:
             pool.abandoned()
 

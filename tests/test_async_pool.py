@@ -96,6 +96,20 @@ def test_a_wrong_address_leaves_nothing_behind(server_uri: str) -> None:
     run(main)
 
 
+def test_a_start_that_is_given_up_leaves_nothing_behind(server_uri: str) -> None:
+    async def main() -> None:
+        options = TelemetryOptions(name="given-up")
+        with slow(server_uri, "given-up", 1_000, "buildInfo", "buildinfo"):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.5):  # it was pinged, and asks for the version
+                    await Pool.initialize(server_uri, appName="given-up", telemetry=options)
+            assert "given-up" not in names()
+            await until(lambda: len(asyncio.all_tasks()) == 1)
+        assert Pool.get_pool_stats()["status"] == "not_initialized"
+
+    run(main)
+
+
 def test_close_returns_while_the_pool_is_exhausted(server_uri: str) -> None:
     async def main() -> None:
         client = await Pool.initialize(

@@ -33,6 +33,14 @@ URI = "mongodb://h:1/"
         ("mongodb://[::1]:27017/", "mongodb://[::1]:27017/"),
         ("mongodb://u:p", "mongodb://***:***@"),
         ("mongodb://%2Ftmp%2Fm.sock/?", "mongodb://%2Ftmp%2Fm.sock/?"),
+        (
+            "mongodb://h/?tls%43ertificateKeyFilePassword=abc",
+            "mongodb://h/?tls%43ertificateKeyFilePassword=***",
+        ),
+        (
+            "mongodb://h/?authMechanismProperties=AWS_SESSION_TOKEN:ab;c&w=1",
+            "mongodb://h/?authMechanismProperties=***&w=1",
+        ),
         ("127.0.0.1:27017", "127.0.0.1:27017"),
         ("not a uri with s3cret", "***"),
     ],
@@ -68,6 +76,7 @@ def test_defaults_give_way_to_the_uri_and_to_keywords_in_any_case() -> None:
         (URI, {"maxPoolSize": 0}, 0),
         (URI, {"maxPoolSize": None}, 10),
         (URI, {"maxPoolSize": "soon refused"}, 10),
+        (URI, {"maxPoolSize": float("inf")}, 10),
         (URI, {}, 10),
     ],
 )
@@ -96,6 +105,12 @@ def test_a_minimum_that_was_chosen_above_the_maximum_is_refused(
         ((URI, {"compressors": ["zlib", "zstd"]}), (URI, {"compressors": "zlib,zstd"}), True),
         (("mongodb://h:1", {}), (URI, {}), True),
         ((URI, {"maxIdleTimeMS": 10_000.0}), (URI, {"maxIdleTimeMS": 10_000}), True),
+        ((URI + "?readPreferenceTags=a:1&readPreferenceTags=b:2", {}), (URI, {}), False),
+        (
+            (URI + "?readPreferenceTags=a:1&readPreferenceTags=b:2", {}),
+            (URI + "?readPreferenceTags=c:1&readPreferenceTags=b:2", {}),
+            False,
+        ),
         ((URI, {"localThresholdMS": 1.5}), (URI, {"localThresholdMS": 1.25}), False),
         ((URI, {"maxPoolSize": 5}), (URI, {"maxPoolSize": 6}), False),
         (("mongodb://a:b@h:1/", {}), (URI, {}), False),
@@ -147,6 +162,7 @@ def test_a_wrong_variable_is_named_with_what_it_takes(
         {"name": None},
         {"operations": "false"},
         {"max_operation_series": 1.5},
+        {"max_operation_series": True},
         {"max_operation_series": "5"},
         {"drain_seconds": "3"},
         {"max_operation_series": 0},

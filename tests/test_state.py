@@ -456,9 +456,74 @@ def test_heartbeats_say_whether_the_server_is_there() -> None:
     pool.heartbeat(up=False, reason="NetworkTimeout")
     stats = pool.stats()
     assert (stats.up, stats.rtt, stats.down_reason) == (False, None, "NetworkTimeout")
-    assert (stats.since_up_changed, stats.last_outage) == (3.0, 0.0)
+    assert (stats.since_up_changed, stats.outage) == (3.0, 3.0)
     pool.heartbeat(up=True, rtt=0.003)
-    assert (pool.stats().last_outage, pool.stats().rtt) == (3.0, 0.003)
+    pool.time.now += 2.0
+    assert (pool.stats().outage, pool.stats().rtt) == (3.0, 0.003)
+    pool.heartbeat(up=False, reason="AutoReconnect")  # so soon: it is the same outage
+    assert pool.stats().outage == 5.0
+    pool.heartbeat(up=True)
+    pool.time.now += 60.0
+    pool.heartbeat(up=False, reason="AutoReconnect")
+    pool.time.now += 1.0
+    assert pool.stats().outage == 1.0
+
+
+def test_a_server_that_never_answered_is_down_from_the_beginning() -> None:
+    pool = Pool()
+    pool.time.now += 10.0
+    pool.heartbeat(up=False, reason="NetworkTimeout")
+    assert (pool.stats().outage, pool.stats().since_up_changed) == (10.0, 10.0)
+
+
+def test_exhausted_time_never_falls_whoever_reads_meanwhile() -> None:
+    """The clock is read where the time is booked, not before the lock was free."""
+    pool = exhausted_pool()
+    pool.time.now += 10.0
+    seen: list[float] = []
+
+    def read_meanwhile(actors: Iterable[Actor]) -> set[Actor]:
+        pool._still_waiting = pool._who_waits
+        pool.time.now += 0.005
+        seen.append(pool.stats().exhausted_time)
+        return set(actors)
+
+    pool.checkout_started(D)
+    pool.time.now += 1.0
+    pool._still_waiting = read_meanwhile
+    pool.checkout_failed(C, "timeout")
+    pool.checkout_failed(D, "timeout")
+    seen.append(pool.stats().exhausted_time)
+    assert len(seen) == 2
+    assert seen == sorted(seen)
+
+
+def test_a_new_pool_has_no_memory_of_the_old_ones_silence() -> None:
+    pool = exhausted_pool()
+    pool.time.now += 5.0
+    pool.checkout_failed(C, "timeout")
+    pool.closed()
+    pool.time.now += 1_000.0
+    pool.created(1, 0)
+    pool.ready()
+    pool.open(1)
+    pool.out(D, 1)
+    pool.checkout_started(C)
+    pool.time.now += 0.1
+    assert pool.stats().stalled_time == pytest.approx(0.1)
+
+
+def test_a_connection_held_through_two_new_pools_is_closed_once() -> None:
+    pool = exhausted_pool()
+    for _ in range(2):
+        pool.closed()
+        pool.created(2, 0)
+    pool.ready()
+    for actor, conn_id in ((A, 1), (B, 2)):
+        pool.returned(actor, conn_id)
+        pool.connection_closed(conn_id, "pool_closed")
+    stats = pool.stats()
+    assert (stats.created, stats.closed["pool_closed"], stats.use_time.count) == (2, 2, 2)
 
 
 def test_addresses_are_written_as_people_write_them() -> None:
@@ -486,9 +551,9 @@ FIND = (("h", 1), "shop", "orders", "find", "", "")
 def test_commands_are_counted_by_what_they_are() -> None:
     commands = CommandState(500)
     commands.started(1, FIND)
-    commands.succeeded(1, 0.2)
+    commands.ended(1, 0.2)
     commands.started(2, FIND)
-    commands.failed(2, 0.1, "11000", "11000")
+    commands.ended(2, 0.1, "11000", "11000")
     ok, failed = commands.stats()
     assert (ok.operation, ok.collection, ok.duration.count, ok.error_type) == (
         "find",
@@ -501,8 +566,8 @@ def test_commands_are_counted_by_what_they_are() -> None:
 
 def test_an_end_without_a_start_counts_nothing() -> None:
     commands = CommandState(500)
-    commands.succeeded(1, 0.2)
-    commands.failed(2, 0.2, "1", "1")
+    commands.ended(1, 0.2)
+    commands.ended(2, 0.2, "1", "1")
     assert commands.stats() == ()
 
 
@@ -510,9 +575,9 @@ def test_series_beyond_the_limit_fold_into_one() -> None:
     commands = CommandState(3)
     for number in range(10):
         commands.started(number, (("h", 1), "shop", f"c{number}", "find", "", ""))
-        commands.succeeded(number, 0.1)
+        commands.ended(number, 0.1)
     commands.started(99, FIND)
-    commands.failed(99, 0.1, "1", "1")
+    commands.ended(99, 0.1, "1", "1")
     series = {one.operation: one for one in commands.stats() if not one.error_type}
     assert len(commands.stats()) == 5
     assert (series["_OTHER"].duration.count, series["_OTHER"].collection) == (7, "")
@@ -523,5 +588,5 @@ def test_commands_cancelled_in_flight_do_not_pile_up() -> None:
     for number in range(50_000):
         commands.started(number, FIND)
     assert len(commands._inflight) <= 10_000
-    commands.succeeded(49_999, 0.1)
+    commands.ended(49_999, 0.1)
     assert commands.stats()[0].duration.count == 1
