@@ -114,7 +114,7 @@ class Managed(Generic[ClientT]):
 
     def has_room(self) -> bool:
         """Return whether a question of ours would take no caller's place."""
-        ready = [p for p in self.telemetry.stats().open_pools if p.phase == "ready"]
+        ready = [p for p in self.telemetry.pool_stats() if p.phase == "ready"]
         return bool(ready) and all(
             p.max_size is None or p.in_use + p.waiting < p.max_size for p in ready
         )
@@ -135,7 +135,7 @@ class Managed(Generic[ClientT]):
 
     def traffic(self) -> tuple[int, int]:
         """Return (checkouts so far, callers and holders now), to see whether it is quiet."""
-        pools = self.telemetry.stats().pools
+        pools = self.telemetry.pool_stats()
         return (
             sum(sum(pool.checkouts.values()) for pool in pools),
             sum(pool.waiting + pool.in_use for pool in pools),

@@ -184,8 +184,9 @@ class PoolState:
                 self._closed[reason] += 1
                 del self._departed[conn_id]
                 return
-            if known:  # PyMongo tells the end of an exhaust cursor's connection twice
-                self._closed[reason] += 1
+            if not known:  # PyMongo tells the end of an exhaust cursor's connection twice
+                return
+            self._closed[reason] += 1
             self._opening.pop(conn_id, None)
             self._ready.discard(conn_id)
             # Closed by a clear between its check-in and the event of that: the use is over.

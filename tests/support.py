@@ -12,6 +12,7 @@ from prometheus_client.openmetrics import parser as openmetrics
 from pymongo import AsyncMongoClient, MongoClient
 from pymongo.monitoring import ConnectionPoolListener
 
+from pool_telemetry import PoolTelemetry
 from pool_telemetry.stats import PoolStats
 
 PATIENCE_SECONDS = 20.0
@@ -92,6 +93,13 @@ class Counts:
     idle: int
     opening: int
     waiting: int
+
+
+def the_pool(telemetry: PoolTelemetry) -> PoolStats:
+    """Return the stats of a client's only pool."""
+    (pool,) = wait_for(lambda: telemetry.stats().open_pools)
+    assert isinstance(pool, PoolStats)
+    return pool
 
 
 def ours(stats: PoolStats) -> Counts:

@@ -15,15 +15,10 @@ from pymongo.errors import PyMongoError
 
 from pool_telemetry import PoolTelemetry
 from pool_telemetry.stats import PoolStats
-from tests.support import Counts, Noop, drivers, ours, slow, until, wait_for
+from tests.support import Counts, Noop, drivers, ours, slow, the_pool, until, wait_for
 
 MAX_SIZE = 4
 CALLERS = 12
-
-
-def the_pool(telemetry: PoolTelemetry) -> PoolStats:
-    (pool,) = telemetry.stats().open_pools
-    return pool
 
 
 def agrees(telemetry: PoolTelemetry, expected: Counts) -> bool:

@@ -25,15 +25,8 @@ from pool_telemetry import (
 )
 from pool_telemetry.embedded import EmbeddedServer
 from pool_telemetry.state import MOMENT
-from pool_telemetry.stats import PoolStats
 from pool_telemetry.telemetry import live
-from tests.support import drivers, fastest, ours, slow, wait_for
-
-
-def the_pool(telemetry: PoolTelemetry) -> PoolStats:
-    (pool,) = wait_for(lambda: telemetry.stats().open_pools)
-    assert isinstance(pool, PoolStats)
-    return pool
+from tests.support import drivers, fastest, ours, slow, the_pool, wait_for
 
 
 def test_a_client_of_somebody_else_is_seen(server_uri: str) -> None:
