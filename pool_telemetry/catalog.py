@@ -5,23 +5,26 @@ they lack is under `mongodb.client.*`. No other file spells a metric's name. Exp
 `CATALOG` and translate; a new metric is one new row.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from pool_telemetry.stats import ClientStats, HistogramStats, OperationStats, PoolStats
+from pool_telemetry.stats import ClientStats, HistogramStats, PoolStats
 
 Instrument = Literal["counter", "updowncounter", "gauge", "histogram"]
 Value = float | HistogramStats
 Points = Iterator[tuple[tuple[str, ...], Value]]
-"""Values of a metric's own attributes, in their order, and the value."""
+"""Attributes' values, and the value."""
 
 POOL_ATTRIBUTES: Final = (
     "db.client.connection.pool.name",
     "server.address",
     "server.port",
 )
-"""On every metric: `NAME@host:port` (`host:port` for an unnamed client), host, port."""
+"""On every metric: `NAME@host:port` (`host:port` for an unnamed client), host, port.
+
+Where a value belongs to the client as a whole: its NAME, and no host and port.
+"""
 
 _STATE: Final = ("db.client.connection.state",)
 _OPERATION: Final = (
@@ -36,76 +39,75 @@ _OPERATION: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One row. Unit is UCUM, where braces only annotate; `read` yields nothing for "unknown"."""
+    """One row. Unit is UCUM, where braces only annotate.
+
+    `read` yields the values of POOL_ATTRIBUTES and of the metric's own attributes, in their order,
+    and the value; nothing for "unknown".
+    """
 
     name: str
     instrument: Instrument
     unit: str
     description: str
-    read: Callable[[PoolStats], Points]
+    read: Callable[[ClientStats], Points]
     attributes: tuple[str, ...] = ()
 
 
-def points(metric: Metric, clients: Iterable[ClientStats]) -> Points:
-    """Yield the metric's points over all clients: values of POOL_ATTRIBUTES, then of its own."""
-    for client in clients:
-        if metric is OPERATION_DURATION:
-            names = {(pool.host, pool.port): client.pool_name(pool) for pool in client.pools}
-            for series in client.operations:
-                name = names.get((series.host, series.port), client.name)
-                yield (name, series.host, _port(series.port), *_labels(series)), series.duration
-        else:
-            for pool in client.pools:
-                common = (client.pool_name(pool), pool.host, _port(pool.port))
-                for own, value in metric.read(pool):
-                    yield (*common, *own), value
+def _pool_labels(client: ClientStats, pool: PoolStats) -> tuple[str, ...]:
+    return client.pool_name(pool), pool.host, _port(pool.port)
 
 
 def _port(port: int | None) -> str:
     return "" if port is None else str(port)
 
 
-def _labels(series: OperationStats) -> tuple[str, ...]:
-    return (
-        "mongodb",
-        series.namespace,
-        series.collection,
-        series.operation,
-        series.error_type,
-        series.status_code,
-    )
+def _value(read: Callable[[PoolStats], Value | None]) -> Callable[[ClientStats], Points]:
+    def points(client: ClientStats) -> Points:
+        for pool in client.pools:
+            if (value := read(pool)) is not None:
+                yield _pool_labels(client, pool), value
+
+    return points
 
 
-def _value(read: Callable[[PoolStats], Value | None]) -> Callable[[PoolStats], Points]:
-    def points_of(pool: PoolStats) -> Points:
-        value = read(pool)
-        if value is not None:
-            yield (), value
-
-    return points_of
-
-
-def _while_open(read: Callable[[PoolStats], float | None]) -> Callable[[PoolStats], Points]:
+def _while_open(read: Callable[[PoolStats], float | None]) -> Callable[[ClientStats], Points]:
     """Yield nothing once the pool is closed: its limits and its server's health are history."""
     return _value(lambda pool: None if pool.phase == "closed" else read(pool))
 
 
-def _by(read: Callable[[PoolStats], dict[str, int]]) -> Callable[[PoolStats], Points]:
-    def points_of(pool: PoolStats) -> Points:
-        for key, value in read(pool).items():
-            yield (key,), value
+def _by(read: Callable[[PoolStats], dict[str, int]]) -> Callable[[ClientStats], Points]:
+    def points(client: ClientStats) -> Points:
+        for pool in client.pools:
+            for key, value in read(pool).items():
+                yield (*_pool_labels(client, pool), key), value
 
-    return points_of
+    return points
 
 
-OPERATION_DURATION: Final = Metric(
-    "db.client.operation.duration",
-    "histogram",
-    "s",
-    "Duration of one command, from first byte to reply",
-    lambda _: iter(()),  # read per series of commands, not per pool
-    _OPERATION,
-)
+def _operations(client: ClientStats) -> Points:
+    names = {(pool.host, pool.port): client.pool_name(pool) for pool in client.pools}
+    for series in client.operations:
+        name = names.get((series.host, series.port), client.name)
+        yield (
+            (
+                name,
+                series.host,
+                _port(series.port),
+                "mongodb",
+                series.namespace,
+                series.collection,
+                series.operation,
+                series.error_type,
+                series.status_code,
+            ),
+            series.duration,
+        )
+
+
+def _telemetry_errors(client: ClientStats) -> Points:
+    # A broken event may not even say which server it is from: so the client's name, and no server.
+    yield (client.name, "", ""), client.telemetry_errors
+
 
 CATALOG: Final = (
     Metric(
@@ -158,7 +160,14 @@ CATALOG: Final = (
         "Time to open a connection: TCP, TLS and authentication included",
         _value(lambda pool: pool.create_time),
     ),
-    OPERATION_DURATION,
+    Metric(
+        "db.client.operation.duration",
+        "histogram",
+        "s",
+        "Duration of one command, from first byte to reply",
+        _operations,
+        _OPERATION,
+    ),
     Metric(
         "mongodb.client.pool.min",
         "updowncounter",
@@ -244,6 +253,13 @@ CATALOG: Final = (
         "s",
         "Age of the longest checkout still open, 0 when none is",
         _value(lambda pool: pool.longest_checkout),
+    ),
+    Metric(
+        "mongodb.client.pool.telemetry_errors",
+        "counter",
+        "{error}",
+        "Failures inside the telemetry's own listeners; anything but 0 is a bug of ours",
+        _telemetry_errors,
     ),
     Metric(
         "mongodb.client.server.up",

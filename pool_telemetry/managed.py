@@ -16,14 +16,12 @@ from pool_telemetry.options import (
     DEFAULT_URI,
     TelemetryOptions,
     client_kwargs,
-    identity,
-    mask_uri,
     pool_config,
-    secrets_of,
 )
 from pool_telemetry.report import PoolReport, live_stats
 from pool_telemetry.stats import ClientStats
 from pool_telemetry.telemetry import PoolTelemetry
+from pool_telemetry.uri import identity, mask_uri, secrets_of
 
 ClientT = TypeVar("ClientT")
 

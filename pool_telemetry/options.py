@@ -4,14 +4,14 @@ Precedence for the pool: the guide's nine defaults < options in the URI < keywor
 """
 
 import os
-import re
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
-from urllib.parse import parse_qsl, unquote_plus
 
 from pool_telemetry.errors import PoolConfigurationError
+from pool_telemetry.uri import mask_uri, uri_options
 
 DEFAULTS: Final[Mapping[str, Any]] = MappingProxyType(
     {
@@ -30,25 +30,65 @@ DEFAULTS: Final[Mapping[str, Any]] = MappingProxyType(
 
 DEFAULT_URI: Final = "mongodb://localhost:27017/"
 
-# Hosts, a database, options: an "@" may only stand in an option's value. What is not of this form
-# has credentials before it, perhaps with special characters that are not escaped.
-_HOST: Final = r"([^\s:@/?,\[\]]+|\[[^\]@/?]*\])(:\d+)?"
-_WITHOUT_CREDENTIALS: Final = re.compile(rf"{_HOST}(,{_HOST})*(/[^@?]*)?(\?([^@=]+=.*)?)?")
-
-_SECRET_OPTIONS: Final = frozenset(
-    {
-        "authmechanismproperties",  # may carry AWS_SESSION_TOKEN
-        "tlscertificatekeyfilepassword",
-        "ssl_pem_passphrase",
-        "proxyusername",
-        "proxypassword",
-        "username",
-        "password",
-    }
-)
-
-
 _FLAGS: Final = {"true": True, "1": True, "false": False, "0": False}
+
+
+@dataclass(frozen=True, slots=True)
+class _Range:
+    """What a number may be: from `low` to below `high`, in words."""
+
+    words: str
+    low: float
+    high: float = float("inf")
+    whole: bool = False
+
+    def has(self, value: Any) -> bool:
+        if isinstance(value, str):
+            try:
+                value = int(value) if self.whole else float(value)
+            except ValueError:
+                return False
+        kinds = int if self.whole else int | float
+        return (
+            isinstance(value, kinds)
+            and not isinstance(value, bool)
+            and self.low <= value < self.high
+        )
+
+
+# PyMongo refuses these as keywords, with neither value nor range; in a URI it only warns, and goes
+# on with its own default.
+_BILLION: Final = 1e9
+_NO_LIMIT: Final = _Range("milliseconds, 0 (no limit) or more and below 1,000,000,000", 0, _BILLION)
+_LIMIT: Final = _Range("milliseconds above 0 and below 1,000,000,000", 5e-324, _BILLION)
+_RANGES: Final = {
+    "maxPoolSize": _Range("a whole number, 0 (no limit) or more", 0, whole=True),
+    "minPoolSize": _Range("a whole number, 0 or more", 0, whole=True),
+    "maxConnecting": _Range("a whole number, 1 or more", 1, whole=True),
+    "maxIdleTimeMS": _LIMIT,
+    "waitQueueTimeoutMS": _LIMIT,
+    "serverSelectionTimeoutMS": _Range(
+        "milliseconds, 0 or more and below 1,000,000,000", 0, _BILLION
+    ),
+    "connectTimeoutMS": _NO_LIMIT,
+    "socketTimeoutMS": _NO_LIMIT,
+    "timeoutMS": _NO_LIMIT,
+    "heartbeatFrequencyMS": _Range(
+        "milliseconds, 500 or more and below 1,000,000,000", 500, _BILLION
+    ),
+}
+_MAX_NAME: Final = 200
+_MAX_SERIES: Final = 100_000
+_SERIES: Final = _Range(f"a whole number, 1 to {_MAX_SERIES:,}", 1, _MAX_SERIES + 1, whole=True)
+_SECONDS: Final = _Range("a number of seconds, 0.0 or more and below infinity", 0.0)
+
+
+def shown(value: Any) -> str:
+    """Return a value for an error's text: of bearable length, without a connection's secrets."""
+    try:
+        return reprlib.repr(mask_uri(value) if isinstance(value, str) and "://" in value else value)
+    except ValueError:  # Python has a limit for the digits of an integer
+        return f"{type(value).__name__} too long to show"
 
 
 def _from_env(name: str, default: Any, parse: Callable[[str], Any], expected: str) -> Any:
@@ -62,7 +102,7 @@ def _from_env(name: str, default: Any, parse: Callable[[str], Any], expected: st
         try:
             return parse(text)
         except (KeyError, ValueError):
-            raise PoolConfigurationError(f"{variable} is {text!r}: use {expected}") from None
+            raise PoolConfigurationError(f"{variable} is {shown(text)}: use {expected}") from None
 
     return field(default_factory=read)
 
@@ -74,7 +114,8 @@ class TelemetryOptions:
     Attributes:
         name: The pool's name in metrics, `NAME@host:port`; empty for `host:port` alone.
         operations: Whether commands are timed. If not, no CommandListener is registered.
-        max_operation_series: Series of commands kept per client, 1 or more; others fold into one.
+        max_operation_series: Series of commands kept per client, 1 to 100,000; others fold into
+            one.
         drain_seconds: How long a replaced client may finish its work, 0.0 or more.
 
     Raises:
@@ -89,19 +130,19 @@ class TelemetryOptions:
     drain_seconds: float = _from_env("DRAIN_SECONDS", 30.0, float, "a number of seconds")
 
     def __post_init__(self) -> None:
-        name, series, drain = self.name, self.max_operation_series, self.drain_seconds
-        if not isinstance(name, str) or not name.isprintable() or "@" in name:
-            raise PoolConfigurationError(f"name is {name!r}: use a printable text without '@'")
+        name: Any = self.name  # what a caller without a type checker gave
+        fits = isinstance(name, str) and name.isprintable() and len(name) <= _MAX_NAME
+        if not fits or "@" in name:
+            words = f"a printable text of at most {_MAX_NAME} characters, without '@'"
+            raise PoolConfigurationError(f"name is {shown(name)}: use {words}")
         if not isinstance(self.operations, bool):
-            raise PoolConfigurationError(f"operations is {self.operations!r}: use True or False")
-        if not isinstance(series, int) or isinstance(series, bool) or series < 1:
             raise PoolConfigurationError(
-                f"max_operation_series is {series!r}: use a whole number, 1 or more"
+                f"operations is {shown(self.operations)}: use True or False"
             )
-        if not isinstance(drain, int | float) or not 0.0 <= drain < float("inf"):
-            raise PoolConfigurationError(
-                f"drain_seconds is {drain!r}: use a number of seconds, 0.0 or more"
-            )
+        for key, allowed in (("max_operation_series", _SERIES), ("drain_seconds", _SECONDS)):
+            value = getattr(self, key)
+            if isinstance(value, str) or not allowed.has(value):
+                raise PoolConfigurationError(f"{key} is {shown(value)}: use {allowed.words}")
 
 
 def client_kwargs(uri: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,13 +151,22 @@ def client_kwargs(uri: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     The default minPoolSize gives way to a smaller maxPoolSize.
 
     Raises:
-        PoolConfigurationError: minPoolSize is above maxPoolSize, and the caller set it so.
+        PoolConfigurationError: A value is out of range, or minPoolSize is above maxPoolSize and the
+            caller set it so.
     """
-    chosen = {**_uri_options(uri), **{key.lower(): value for key, value in kwargs.items()}}
+    chosen = {**uri_options(uri), **{key.lower(): value for key, value in kwargs.items()}}
+    for name, allowed in _RANGES.items():
+        value = chosen.get(name.lower())
+        if value is not None and not allowed.has(value):
+            raise PoolConfigurationError(f"{name} is {shown(value)}: use {allowed.words}")
+    for name in ("retryWrites", "retryReads"):
+        value = chosen.get(name.lower(), True)
+        if not (isinstance(value, bool) or value in ("true", "false")):
+            raise PoolConfigurationError(f"{name} is {shown(value)}: use true or false")
     defaults = {key: value for key, value in DEFAULTS.items() if key.lower() not in chosen}
     max_size = _as_int(chosen.get("maxpoolsize", DEFAULTS["maxPoolSize"]))
     min_size = _as_int(chosen.get("minpoolsize"))
-    # 0 and None are unlimited; what is no number is PyMongo's to refuse.
+    # 0 and None are unlimited.
     if max_size and min_size is not None and min_size > max_size:
         raise PoolConfigurationError(
             f"maxPoolSize {max_size} is below minPoolSize {min_size}: "
@@ -133,63 +183,6 @@ def _as_int(value: Any) -> int | None:
         return int(value)
     except (TypeError, ValueError, OverflowError):
         return None
-
-
-def _uri_options(uri: str) -> dict[str, str]:
-    """Return the options in a URI by lower-case name; PyMongo takes names in any case."""
-    found: dict[str, list[str]] = {}
-    query = uri.partition("?")[2]
-    for key, value in parse_qsl(query, separator="&" if "&" in query else ";"):
-        found.setdefault(key.lower(), []).append(value)
-    return {key: ",".join(values) for key, values in found.items()}  # tags may come repeatedly
-
-
-def identity(uri: str, kwargs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return what two initializations must share to have the same effective settings."""
-    options = {**_uri_options(uri), **{key.lower(): value for key, value in kwargs.items()}}
-    return uri.partition("?")[0].rstrip("/"), {k: _plain(v) for k, v in options.items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int | float):
-        return str(int(value) if value == value // 1 else value)
-    if isinstance(value, list | tuple) and all(isinstance(one, str) for one in value):
-        return ",".join(value)
-    return value
-
-
-def mask_uri(uri: str) -> str:
-    """Return the URI without user name, password, and the options that carry secrets."""
-    scheme, separator, rest = uri.partition("://")
-    if not separator:  # MongoClient also takes host:port alone
-        return uri if _WITHOUT_CREDENTIALS.fullmatch(uri) else "***"
-    if not _WITHOUT_CREDENTIALS.fullmatch(rest):
-        tail = rest.partition("@")[2]
-        if not _WITHOUT_CREDENTIALS.fullmatch(tail):
-            tail = rest.rpartition("@")[2] if "@" in rest else ""
-        rest = f"***:***@{tail}"
-    address, question, query = rest.partition("?")
-    separator = "&" if "&" in query else ";"
-    parts = query.split(separator)
-    for i, part in enumerate(parts):
-        key, equals, _ = part.partition("=")
-        if unquote_plus(key).lower() in _SECRET_OPTIONS:
-            parts[i] = f"{key}{equals}***"
-    return f"{scheme}://{address}{question}{separator.join(parts)}"
-
-
-def secrets_of(uri: str, kwargs: Mapping[str, Any]) -> list[str]:
-    """Return the texts that must never be shown, longest first, as given and percent-decoded."""
-    found = [str(v) for k, v in kwargs.items() if k.lower() in _SECRET_OPTIONS and v]
-    found += [v for k, v in _uri_options(uri).items() if k in _SECRET_OPTIONS]
-    authority = uri.partition("://")[2]
-    if "@" in authority:
-        userinfo = authority.rpartition("@")[0]
-        found += [userinfo, *re.split("[:@/?#]", userinfo)]
-    every = {form for text in found for form in (text, unquote_plus(text)) if len(form) > 1}
-    return sorted(every, key=len, reverse=True)
 
 
 def pool_config(options: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
-from pool_telemetry.catalog import CATALOG, POOL_ATTRIBUTES, Metric, points
+from pool_telemetry.catalog import CATALOG, POOL_ATTRIBUTES, Metric
 from pool_telemetry.stats import HistogramStats
 from pool_telemetry.telemetry import live
 
@@ -44,11 +44,12 @@ class PoolCollector(Collector):
         clients = [telemetry.stats() for telemetry in live()]
         for metric in CATALOG:
             family = _family(metric)
-            for labels, value in points(metric, clients):
-                if isinstance(value, HistogramStats):
-                    family.add_metric(labels, _buckets(value), value.sum)
-                else:
-                    family.add_metric(labels, value)
+            for client in clients:
+                for labels, value in metric.read(client):
+                    if isinstance(value, HistogramStats):
+                        family.add_metric(labels, _buckets(value), value.sum)
+                    else:
+                        family.add_metric(labels, value)
             yield family
 
 

@@ -28,7 +28,7 @@ LOOK_SECONDS_PER_WAITER: Final = 0.001
 _UNLIMITED: Final = float("inf")
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Heartbeat:
     """What the last heartbeat said."""
 
@@ -39,7 +39,7 @@ class _Heartbeat:
     rtt: float | None = None
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Episodes:
     """The episodes of exhaustion that are over; `count` has the current one, too."""
 
@@ -298,15 +298,17 @@ class PoolState:
         if demand > self._max_size:
             if self._exhausted_since is None:
                 self._exhausted_since = now
-                self._episodes.count += 1
+                last = self._episodes
+                self._episodes = _Episodes(last.count + 1, last.seconds, last.until)
                 self._last_silence = 0.0
                 if self._unmet_since is None:
                     self._unmet_since = now
             self._alarm = 2 * demand + 64  # a look when the queue doubles keeps ghosts bounded
         else:
             if self._exhausted_since is not None:
-                self._episodes.seconds += _age(now, self._exhausted_since) or 0.0
-                self._episodes.until = now
+                lasted = _age(now, self._exhausted_since) or 0.0
+                last = self._episodes
+                self._episodes = _Episodes(last.count, last.seconds + lasted, until=now)
                 self._exhausted_since = None
                 if len(self._held) < self._max_size:  # else the waiters just gave up
                     self._unmet_since = None
@@ -315,16 +317,16 @@ class PoolState:
     def _drop_ghosts(self, now: float) -> None:
         """Count as cancelled those who left the queue in silence."""
         with self._lock:
-            everyone = list(self._waiters.items())
-        waiting = {actor: since for actor, since in everyone if now - since > MOMENT}
+            everyone = self._waiters.copy()
+        waiting = {actor: since for actor, since in everyone.items() if now - since > MOMENT}
         if not waiting:
             return
         # Who is out of the pool's code has had the event that ends its wait, or never will. So
         # look first, then check that the wait is still the same one.
         real = self._still_waiting(waiting)
-        with self._lock:
-            for actor, since in waiting.items():
-                if actor not in real and self._waiters.get(actor) == since:
+        for actor in waiting.keys() - real:
+            with self._lock:  # for a moment at a time: events wait for it
+                if self._waiters.get(actor) == waiting[actor]:
                     del self._waiters[actor]
                     self._checkouts["cancelled"] += 1
 
@@ -335,66 +337,72 @@ class PoolState:
         now = self._clock()
         with self._lock:
             last = self._heartbeat
+            changed, down_since = last.changed, last.down_since
             if not up and last.up is None:
-                last.down_since = last.changed  # it never answered
+                down_since = changed  # it never answered
             elif up is not last.up:
-                again = last.down_since is not None and now - last.changed < STEADY_SECONDS
+                again = down_since is not None and now - changed < STEADY_SECONDS
                 if not up and not again:
-                    last.down_since = now
-                last.changed = now
-            last.up = up
-            last.reason = reason
-            if rtt is not None or not up:
-                last.rtt = rtt
+                    down_since = now
+                changed = now
+            known = rtt if rtt is not None or not up else last.rtt
+            self._heartbeat = _Heartbeat(changed, up, down_since, reason, known)
 
     # Reading
 
     def stats(self) -> PoolStats:
-        """Return one consistent, frozen view. Under 1 ms for a hundred waiters; no I/O."""
+        """Return one consistent, frozen view; no I/O.
+
+        Events wait for the copy alone, not for what is computed from it.
+        """
         self._drop_ghosts(self._clock())
         with self._lock:
             self._settle()
             now = self._clock()
-            # Copied at once: a finalizer may publish an event at any step of a loop.
+            phase, max_size, min_size = self.phase, self._max_size, self._min_size
             waits, holders = list(self._waiters.values()), list(self._held.values())
-            holds = [since for _, since in holders]
-            beat = self._heartbeat
-            exhausted = self._exhausted_since is not None
-            exhausted_for = _age(now, self._exhausted_since) or 0.0
-            full = len(holds) >= self._max_size
-            silence = _age(now, self._unmet_since) or 0.0 if full else 0.0
-            host, port = self._address
-            return PoolStats(
-                host=host,
-                port=port,
-                phase=self.phase,
-                max_size=None if self._max_size == _UNLIMITED else int(self._max_size),
-                min_size=self._min_size,
-                size=len(self._opening) + len(self._ready),
-                in_use=len(holds),
-                opening=len(self._opening),
-                waiting=len(waits),
-                oldest_wait=_age(now, min(waits, default=now)) or 0.0,
-                longest_checkout=_age(now, min(holds, default=now)) or 0.0,
-                exhausted=exhausted,
-                exhaustions=self._episodes.count,
-                exhausted_time=self._episodes.seconds + exhausted_for,
-                since_exhausted=0.0 if exhausted else _age(now, self._episodes.until),
-                since_timeout=_age(now, self._last_timeout),
-                stalled_time=max(silence, self._last_silence if exhausted else 0.0),
-                checkouts={**self._checkouts, "ok": self._ok},
-                created=self._created,
-                closed=dict(self._closed),
-                cleared=self._cleared,
-                up=beat.up,
-                since_up_changed=_age(now, beat.changed) or 0.0,
-                outage=_age(beat.changed if beat.up else now, beat.down_since) or 0.0,
-                down_reason=beat.reason,
-                rtt=beat.rtt,
-                wait_time=self._wait_time.stats(),
-                use_time=self._use_time.stats(),
-                create_time=self._create_time.stats(),
-            )
+            opening, size = len(self._opening), len(self._opening) + len(self._ready)
+            checkouts, closed = {**self._checkouts, "ok": self._ok}, dict(self._closed)
+            created, cleared = self._created, self._cleared
+            exhausted_since, unmet_since = self._exhausted_since, self._unmet_since
+            episodes, beat = self._episodes, self._heartbeat
+            last_silence, last_timeout = self._last_silence, self._last_timeout
+            wait_time, use_time = self._wait_time.stats(), self._use_time.stats()
+            create_time = self._create_time.stats()
+        exhausted = exhausted_since is not None
+        silence = _age(now, unmet_since) or 0.0 if len(holders) >= max_size else 0.0
+        host, port = self._address
+        return PoolStats(
+            host=host,
+            port=port,
+            phase=phase,
+            max_size=None if max_size == _UNLIMITED else int(max_size),
+            min_size=min_size,
+            size=size,
+            in_use=len(holders),
+            opening=opening,
+            waiting=len(waits),
+            oldest_wait=_age(now, min(waits, default=now)) or 0.0,
+            longest_checkout=_age(now, min((since for _, since in holders), default=now)) or 0.0,
+            exhausted=exhausted,
+            exhaustions=episodes.count,
+            exhausted_time=episodes.seconds + (_age(now, exhausted_since) or 0.0),
+            since_exhausted=0.0 if exhausted else _age(now, episodes.until),
+            since_timeout=_age(now, last_timeout),
+            stalled_time=max(silence, last_silence if exhausted else 0.0),
+            checkouts=checkouts,
+            created=created,
+            closed=closed,
+            cleared=cleared,
+            up=beat.up,
+            since_up_changed=_age(now, beat.changed) or 0.0,
+            outage=_age(beat.changed if beat.up else now, beat.down_since) or 0.0,
+            down_reason=beat.reason,
+            rtt=beat.rtt,
+            wait_time=wait_time,
+            use_time=use_time,
+            create_time=create_time,
+        )
 
 
 def _age(now: float, since: float | None) -> float | None:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
+from pool_telemetry.actor import notice_greenlets
 from pool_telemetry.commands import CommandState
 from pool_telemetry.listeners import HeartbeatListener, OperationListener, PoolListener, Pools
 from pool_telemetry.options import TelemetryOptions
@@ -87,6 +88,7 @@ class PoolTelemetry:
         They keep this telemetry alive, not the other way round: when a client is dropped without
         `close()`, its listeners go with it, and its pools are marked closed.
         """
+        notice_greenlets()
         owner = object()  # stands for the client that gets them
         on_created = partial(self._on_created, owner)
         pool = PoolListener(self._pools, on_created, self._on_reconnected, self._on_error)

@@ -274,7 +274,7 @@ def in_a_thread(call: Any, *args: Any) -> None:
 GEVENT = """
 from gevent import monkey
 monkey.patch_all()
-import sys, gevent
+import sys, gevent, gevent.event
 from pymongo import MongoClient
 from pool_telemetry import PoolTelemetry
 
@@ -287,22 +287,38 @@ held = [pool.checkout(), pool.checkout()]
 for one in held:
     one.__enter__()
 callers = [gevent.spawn(client.t.t.find_one) for _ in range(6)]
+lives_on = gevent.event.Event()
+
+def swallows():
+    try:
+        client.t.t.find_one()
+    except gevent.Timeout:
+        lives_on.wait()
+
+killed = [gevent.spawn(client.t.t.find_one) for _ in range(5)]
+swallowing = [gevent.spawn(swallows) for _ in range(4)]
+gevent.sleep(0.3)
+everyone = telemetry.live_stats()["pool"]["waiting"]
+gevent.killall(killed)
+gevent.killall(swallowing, gevent.Timeout(0), block=False)
 gevent.sleep(0.3)
 stats = telemetry.live_stats()["pool"]
 for one in held:
     one.__exit__(None, None, None)
 gevent.joinall(callers)
+lives_on.set()
+gevent.joinall(swallowing)
 after = telemetry.live_stats()["checkouts"]
-print(stats["waiting"], stats["exhausted"], after["cancelled"], after["ok"])
+print(everyone, stats["waiting"], stats["exhausted"], after["cancelled"], after["ok"])
 client.close()
 """
 
 
-def test_greenlets_that_wait_are_not_taken_for_threads_that_are_gone(server_uri: str) -> None:
+def test_greenlets_that_wait_are_told_from_those_killed_in_the_queue(server_uri: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", GEVENT, server_uri], capture_output=True, text=True, timeout=60
     )
-    assert done.stdout.split() == ["6", "True", "0", "9"], done.stderr
+    assert done.stdout.split() == ["15", "6", "True", "9", "9"], done.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")

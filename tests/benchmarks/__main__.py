@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pymongo
 
 from pool_telemetry.embedded import EmbeddedServer
-from pool_telemetry.options import mask_uri
+from pool_telemetry.uri import mask_uri
 from tests.benchmarks.events import run_events
 from tests.benchmarks.in_place import run_in_place
 from tests.benchmarks.measure import FULL, QUICK, show_goals

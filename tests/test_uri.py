@@ -1,0 +1,85 @@
+from typing import Any
+
+import pytest
+
+from pool_telemetry.uri import identity, mask_uri, secrets_of, uri_options
+
+URI = "mongodb://h:1/"
+
+
+@pytest.mark.parametrize(
+    ("uri", "masked"),
+    [
+        ("mongodb://localhost:27017/", "mongodb://localhost:27017/"),
+        ("mongodb://u:p@h:1/", "mongodb://***:***@h:1/"),
+        ("mongodb://u@h", "mongodb://***:***@h"),
+        ("mongodb://u:p%40%3A@a:1,b:2/db?w=1", "mongodb://***:***@a:1,b:2/db?w=1"),
+        ("mongodb+srv://u:p@h/?appName=a@b", "mongodb+srv://***:***@h/?appName=a@b"),
+        ("mongodb://u:p/q@h/", "mongodb://***:***@h/"),
+        ("mongodb://u:p?q@h/", "mongodb://***:***@h/"),
+        ("mongodb://u:1?q@h/", "mongodb://***:***@h/"),
+        ("mongodb://u:p@q/r@h/?appName=a@b", "mongodb://***:***@b"),
+        ("mongodb://u:p@h:1,[::1]:2/?appName=a@b", "mongodb://***:***@h:1,[::1]:2/?appName=a@b"),
+        ("mongodb://h:1,[::1]:2/db?appName=a@b", "mongodb://h:1,[::1]:2/db?appName=a@b"),
+        (
+            "mongodb://h/?authMechanismProperties=AWS_SESSION_TOKEN:abc&w=1",
+            "mongodb://h/?authMechanismProperties=***&w=1",
+        ),
+        (
+            "mongodb://h/?w=1;TLSCertificateKeyFilePassword=abc",
+            "mongodb://h/?w=1;TLSCertificateKeyFilePassword=***",
+        ),
+        ("mongodb://[::1]:27017/", "mongodb://[::1]:27017/"),
+        ("mongodb://u:p", "mongodb://***:***@"),
+        ("mongodb://%2Ftmp%2Fm.sock/?", "mongodb://%2Ftmp%2Fm.sock/?"),
+        (
+            "mongodb://h/?tls%43ertificateKeyFilePassword=abc",
+            "mongodb://h/?tls%43ertificateKeyFilePassword=***",
+        ),
+        (
+            "mongodb://h/?authMechanismProperties=AWS_SESSION_TOKEN:ab;c&w=1",
+            "mongodb://h/?authMechanismProperties=***&w=1",
+        ),
+        ("127.0.0.1:27017", "127.0.0.1:27017"),
+        ("not a uri with s3cret", "***"),
+    ],
+)
+def test_credentials_are_masked(uri: str, masked: str) -> None:
+    assert mask_uri(uri) == masked
+
+
+def test_secrets_are_known_in_every_form() -> None:
+    found = secrets_of("mongodb://ann:p%40ssw0rd@h/?proxyPassword=abc123", {"password": "k3y"})
+    assert {"ann", "p%40ssw0rd", "p@ssw0rd", "abc123", "k3y"} <= set(found)
+    assert found == sorted(found, key=len, reverse=True)
+    assert secrets_of(URI, {}) == []
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ((URI, {"maxPoolSize": 5}), (URI + "?maxPoolSize=5", {}), True),
+        ((URI, {"retryReads": True}), (URI + "?retryreads=true", {}), True),
+        ((URI, {"compressors": ["zlib", "zstd"]}), (URI, {"compressors": "zlib,zstd"}), True),
+        (("mongodb://h:1", {}), (URI, {}), True),
+        ((URI, {"maxIdleTimeMS": 10_000.0}), (URI, {"maxIdleTimeMS": 10_000}), True),
+        ((URI + "?readPreferenceTags=a:1&readPreferenceTags=b:2", {}), (URI, {}), False),
+        (
+            (URI + "?readPreferenceTags=a:1&readPreferenceTags=b:2", {}),
+            (URI + "?readPreferenceTags=c:1&readPreferenceTags=b:2", {}),
+            False,
+        ),
+        ((URI, {"localThresholdMS": 1.5}), (URI, {"localThresholdMS": 1.25}), False),
+        ((URI, {"maxPoolSize": 5}), (URI, {"maxPoolSize": 6}), False),
+        (("mongodb://a:b@h:1/", {}), (URI, {}), False),
+        ((URI, {"event_listeners": [1]}), (URI, {"event_listeners": [2]}), False),
+    ],
+)
+def test_the_same_settings_are_seen_however_they_are_written(
+    one: tuple[str, dict[str, Any]], other: tuple[str, dict[str, Any]], same: bool
+) -> None:
+    assert (identity(*one) == identity(*other)) is same
+
+
+def test_what_looks_like_an_option_in_a_password_is_none() -> None:
+    assert uri_options("mongodb://ann:p?maxPoolSize=s3cret@h/?w=1") == {"w": "1"}
