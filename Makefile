@@ -1,6 +1,7 @@
-# make demo   the pool, live, under load        (ARGS=--once for one cycle)
-# make test   everything that CI checks
-# make bench  what the telemetry costs
+# make demo         the pool, live, under load       (ARGS=--once for one cycle)
+# make test         everything that CI checks
+# make test-matrix  four PyMongos on every Python here  (ARGS="--only 3.13")
+# make bench        what the telemetry costs
 # Each sets itself up in .venv: Python 3.11 or newer, pip and make are all they need.
 
 VENV := .venv
@@ -9,7 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-matrix lint bench clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/pool-telemetry demo $(ARGS)
@@ -19,6 +20,9 @@ test: lint
 	$(BIN)/python -m coverage run -m pytest $(ARGS)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
+
+test-matrix: $(VENV)/.dev
+	@$(BIN)/python -m tests.matrix $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
@@ -31,7 +35,7 @@ bench: $(VENV)/.dev
 	@$(BIN)/python -m tests.benchmarks $(ARGS)
 
 clean:
-	rm -rf $(VENV) dist .coverage* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .matrix dist .coverage* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 $(VENV)/.demo: pyproject.toml | $(BIN)/python
 	@echo "setting up: the library and what the demo shows"

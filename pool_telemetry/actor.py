@@ -18,7 +18,10 @@ from typing import Any
 Actor = int | weakref.ReferenceType[Any]
 """A thread's identifier, or a weak reference to a task or greenlet (one object each: a key)."""
 
-_POOL_MODULES = frozenset({"pymongo.synchronous.pool", "pymongo.asynchronous.pool"})
+_Matches = Callable[[object], bool]
+_is_pool: _Matches = frozenset(
+    {"pymongo.synchronous.pool", "pymongo.asynchronous.pool"}
+).__contains__
 # The links of a task's await chain, as (frame, what it awaits).
 _LINKS = (("cr_frame", "cr_await"), ("gi_frame", "gi_yieldfrom"), ("ag_frame", "ag_await"))
 
@@ -51,45 +54,97 @@ def still_in_pool(actors: Iterable[Actor]) -> set[Actor]:
     An actor in the wait queue always is: PyMongo publishes the start and the end of a checkout
     from within its pool module. About 3 µs an actor; no lock, no I/O.
     """
-    threads = sys._current_frames()
+    everyone = set(actors)
+    inside = _look_into(everyone)
+    # What runs on another thread may go on between two steps of a look: look twice to say no.
+    return inside | _look_into(everyone - inside)
+
+
+def _look_into(actors: set[Actor]) -> set[Actor]:
+    threads = sys._current_frames() if actors else {}
     inside: set[Actor] = set()
     for actor in actors:
         if isinstance(actor, int):
-            found = _in_pool(threads.get(actor))
+            found = _runs_in(_is_pool, threads.get(actor))
         elif (one := actor()) is None:
             found = False
-        elif isinstance(one, asyncio.Future):
-            found = not one.done() and _task_in_pool(one, threads)
-        else:
+        elif _is_greenlet(one):
             found = not one.dead and _greenlet_in_pool(one, threads)
+        else:
+            found = not one.done() and _awaits(_is_pool, one)
         if found:
             inside.add(actor)
     return inside
 
 
+def may_hold(actors: Iterable[Actor]) -> set[Actor]:
+    """Return those actors that may hold a connection at this moment.
+
+    Who holds one is inside PyMongo's code, or has a cursor that keeps its connection (an exhaust
+    cursor). A task's coroutines tell both, so one that has neither has given its connection back.
+    Of a thread, or of a greenlet that lives, such a cursor can't be seen: they always may.
+    """
+    everyone = set(actors)
+    found = {actor for actor in everyone if isinstance(actor, int) or _may_hold(actor())}
+    return found | {actor for actor in everyone - found if _may_hold(actor())}  # look twice
+
+
+def _may_hold(one: Any) -> bool:
+    if one is None:
+        return False
+    if _is_greenlet(one):
+        return not one.dead
+    if one.done():
+        return False
+    running = getattr(one.get_coro(), "cr_running", False)  # then its variables can't be seen
+    return running or _awaits(_is_driver, one) or _has_cursor(one.get_coro())
+
+
+def _has_cursor(coroutine: Any) -> bool:
+    """Return whether an open cursor is in the variables of a coroutine or of what it runs."""
+    seen: set[int] = set()
+    behind = [coroutine]
+    while behind:
+        for one in gc.get_referents(behind.pop()):
+            if _is_driver(type(one).__module__) and getattr(one, "alive", False) is True:
+                return True
+            if any(hasattr(one, frame) for frame, _ in _LINKS) and id(one) not in seen:
+                seen.add(id(one))
+                behind.append(one)
+    return False
+
+
+def _is_driver(module: object) -> bool:
+    return isinstance(module, str) and module.startswith("pymongo.")
+
+
+def _is_greenlet(one: Any) -> bool:
+    return hasattr(one, "gr_frame")
+
+
 def _greenlet_in_pool(greenlet: Any, threads: dict[int, FrameType]) -> bool:
     frame = greenlet.gr_frame
     if frame is None:  # it runs at this moment, on one of the threads
-        return any(_in_pool(stack) for stack in threads.values())
-    return _in_pool(frame)
+        return any(_runs_in(_is_pool, stack) for stack in threads.values())
+    return _runs_in(_is_pool, frame)
 
 
-def _in_pool(frame: FrameType | None, outermost: FrameType | None = None) -> bool:
-    """Return whether a stack, from here out to a frame of its own, runs through the pool."""
-    inside = False
+def _runs_in(module: _Matches, frame: FrameType | None) -> bool:
     while frame is not None:
-        inside = inside or frame.f_globals.get("__name__") in _POOL_MODULES
-        if frame is outermost or (inside and outermost is None):
-            return inside
+        if _is_of(module, frame):
+            return True
         frame = frame.f_back
     return False
 
 
-def _task_in_pool(task: Any, threads: dict[int, FrameType]) -> bool:
+def _is_of(module: _Matches, frame: FrameType) -> bool:
+    return module(frame.f_globals.get("__name__"))
+
+
+def _awaits(module: _Matches, task: Any) -> bool:
     awaited: Any = task.get_coro()
     if getattr(awaited, "cr_running", False):
-        # It runs at this moment, and then the stack of the thread that has it is the truth.
-        return any(_in_pool(stack, awaited.cr_frame) for stack in threads.values())
+        return _executes(module, awaited.cr_frame)
     while awaited is not None:
         link = next((link for link in _LINKS if hasattr(awaited, link[0])), None)
         if link is None:
@@ -99,7 +154,22 @@ def _task_in_pool(task: Any, threads: dict[int, FrameType]) -> bool:
             awaited = next((o for o in held if hasattr(o, "throw") or hasattr(o, "athrow")), None)
             continue
         frame = getattr(awaited, link[0])
-        if frame is not None and frame.f_globals.get("__name__") in _POOL_MODULES:
+        if frame is not None and _is_of(module, frame):
             return True
         awaited = getattr(awaited, link[1])
     return False
+
+
+def _executes(module: _Matches, outermost: FrameType) -> bool:
+    """Return whether the thread that runs this coroutine now runs such a module inside it.
+
+    When no thread runs it any more, it went on while we looked: then it may be anywhere.
+    """
+    for stack in sys._current_frames().values():
+        inside, frame = False, stack
+        while frame is not None:
+            inside = inside or _is_of(module, frame)
+            if frame is outermost:
+                return inside
+            frame = frame.f_back  # type: ignore[assignment]  # None ends it
+    return True

@@ -106,7 +106,7 @@ class PoolListener(cmap.ConnectionPoolListener):
     def connection_created(self, event: cmap.ConnectionCreatedEvent) -> None:
         """A connection begins to open."""
         try:
-            self._pools[event.address].connection_created(event.connection_id)
+            self._pools[event.address].connection_created(current_actor(), event.connection_id)
         except Exception as error:
             self._on_error(error)
 

@@ -124,3 +124,11 @@ def drivers(client: "MongoClient[Any] | AsyncMongoClient[Any]") -> Counts:
         opening=opening,
         waiting=len(pool.size_cond._waiters) + len(pool._max_connecting_cond._waiters),
     )
+
+
+def monitors(client: "MongoClient[Any] | AsyncMongoClient[Any]") -> int:
+    """Return the connections that PyMongo has beside its only pool, to watch the server."""
+    topology: Any = client._topology
+    (server,) = topology._servers.values()
+    watching = [server._monitor._pool, server._monitor._rtt_monitor._pool]
+    return sum(len(pool.conns) + pool.active_sockets for pool in watching)

@@ -6,6 +6,7 @@ import pytest
 
 from pool_telemetry.actor import Actor
 from pool_telemetry.commands import CommandState
+from pool_telemetry.connections import LATE_SECONDS
 from pool_telemetry.state import MOMENT, PoolState
 from pool_telemetry.stats import PoolStats
 
@@ -35,7 +36,7 @@ class Pool(PoolState):
 
     def open(self, *ids: int) -> None:
         for conn_id in ids:
-            self.connection_created(conn_id)
+            self.connection_created(A, conn_id)
             self.connection_ready(conn_id)
 
     def out(self, actor: Actor, conn_id: int) -> None:
@@ -54,7 +55,7 @@ class Pool(PoolState):
 
 def test_a_connection_opens_is_used_and_closes() -> None:
     pool = Pool(min_size=1)
-    pool.connection_created(1)
+    pool.connection_created(A, 1)
     assert pool.counts() == (1, 0, 0, 1, 0)
     pool.time.now += 0.3
     pool.connection_ready(1)
@@ -99,7 +100,7 @@ def test_a_check_in_that_comes_after_the_next_check_out_of_its_connection() -> N
     pool.time.now += 3.0
     pool.returned(B, 1)
     assert pool.counts() == (1, 0, 1, 0, 0)
-    assert pool.stats().use_time.sum == pytest.approx(2.0 + 4.0)
+    assert pool.stats().use_time.sum == pytest.approx(1.0 + 4.0)
 
 
 def test_check_ins_of_one_connection_in_the_wrong_order_keep_their_own_times() -> None:
@@ -108,12 +109,48 @@ def test_check_ins_of_one_connection_in_the_wrong_order_keep_their_own_times() -
     for actor in (A, B, C):
         pool.out(actor, 1)
         pool.time.now += 1.0
-    pool.returned(B, 1)  # held for 2 s
-    pool.returned(C, 1)  # 1 s
+    pool.returned(B, 1)
     assert pool.counts() == (1, 1, 0, 0, 0)
-    pool.returned(A, 1)  # 3 s
+    pool.returned(C, 1)  # the last who had it, so nobody has it now
     assert pool.counts() == (1, 0, 1, 0, 0)
-    assert pool.stats().use_time.sum == pytest.approx(6.0)
+    pool.out(D, 1)
+    pool.returned(A, 1)
+    assert pool.counts() == (1, 1, 0, 0, 0)
+    pool.returned(D, 1)
+    assert pool.counts() == (1, 0, 1, 0, 0)
+    assert pool.stats().use_time.sum == pytest.approx(3.0)
+
+
+def test_a_check_in_that_is_never_told_ends_with_the_next_check_out_of_its_connection() -> None:
+    """A task cancelled while it checks in."""
+    pool = Pool()
+    pool.open(1)
+    for _ in range(3):
+        pool.out(A, 1)
+        pool.time.now += 1.0
+        pool.out(B, 1)
+        pool.time.now += 1.0
+        pool.returned(B, 1)
+        assert pool.counts() == (1, 0, 1, 0, 0)
+    pool.out(A, 1)
+    pool.out(B, 1)
+    pool.time.now += LATE_SECONDS
+    pool.returned(C, 1)  # not A's, which would have come long ago
+    assert pool.counts() == (1, 0, 1, 0, 0)
+    assert pool.stats().use_time.count == pool.stats().checkouts["ok"]
+
+
+def test_a_connection_whose_maker_left_in_silence_is_closed() -> None:
+    """A task cancelled between the socket and the handshake (PyMongo 4.20)."""
+    pool = Pool()
+    pool.checkout_started(A)
+    pool.connection_created(A, 1)
+    pool.connection_created(B, 2)
+    pool.gone = {A}
+    pool.time.now += 2 * MOMENT
+    stats = pool.stats()
+    assert (stats.opening, stats.size, stats.closed["error"]) == (1, 1, 1)
+    assert (stats.waiting, stats.checkouts["cancelled"]) == (0, 1)
 
 
 def test_a_connection_returned_by_someone_else_ends_the_oldest_checkout() -> None:
@@ -231,7 +268,7 @@ def test_all_in_use_is_not_exhausted_until_someone_waits() -> None:
 def test_the_caller_who_opens_the_last_connection_does_not_exhaust_the_pool() -> None:
     pool = Pool(max_size=1)
     pool.checkout_started(A)
-    pool.connection_created(1)
+    pool.connection_created(A, 1)
     assert not pool.stats().exhausted
     pool.connection_ready(1)
     pool.checked_out(A, 1, 0.0)
@@ -241,7 +278,7 @@ def test_the_caller_who_opens_the_last_connection_does_not_exhaust_the_pool() ->
 def test_callers_beyond_max_size_exhaust_a_pool_that_is_still_opening() -> None:
     pool = Pool(max_size=1)
     pool.checkout_started(A)
-    pool.connection_created(1)
+    pool.connection_created(A, 1)
     pool.checkout_started(B)
     assert pool.stats().exhausted
 
@@ -406,7 +443,7 @@ def test_a_late_check_out_of_a_pool_that_is_gone_is_counted_but_not_held() -> No
 
 def test_a_dropped_client_leaves_nothing_open() -> None:
     pool = exhausted_pool()
-    pool.connection_created(3)
+    pool.connection_created(A, 3)
     pool.abandoned()
     stats = pool.stats()
     assert pool.counts() == (0, 0, 0, 0, 0)
