@@ -85,8 +85,8 @@ def may_hold(actors: Iterable[Actor]) -> set[Actor]:
     Of a thread, or of a greenlet that lives, such a cursor can't be seen: they always may.
     """
     everyone = set(actors)
-    found = {actor for actor in everyone if isinstance(actor, int) or _may_hold(actor())}
-    return found | {actor for actor in everyone - found if _may_hold(actor())}  # look twice
+    gone = [actor for actor in everyone if not isinstance(actor, int) and not _may_hold(actor())]
+    return everyone - {actor for actor in gone if not _may_hold(actor())}  # look twice
 
 
 def _may_hold(one: Any) -> bool:

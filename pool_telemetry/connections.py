@@ -3,7 +3,7 @@
 Used by `PoolState` only. It tells the truth also where PyMongo says nothing, or too late.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from pool_telemetry.actor import Actor
@@ -35,9 +35,11 @@ class Connections:
         # From PyMongo 4.19 on a connection can be checked out again before the event of its
         # previous check-in arrives. Here is whose check-ins are still to come, and since when.
         self._late: dict[int, dict[Actor, float]] = {}
-        # Connections of an earlier pool of this address that are not closed yet. Their ids start
-        # at 1 again in the new pool, so they are told apart by their actor and close reason.
-        self._departed: dict[int, Holder | None] = {}
+        # Connections of earlier pools of this address that are not closed yet; None: nobody has it,
+        # it is closed next. Their ids start at 1 again in the new pool, so they are told apart by
+        # their actor and close reason.
+        self._departed: dict[int, list[Holder | None]] = {}
+        self._new: dict[Actor, int] = {}  # who waits -> the connection that is opened for him
         self._doubtful: set[int] = set()  # came back in silence: idle, or closed in silence
 
     @property
@@ -47,8 +49,15 @@ class Connections:
 
     def begin_pool(self) -> None:
         """Begin with none; those of the pool before are still to be closed."""
-        self._departed.update({**dict.fromkeys(self.opening), **self.held})
+        for conn_id in self.opening:
+            self._departed.setdefault(conn_id, []).append(None)
+        for conn_id, holder in self.held.items():
+            self._departed.setdefault(conn_id, []).append(holder)
         self._forget()
+
+    def end_pool(self) -> None:
+        """Close what is idle: PyMongo has done so before it says that the pool is closed."""
+        self._close_in_silence(self._ready.keys() - self.held.keys(), "pool_closed")
 
     def abandon(self) -> None:
         """Count all as closed."""
@@ -60,6 +69,7 @@ class Connections:
         self._ready.clear()
         self.held.clear()
         self._late.clear()
+        self._new.clear()
         self._doubtful.clear()
 
     def clear(self, now: float) -> None:
@@ -69,12 +79,16 @@ class Connections:
 
     # Events
 
-    def created(self, actor: Actor, conn_id: int, now: float, *, alone: bool) -> None:
-        """Add one that an actor opens; `alone`: he, and nobody else, waits for a connection."""
+    def created(
+        self, actor: Actor, conn_id: int, now: float, waiters: Mapping[Actor, float]
+    ) -> None:
+        """Add one that an actor opens: for himself if he waits, else to have one more."""
         self.count += 1
         self.opening[conn_id] = (actor, now)
-        if alone and self._doubtful:  # for him it is opened because none is idle
-            self._close_in_silence(self._doubtful, "error")
+        if actor in waiters:
+            self._new[actor] = conn_id
+            if self._doubtful and len(waiters) == 1:  # it is opened for him because none is idle
+                self._close_in_silence(self._doubtful, "error")
 
     def ready(self, conn_id: int, now: float) -> None:
         """Mark one as open. Re-authentication says so again."""
@@ -87,11 +101,12 @@ class Connections:
     def close(self, conn_id: int, reason: str, now: float, *, pool_is_closed: bool) -> None:
         """Take one out, and end its use."""
         known = conn_id in self._ready or conn_id in self.opening
-        if conn_id in self._departed and (
-            not known or (reason == "pool_closed" and not pool_is_closed)
-        ):
+        departed = self._departed.get(conn_id, [])
+        if None in departed and (not known or (reason == "pool_closed" and not pool_is_closed)):
             self.closed[reason] += 1
-            del self._departed[conn_id]
+            departed.remove(None)
+            if not departed:
+                del self._departed[conn_id]
             return
         if not known:  # PyMongo tells the end of an exhaust cursor's connection twice
             return
@@ -107,10 +122,12 @@ class Connections:
     def take(self, actor: Actor, conn_id: int, now: float) -> None:
         """Give one to an actor."""
         if conn_id not in self._ready:
-            self._departed[conn_id] = (actor, now)
+            self._departed.setdefault(conn_id, []).append((actor, now))
             return
         before = self.held.get(conn_id)
         self.held[conn_id] = (actor, now)
+        if self._new:
+            self._new.pop(actor, None)
         if self._doubtful:
             self._doubtful.discard(conn_id)
         if before is not None:  # it came back, or nobody else could have it
@@ -132,20 +149,28 @@ class Connections:
     def _untangle(self, actor: Actor, conn_id: int, now: float) -> Holder | None:
         """Take out the checkout of this id that this actor ends; None if it ended before."""
         holder = self.held.get(conn_id)
-        departed = self._departed.get(conn_id)
-        if departed is not None and (holder is None or departed[0] == actor != holder[0]):
-            self._departed[conn_id] = None  # it is closed next
+        if holder is not None and holder[0] == actor:
+            return self.held.pop(conn_id)
+        if (departed := self._come_back(conn_id, actor)) is not None:
             return departed
-        if holder is None or holder[0] != actor:
-            late = self._still_due(conn_id, now)
-            # Also where another actor returns it (a cursor, a transaction): the oldest ends.
-            ended = actor if actor in late else next(iter(late), None)
-            if ended is not None:
-                del late[ended]
-                if late:
-                    self._late[conn_id] = late
-                return None
-        return self.held.pop(conn_id, None)
+        late = self._still_due(conn_id, now)
+        # Also where another actor returns it (a cursor, a transaction): the oldest ends.
+        ended = actor if actor in late else next(iter(late), None)
+        if ended is not None:
+            del late[ended]
+            if late:
+                self._late[conn_id] = late
+            return None
+        return self._come_back(conn_id) if holder is None else self.held.pop(conn_id)
+
+    def _come_back(self, conn_id: int, actor: Actor | None = None) -> Holder | None:
+        """Take the hold of a departed connection: this actor's, or anybody's."""
+        departed = self._departed.get(conn_id, [])
+        for i, one in enumerate(departed):
+            if one is not None and actor in (one[0], None):
+                departed[i] = None
+                return one
+        return None
 
     def _still_due(self, conn_id: int, now: float) -> dict[Actor, float]:
         """Take out whose check-ins of this id may still come."""
@@ -160,6 +185,12 @@ class Connections:
         if self.opening.get(conn_id) == opener:
             del self.opening[conn_id]
             self.closed["error"] += 1
+
+    def do_without(self, actor: Actor) -> None:
+        """Take out the one that was opened for an actor who did not get it."""
+        conn_id = self._new.pop(actor, None)
+        if conn_id in self._ready and conn_id not in self.held:
+            self._close_in_silence({conn_id}, "error")
 
     def give_back_in_silence(self, conn_id: int, holder: Holder, now: float) -> None:
         """Take back one whose holder can't have it any more."""

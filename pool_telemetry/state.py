@@ -95,6 +95,7 @@ class PoolState:
         """Close the pool. Connections in use stay counted until they come back."""
         with self._lock:
             self.phase = "closed"
+            self._connections.end_pool()
 
     def abandoned(self) -> None:
         """Close the pool of a client that was dropped: no event will ever come."""
@@ -117,8 +118,7 @@ class PoolState:
         """Count a connection that an actor begins to open."""
         now = self._clock()
         with self._lock:
-            alone = self._waiters.keys() == {actor}
-            self._connections.created(actor, conn_id, now, alone=alone)
+            self._connections.created(actor, conn_id, now, self._waiters)
 
     def connection_ready(self, conn_id: int) -> None:
         """Count a connection as ready, once: re-authentication publishes the event again."""
@@ -142,6 +142,7 @@ class PoolState:
             waiters = self._waiters
             if actor in waiters:
                 self._checkouts["cancelled"] += 1
+                self._connections.do_without(actor)
             waiters[actor] = now
             alarm = len(waiters) + len(self._connections.held) > self._exhaustion.alarm
         if alarm:
@@ -162,6 +163,7 @@ class PoolState:
         with self._lock:
             self._checkouts[outcome] += 1
             self._waiters.pop(actor, None)
+            self._connections.do_without(actor)
             if outcome == "timeout":
                 self._last_timeout = now
             exhausted = self._exhaustion.since is not None
@@ -224,6 +226,7 @@ class PoolState:
                     if self._waiters.get(actor) == waiting[actor]:
                         del self._waiters[actor]
                         self._checkouts["cancelled"] += 1
+                        connections.do_without(actor)
             for conn_id, opener in opening.items():
                 if opener[0] not in inside:
                     with self._lock:

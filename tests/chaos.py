@@ -312,8 +312,7 @@ class Chaos:
         self._proxy.accept()
 
     def _fill(self) -> None:
-        control: MongoClient[dict[str, Any]]
-        with MongoClient(self._server.uri, directConnection=True) as control:
+        with MongoClient[dict[str, Any]](self._server.uri, directConnection=True) as control:
             control["chaos"]["messages"].insert_many({"_id": i} for i in range(50))
 
     def _fail_over(self) -> None:

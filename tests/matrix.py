@@ -8,6 +8,7 @@ Each combination has an environment in .matrix/, which is kept: a second run onl
 import argparse
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import re
@@ -35,17 +36,17 @@ PYTHONS: Final = ("3.11", "3.12", "3.13", "3.14")
 NEEDED: Final = ("prometheus-client", "pytest", "hypothesis")
 WITH_A_WHEEL: Final = ("gevent", "trustme")  # a free-threaded build may have to go without
 # Where gevent took the threads' place actors are greenlets; these speak of threads' identifiers.
-NOT_UNDER_GEVENT: Final = "not test_a_thread_is_its_own_actor and not test_threads_in_the_queue"
+NOT_UNDER_GEVENT: Final = (
+    "not (test_a_thread_is_its_own_actor or test_threads_in_the_queue"
+    " or runs_at_this_moment or keyboard_interrupt)"
+)
 PATIENCE_SECONDS: Final = 900.0
-
 MATRIX: Final = Path(".matrix").absolute()
 
-# Debian's python3 may be without ensurepip, and so without venv.
 _PROBE: Final = """
 import ensurepip, json, sys, sysconfig
-free = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
-series, micro = "%d.%d" % sys.version_info[:2], "%d" % sys.version_info.micro
-print(json.dumps([series, free, series + "." + micro + "t" * free, sys.executable]))
+v, free = sys.version_info, bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+print(json.dumps(["%d.%d" % v[:2], free, "%d.%d.%d" % v[:3] + "t" * free, sys.executable]))
 """
 _SUMMARY: Final = re.compile(r"^=+ (.+) in [\d.]+s", re.MULTILINE)
 Outcome = tuple[bool, str]  # whether it passed, and in which words
@@ -84,22 +85,21 @@ def main() -> None:
     parser.add_argument("--jobs", default=1, type=int, metavar="N", help="so many at a time")
     given = parser.parse_args()
     MATRIX.mkdir(exist_ok=True)
-    requirements = _requirements()
-    releases, pythons = _pymongos(requirements["pymongo"]), _pythons()
-    print("PyMongo", ", ".join(releases), end="; ")
-    print("Python", ", ".join(python.version for python in pythons), flush=True)
+    releases, pythons = _pymongos(), _pythons()
+    print(f"PyMongo {', '.join(releases)}; Python {', '.join(one.version for one in pythons)}")
     cases = [case for case in _cases(releases, pythons) if given.only in case.name]
+    # A shell's & has SIGINT ignored, and what is started here would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
-        results = asyncio.run(Matrix(requirements, given.jobs).run(cases, pythons))
+        results = asyncio.run(_run_all(cases, pythons, given.jobs))
     except KeyboardInterrupt:
         sys.exit("interrupted")
     cells = {(case.row, case.pymongo): words for case, (_, words) in results.items()}
     print(f"\n{'PyMongo':<16}", *(f"{release:<24}" for release in releases))
     for row in dict.fromkeys(case.row for case in results):
         print(f"{row:<16}", *(f"{cells.get((row, release), ''):<24}" for release in releases))
-    here = {python.series for python in pythons if not python.free_threaded}
-    for series in (series for series in PYTHONS if series not in here):
+    for series in sorted(set(PYTHONS) - {one.series for one in pythons if not one.free_threaded}):
         print(f"{series:<16} skipped: no python{series} on PATH or in pyenv")
     if not any(python.free_threaded for python in pythons):
         print(f"{'free-threaded':<16} skipped: no free-threaded build is installed")
@@ -109,6 +109,7 @@ def main() -> None:
     sys.exit(bool(failed) or not results)
 
 
+@functools.cache
 def _requirements() -> dict[str, str]:
     """Return pyproject.toml's requirements, those of its extras too, by name."""
     project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
@@ -116,14 +117,14 @@ def _requirements() -> dict[str, str]:
     return {Requirement(line).name: line for group in groups for line in group}
 
 
-def _pymongos(requirement: str) -> list[str]:
+def _pymongos() -> list[str]:
     """Return the oldest and the newest release allowed, and two between, last of their series."""
     command = [sys.executable, "-m", "pip", "index", "versions", "pymongo"]
     pip = subprocess.run(command, capture_output=True, text=True)
     found = re.search(r"^Available versions: (.+)$", pip.stdout, re.MULTILINE)
     if found is None:
         sys.exit(f"pip does not tell PyMongo's releases: {pip.stderr.strip()}")
-    allowed = Requirement(requirement).specifier.filter(found[1].split(", "))
+    allowed = Requirement(_requirements()["pymongo"]).specifier.filter(found[1].split(", "))
     oldest, *later = sorted(map(Version, allowed))
     series = {one.release[:2]: one for one in later} | {oldest.release[:2]: oldest}
     spaced = sorted(series.values())
@@ -139,7 +140,7 @@ def _pythons() -> list[Python]:
     found = []
     for program in filter(None, programs):
         probe = subprocess.run([program, "-c", _PROBE], capture_output=True, text=True)
-        if probe.returncode == 0:  # a shim of pyenv's may stand for nothing
+        if probe.returncode == 0:  # no shim for nothing, no Debian's python3 without venv
             found.append(Python(*json.loads(probe.stdout)))
     found.sort(key=lambda python: Version(python.version.rstrip("t")))
     newest = {(one.series, one.free_threaded): one for one in found if one.series in PYTHONS}
@@ -153,86 +154,85 @@ def _cases(releases: list[str], pythons: list[Python]) -> Iterator[Case]:
         yield from (Case(python, release, gevent=True) for release in (releases[0], releases[-1]))
 
 
-class Matrix:
-    """Runs the cases; what it starts ends with it."""
+async def _run_all(cases: list[Case], pythons: list[Python], jobs: int) -> dict[Case, Outcome]:
+    server = await _server(pythons)
+    if server is None and "MONGODB_URI" not in os.environ:
+        sys.exit("skipped, all: no MONGODB_URI, and no embedded server: .matrix/server.log")
+    os.environ["PATH"] = os.pathsep.join(filter(None, [server, os.environ["PATH"]]))
+    slots = asyncio.Semaphore(jobs)
+    async with asyncio.TaskGroup() as group:
+        tasks = {case: group.create_task(_try(case, slots)) for case in cases}
+    return {case: task.result() for case, task in tasks.items()}
 
-    def __init__(self, requirements: dict[str, str], jobs: int) -> None:
-        self._requirements = requirements
-        self._jobs = asyncio.Semaphore(jobs)
-        self._env = dict(os.environ)
 
-    async def run(self, cases: list[Case], pythons: list[Python]) -> dict[Case, Outcome]:
-        server = await self._server(pythons)
-        if server is None and "MONGODB_URI" not in os.environ:
-            print("skipped, all: no MONGODB_URI, and no embedded server: .matrix/server.log")
-            return {}
-        self._env["PATH"] = os.pathsep.join(filter(None, [server, os.environ["PATH"]]))
-        async with asyncio.TaskGroup() as group:
-            tasks = {case: group.create_task(self._try(case)) for case in cases}
-        return {case: task.result() for case, task in tasks.items()}
+async def _server(pythons: list[Python]) -> str | None:
+    """Return the folder of one embedded server for all: not every Python has its wheel."""
+    with (MATRIX / "server.log").open("w") as log:
+        for python in reversed([python for python in pythons if not python.free_threaded]):
+            folder = MATRIX / f"{python.version}-server"
+            await _install(folder, python.program, log, [_requirements()["secantusdb"]])
+            if (folder / "bin" / "secantusd-py").exists():
+                return str(folder / "bin")
+    return None
 
-    async def _server(self, pythons: list[Python]) -> str | None:
-        """Return the folder of one embedded server for all: not every Python has its wheel."""
-        with (MATRIX / "server.log").open("w") as log:
-            for python in reversed(pythons):
-                folder = MATRIX / f"{python.version}-server"
-                await self._install(folder, python, log, [self._requirements["secantusdb"]], [])
-                if (folder / "bin" / "secantusd-py").exists():
-                    return str(folder / "bin")
-        return None
 
-    async def _try(self, case: Case) -> Outcome:
-        async with self._jobs:
-            began = time.monotonic()
-            try:
-                with case.log.open("w") as log:
-                    passed, words = await self._test(case, log)
-            except TimeoutError:
-                passed, words = False, f"not over after {PATIENCE_SECONDS:.0f} s"
-        print(f"{case.name:<32}{words:<32}{time.monotonic() - began:5.0f} s", flush=True)
-        return passed, words
+async def _try(case: Case, slots: asyncio.Semaphore) -> Outcome:
+    wanted = [f"pymongo=={case.pymongo}", *(_requirements()[name] for name in NEEDED)]
+    more = [_requirements()[name] for name in WITH_A_WHEEL]
+    folder = case.log.with_suffix("")
+    status, words = 1, "its environment could not be made"
+    async with slots:
+        began = time.monotonic()
+        with case.log.open("w") as log, contextlib.suppress(TimeoutError):
+            if await _install(folder, case.python.program, log, wanted, *more):
+                words = f"not over after {PATIENCE_SECONDS:.0f} s"
+                status = await _run(log, str(folder / "bin" / "python"), *_arguments(case))
+                said = _SUMMARY.findall(case.log.read_text(errors="replace"))
+                words = said[-1] if said else f"pytest ended with {status}"
+    print(f"{case.name:<32}{words:<32}{time.monotonic() - began:5.0f} s", flush=True)
+    return status == 0, words
 
-    async def _test(self, case: Case, log: IO[str]) -> Outcome:
-        folder = case.log.with_suffix("")
-        wanted = [f"pymongo=={case.pymongo}", *(self._requirements[name] for name in NEEDED)]
-        optional = [self._requirements[name] for name in WITH_A_WHEEL]
-        if not await self._install(folder, case.python, log, wanted, optional):
-            return False, "its environment could not be made"
-        status = await self._run(log, str(folder / "bin" / "python"), *_arguments(case))
-        said = _SUMMARY.findall(case.log.read_text(errors="replace"))
-        return status == 0, said[-1] if said else f"pytest ended with {status}"
 
-    async def _install(
-        self, folder: Path, python: Python, log: IO[str], wanted: list[str], optional: list[str]
-    ) -> bool:
-        """Make an environment, unless it is there."""
-        receipt, contents = folder / "receipt", "\n".join([python.program, *wanted, *optional])
-        pip = (str(folder / "bin" / "python"), "-m", "pip", "install")
-        if receipt.exists() and receipt.read_text() == contents:
-            return True
-        shutil.rmtree(folder, ignore_errors=True)
-        for command in ((python.program, "-m", "venv", str(folder)), (*pip, *wanted)):
-            if await self._run(log, *command):
-                return False
-        for requirement in optional:
-            await self._run(log, *pip, "--only-binary", ":all:", requirement)
-        receipt.write_text(contents)
+async def _install(folder: Path, program: str, log: IO[str], wanted: list[str], *more: str) -> bool:
+    """Make an environment, unless it is there; `more` is for where there are wheels."""
+    receipt, contents = folder / "receipt", "\n".join([program, *wanted, *more])
+    pip = (str(folder / "bin" / "python"), "-m", "pip", "install")
+    if receipt.exists() and receipt.read_text() == contents:
         return True
+    shutil.rmtree(folder, ignore_errors=True)
+    for command in ((program, "-m", "venv", str(folder)), (*pip, *wanted)):
+        if await _run(log, *command):
+            return False
+    for requirement in more:
+        await _run(log, *pip, "--only-binary", ":all:", requirement)
+    receipt.write_text(contents)
+    return True
 
-    async def _run(self, log: IO[str], *command: str) -> int:
-        """Return a command's exit code. It has a process group, so that its children end too."""
-        process = await asyncio.create_subprocess_exec(
-            *command, env=self._env, stdin=DEVNULL, stdout=log, stderr=STDOUT, process_group=0
-        )
-        try:
-            return await asyncio.wait_for(process.wait(), PATIENCE_SECONDS)
-        finally:
-            if process.returncode is None:
-                # At SIGINT pytest stops its server, and its log says what it was at.
-                for ending, seconds in ((signal.SIGINT, 15), (signal.SIGKILL, None)):
-                    with contextlib.suppress(TimeoutError, ProcessLookupError):
-                        os.killpg(process.pid, ending)
-                        await asyncio.wait_for(process.wait(), seconds)
+
+async def _run(log: IO[str], *command: str) -> int:
+    """Return a command's exit code. It has a process group, so that its children end too."""
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=DEVNULL, stdout=log, stderr=STDOUT, process_group=0
+    )
+    try:
+        return await asyncio.wait_for(process.wait(), PATIENCE_SECONDS)
+    finally:
+        if process.returncode is None:
+            await _end(process)
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Interrupt it, so that pytest stops its server; where it hangs, kill it and that server."""
+    with contextlib.suppress(TimeoutError):
+        os.killpg(process.pid, signal.SIGINT)
+        await asyncio.wait_for(process.wait(), 15)
+        return
+    with contextlib.suppress(ProcessLookupError):
+        for task in Path("/proc").glob(f"{process.pid}/task/*/children"):  # none but on Linux
+            for child in task.read_text().split():
+                os.kill(int(child), signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()
 
 
 def _arguments(case: Case) -> Iterator[str]:

@@ -4,8 +4,6 @@ import asyncio
 import contextlib
 import gc
 import json
-import multiprocessing
-import os
 import threading
 import time
 from typing import Any
@@ -15,11 +13,8 @@ from pymongo import AsyncMongoClient, MongoClient
 from pymongo.errors import PyMongoError
 
 from pool_telemetry import (
-    AsyncMongoDBConnectionPool,
-    MongoDBConnectionPool,
     PoolTelemetry,
     TelemetryOptions,
-    assess,
 )
 from pool_telemetry.embedded import EmbeddedServer
 from pool_telemetry.state import MOMENT
@@ -211,78 +206,3 @@ def test_stats_under_full_exhaustion_come_within_ten_milliseconds(server_uri: st
             thread.join()
     client.close()
     assert best < 0.01
-
-
-def in_child(uri: str, telemetry: PoolTelemetry, client: MongoClient[Any], report: Any) -> None:
-    before = len(telemetry.stats().pools)
-    client["t"]["t"].find_one()
-    pool = the_pool(telemetry)
-    report.send((before, ours(pool) == drivers(client), pool.size, pool.created, pool.phase))
-    client.close()
-
-
-def child_of_singletons(uri: str, report: Any) -> None:
-    """What a worker of a pre-fork server sees before and after its first operation."""
-    health = []
-    for used in (False, True):
-        if used:
-            MongoDBConnectionPool.get_client()["t"]["t"].find_one()
-        telemetry = MongoDBConnectionPool.get_telemetry()
-        assert telemetry is not None
-        status = MongoDBConnectionPool.get_pool_stats()["status"]
-        health.append((status, assess(telemetry.stats()).status))
-
-    async def own() -> bool:
-        await AsyncMongoDBConnectionPool.initialize(uri)
-        up = AsyncMongoDBConnectionPool.get_pool_stats()["status"] == "connected"
-        await AsyncMongoDBConnectionPool.close()
-        return up
-
-    report.send((health, asyncio.run(own())))
-    MongoDBConnectionPool.close()
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:.*fork.*:UserWarning")
-def test_a_worker_of_a_pre_fork_server_is_ready_and_then_healthy(server_uri: str) -> None:
-    async def main() -> None:
-        MongoDBConnectionPool.initialize(server_uri)
-        await AsyncMongoDBConnectionPool.initialize(server_uri)
-        fork = multiprocessing.get_context("fork")
-        receive, send = fork.Pipe(duplex=False)
-        child = fork.Process(target=in_a_thread, args=(child_of_singletons, server_uri, send))
-        child.start()
-        assert await asyncio.to_thread(receive.poll, 20), "the child said nothing"
-        assert receive.recv() == ([("connected", "degraded"), ("connected", "healthy")], True)
-        await asyncio.to_thread(child.join, 20)
-        assert child.exitcode == 0
-        await AsyncMongoDBConnectionPool.close()
-
-    asyncio.run(main())
-
-
-def in_a_thread(call: Any, *args: Any) -> None:
-    """The fork happened on an event loop, which this thread does not have."""
-    thread = threading.Thread(target=call, args=args)
-    thread.start()
-    thread.join()
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:.*fork.*:UserWarning")
-def test_a_forked_child_reports_its_own_connections(server_uri: str) -> None:
-    telemetry = PoolTelemetry("forked")
-    with MongoClient[dict[str, Any]](server_uri, event_listeners=telemetry.listeners) as client:
-        client["t"]["t"].find_one()
-        fork = multiprocessing.get_context("fork")
-        receive, send = fork.Pipe(duplex=False)
-        child = fork.Process(target=in_child, args=(server_uri, telemetry, client, send))
-        child.start()
-        assert receive.poll(20), "the child said nothing"
-        assert receive.recv() == (0, True, 1, 1, "ready")
-        child.join(20)
-        assert child.exitcode == 0
-        assert the_pool(telemetry).created == 1
-        assert ours(the_pool(telemetry)) == drivers(client)

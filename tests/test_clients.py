@@ -1,0 +1,339 @@
+"""Several clients, and what happens to them: failover, a load balancer, a swap under load."""
+
+import asyncio
+import contextlib
+import threading
+import time
+from typing import Any
+
+import pymongo
+import pytest
+from bson import ObjectId
+from prometheus_client import CollectorRegistry
+from pymongo import AsyncMongoClient, MongoClient
+from pymongo.errors import PyMongoError
+from pymongo.monitoring import (
+    ConnectionCheckedInEvent,
+    ConnectionCheckedOutEvent,
+    ConnectionCheckOutFailedEvent,
+    ConnectionCheckOutStartedEvent,
+    ConnectionClosedEvent,
+    ConnectionCreatedEvent,
+    ConnectionReadyEvent,
+    PoolClearedEvent,
+    PoolClosedEvent,
+    PoolCreatedEvent,
+    PoolReadyEvent,
+    ServerHeartbeatFailedEvent,
+    ServerHeartbeatSucceededEvent,
+)
+
+from pool_telemetry import (
+    AsyncMongoDBConnectionPool,
+    MongoDBConnectionPool,
+    PoolTelemetry,
+    managed,
+    prometheus,
+)
+from pool_telemetry.embedded import EmbeddedServer
+from pool_telemetry.state import MOMENT
+from tests.support import drivers, ours, slow, the_pool, until, wait_for
+
+Client = MongoClient[dict[str, Any]]
+AsyncClient = AsyncMongoClient[dict[str, Any]]
+
+
+def test_several_clients_of_one_server_are_told_apart(server_uri: str) -> None:
+    sizes = [1, 2, 3]
+    telemetries = [PoolTelemetry("several") for _ in (*sizes, "async")]
+    clients = [
+        Client(server_uri, maxPoolSize=size, event_listeners=telemetry.listeners)
+        for size, telemetry in zip(sizes, telemetries, strict=False)
+    ]
+    registry = CollectorRegistry()
+    prometheus.register(registry)
+
+    def work(client: Client) -> None:
+        for _ in range(50):
+            client["clients"]["t"].find_one()
+
+    async def work_too(telemetry: PoolTelemetry) -> None:
+        client: AsyncClient = AsyncMongoClient(
+            server_uri, maxPoolSize=4, event_listeners=telemetry.listeners
+        )
+        await asyncio.gather(*(client["clients"]["t"].find_one() for _ in range(50)))
+        assert ours(the_pool(telemetry)) == drivers(client)
+        assert the_pool(telemetry).checkouts["ok"] == 50
+        await client.close()
+
+    threads = [
+        threading.Thread(target=work, args=(client,)) for client in clients for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    asyncio.run(work_too(telemetries[-1]))
+    for thread in threads:
+        thread.join()
+    for client, telemetry, size in zip(clients, telemetries, sizes, strict=False):
+        pool = the_pool(telemetry)
+        assert ours(pool) == drivers(client)
+        assert (pool.checkouts["ok"], pool.max_size, pool.size) == (200, size, size)
+    text = prometheus.generate(registry=registry)[0].decode()
+    series = [line.rsplit(" ", 1)[0] for line in text.splitlines() if line[0] != "#"]
+    assert len(series) == len(set(series))
+    for number in ("", "#2", "#3"):
+        assert f'db_client_connection_pool_name="several{number}@' in text
+    for client in clients:
+        client.close()
+
+
+def test_a_primary_that_steps_down_and_one_that_is_killed(own_server: EmbeddedServer) -> None:
+    telemetry = PoolTelemetry()
+    with Client(
+        own_server.uri,
+        maxPoolSize=4,
+        heartbeatFrequencyMS=500,
+        serverSelectionTimeoutMS=500,
+        appName="failover",
+        event_listeners=telemetry.listeners,
+    ) as client:
+        collection, over = client["clients"]["t"], threading.Event()
+        failures: list[str] = []
+
+        def work() -> None:
+            while not over.is_set():
+                try:
+                    collection.insert_one({})
+                except PyMongoError as error:
+                    failures.append(type(error).__name__)
+
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        wait_for(lambda: the_pool(telemetry).checkouts["ok"] > 100)
+        client.admin.command("replSetStepDown", 2, force=True)
+        wait_for(lambda: "NotPrimaryError" in failures or "ServerSelectionTimeoutError" in failures)
+        before = the_pool(telemetry).checkouts["ok"]
+        wait_for(lambda: the_pool(telemetry).checkouts["ok"] > before + 100, "the new primary")
+        own_server.stop(kill=True)
+        wait_for(lambda: the_pool(telemetry).up is False)
+        assert the_pool(telemetry).phase == "paused"
+        own_server.start()
+        wait_for(lambda: the_pool(telemetry).up)
+        before = the_pool(telemetry).checkouts["ok"]
+        wait_for(lambda: the_pool(telemetry).checkouts["ok"] > before + 100)
+        over.set()
+        for thread in threads:
+            thread.join()
+        pool = the_pool(telemetry)
+        assert ours(pool) == drivers(client)
+        assert (pool.in_use, pool.waiting) == (0, 0)
+        assert pool.created - sum(pool.closed.values()) == pool.size
+        assert pool.cleared >= 1
+        assert pool.outage > 0.0
+
+
+class Replay:
+    """Real event objects for the listeners of one client."""
+
+    def __init__(self) -> None:
+        self.telemetry = PoolTelemetry("replay")
+        self.pool, self.heartbeat, _ = self.telemetry.listeners
+
+    def server(self, address: tuple[str, int]) -> None:
+        self.pool.pool_created(PoolCreatedEvent(address, {"maxPoolSize": 2}))
+        self.pool.pool_ready(PoolReadyEvent(address))
+        reply: Any = None
+        self.heartbeat.succeeded(ServerHeartbeatSucceededEvent(0.001, reply, address))
+
+    def open(self, address: tuple[str, int], conn_id: int) -> None:
+        self.pool.connection_created(ConnectionCreatedEvent(address, conn_id))
+        self.pool.connection_ready(ConnectionReadyEvent(address, conn_id, 0.001))
+
+    def out(self, address: tuple[str, int], conn_id: int) -> None:
+        self.pool.connection_check_out_started(ConnectionCheckOutStartedEvent(address))
+        self.pool.connection_checked_out(ConnectionCheckedOutEvent(address, conn_id, 0.001))
+
+    def back(self, address: tuple[str, int], conn_id: int) -> None:
+        self.pool.connection_checked_in(ConnectionCheckedInEvent(address, conn_id))
+
+    def close(self, address: tuple[str, int], conn_id: int, reason: str) -> None:
+        self.pool.connection_closed(ConnectionClosedEvent(address, conn_id, reason))
+
+
+def test_a_failover_from_one_server_to_the_other_by_replay() -> None:
+    replay = Replay()
+    one, two = ("one.example", 1), ("two.example", 2)
+    for address in (one, two):
+        replay.server(address)
+    for conn_id in (1, 2):
+        replay.open(one, conn_id)
+    replay.out(one, 1)
+    error = ConnectionError("gone")
+    replay.pool.pool_cleared(PoolClearedEvent(one))
+    replay.pool.connection_check_out_started(ConnectionCheckOutStartedEvent(one))
+    replay.pool.connection_check_out_failed(
+        ConnectionCheckOutFailedEvent(one, "connectionError", 0.1)
+    )
+    replay.close(one, 2, "stale")
+    replay.heartbeat.failed(ServerHeartbeatFailedEvent(0.1, error, one))
+    replay.back(one, 1)
+    replay.close(one, 1, "stale")
+    replay.open(two, 1)
+    replay.out(two, 1)
+    live = replay.telemetry.live_stats()
+    assert live["servers"]["one.example:1"]["state"] == "paused"
+    assert live["servers"]["one.example:1"]["up"] is False
+    assert live["servers"]["two.example:2"]["pool"]["in_use"] == 1
+    assert (live["pool"]["size"], live["pool"]["in_use"], live["pool"]["max_size"]) == (1, 1, 4)
+    assert replay.telemetry.stats().connected
+    # The old primary leaves the set and joins again: its ids begin anew.
+    replay.pool.pool_closed(PoolClosedEvent(one))
+    assert replay.telemetry.live_stats()["pool"]["max_size"] == 2
+    replay.server(one)
+    replay.open(one, 1)
+    live = replay.telemetry.live_stats()
+    assert live["servers"]["one.example:1"]["pool"]["size"] == 1
+    assert live["servers"]["one.example:1"]["connections"]["created"] == 3
+    assert live["connections"]["closed"]["stale"] == 2
+    assert replay.telemetry.stats().telemetry_errors == 0
+
+
+def test_what_a_load_balancer_pins_stays_out_by_replay() -> None:
+    """It has no heartbeats; its cursors and transactions keep their connection."""
+    replay = Replay()
+    address, service = ("lb.example", 27017), ObjectId()
+    replay.pool.pool_created(PoolCreatedEvent(address, {"maxPoolSize": 2}))
+    replay.pool.pool_ready(PoolReadyEvent(address))
+
+    async def pins() -> None:
+        for conn_id in (1, 2):
+            replay.open(address, conn_id)
+        replay.out(address, 1)  # and goes on without it
+
+    asyncio.run(pins())
+    began = time.monotonic()
+    wait_for(lambda: time.monotonic() - began > 2 * MOMENT)
+    assert the_pool(replay.telemetry).in_use == 1
+    replay.pool.pool_cleared(PoolClearedEvent(address, service_id=service))
+    replay.close(address, 2, "stale")  # of that service
+    pool = the_pool(replay.telemetry)
+    assert (pool.phase, pool.size, pool.in_use, pool.cleared) == ("ready", 1, 1, 1)
+    assert pool.up is None
+    replay.back(address, 1)
+    assert ours(the_pool(replay.telemetry)).idle == 1
+
+
+def test_closing_while_the_pool_is_exhausted_ends_every_wait(server_uri: str) -> None:
+    client = MongoDBConnectionPool.initialize(
+        server_uri, maxPoolSize=2, minPoolSize=0, appName="closing", waitQueueTimeoutMS=30_000
+    )
+    telemetry = MongoDBConnectionPool.get_telemetry()
+    assert telemetry is not None
+    errors: list[Exception] = []
+
+    def find() -> None:
+        try:
+            client["clients"]["t"].find_one()
+        except PyMongoError as error:
+            errors.append(error)
+
+    with slow(server_uri, "closing", 4_000):
+        threads = [threading.Thread(target=find) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        wait_for(lambda: the_pool(telemetry).waiting == drivers(client).waiting == 4)
+        MongoDBConnectionPool.close()
+        wait_for(lambda: telemetry.stats().pools[0].waiting == 0)
+        for thread in threads:
+            thread.join()
+    (pool,) = telemetry.stats().pools
+    assert len(errors) >= 4
+    assert ours(pool) == ours(pool).__class__(0, 0, 0, 0, 0)
+    assert (pool.phase, pool.exhausted) == ("closed", False)
+    assert pool.created == sum(pool.closed.values())
+    assert MongoDBConnectionPool.get_pool_stats()["status"] == "not_initialized"
+
+
+def test_no_operation_fails_while_the_client_is_replaced(
+    server_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(managed, "QUIET_SECONDS", 0.3)
+    MongoDBConnectionPool.initialize(server_uri, maxPoolSize=4, minPoolSize=0)
+    MongoDBConnectionPool.get_client()["clients"]["many"].insert_many({} for _ in range(30))
+    over, failures, done = threading.Event(), [], [0] * 8
+
+    def work(number: int) -> None:
+        while not over.is_set():
+            client = MongoDBConnectionPool.get_client()
+            try:
+                with client["clients"]["many"].find(batch_size=4) as cursor:
+                    assert sum(1 for _ in cursor) >= 30
+                with client.start_session() as session, session.start_transaction():
+                    client["clients"]["swap"].insert_one({}, session=session)
+                done[number] += 1
+            except Exception as error:  # noqa: BLE001  # whatever it is
+                failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(len(done))]
+    for thread in threads:
+        thread.start()
+    seen = []
+    for size in (8, 2, 6, 3, 5):
+        before = sum(done)
+        seen.append(MongoDBConnectionPool.get_telemetry())
+        MongoDBConnectionPool.initialize(server_uri, maxPoolSize=size, minPoolSize=0)
+        wait_for(lambda before=before: sum(done) > before + 50)
+    over.set()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert all(done)
+    for telemetry in seen:
+        assert telemetry is not None
+        wait_for(lambda telemetry=telemetry: not telemetry.stats().open_pools, "the old client")
+        (pool,) = telemetry.stats().pools
+        assert pool.created == sum(pool.closed.values())
+        assert pool.checkouts["pool_closed"] == 0
+
+
+def test_no_operation_of_a_task_fails_while_the_client_is_replaced(
+    server_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(managed, "QUIET_SECONDS", 0.3)
+
+    async def main() -> None:
+        pool = AsyncMongoDBConnectionPool
+        await pool.initialize(server_uri, maxPoolSize=4, minPoolSize=0)
+        over, done = asyncio.Event(), [0] * 8
+
+        async def work(number: int) -> None:
+            while not over.is_set():
+                collection = pool.get_client()["clients"]["many"]
+                await collection.insert_one({})
+                await collection.find(batch_size=4).to_list(20)
+                done[number] += 1
+
+        tasks = [asyncio.create_task(work(number)) for number in range(len(done))]
+        for size in (8, 2, 6):
+            before = sum(done)
+            await pool.initialize(server_uri, maxPoolSize=size, minPoolSize=0)
+            await until(lambda before=before: sum(done) > before + 50)
+        over.set()
+        await asyncio.gather(*tasks)
+        assert all(done)
+        await pool.close()
+
+    asyncio.run(main())
+
+
+def test_a_client_dropped_while_others_wait_leaves_no_waiter(server_uri: str) -> None:
+    telemetry = PoolTelemetry()
+    with contextlib.ExitStack() as stack, pymongo.timeout(20):
+        client = stack.enter_context(
+            Client(server_uri, maxPoolSize=1, event_listeners=telemetry.listeners)
+        )
+        client.admin.command("ping")
+        for pool in telemetry._pools.values():
+            pool.abandoned()
+        assert telemetry.stats().pools[-1].size == 0

@@ -1,0 +1,439 @@
+"""PoolState against a model of PyMongo's pool: every legal order of events, and of silence.
+
+The model does what PyMongo does and knows the truth; PoolState hears the events, late or never
+where PyMongo tells them late or never. After each step both have to say the same.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from pool_telemetry.actor import Actor
+from pool_telemetry.connections import STALE_SECONDS
+from pool_telemetry.state import MOMENT, PoolState
+from pool_telemetry.stats import CLOSE_REASONS, OUTCOMES, PoolStats
+
+ACTORS = range(1, 7)
+FAILURES = st.sampled_from([outcome for outcome in OUTCOMES if outcome not in ("ok", "cancelled")])
+pick = st.randoms(use_true_random=False)
+
+
+@dataclass
+class Conn:
+    """A connection as PyMongo knows it."""
+
+    id: int
+    generation: int
+    opener: int | None = None  # while it opens; 0 is the background thread
+    holder: int | None = None
+    told: int | None = None  # whom our books have to show: who took it last, till he says he's back
+
+    @property
+    def idle(self) -> bool:
+        return self.opener is None and self.holder is None
+
+
+class Pool(RuleBasedStateMachine):
+    """PyMongo's pool, of which events come to a PoolState."""
+
+    @initialize(max_size=st.sampled_from([None, 1, 2, 3]), rarely=st.integers(1, 12))
+    def begin(self, max_size: int | None, rarely: int) -> None:
+        self.rarely = rarely  # what begins anew comes after so many connections
+        self.now = 1_000.0
+        self.max_size = max_size
+        self.new_process()
+
+    def new_process(self) -> None:
+        self.gone: set[int] = set()  # who is neither in PyMongo's queue nor in its code
+        self.waiting: set[int] = set()
+        self.conns: dict[int, Conn] = {}
+        self.departed: dict[tuple[int, int], Conn] = {}  # of a pool before, by id and holder
+        self.due: list[tuple[int, int]] = []  # check-ins that are still to be told: actor, id
+        self.unsure: set[int] = set()  # closed in silence, as only PyMongo knows
+        self.stale: set[int] = set()  # closed by a clear in silence
+        self.started = self.created = self.generation = 0
+        self.next_id = 1
+        self.phase = "paused"
+        self.last: PoolStats | None = None
+        self.state = PoolState(
+            ("h", 1),
+            clock=lambda: self.now,
+            still_waiting=self.who_is_there,
+            may_hold=self.who_is_there,
+        )
+        self.state.heartbeat(up=True)
+        self.state.created(self.max_size, 0)
+        self.ready()
+
+    def who_is_there(self, actors: Iterable[Actor]) -> set[Actor]:
+        return {actor for actor in actors if actor not in self.gone}
+
+    # The queue
+
+    @precondition(lambda self: self.phase == "ready" and len(self.waiting) < len(ACTORS) // 2)
+    @rule(actor=st.sampled_from(ACTORS))
+    def start(self, actor: int) -> None:
+        if actor in self.waiting:
+            return
+        self.tell_all_of(actor)  # what an actor has to tell, it tells before it goes on
+        self.gone.discard(actor)
+        self.state.checkout_started(actor)
+        self.started += 1
+        self.waiting.add(actor)
+
+    @precondition(lambda self: self.phase == "ready" and self.has_room())
+    @rule(actor=st.sampled_from(ACTORS), random=pick)
+    def get_a_connection(self, actor: int, random: Any) -> None:
+        """All of a checkout, of one who does not have to wait."""
+        if actor in self.waiting:
+            return
+        self.start(actor)
+        idle = [conn for conn in self.conns.values() if conn.idle]
+        if idle:
+            self.take(actor, random.choice(idle))
+        else:
+            self.finish(self.open_for(actor))
+
+    def has_room(self) -> bool:
+        full = self.max_size is not None and len(self.conns) >= self.max_size
+        return not full or any(conn.idle for conn in self.conns.values())
+
+    @precondition(lambda self: self.waiting)
+    @rule(random=pick, outcome=FAILURES)
+    def fail(self, random: Any, outcome: str) -> None:
+        actor = random.choice(sorted(self.waiting))
+        self.state.checkout_failed(actor, outcome)
+        self.waiting.discard(actor)
+
+    @precondition(lambda self: self.waiting)
+    @rule(random=pick)
+    def cancel(self, random: Any) -> None:
+        """A wait that ends in silence; sometimes in the middle of opening a connection."""
+        actor = random.choice(sorted(self.waiting))
+        if not self.holds(actor):
+            self.waiting.discard(actor)
+            self.gone.add(actor)
+            for conn in [conn for conn in self.conns.values() if conn.opener == actor]:
+                del self.conns[conn.id]
+
+    def holds(self, actor: int) -> bool:
+        every = (*self.conns.values(), *self.departed.values())
+        return any(conn.holder == actor for conn in every) or any(a == actor for a, _ in self.due)
+
+    # Connections
+
+    @precondition(lambda self: self.phase == "ready" and self.has_room())
+    @rule(random=pick, background=st.booleans())
+    def create(self, random: Any, background: bool) -> None:
+        callers = sorted(self.waiting - {conn.opener for conn in self.conns.values()})
+        if any(conn.idle for conn in self.conns.values()):
+            return
+        if background:
+            self.open_for(0)
+        elif callers:
+            self.open_for(random.choice(callers))
+
+    def open_for(self, opener: int) -> Conn:
+        if self.waiting == {opener}:
+            self.unsure.clear()  # for him it is opened because none is idle
+        conn = Conn(self.next_id, self.generation, opener=opener)
+        self.next_id += 1
+        self.created += 1
+        self.conns[conn.id] = conn
+        self.state.connection_created(opener, conn.id)
+        return conn
+
+    @precondition(lambda self: any(c.opener is not None for c in self.conns.values()))
+    @rule(random=pick, works=st.integers(0, 3))
+    def opened(self, random: Any, works: int) -> None:
+        conn = random.choice([c for c in self.conns.values() if c.opener is not None])
+        if works:
+            self.finish(conn)
+        else:
+            self.close(conn, "error")
+            if conn.opener in self.waiting:
+                self.state.checkout_failed(conn.opener, "connection_error")
+                self.waiting.discard(conn.opener)
+
+    @precondition(lambda self: any(c.opener in self.waiting for c in self.conns.values()))
+    @rule(random=pick, told=st.booleans())
+    def opened_in_vain(self, random: Any, told: bool) -> None:
+        """A task that is cancelled when its new connection is ready; it is never closed."""
+        conn = random.choice([c for c in self.conns.values() if c.opener in self.waiting])
+        actor = conn.opener
+        assert actor is not None
+        if self.holds(actor):
+            return
+        self.state.connection_ready(conn.id)
+        del self.conns[conn.id]
+        self.waiting.discard(actor)
+        if told:
+            self.state.checkout_failed(actor, "connection_error")
+        else:
+            self.gone.add(actor)
+
+    def finish(self, conn: Conn) -> None:
+        opener, conn.opener, conn.generation = conn.opener, None, self.generation
+        self.state.connection_ready(conn.id)
+        if opener in self.waiting:
+            self.take(opener, conn)
+
+    @precondition(lambda self: any(c.opener is None for c in self.conns.values()))
+    @rule(random=pick)
+    def authenticate_again(self, random: Any) -> None:
+        conn = random.choice([c for c in self.conns.values() if c.opener is None])
+        self.state.connection_ready(conn.id)
+
+    @precondition(lambda self: any(conn.idle for conn in self.conns.values()))
+    @rule(random=pick, reason=st.sampled_from(["idle", "error", "stale"]))
+    def perish(self, random: Any, reason: str) -> None:
+        self.close(random.choice([c for c in self.conns.values() if c.idle]), reason)
+
+    def close(self, conn: Conn, reason: str) -> None:
+        del self.conns[conn.id]
+        self.state.connection_closed(conn.id, reason)
+
+    # Who has them
+
+    @precondition(lambda self: self.waiting and any(c.idle for c in self.conns.values()))
+    @rule(random=pick)
+    def check_out(self, random: Any) -> None:
+        if callers := sorted(self.waiting - {conn.opener for conn in self.conns.values()}):
+            idle = [conn for conn in self.conns.values() if conn.idle]
+            self.take(random.choice(callers), random.choice(idle))
+
+    def take(self, actor: int, conn: Conn) -> None:
+        self.waiting.discard(actor)
+        conn.holder = conn.told = actor
+        self.state.checked_out(actor, conn.id, 0.001)
+
+    @precondition(lambda self: any(conn.holder for conn in self.conns.values()))
+    @rule(random=pick, late=st.booleans())
+    def check_in(self, random: Any, late: bool) -> None:
+        """The connection is back at once; the event may come later."""
+        conn = random.choice([c for c in self.conns.values() if c.holder])
+        actor = conn.holder
+        if actor is None or actor in self.waiting:  # who stands in the queue does nothing else
+            return
+        conn.holder = None
+        self.due.append((actor, conn.id))
+        stale = conn.generation < self.generation or self.phase == "closed"
+        if not late or stale:  # one that is closed is told at once
+            self.tell(actor, conn.id)
+        if stale:
+            self.close(conn, "pool_closed" if self.phase == "closed" else "stale")
+
+    @precondition(lambda self: self.due)
+    @rule(random=pick)
+    def tell_late(self, random: Any) -> None:
+        self.tell(*random.choice(self.due))
+
+    def tell(self, actor: int, conn_id: int) -> None:
+        self.due.remove((actor, conn_id))
+        self.state.checked_in(lambda: actor, conn_id)
+        conn = self.conns.get(conn_id)
+        if conn is not None and conn.told == actor and conn.holder is None:
+            conn.told = None
+
+    def tell_all_of(self, actor: int) -> None:
+        for who, conn_id in [one for one in self.due if one[0] == actor]:
+            self.tell(who, conn_id)
+
+    @precondition(lambda self: any(conn.holder for conn in self.conns.values()))
+    @rule(random=pick)
+    def check_in_by_another(self, random: Any) -> None:
+        """A cursor or a session that was handed on."""
+        conn = random.choice([c for c in self.conns.values() if c.holder])
+        fresh = conn.generation == self.generation and self.phase != "closed"
+        if fresh and not any(conn_id == conn.id for _, conn_id in self.due):
+            conn.holder = conn.told = None
+            self.state.checked_in(lambda: 99, conn.id)
+
+    @precondition(lambda self: any(conn.holder for conn in self.conns.values()))
+    @rule(random=pick, closed=st.booleans())
+    def check_in_in_silence(self, random: Any, closed: bool) -> None:
+        """A task that is cancelled while it checks in; its connection may be closed then, too."""
+        conn = random.choice([c for c in self.conns.values() if c.holder])
+        actor = conn.holder
+        assert actor is not None
+        conn.holder = None
+        if self.holds(actor) or actor in self.waiting or self.phase == "closed":
+            conn.holder = actor
+            return
+        conn.told = None
+        self.gone.add(actor)
+        if conn.generation < self.generation:
+            del self.conns[conn.id]
+        elif closed:
+            del self.conns[conn.id]
+            self.unsure.add(conn.id)
+
+    # The pool
+
+    @precondition(lambda self: self.phase == "ready" and self.created % 3 == 2)
+    @rule(random=pick, silent=st.booleans())
+    def clear(self, random: Any, silent: bool) -> None:
+        """Waiters fail, idle connections close; one of them perhaps in silence."""
+        self.phase = "paused"
+        self.generation += 1
+        self.state.cleared(pauses=True)
+        self.stale |= self.unsure
+        self.unsure.clear()
+        opening = {conn.opener for conn in self.conns.values()}
+        for actor in sorted(self.waiting - opening):
+            self.state.checkout_failed(actor, "connection_error")
+        self.waiting &= opening
+        for conn in [conn for conn in self.conns.values() if conn.idle]:
+            if silent and conn.told is None:
+                silent = False
+                del self.conns[conn.id]
+                self.stale.add(conn.id)
+            else:
+                self.close(conn, "stale")
+
+    @precondition(lambda self: self.phase == "paused")
+    @rule()
+    def ready(self) -> None:
+        self.phase = "ready"
+        self.state.ready()
+
+    @precondition(lambda self: self.created % 5 == 4)
+    @rule()
+    def clear_one_service(self) -> None:
+        self.state.cleared(pauses=False)
+
+    @precondition(lambda self: self.phase != "closed" and self.created > self.rarely)
+    @rule()
+    def close_pool(self) -> None:
+        """Those in use, and those that open, are closed afterwards."""
+        self.settle()
+        for conn in [conn for conn in self.conns.values() if conn.idle]:
+            self.close(conn, "pool_closed")
+        self.phase = "closed"
+        self.state.closed()
+        for actor in sorted(self.waiting):
+            self.state.checkout_failed(actor, "pool_closed")
+        self.waiting.clear()
+        for conn in [conn for conn in self.conns.values() if conn.opener is not None]:
+            self.close(conn, "error")
+
+    def settle(self) -> None:
+        """Let all that is told late be told."""
+        for actor, conn_id in list(self.due):
+            self.tell(actor, conn_id)
+        self.now += 2 * STALE_SECONDS
+        self.state.stats()
+        self.stale.clear()
+
+    @precondition(lambda self: self.phase == "closed")
+    @rule()
+    def come_back(self) -> None:
+        """The server joins again: a new pool of the same address, with ids from 1 on."""
+        for conn in self.conns.values():
+            assert conn.holder is not None
+            self.departed[conn.id, conn.holder] = conn
+        self.conns, self.next_id, self.phase = {}, 1, "paused"
+        self.unsure.clear()
+        self.state.created(self.max_size, 0)
+
+    @precondition(lambda self: self.departed)
+    @rule(random=pick)
+    def close_departed(self, random: Any) -> None:
+        """A connection of the pool before comes back, and is closed."""
+        conn_id, actor = random.choice(sorted(self.departed))
+        same = self.conns.get(conn_id)
+        others = [key for key in self.departed if key[0] == conn_id]
+        if self.phase == "closed" or len(others) > 1 or (same and same.told == actor):
+            return  # no event tells one from the other
+        del self.departed[conn_id, actor]
+        self.state.checked_in(lambda: actor, conn_id)
+        self.state.connection_closed(conn_id, "pool_closed")
+
+    @precondition(lambda self: self.created > 2 * self.rarely)
+    @rule()
+    def fork(self) -> None:
+        """The child begins with nothing."""
+        self.new_process()
+
+    @precondition(lambda self: not self.due)  # a late event comes within LATE_SECONDS
+    @rule(seconds=st.floats(0.0, 20.0))
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+
+    # What has to be true
+
+    @invariant()
+    def agrees(self) -> None:
+        if not hasattr(self, "state"):
+            return
+        self.now += 2 * MOMENT
+        before, stats = self.last, self.state.stats()
+        used = sum(conn.told is not None for conn in self.conns.values())
+        opening = sum(conn.opener is not None for conn in self.conns.values())
+        unknown = len(self.unsure) + len(self.stale)
+        assert (stats.in_use, stats.opening, stats.waiting) == (used, opening, len(self.waiting))
+        assert len(self.conns) <= stats.size <= len(self.conns) + unknown
+        assert 0 <= stats.in_use + stats.opening <= stats.size
+        assert stats.idle >= 0
+        assert sum(stats.checkouts.values()) + stats.waiting == self.started
+        assert stats.created == self.created
+        assert stats.created - sum(stats.closed.values()) == stats.size + len(self.departed)
+        assert stats.wait_time.count == stats.checkouts["ok"]
+        held = stats.in_use + len(self.departed)
+        assert stats.use_time.count == stats.checkouts["ok"] - held
+        demand = stats.waiting + stats.in_use
+        assert stats.exhausted == (self.max_size is not None and demand > self.max_size)
+        if before is not None:
+            assert counters(before) <= counters(stats)
+            assert all(a <= b for a, b in zip(counters(before), counters(stats), strict=True))
+        self.last = stats
+
+    @invariant()
+    def forgets_what_is_over(self) -> None:
+        """After a clear what closed in silence is noticed within STALE_SECONDS."""
+        if hasattr(self, "state") and self.stale:
+            self.now += STALE_SECONDS
+            self.stale.clear()
+            self.agrees()
+
+    def teardown(self) -> None:
+        """A client that is dropped leaves nothing open."""
+        if hasattr(self, "state"):
+            self.state.abandoned()
+            stats = self.state.stats()
+            assert (stats.size, stats.in_use, stats.waiting, stats.exhausted) == (0, 0, 0, False)
+
+
+def counters(stats: PoolStats) -> list[float]:
+    return [
+        *(stats.checkouts[outcome] for outcome in OUTCOMES),
+        *(stats.closed[reason] for reason in CLOSE_REASONS),
+        *stats.wait_time.counts,
+        *stats.use_time.counts,
+        *stats.create_time.counts,
+        *(histogram.sum for histogram in (stats.wait_time, stats.use_time, stats.create_time)),
+        stats.created,
+        stats.cleared,
+        stats.exhaustions,
+        stats.exhausted_time,
+    ]
+
+
+TestPool = Pool.TestCase
+TestPool.settings = settings(
+    max_examples=400,
+    stateful_step_count=80,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
