@@ -1,6 +1,7 @@
 # make demo         the pool, live, under load       (ARGS=--once for one cycle)
 # make test         everything that CI checks
 # make test-matrix  four PyMongos on every Python here  (ARGS="--only 3.13")
+# make soak         150,000 operations behind a broken network  (ARGS="--seed 7")
 # make bench        what the telemetry costs
 # Each sets itself up in .venv: Python 3.11 or newer, pip and make are all they need.
 
@@ -10,7 +11,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-matrix lint bench clean
+.PHONY: demo test test-matrix soak lint bench clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/pool-telemetry demo $(ARGS)
@@ -30,6 +31,9 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+
+soak: $(VENV)/.dev
+	@$(BIN)/python -m tests.chaos $(ARGS)
 
 bench: $(VENV)/.dev
 	@$(BIN)/python -m tests.benchmarks $(ARGS)

@@ -101,11 +101,12 @@ class Proxy:
 
     async def _end(self) -> None:
         await self._stop_listening()
-        self._cut()
+        self._flowing.set()
+        await asyncio.sleep(0.05)  # who was let in the last moment has begun
         while self._tasks:  # each ends with its connections
-            self._flowing.set()
             self._cut()
             await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)  # and every transport has heard that it is closed
 
     def _cut(self) -> None:
         for writer in self._writers:
@@ -118,18 +119,20 @@ class Proxy:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
-        self._writers.add(writer)
+        ends = {writer}
+        self._writers |= ends
         try:
             await self._flowing.wait()
             there, out = await asyncio.open_connection("127.0.0.1", self._target)
-        except OSError:
-            writer.transport.abort()
-        else:
-            self._writers.add(out)
+            ends.add(out)
+            self._writers |= ends
             await asyncio.gather(self._pump(reader, out), self._pump(there, writer))
-            self._writers.discard(out)
+        except OSError:
+            pass  # the server is gone, and so is the connection
         finally:
-            self._writers.discard(writer)
+            for end in ends:
+                end.transport.abort()
+            self._writers -= ends
             self._tasks.discard(task)
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

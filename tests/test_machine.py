@@ -111,9 +111,10 @@ class Pool(RuleBasedStateMachine):
     @precondition(lambda self: self.waiting)
     @rule(random=pick, outcome=FAILURES)
     def fail(self, random: Any, outcome: str) -> None:
-        actor = random.choice(sorted(self.waiting))
-        self.state.checkout_failed(actor, outcome)
-        self.waiting.discard(actor)
+        if waiting := sorted(self.waiting - {conn.opener for conn in self.conns.values()}):
+            actor = random.choice(waiting)
+            self.state.checkout_failed(actor, outcome)
+            self.waiting.discard(actor)
 
     @precondition(lambda self: self.waiting)
     @rule(random=pick)
