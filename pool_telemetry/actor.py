@@ -10,9 +10,11 @@ import asyncio
 import gc
 import sys
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import AsyncExitStack, ExitStack
 from threading import get_ident
-from types import FrameType
+from types import FrameType, MethodType
 from typing import Any
 
 Actor = int | weakref.ReferenceType[Any]
@@ -22,6 +24,11 @@ _Matches = Callable[[object], bool]
 _is_pool: _Matches = frozenset(
     {"pymongo.synchronous.pool", "pymongo.asynchronous.pool"}
 ).__contains__
+# Where a variable's value may keep what it refers to.
+_CONTAINERS = frozenset(
+    {list, tuple, dict, set, frozenset, deque, MethodType, ExitStack, AsyncExitStack}
+)
+_MANY = 1_000  # so many are looked into
 # The links of a task's await chain, as (frame, what it awaits).
 _LINKS = (("cr_frame", "cr_await"), ("gi_frame", "gi_yieldfrom"), ("ag_frame", "ag_await"))
 
@@ -80,8 +87,8 @@ def _look_into(actors: set[Actor]) -> set[Actor]:
 def may_hold(actors: Iterable[Actor]) -> set[Actor]:
     """Return those actors that may hold a connection at this moment.
 
-    Who holds one is inside PyMongo's code, or has a cursor that keeps its connection (an exhaust
-    cursor). A task's coroutines tell both, so one that has neither has given its connection back.
+    Who holds one is inside PyMongo's code, or has something that keeps it (an exhaust cursor). A
+    task's coroutines tell both, so one that has neither has given its connection back.
     Of a thread, or of a greenlet that lives, such a cursor can't be seen: they always may.
     """
     everyone = set(actors)
@@ -97,21 +104,33 @@ def _may_hold(one: Any) -> bool:
     if one.done():
         return False
     running = getattr(one.get_coro(), "cr_running", False)  # then its variables can't be seen
-    return running or _awaits(_is_driver, one) or _has_cursor(one.get_coro())
+    return running or _awaits(_is_driver, one) or _keeps_one(one.get_coro())
 
 
-def _has_cursor(coroutine: Any) -> bool:
-    """Return whether an open cursor is in the variables of a coroutine or of what it runs."""
+def _keeps_one(coroutine: Any) -> bool:
+    """Return whether the variables of a coroutine, or of what it awaits, keep a connection.
+
+    That is an open cursor, or something of PyMongo's pool itself. Only through containers and
+    coroutines: from a client one would find everything.
+    """
     seen: set[int] = set()
     behind = [coroutine]
     while behind:
         for one in gc.get_referents(behind.pop()):
-            if _is_driver(type(one).__module__) and getattr(one, "alive", False) is True:
-                return True
-            if any(hasattr(one, frame) for frame, _ in _LINKS) and id(one) not in seen:
+            kind = type(one)
+            if _is_driver(kind.__module__):
+                if _is_pool(kind.__module__) or getattr(one, "alive", False) is True:
+                    return True
+            elif id(one) not in seen and (kind in _CONTAINERS or _is_coroutine(one)):
+                if len(seen) >= _MANY:
+                    return True  # nobody knows
                 seen.add(id(one))
                 behind.append(one)
     return False
+
+
+def _is_coroutine(one: Any) -> bool:
+    return any(hasattr(one, frame) for frame, _ in _LINKS)
 
 
 def _is_driver(module: object) -> bool:

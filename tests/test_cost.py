@@ -1,11 +1,12 @@
 """Ceilings that only a blow-up breaks; `make bench` has the figures."""
 
+import asyncio
 import tracemalloc
 
 from pymongo.monitoring import CommandListener, CommandStartedEvent
 
 from pool_telemetry import PoolTelemetry
-from tests.benchmarks import listeners
+from tests.benchmarks import crowd, listeners
 from tests.benchmarks.events import ADDRESS, find, five_events
 from tests.benchmarks.measure import take_turns
 from tests.benchmarks.memory import RandomOperations
@@ -22,6 +23,13 @@ def test_the_five_events_of_an_operation_cost_microseconds() -> None:
     costs = take_turns(variants, 10)
     assert min(costs["ours"]) - min(costs["no-op"]) < CEILING_MICROSECONDS
     assert telemetry.stats().telemetry_errors == 0
+
+
+def test_a_read_in_a_crowd_is_quick_and_holds_nobody_up(server_uri: str) -> None:
+    """A thousand callers wait and 500 connections are in use; ceilings are ten times the goal."""
+    read, hold = asyncio.run(crowd.read_in_a_crowd(server_uri, 10))
+    assert read < 10 * crowd.STATS_MILLISECONDS / 1e3
+    assert hold < 10 * crowd.LOCK_MICROSECONDS / 1e6
 
 
 def test_random_collection_names_leave_a_bounded_number_of_series() -> None:

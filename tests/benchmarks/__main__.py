@@ -12,6 +12,7 @@ import pymongo
 
 from pool_telemetry.embedded import EmbeddedServer
 from pool_telemetry.uri import mask_uri
+from tests.benchmarks.crowd import run_crowd
 from tests.benchmarks.events import run_events
 from tests.benchmarks.in_place import run_in_place
 from tests.benchmarks.measure import FULL, QUICK, show_goals
@@ -40,7 +41,7 @@ def main() -> None:
             *run_find_one(effort, uri),
         ]
         run_in_place(effort, uri)
-        goals += [*run_memory(effort), *run_reading(effort, uri)]
+        goals += [*run_memory(effort), *run_reading(effort, uri), *run_crowd(effort, uri)]
     show_goals(goals)
     print(f"\n{time.monotonic() - began:.0f} s")
 

@@ -1,0 +1,181 @@
+"""No credential, passphrase or token is in anything that we show; Hypothesis thinks them up."""
+
+import asyncio
+import contextlib
+import datetime
+import io
+import json
+import logging
+import traceback
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote_plus
+
+import pytest
+from fastapi import FastAPI
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+from pymongo.errors import PyMongoError
+from pymongo.monitoring import (
+    CommandFailedEvent,
+    CommandStartedEvent,
+    ServerHeartbeatFailedEvent,
+)
+
+from pool_telemetry import (
+    AsyncMongoDBConnectionPool,
+    MongoDBConnectionPool,
+    TelemetryOptions,
+    assess,
+    prometheus,
+)
+from pool_telemetry.fastapi import create_router
+from pool_telemetry.uri import mask_uri
+from tests.web import serving
+
+# Long enough not to be in a text by chance, and of every kind of character.
+MARK = "s3cr3t"
+secrets = st.builds(
+    "{}{}{}".format,
+    st.text(max_size=8),
+    st.just(MARK),
+    st.text(max_size=8),
+).filter(lambda text: text.isprintable())
+
+
+def uris(secret: str) -> list[str]:
+    """Every place of a URI that a secret can stand in, escaped or forgotten to be."""
+    escaped = quote_plus(secret)
+    options = ["tlsCertificateKeyFilePassword", "proxyPassword", "proxyUsername"]
+    return [
+        f"mongodb://{escaped}:{escaped}@127.0.0.1:1/",
+        f"mongodb://{escaped}@127.0.0.1:1/db?maxPoolSize=3",
+        f"mongodb://ann:{secret}@127.0.0.1:1/",
+        f"mongodb://ann:{secret}@127.0.0.1:1,127.0.0.1:2/?replicaSet=rs",
+        f"mongodb://ann:{escaped}@127.0.0.1:1/?appName=a@b",
+        *(f"mongodb://127.0.0.1:1/?w=1&{option}={escaped}" for option in options),
+        "mongodb://127.0.0.1:1/?authMechanism=MONGODB-AWS&authMechanismProperties="
+        f"AWS_SESSION_TOKEN:{escaped}",
+    ]
+
+
+def shown(error: BaseException) -> str:
+    """Return all that a log or a terminal would show of an error."""
+    behind = io.StringIO()
+    for one in (error, error.__cause__, error.__context__):
+        if one is not None:
+            behind.write("".join(traceback.format_exception_only(one)) + repr(one) + repr(one.args))
+    return behind.getvalue()
+
+
+@given(secrets)
+@example(f"a?{MARK}=b")
+@example(f"a/{MARK}@b")
+@example(f"{MARK}:@")
+@example(f"a?maxPoolSize={MARK}")
+@example(f"%zz{MARK}")
+@settings(max_examples=300, deadline=None)
+def test_a_masked_uri_has_no_secret(secret: str) -> None:
+    for uri in uris(secret):
+        assert MARK not in mask_uri(uri)
+        assert mask_uri(mask_uri(uri)) == mask_uri(uri)
+
+
+@given(secrets)
+@example(f"a?maxPoolSize={MARK}")
+@example(f"a/b?waitQueueTimeoutMS={MARK}&x=y")
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_no_error_of_a_start_has_a_secret(secret: str) -> None:
+    limits: dict[str, Any] = {"serverSelectionTimeoutMS": 1, "connectTimeoutMS": 50}
+    every: list[dict[str, Any]] = [{}, {"maxPoolSize": -1}, {"password": secret}]
+    with captured_log() as log:
+        for uri in uris(secret):
+            for options in every:
+                with pytest.raises(Exception) as raised:  # PyMongo has many
+                    MongoDBConnectionPool.initialize(uri, **limits, **options)
+                assert MARK not in shown(raised.value), uri
+                assert MARK not in json.dumps(MongoDBConnectionPool.get_pool_stats())
+    assert MARK not in log.getvalue()
+
+
+@contextlib.contextmanager
+def captured_log() -> Iterator[io.StringIO]:
+    text = io.StringIO()
+    handler = logging.StreamHandler(text)
+    log = logging.getLogger("pool_telemetry")
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG)
+    try:
+        yield text
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+
+
+@given(st.text(max_size=40).filter(lambda text: text.isprintable()))
+@example("mongodb://ann:s3cr3t@h/")
+@settings(max_examples=100, deadline=None)
+def test_a_connection_string_given_for_an_option_is_not_shown(text: str) -> None:
+    uri = f"mongodb://ann:{MARK}@{text}"
+    for wrong in ({"name": uri + "\n"}, {"drain_seconds": uri}, {"max_operation_series": uri}):
+        with pytest.raises(ValueError) as raised:
+            TelemetryOptions(**wrong)  # type: ignore[arg-type]  # that is the point
+        assert MARK not in shown(raised.value)
+
+
+def test_nothing_that_a_running_client_shows_has_a_secret(server_uri: str) -> None:
+    """In documents, in the bodies of commands and in what the server and the network answer."""
+    app = FastAPI()
+    app.include_router(create_router())
+    with captured_log() as log, serving(app) as web:
+        client = MongoDBConnectionPool.initialize(server_uri, appName="secrets")
+        telemetry = MongoDBConnectionPool.get_telemetry()
+        assert telemetry is not None
+        collection = client["secrets"]["t"]
+        collection.insert_one({"card": MARK})
+        collection.find_one({"card": MARK})
+        with pytest.raises(PyMongoError):
+            collection.find_one({MARK: {"$nonsense": MARK}})
+        with contextlib.suppress(PyMongoError):
+            client["secrets"].command({"createUser": MARK, "pwd": MARK, "roles": [MARK]})
+        _, heartbeat, command = listeners = telemetry.listeners
+        (pool,) = telemetry.stats().open_pools
+        server, took = (pool.host, pool.port), datetime.timedelta(milliseconds=1)
+        heartbeat.failed(
+            ServerHeartbeatFailedEvent(0.1, ConnectionError(f"mongodb://a:{MARK}@h"), server)
+        )
+        body = {"find": "t", "filter": {"card": MARK}}
+        command.started(CommandStartedEvent(body, "secrets", 1, server, 1))
+        failure = {"errmsg": MARK, "code": 1, "codeName": MARK, "errInfo": {MARK: MARK}}
+        command.failed(CommandFailedEvent(took, failure, "find", 1, server, 1))
+        registry = CollectorRegistry()
+        prometheus.register(registry)
+        seen = [
+            json.dumps(MongoDBConnectionPool.get_pool_stats()),
+            repr(telemetry),
+            repr(listeners),
+            repr(telemetry.stats()),
+            repr(telemetry.options),
+            repr(assess(telemetry.stats())),
+            prometheus.generate(registry=registry)[0].decode(),
+            prometheus.generate("application/openmetrics-text", registry)[0].decode(),
+            *(web.get(path).text for path in ("/health", "/health/ready", "/metrics")),
+            web.get("/metrics/mongodb").text,
+        ]
+        seen.append(log.getvalue())
+    assert "createUser" in seen[0]
+    for text in seen:
+        assert MARK not in text
+
+
+def test_no_secret_of_an_asynchronous_start_is_shown() -> None:
+    async def main() -> None:
+        for uri in uris(f"a{MARK}b"):
+            with pytest.raises(Exception) as raised:  # PyMongo has many
+                await AsyncMongoDBConnectionPool.initialize(uri, serverSelectionTimeoutMS=1)
+            assert MARK not in shown(raised.value), uri
+        assert MARK not in json.dumps(AsyncMongoDBConnectionPool.get_pool_stats())
+
+    asyncio.run(main())
