@@ -1,4 +1,47 @@
-"""Tells the truth about a PyMongo connection pool while it runs."""
+"""Tells the truth about a PyMongo connection pool while it runs.
+
+What the numbers promise
+========================
+Each promise, and the test that keeps it (under `tests/`, on a real server unless it says replay).
+
+At every quiet moment
+    size, in_use, idle, opening and waiting are PyMongo's own: test_agreement.py (storms of threads
+    and of tasks). They are the server's, too, behind a network that breaks: test_chaos.py, and
+    `make soak` for 100,000 operations and more.
+In any order of events
+    0 <= in_use + opening <= size, nothing is negative, no counter and no time ever falls, each
+    checkout ends once, each histogram counts what its counter counts: test_machine.py (Hypothesis
+    against a model of PyMongo's pool), test_state.py.
+Where PyMongo says nothing
+    A wait that is cancelled, interrupted or killed ends: test_field_notes.py, 01. So does a check-in
+    (22), and a connection that is lost while it opens: test_machine.py, test_chaos.py.
+Where PyMongo's events mislead
+    Each trap is shown with a listener that falls into it: test_field_notes.py, 01 to 22.
+Exhausted
+    is true when callers and holders exceed maxPoolSize, and only then; its episodes and seconds
+    count no ghost: test_state.py, test_machine.py.
+Every client for itself
+    Several on one server, failover, a load balancer (replay), a client that is dropped, closed
+    while exhausted or replaced under load, of which no operation fails: test_clients.py,
+    test_telemetry.py, test_pool.py.
+Every process for itself
+    os.fork, and fork, forkserver and spawn of multiprocessing: test_fork.py.
+It never hurts
+    A failure of ours reaches nobody, is logged once and counted: test_listeners.py, test_field_notes.py
+    (14). It never waits for the pool or the network: test_field_notes.py (10, 11, 20). With 1,000
+    waiting and 500 in use a read takes milliseconds and holds no event up: test_cost.py, `make bench`.
+    Memory is bounded: test_cost.py.
+It tells no secret
+    in stats, metrics, health, logs, errors or reprs: test_secrets.py, test_uri.py, test_pool.py.
+On every supported version
+    `make test-matrix`: four PyMongos, the oldest to the newest, on every Python here, and gevent.
+
+What it can't know
+    A cancelled wait is noticed by the next read, or when the pool next runs dry. A connection whose
+    cancelled check-in also closed it counts as idle until a caller finds none idle, a clear or the
+    end of the pool. An exhaust cursor handed on by a task that ended counts as idle until it is
+    back. A check-in that Ctrl-C interrupted ends when its connection is next used or closed.
+"""
 
 from pool_telemetry import presets
 from pool_telemetry.async_pool import AsyncMongoDBConnectionPool

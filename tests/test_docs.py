@@ -124,3 +124,17 @@ def free_port() -> int:
         one.bind(("127.0.0.1", 0))
         port: int = one.getsockname()[1]
         return port
+
+
+def test_every_test_that_a_promise_names_is_there() -> None:
+    promises = pool_telemetry.__doc__ or ""
+    files = set(re.findall(r"test_\w+\.py", promises))
+    assert len(files) >= 10
+    for name in files:
+        assert (ROOT / "tests" / name).is_file(), name
+    notes = (ROOT / "tests" / "test_field_notes.py").read_text()
+    for number in [*range(1, 21), 22]:
+        assert f"def test_{number:02}_" in notes, number
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"`make ([\w-]+)`", promises):
+        assert f"\n{target}:" in makefile, target
