@@ -13,8 +13,8 @@ In any order of events
     checkout ends once, each histogram counts what its counter counts: test_machine.py (Hypothesis
     against a model of PyMongo's pool), test_state.py.
 Where PyMongo says nothing
-    A wait that is cancelled, interrupted or killed ends: test_field_notes.py, 01. So does a check-in
-    (22), and a connection that is lost while it opens: test_machine.py, test_chaos.py.
+    A wait that is cancelled, interrupted or killed ends: test_field_notes.py, 01. So does a
+    check-in (22), and a connection lost while it opens: test_machine.py, test_chaos.py.
 Where PyMongo's events mislead
     Each trap is shown with a listener that falls into it: test_field_notes.py, 01 to 22.
 Exhausted
@@ -27,10 +27,10 @@ Every client for itself
 Every process for itself
     os.fork, and fork, forkserver and spawn of multiprocessing: test_fork.py.
 It never hurts
-    A failure of ours reaches nobody, is logged once and counted: test_listeners.py, test_field_notes.py
-    (14). It never waits for the pool or the network: test_field_notes.py (10, 11, 20). With 1,000
-    waiting and 500 in use a read takes milliseconds and holds no event up: test_cost.py, `make bench`.
-    Memory is bounded: test_cost.py.
+    A failure of ours reaches nobody, is logged once and counted: test_listeners.py,
+    test_field_notes.py (14). It never waits for the pool or the network: 10, 11 and 20 there. With
+    1,000 waiting and 500 in use a read takes milliseconds and holds no event up: test_cost.py,
+    `make bench`. Memory is bounded: test_cost.py.
 It tells no secret
     in stats, metrics, health, logs, errors or reprs: test_secrets.py, test_uri.py, test_pool.py.
 On every supported version

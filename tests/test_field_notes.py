@@ -227,7 +227,7 @@ def test_03_check_ins_told_after_the_next_check_out(server_uri: str) -> None:
         collection, over = client["notes"]["t"], threading.Event()
 
         def watch() -> None:
-            while not over.is_set():
+            while not over.wait(0.0005):  # which lets greenlets have their turn, too
                 watched.look()
 
         def work() -> None:
