@@ -8,7 +8,7 @@ from threading import RLock
 from typing import Final
 
 from pool_telemetry.histogram import OPERATION_BOUNDS, Histogram
-from pool_telemetry.stats import Address, OperationStats
+from pool_telemetry.stats import Address, OperationStats, checked
 
 Series = tuple[Address, str, str, str, str, str]
 """Server, database, collection, command, error type, status code."""
@@ -60,6 +60,9 @@ class CommandState:
         if len(self._series) >= self._max_series:
             failed = _OVERFLOW if series[4] else ""
             series = (("", None), "", "", _OVERFLOW, failed, "")
+        checked(series[0])
+        if not all(isinstance(name, str) for name in series[1:]):
+            raise TypeError("a command's names are no texts")
         return self._series.setdefault(series, Histogram(OPERATION_BOUNDS))
 
     def stats(self) -> tuple[OperationStats, ...]:

@@ -13,6 +13,8 @@ POOL_BOUNDS: Final = tuple(
 )
 """Seconds: a wait for an idle connection takes some 50 µs, so the pool looks closer."""
 
+_FOREVER: Final = float("inf")
+
 
 class Histogram:
     """Counts per bucket, sum and maximum of what it saw, since it was made."""
@@ -27,7 +29,9 @@ class Histogram:
 
     def observe(self, seconds: float) -> None:
         """Count one duration; a bucket's upper bound belongs to the bucket."""
-        if seconds < 0.0:  # a clock that jumped back: a sum never falls
+        if (
+            not 0.0 <= seconds < _FOREVER
+        ):  # a clock that jumped back, or no number: a sum never falls
             seconds = 0.0
         self._counts[bisect_left(self._bounds, seconds)] += 1
         self._sum += seconds

@@ -12,7 +12,7 @@ from pymongo import monitoring as cmap
 from pool_telemetry.actor import current_actor
 from pool_telemetry.commands import CommandState
 from pool_telemetry.state import PoolState
-from pool_telemetry.stats import Address
+from pool_telemetry.stats import Address, checked
 
 OnError = Callable[[Exception], None]
 
@@ -129,7 +129,7 @@ class PoolListener(cmap.ConnectionPoolListener):
     def pool_created(self, event: cmap.PoolCreatedEvent) -> None:
         """A server joins the topology; its pool begins paused."""
         try:
-            self._on_created(event.address, *_sizes(event.options))
+            self._on_created(checked(event.address), *_sizes(event.options))
         except Exception as error:
             self._on_error(error)
 

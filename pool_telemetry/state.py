@@ -62,7 +62,8 @@ class PoolState:
         self._ok = self._cleared = 0
         self._wait_time = Histogram(POOL_BOUNDS)
         self._last_timeout: float | None = None
-        self._heartbeat = Heartbeat(clock())
+        self._latest = clock()
+        self._heartbeat = Heartbeat(self._latest)
 
     # The pool
 
@@ -199,11 +200,16 @@ class PoolState:
         told meanwhile would fall.
         """
         self._exhaustion.settle(
-            self._clock(),
+            self._now(),
             waiting=len(self._waiters),
             held=len(self._connections.held),
             max_size=self._max_size,
         )
+
+    def _now(self) -> float:
+        """Return the time, which never runs backwards, whatever the clock does; in the lock."""
+        self._latest = max(self._latest, self._clock())
+        return self._latest
 
     def _drop_ghosts(self, now: float) -> None:
         """Count those who left in silence: the queue, a connection they opened, or one they held.
@@ -258,7 +264,7 @@ class PoolState:
         connections, exhaustion = self._connections, self._exhaustion
         with self._lock:
             self._settle()
-            now = self._clock()
+            now = self._latest
             phase, max_size, min_size = self.phase, self._max_size, self._min_size
             waits, holders = list(self._waiters.values()), list(connections.held.values())
             opening, size = len(connections.opening), connections.size

@@ -11,6 +11,19 @@ from typing import Final, Literal
 Address = tuple[str, int | None]
 """Host and port; the port is None for a Unix domain socket, whose path is the host."""
 
+
+def checked(address: Address) -> Address:
+    """Return an address that is one; what is read later must not be poisoned by an odd event.
+
+    Raises:
+        TypeError: It is none.
+    """
+    host, port = address
+    if not isinstance(host, str) or not isinstance(port, int | None):
+        raise TypeError(f"no address: {type(address).__name__}")
+    return host, port
+
+
 Phase = Literal["ready", "paused", "closed"]
 """A pool's phase, as CMAP names it."""
 

@@ -272,7 +272,9 @@ def test_no_operation_fails_while_the_client_is_replaced(
 ) -> None:
     monkeypatch.setattr(managed, "QUIET_SECONDS", 0.3)
     MongoDBConnectionPool.initialize(server_uri, maxPoolSize=4, minPoolSize=0)
-    MongoDBConnectionPool.get_client()["clients"]["many"].insert_many({} for _ in range(30))
+    database = MongoDBConnectionPool.get_client()["clients"]
+    database["many"].insert_many({} for _ in range(30))
+    database["swap"].insert_one({})  # two transactions that make it would be in conflict
     over, failures, done = threading.Event(), [], [0] * 8
 
     def work(number: int) -> None:

@@ -2,13 +2,18 @@
 
 import datetime
 import gc
+import json
 import logging
 import threading
 import weakref
 from typing import Any
+from unittest import mock
 
 import pytest
 from bson import ObjectId
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
 from pymongo import monitoring
 from pymongo.monitoring import (
     CommandFailedEvent,
@@ -29,7 +34,7 @@ from pymongo.monitoring import (
     ServerHeartbeatSucceededEvent,
 )
 
-from pool_telemetry import PoolTelemetry, TelemetryOptions
+from pool_telemetry import PoolTelemetry, TelemetryOptions, assess, prometheus
 from pool_telemetry.stats import PoolStats
 
 ADDRESS = ("db.example", 27017)
@@ -219,6 +224,49 @@ def test_a_bug_of_ours_is_logged_once_counted_and_hurts_nobody(
     assert replay.telemetry.stats().telemetry_errors == calls - 1
     (record,) = caplog.records
     assert "pool 'buggy'" in record.getMessage()
+
+
+odd = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(),
+    st.lists(st.none()),
+    st.just({}),
+)
+
+
+@given(st.data())
+@settings(max_examples=100, deadline=None)
+def test_malformed_events_hurt_neither_the_application_nor_what_reads(data: st.DataObject) -> None:
+    """Every property of an event may be anything; the numbers may be off, but they can be read."""
+    replay = Replay("odd")
+    registry = CollectorRegistry()
+    for listener, kind in (
+        (replay.pool, monitoring.ConnectionPoolListener),
+        (replay.commands, monitoring.CommandListener),
+        (replay.heartbeat, monitoring.ServerHeartbeatListener),
+    ):
+        for name in vars(kind):
+            if name[0] != "_":
+                event = MagicEvent({"address": ADDRESS, "connection_id": ADDRESS}, data.draw)
+                getattr(listener, name)(event)
+    json.dumps(replay.telemetry.live_stats())
+    assess(replay.telemetry.stats())
+    with mock.patch.object(prometheus, "live", return_value=[replay.telemetry]):
+        prometheus.register(registry)
+        prometheus.generate(registry=registry)
+
+
+class MagicEvent:
+    """Has every property that one may ask for: a good one or an odd one."""
+
+    def __init__(self, good: dict[str, Any], draw: Any) -> None:
+        self._good, self._draw = good, draw
+
+    def __getattr__(self, name: str) -> Any:
+        return self._draw(st.just(self._good[name]) | odd if name in self._good else odd)
 
 
 def test_a_finalizer_may_publish_while_an_event_is_handled() -> None:

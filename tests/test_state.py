@@ -468,6 +468,24 @@ def test_a_clock_that_jumps_back_makes_no_negative_age() -> None:
     assert all(h.sum >= 0.0 for h in (pool.stats().use_time, pool.stats().wait_time))
 
 
+@pytest.mark.parametrize("jump", [-1e9, -50.0, 1e9])
+def test_a_clock_that_jumps_makes_no_time_run_backwards(jump: float) -> None:
+    pool = exhausted_pool()
+    pool.time.now += 10.0
+    seen = [pool.stats().exhausted_time]
+    for step in (jump, 1.0, 2.0, -jump, 5.0):
+        pool.time.now += step
+        pool.returned(A, 1)
+        pool.out(A, 1)
+        stats = pool.stats()
+        seen.append(stats.exhausted_time)
+        assert min(stats.oldest_wait, stats.longest_checkout, stats.use_time.sum) >= 0.0
+    pool.checkout_failed(C, "timeout")
+    seen.append(pool.stats().exhausted_time)
+    assert seen == sorted(seen)
+    assert not pool.stats().exhausted
+
+
 def test_a_connection_whose_end_is_told_twice_is_closed_once() -> None:
     """An exhaust cursor closed early: Closed, CheckedIn, Closed."""
     pool = Pool()
