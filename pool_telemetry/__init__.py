@@ -37,10 +37,11 @@ On every supported version
     `make test-matrix`: four PyMongos, the oldest to the newest, on every Python here, and gevent.
 
 What it can't know
-    A cancelled wait is noticed by the next read, or when the pool next runs dry. A connection whose
-    cancelled check-in also closed it counts as idle until a caller finds none idle, a clear or the
+    A cancelled wait is noticed by the next read, or when the pool next runs dry. A check-in that is
+    cancelled is noticed when the task has ended, or the connection is next used or closed; where it
+    also closed the connection, that counts as idle until a caller finds none idle, a clear or the
     end of the pool. An exhaust cursor handed on by a task that ended counts as idle until it is
-    back. A check-in that Ctrl-C interrupted ends when its connection is next used or closed.
+    back.
 """
 
 from pool_telemetry import presets

@@ -10,11 +10,9 @@ import asyncio
 import gc
 import sys
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import AsyncExitStack, ExitStack
 from threading import get_ident
-from types import FrameType, MethodType
+from types import FrameType
 from typing import Any
 
 Actor = int | weakref.ReferenceType[Any]
@@ -24,11 +22,6 @@ _Matches = Callable[[object], bool]
 _is_pool: _Matches = frozenset(
     {"pymongo.synchronous.pool", "pymongo.asynchronous.pool"}
 ).__contains__
-# Where a variable's value may keep what it refers to.
-_CONTAINERS = frozenset(
-    {list, tuple, dict, set, frozenset, deque, MethodType, ExitStack, AsyncExitStack}
-)
-_MANY = 1_000  # so many are looked into
 # The links of a task's await chain, as (frame, what it awaits).
 _LINKS = (("cr_frame", "cr_await"), ("gi_frame", "gi_yieldfrom"), ("ag_frame", "ag_await"))
 
@@ -85,56 +78,17 @@ def _look_into(actors: set[Actor]) -> set[Actor]:
 
 
 def may_hold(actors: Iterable[Actor]) -> set[Actor]:
-    """Return those actors that may hold a connection at this moment.
+    """Return those actors that may hold a connection: all but tasks and greenlets that ended.
 
-    Who holds one is inside PyMongo's code, or has something that keeps it (an exhaust cursor). A
-    task's coroutines tell both, so one that has neither has given its connection back.
-    Of a thread, or of a greenlet that lives, such a cursor can't be seen: they always may.
+    One that lives may keep it anywhere, by an exhaust cursor. A thread may leave it to another.
     """
-    everyone = set(actors)
-    gone = [actor for actor in everyone if not isinstance(actor, int) and not _may_hold(actor())]
-    return everyone - {actor for actor in gone if not _may_hold(actor())}  # look twice
+    return {actor for actor in actors if isinstance(actor, int) or _lives(actor())}
 
 
-def _may_hold(one: Any) -> bool:
+def _lives(one: Any) -> bool:
     if one is None:
         return False
-    if _is_greenlet(one):
-        return not one.dead
-    if one.done():
-        return False
-    running = getattr(one.get_coro(), "cr_running", False)  # then its variables can't be seen
-    return running or _awaits(_is_driver, one) or _keeps_one(one.get_coro())
-
-
-def _keeps_one(coroutine: Any) -> bool:
-    """Return whether the variables of a coroutine, or of what it awaits, keep a connection.
-
-    That is an open cursor, or something of PyMongo's pool itself. Only through containers and
-    coroutines: from a client one would find everything.
-    """
-    seen: set[int] = set()
-    behind = [coroutine]
-    while behind:
-        for one in gc.get_referents(behind.pop()):
-            kind = type(one)
-            if _is_driver(kind.__module__):
-                if _is_pool(kind.__module__) or getattr(one, "alive", False) is True:
-                    return True
-            elif id(one) not in seen and (kind in _CONTAINERS or _is_coroutine(one)):
-                if len(seen) >= _MANY:
-                    return True  # nobody knows
-                seen.add(id(one))
-                behind.append(one)
-    return False
-
-
-def _is_coroutine(one: Any) -> bool:
-    return any(hasattr(one, frame) for frame, _ in _LINKS)
-
-
-def _is_driver(module: object) -> bool:
-    return isinstance(module, str) and module.startswith("pymongo.")
+    return not (one.dead if _is_greenlet(one) else one.done())
 
 
 def _is_greenlet(one: Any) -> bool:

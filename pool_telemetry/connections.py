@@ -17,6 +17,8 @@ LATE_SECONDS: Final = 10.0
 # So long after a clear what was idle is closed; a task cancelled meanwhile does not say so.
 STALE_SECONDS: Final = 1.0
 
+_MANY: Final = 1_000  # so many ids are remembered of those that closed in silence
+
 
 class Connections:
     """The books. `size` is opening and ready ones; a held one is ready."""
@@ -40,6 +42,7 @@ class Connections:
         # their actor and close reason.
         self._departed: dict[int, list[Holder | None]] = {}
         self._new: dict[Actor, int] = {}  # who waits -> the connection that is opened for him
+        self._silent: set[int] = set()  # closed in silence, as it seems
         self._doubtful: set[int] = set()  # came back in silence: idle, or closed in silence
 
     @property
@@ -70,6 +73,7 @@ class Connections:
         self.held.clear()
         self._late.clear()
         self._new.clear()
+        self._silent.clear()
         self._doubtful.clear()
 
     def clear(self, now: float) -> None:
@@ -121,6 +125,10 @@ class Connections:
 
     def take(self, actor: Actor, conn_id: int, now: float) -> None:
         """Give one to an actor."""
+        if conn_id in self._silent:  # it was not closed: this is its second life
+            self._silent.discard(conn_id)
+            self.count += 1
+            self._ready[conn_id] = self._generation
         if conn_id not in self._ready:
             self._departed.setdefault(conn_id, []).append((actor, now))
             return
@@ -213,4 +221,7 @@ class Connections:
         for conn_id in conn_ids:
             del self._ready[conn_id]
             self.closed[reason] += 1
+        if len(self._silent) > _MANY:
+            self._silent.clear()
+        self._silent |= conn_ids
         self._doubtful -= conn_ids

@@ -220,7 +220,7 @@ class HeartbeatListener(cmap.ServerHeartbeatListener):
     def succeeded(self, event: cmap.ServerHeartbeatSucceededEvent) -> None:
         """The server is there. An awaited heartbeat's duration is the server's patience."""
         try:
-            rtt = None if event.awaited else event.duration
+            rtt = None if event.awaited else float(event.duration)
             self._pools[event.connection_id].heartbeat(up=True, rtt=rtt)
         except Exception as error:
             self._on_error(error)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pymongo
 import pytest
 
 from tests.chaos import Chaos
@@ -14,6 +15,9 @@ OPERATIONS, STORM = 6_000, 1_500
 # A task that is cancelled while it connects drops its socket unclosed (PyMongo 4.20).
 @pytest.mark.filterwarnings("ignore:.*unclosed:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.skipif(
+    pymongo.version_tuple < (4, 20), reason="PyMongo loses count of cancelled tasks before 4.20"
+)
 def test_a_storm_behind_a_broken_network_leaves_no_count_wrong_and_nothing_behind() -> None:
     need_embedded_server()
     said: list[str] = []

@@ -629,11 +629,10 @@ def test_22_a_check_in_that_is_cancelled(server_uri: str) -> None:
                 task.cancel()
                 await asyncio.sleep(0)
         await until(lambda: drivers(client).in_use == 0)
-        assert not task.done()
-        await asyncio.to_thread(watched.proves, lambda n: n.in_use == 0)
-        assert ours(the_pool(watched.telemetry)) == drivers(client)
         over.set()
         await task
+        await asyncio.to_thread(watched.proves, lambda n: n.in_use == 0)
+        assert ours(the_pool(watched.telemetry)) == drivers(client)
         await client.close()
 
     asyncio.run(main())
