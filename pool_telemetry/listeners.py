@@ -82,7 +82,7 @@ class PoolListener(cmap.ConnectionPoolListener):
         """A caller has its connection."""
         try:
             self._pools[event.address].checked_out(
-                current_actor(), event.connection_id, event.duration or 0.0
+                current_actor(), event.connection_id, float(event.duration or 0.0)
             )
         except Exception as error:
             self._on_error(error)
@@ -159,8 +159,11 @@ class PoolListener(cmap.ConnectionPoolListener):
 def _sizes(options: dict[str, Any]) -> tuple[int | None, int]:
     """Return (max, min) size; the event names only what differs from PyMongo's defaults."""
     max_size = options.get("maxPoolSize", 100)
+    min_size = int(options.get("minPoolSize") or 0)
+    if min(max_size or 0, min_size) < 0:
+        raise ValueError("a pool's sizes are negative")
     unlimited = not max_size or max_size == float("inf")
-    return (None if unlimited else int(max_size)), int(options.get("minPoolSize") or 0)
+    return (None if unlimited else int(max_size)), min_size
 
 
 class OperationListener(cmap.CommandListener):

@@ -17,11 +17,12 @@ from pool_telemetry.options import (
     TelemetryOptions,
     client_kwargs,
     pool_config,
+    shown,
 )
 from pool_telemetry.report import PoolReport, live_stats
 from pool_telemetry.stats import ClientStats
 from pool_telemetry.telemetry import PoolTelemetry
-from pool_telemetry.uri import identity, mask_uri, secrets_of
+from pool_telemetry.uri import check_credentials, identity, mask_uri, without_secrets
 
 ClientT = TypeVar("ClientT")
 
@@ -58,16 +59,23 @@ class Settings:
         """Apply MONGODB_URI, the defaults and the environment."""
         if not uri and ("host" in kwargs or "port" in kwargs):  # MongoClient's other way
             uri = kwargs.pop("host", None) or "localhost"
-        uri = uri or os.environ.get("MONGODB_URI") or DEFAULT_URI
-        if not isinstance(uri, str):
+        if uri is not None and not isinstance(uri, str):
             raise PoolConfigurationError(
-                "connection_string is no text: join several hosts to 'mongodb://one,two/'"
+                f"connection_string is {shown(uri)}: use a text, for several hosts "
+                "'mongodb://one,two/'"
             )
+        uri = uri or os.environ.get("MONGODB_URI") or DEFAULT_URI
+        check_credentials(uri)
         if not kwargs.get("event_listeners", True):
             del kwargs["event_listeners"]
         if options is None:
             options = TelemetryOptions() if current is None else current.settings.options
-        return cls(uri, client_kwargs(uri, kwargs), options)
+        elif not isinstance(options, TelemetryOptions):
+            raise PoolConfigurationError(
+                f"telemetry is {shown(options)}: use TelemetryOptions(name=..., ...)"
+            )
+        with without_secrets(uri, kwargs):
+            return cls(uri, client_kwargs(uri, kwargs), options)
 
     def same_as(self, other: "Settings") -> bool:
         """Return whether both come to the same client."""
@@ -100,10 +108,10 @@ class Managed(Generic[ClientT]):
     def failing(self) -> Iterator[None]:
         """Let errors of a start pass, as PyMongo raises them, but with no secret in them."""
         try:
-            yield
-        except Exception as error:
+            with without_secrets(self.settings.uri, self.settings.kwargs):
+                yield
+        except Exception:
             self.telemetry.close()
-            _scrub(error, secrets_of(self.settings.uri, self.settings.kwargs))
             raise
 
     def is_usable(self, settings: Settings) -> bool:
@@ -207,23 +215,3 @@ class Quiet:
         if traffic[1] or traffic != self._seen:
             self._since, self._seen = now, traffic
         return now - self._since >= QUIET_SECONDS or now >= self._deadline
-
-
-def _scrub(error: BaseException | None, secrets: list[str]) -> None:
-    """Replace secrets in the texts of an error and of those behind it."""
-    seen: set[int] = set()
-    behind = [error]
-    while behind:
-        one = behind.pop()
-        if one is None or id(one) in seen:
-            continue
-        seen.add(id(one))
-        if any(secret in str(one) for secret in secrets):
-            one.args = tuple(_masked(str(arg), secrets) for arg in one.args)
-        behind += [one.__cause__, one.__context__]
-
-
-def _masked(text: str, secrets: list[str]) -> str:
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    return text

@@ -35,14 +35,17 @@ _FLAGS: Final = {"true": True, "1": True, "false": False, "0": False}
 
 @dataclass(frozen=True, slots=True)
 class _Range:
-    """What a number may be: from `low` to below `high`, in words."""
+    """What a number may be: from `low` to below `high`, in words; None too, where that is one."""
 
     words: str
     low: float
     high: float = float("inf")
     whole: bool = False
+    none: bool = False
 
     def has(self, value: Any) -> bool:
+        if value is None:
+            return self.none
         if isinstance(value, str):
             try:
                 value = int(value) if self.whole else float(value)
@@ -56,39 +59,63 @@ class _Range:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _OneOf:
+    """What a choice may be, in words."""
+
+    words: str
+    values: tuple[Any, ...]
+
+    def has(self, value: Any) -> bool:
+        return any(isinstance(value, type(one)) and value == one for one in self.values)
+
+
 # PyMongo refuses these as keywords, with neither value nor range; in a URI it only warns, and goes
 # on with its own default.
+_BELOW: Final = "below 1,000,000,000"
 _BILLION: Final = 1e9
-_NO_LIMIT: Final = _Range("milliseconds, 0 (no limit) or more and below 1,000,000,000", 0, _BILLION)
-_LIMIT: Final = _Range("milliseconds above 0 and below 1,000,000,000", 5e-324, _BILLION)
-_RANGES: Final = {
-    "maxPoolSize": _Range("a whole number, 0 (no limit) or more", 0, whole=True),
+_NO_LIMIT: Final = _Range(
+    f"milliseconds, 0 or more and {_BELOW}; 0 or None for no limit", 0, _BILLION, none=True
+)
+_LIMIT: Final = _Range(
+    f"milliseconds above 0 and {_BELOW}, or None for no limit", 5e-324, _BILLION, none=True
+)
+_MILLISECONDS: Final = _Range(f"milliseconds, 0 or more and {_BELOW}", 0, _BILLION)
+_FLAG: Final = _OneOf("true or false", (True, False, "true", "false"))
+_ALLOWED: Final[Mapping[str, _Range | _OneOf]] = {
+    "maxPoolSize": _Range(
+        "a whole number, 0 or more; 0 or None for no limit", 0, whole=True, none=True
+    ),
     "minPoolSize": _Range("a whole number, 0 or more", 0, whole=True),
     "maxConnecting": _Range("a whole number, 1 or more", 1, whole=True),
     "maxIdleTimeMS": _LIMIT,
     "waitQueueTimeoutMS": _LIMIT,
-    "serverSelectionTimeoutMS": _Range(
-        "milliseconds, 0 or more and below 1,000,000,000", 0, _BILLION
-    ),
+    "serverSelectionTimeoutMS": _MILLISECONDS,
     "connectTimeoutMS": _NO_LIMIT,
     "socketTimeoutMS": _NO_LIMIT,
     "timeoutMS": _NO_LIMIT,
-    "heartbeatFrequencyMS": _Range(
-        "milliseconds, 500 or more and below 1,000,000,000", 500, _BILLION
-    ),
+    "heartbeatFrequencyMS": _Range(f"milliseconds, 500 or more and {_BELOW}", 500, _BILLION),
+    "localThresholdMS": _MILLISECONDS,
+    "retryWrites": _FLAG,
+    "retryReads": _FLAG,
+    "serverMonitoringMode": _OneOf("'auto', 'poll' or 'stream'", ("auto", "poll", "stream")),
 }
 _MAX_NAME: Final = 200
 _MAX_SERIES: Final = 100_000
 _SERIES: Final = _Range(f"a whole number, 1 to {_MAX_SERIES:,}", 1, _MAX_SERIES + 1, whole=True)
-_SECONDS: Final = _Range("a number of seconds, 0.0 or more and below infinity", 0.0)
+_SECONDS: Final = _Range("a number of seconds, 0.0 or more and below 86,400 (a day)", 0.0, 86_400.0)
 
 
 def shown(value: Any) -> str:
     """Return a value for an error's text: of bearable length, without a connection's secrets."""
+    if isinstance(value, str):
+        return reprlib.repr(mask_uri(value) if "://" in value or "@" in value else value)
+    if not isinstance(value, int | float | None):
+        return f"of type {type(value).__name__}"  # what is in it is nobody's business
     try:
-        return reprlib.repr(mask_uri(value) if isinstance(value, str) and "://" in value else value)
+        return reprlib.repr(value)
     except ValueError:  # Python has a limit for the digits of an integer
-        return f"{type(value).__name__} too long to show"
+        return "too long to show"
 
 
 def _from_env(name: str, default: Any, parse: Callable[[str], Any], expected: str) -> Any:
@@ -116,7 +143,7 @@ class TelemetryOptions:
         operations: Whether commands are timed. If not, no CommandListener is registered.
         max_operation_series: Series of commands kept per client, 1 to 100,000; others fold into
             one.
-        drain_seconds: How long a replaced client may finish its work, 0.0 or more.
+        drain_seconds: How long a replaced client may finish its work, 0.0 or more and below a day.
 
     Raises:
         PoolConfigurationError: A value is out of range.
@@ -155,14 +182,9 @@ def client_kwargs(uri: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
             caller set it so.
     """
     chosen = {**uri_options(uri), **{key.lower(): value for key, value in kwargs.items()}}
-    for name, allowed in _RANGES.items():
-        value = chosen.get(name.lower())
-        if value is not None and not allowed.has(value):
+    for name, allowed in _ALLOWED.items():
+        if name.lower() in chosen and not allowed.has(value := chosen[name.lower()]):
             raise PoolConfigurationError(f"{name} is {shown(value)}: use {allowed.words}")
-    for name in ("retryWrites", "retryReads"):
-        value = chosen.get(name.lower(), True)
-        if not (isinstance(value, bool) or value in ("true", "false")):
-            raise PoolConfigurationError(f"{name} is {shown(value)}: use true or false")
     defaults = {key: value for key, value in DEFAULTS.items() if key.lower() not in chosen}
     max_size = _as_int(chosen.get("maxpoolsize", DEFAULTS["maxPoolSize"]))
     min_size = _as_int(chosen.get("minpoolsize"))

@@ -153,10 +153,10 @@ class PoolState:
         """End an actor's wait with a connection."""
         now = self._clock()
         with self._lock:
+            self._connections.take(actor, conn_id, now)  # an odd id fails here: nothing is changed
             self._ok += 1
             self._wait_time.observe(wait_seconds)
             self._waiters.pop(actor, None)
-            self._connections.take(actor, conn_id, now)
 
     def checkout_failed(self, actor: Actor, outcome: str) -> None:
         """End an actor's wait without a connection, with one of OUTCOMES."""

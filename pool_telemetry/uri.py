@@ -1,14 +1,19 @@
 """What a connection string says, and what of it may be shown: names, hosts, and no secret."""
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote_plus
+
+from pool_telemetry.errors import PoolConfigurationError
 
 # Hosts, a database, options: an "@" may only stand in an option's value. What is not of this form
 # has credentials before it, perhaps with special characters that are not escaped.
 _HOST: Final = r"([^\s:@/?,\[\]]+|\[[^\]@/?]*\])(:\d+)?"
-_WITHOUT_CREDENTIALS: Final = re.compile(rf"{_HOST}(,{_HOST})*(/[^@?]*)?(\?([^@=]+=.*)?)?")
+_HOSTS: Final = re.compile(rf"{_HOST}(,{_HOST})*")
+_WITHOUT_CREDENTIALS: Final = re.compile(rf"{_HOSTS.pattern}(/[^@?]*)?(\?([^@=]+=.*)?)?")
+_CREDENTIALS: Final = re.compile(r"([^:@/?#\[\]]*(:[^:@/?#\[\]]*)?@)?")
 
 _SECRET_OPTIONS: Final = frozenset(
     {
@@ -26,7 +31,7 @@ _SECRET_OPTIONS: Final = frozenset(
 def uri_options(uri: str) -> dict[str, str]:
     """Return the options in a URI by lower-case name; PyMongo takes names in any case."""
     found: dict[str, list[str]] = {}
-    query = _split(uri)[2].partition("?")[2]
+    query = _split(uri)[2].partition("?")[2] if "://" in uri else ""
     for key, value in parse_qsl(query, separator="&" if "&" in query else ";"):
         found.setdefault(key.lower(), []).append(value)
     return {key: ",".join(values) for key, values in found.items()}  # tags may come repeatedly
@@ -51,7 +56,7 @@ def _plain(value: Any) -> Any:
 def _split(uri: str) -> tuple[str, str, str]:
     """Return scheme with "://", credentials with "@", and the rest; the first two may be empty."""
     scheme, separator, rest = uri.partition("://")
-    if not separator:  # MongoClient also takes host:port alone
+    if not separator:  # MongoClient also takes hosts alone
         return "", "", uri
     if _WITHOUT_CREDENTIALS.fullmatch(rest):
         return scheme + separator, "", rest
@@ -65,7 +70,7 @@ def mask_uri(uri: str) -> str:
     """Return the URI without user name, password, and the options that carry secrets."""
     scheme, credentials, rest = _split(uri)
     if not scheme:
-        return uri if _WITHOUT_CREDENTIALS.fullmatch(uri) else "***"
+        return uri if _HOSTS.fullmatch(uri) else "***"
     masked = "***:***@" if credentials else ""
     address, question, query = rest.partition("?")
     separator = "&" if "&" in query else ";"
@@ -74,7 +79,24 @@ def mask_uri(uri: str) -> str:
         key, equals, _ = part.partition("=")
         if unquote_plus(key).lower() in _SECRET_OPTIONS:
             parts[i] = f"{key}{equals}***"
+        elif ";" in part and separator == "&":  # PyMongo refuses both: which is which?
+            parts[i] = "***"
     return f"{scheme}{masked}{address}{question}{separator.join(parts)}"
+
+
+def check_credentials(uri: str) -> None:
+    """Refuse a user name or password that is not escaped.
+
+    PyMongo would take a part of it for hosts or options, and show that in errors and warnings.
+
+    Raises:
+        PoolConfigurationError: A special character stands in it as it is.
+    """
+    if not _CREDENTIALS.fullmatch(_split(uri)[1]):
+        raise PoolConfigurationError(
+            f"connection_string is {mask_uri(uri)}, with special characters in its user name or "
+            "password: escape both with urllib.parse.quote_plus()"
+        )
 
 
 def secrets_of(uri: str, kwargs: Mapping[str, Any]) -> list[str]:
@@ -85,3 +107,29 @@ def secrets_of(uri: str, kwargs: Mapping[str, Any]) -> list[str]:
     found += [credentials.rstrip("@"), *re.split("[:@/?#]", credentials)]
     every = {form for text in found for form in (text, unquote_plus(text)) if len(form) > 1}
     return sorted(every, key=len, reverse=True)
+
+
+@contextlib.contextmanager
+def without_secrets(uri: str, kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """Let errors pass as they are raised, but with no secret in their texts."""
+    try:
+        yield
+    except Exception as error:
+        _scrub(error, secrets_of(uri, kwargs))
+        raise
+
+
+def _scrub(error: BaseException, secrets: list[str]) -> None:
+    """Replace secrets in the texts of an error and of those behind it."""
+    pattern = re.compile("|".join(map(re.escape, secrets)) or "(?!)", re.IGNORECASE)
+    seen: set[int] = set()
+    behind: list[BaseException | None] = [error]
+    while behind:
+        one = behind.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        # Options are shown in lower case; a UnicodeError's repr has all of what it can't encode.
+        if pattern.search(f"{one} {one!r}"):
+            one.args = tuple(pattern.sub("***", str(arg)) for arg in one.args)
+        behind += [one.__cause__, one.__context__]

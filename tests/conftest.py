@@ -4,10 +4,15 @@ import logging
 import os
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from pool_telemetry import MongoDBConnectionPool, embedded
 from pool_telemetry.embedded import EmbeddedServer
+
+# The same examples each time. To search: --hypothesis-profile=default --hypothesis-seed=random
+hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("same")
 
 
 @pytest.fixture(scope="session")

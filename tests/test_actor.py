@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import threading
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from typing import Any
 
 import pytest
@@ -82,6 +82,37 @@ class _Awaitable:
         return (yield from self._inner.__await__())
 
 
+class _Opaque:
+    """An iterator of its own around one that the garbage collector may not find, either."""
+
+    __slots__ = ("_inner",)
+
+    def __init__(self, inner: Awaitable[Any]) -> None:
+        self._inner: dict[str, list[Any]] = {"of": [inner.__await__()]}
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"the application's code ran, for {name}")
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self  # type: ignore[return-value]  # any iterator will do
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        return next(self._inner["of"][0])
+
+    def throw(self, error: BaseException) -> Any:
+        return self._inner["of"][0].throw(error)
+
+    def close(self) -> None:
+        self._inner["of"][0].close()
+
+
+async def through_an_opaque_iterator(find: Callable[[], Awaitable[Any]]) -> None:
+    await _Opaque(find())
+
+
 async def through_a_generator(find: Callable[[], Awaitable[Any]]) -> None:
     async def found() -> AsyncIterator[Any]:
         yield await find()
@@ -107,7 +138,11 @@ async def through_a_time_limit(find: Callable[[], Awaitable[Any]]) -> None:
 
 
 @pytest.mark.parametrize(
-    "way", [through_a_generator, through_anext, through_a_wrapper, through_a_time_limit]
+    "way",
+    [
+        *(through_a_generator, through_anext, through_a_wrapper, through_a_time_limit),
+        through_an_opaque_iterator,
+    ],
 )
 def test_a_task_is_found_in_the_queue_through_whatever_it_awaits(
     server_uri: str, way: Callable[[Callable[[], Awaitable[Any]]], Awaitable[None]]

@@ -238,7 +238,7 @@ odd = st.one_of(
 
 
 @given(st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_malformed_events_hurt_neither_the_application_nor_what_reads(data: st.DataObject) -> None:
     """Every property of an event may be anything; the numbers may be off, but they can be read."""
     replay = Replay("odd")
@@ -267,6 +267,30 @@ class MagicEvent:
 
     def __getattr__(self, name: str) -> Any:
         return self._draw(st.just(self._good[name]) | odd if name in self._good else odd)
+
+
+def test_an_event_that_is_odd_changes_nothing_by_halves() -> None:
+    replay = Replay("halves")
+    replay.pool.connection_created(ConnectionCreatedEvent(ADDRESS, 1))
+    replay.pool.connection_ready(ConnectionReadyEvent(ADDRESS, 1, 0.1))
+    replay.pool.connection_check_out_started(ConnectionCheckOutStartedEvent(ADDRESS))
+    before = replay.telemetry.stats()
+    odd: list[tuple[Any, Any]] = [
+        (replay.pool.connection_checked_out, ConnectionCheckedOutEvent(ADDRESS, 1, "soon")),  # type: ignore[arg-type]  # odd it is
+        (replay.pool.connection_checked_out, ConnectionCheckedOutEvent(ADDRESS, [], 0.1)),  # type: ignore[arg-type]  # odd it is
+        (replay.pool.connection_created, ConnectionCreatedEvent(ADDRESS, [])),  # type: ignore[arg-type]  # odd it is
+        (replay.pool.connection_closed, ConnectionClosedEvent(ADDRESS, 1, [])),  # type: ignore[arg-type]  # odd it is
+        (replay.pool.pool_created, PoolCreatedEvent(("other", 1), {"maxPoolSize": -1})),
+        (replay.pool.pool_created, PoolCreatedEvent(("other", 1), {"minPoolSize": -1})),
+    ]
+    for publish, event in odd:
+        publish(event)
+    after = replay.telemetry.stats()
+    assert after.telemetry_errors == len(odd)
+    (pool,), (was,) = after.pools, before.pools
+    for name in ("size", "in_use", "opening", "waiting", "checkouts", "created", "closed"):
+        assert getattr(pool, name) == getattr(was, name), name
+    assert pool.wait_time == was.wait_time
 
 
 def test_a_finalizer_may_publish_while_an_event_is_handled() -> None:

@@ -434,7 +434,5 @@ TestPool = Pool.TestCase
 TestPool.settings = settings(
     max_examples=400,
     stateful_step_count=80,
-    deadline=None,
-    derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],
 )

@@ -1,6 +1,7 @@
 from typing import Any
 
 import pytest
+from pymongo import MongoClient
 
 from pool_telemetry import PoolConfigurationError, PoolTelemetryError, TelemetryOptions
 from pool_telemetry.options import DEFAULTS, client_kwargs, shown
@@ -95,6 +96,8 @@ def test_a_wrong_variable_is_named_with_what_it_takes(
         {"drain_seconds": "3"},
         {"drain_seconds": True},
         {"drain_seconds": -1.0},
+        {"drain_seconds": 86_400.0},
+        {"drain_seconds": 10**400},
         {"drain_seconds": float("inf")},
         {"drain_seconds": float("nan")},
     ],
@@ -111,14 +114,24 @@ def test_a_value_out_of_range_is_refused(wrong: dict[str, Any]) -> None:
 COUNTS = {"maxPoolSize": -1, "minPoolSize": -1, "maxConnecting": 0}
 LIMITS = {"maxIdleTimeMS": 0, "waitQueueTimeoutMS": 0, "heartbeatFrequencyMS": 499}
 TIMES = dict.fromkeys(
-    ["serverSelectionTimeoutMS", "connectTimeoutMS", "socketTimeoutMS", "timeoutMS"], -0.1
+    [
+        *("serverSelectionTimeoutMS", "connectTimeoutMS", "socketTimeoutMS", "timeoutMS"),
+        "localThresholdMS",
+    ],
+    -0.1,
 )
-ABSURD = [
+NEVER_NONE = [
+    *("minPoolSize", "maxConnecting", "serverSelectionTimeoutMS", "heartbeatFrequencyMS"),
+    "localThresholdMS",
+]
+CHOICES = ["retryWrites", "retryReads", "serverMonitoringMode"]
+ABSURD: list[tuple[str, Any]] = [
     *((name, value) for every in (COUNTS, LIMITS, TIMES) for name, value in every.items()),
     *((name, value) for name in COUNTS for value in (1.5, float("inf"))),
     *((name, value) for name in (LIMITS | TIMES) for value in (10**9, float("nan"), 10**5_000)),
     *((name, value) for name in (COUNTS | LIMITS | TIMES) for value in ("many", "", True, [1])),
-    *((name, value) for name in ("retryWrites", "retryReads") for value in ("maybe", 2, None)),
+    *((name, None) for name in (*NEVER_NONE, *CHOICES)),
+    *((name, value) for name in CHOICES for value in ("maybe", 2, 1, [1])),
 ]
 
 
@@ -136,12 +149,34 @@ def test_an_absurd_pool_option_is_refused_by_its_name_value_and_range(
 
 def test_what_pymongo_takes_passes() -> None:
     given = {"maxPoolSize": "7", "waitQueueTimeoutMS": 0.5, "maxIdleTimeMS": None, "timeoutMS": 0}
-    assert client_kwargs(URI + "?connectTimeoutMS=12.5&retryReads=false", given).items() >= (
-        given.items()
-    )
+    unlimited = dict.fromkeys(["connectTimeoutMS", "socketTimeoutMS", "timeoutMS"])
+    more = {"serverMonitoringMode": "poll", "localThresholdMS": 0, "retryWrites": "false"}
+    for kwargs in (given, unlimited, more):
+        checked = client_kwargs(URI + "?heartbeatFrequencyMS=512.5&retryReads=false", kwargs)
+        assert checked.items() >= kwargs.items()
+        MongoClient(URI, connect=False, **checked).close()
 
 
-def test_a_connection_string_in_the_wrong_place_is_shown_masked() -> None:
-    with pytest.raises(PoolConfigurationError) as raised:
-        TelemetryOptions(name="mongodb://ann:s3cret@h/")
-    assert "s3cret" not in str(raised.value)
+URI_WITH_PASSWORD = "mongodb://ann:s3cret@h/"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        URI_WITH_PASSWORD,
+        "mongodb:ann:s3cret@h",
+        [URI_WITH_PASSWORD],
+        {"uri": URI_WITH_PASSWORD},
+        URI_WITH_PASSWORD.encode(),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_connection_string_in_the_wrong_place_is_not_shown(value: Any) -> None:
+    for refused in (
+        lambda: TelemetryOptions(name=value),
+        lambda: TelemetryOptions(drain_seconds=value),
+        lambda: client_kwargs(URI, {"maxPoolSize": value}),
+    ):
+        with pytest.raises(PoolConfigurationError) as raised:
+            refused()
+        assert "s3cret" not in str(raised.value)

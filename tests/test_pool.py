@@ -157,9 +157,17 @@ def test_host_and_port_are_mongoclients_other_way(server_uri: str) -> None:
     Pool.close()
     Pool.initialize(f"{host}:{port}")
     assert Pool.get_pool_stats()["connection_string"] == f"{host}:{port}"
-    hosts: Any = [host]
-    with pytest.raises(PoolConfigurationError, match="join several hosts"):
-        Pool.initialize(hosts)
+
+
+def test_arguments_of_another_type_are_refused(server_uri: str) -> None:
+    for wrong in ([server_uri], {}, b"mongodb://h/"):
+        kind = f"connection_string is of type {type(wrong).__name__}: use a text"
+        with pytest.raises(PoolConfigurationError, match=kind):
+            Pool.initialize(wrong)  # type: ignore[arg-type]  # that is the point
+    for options in ({"name": "chat"}, TelemetryOptions, "chat"):
+        with pytest.raises(PoolConfigurationError, match="telemetry is .*: use TelemetryOptions"):
+            Pool.initialize(server_uri, telemetry=options)  # type: ignore[arg-type]  # as above
+    assert Pool.get_pool_stats()["status"] == "not_initialized"
 
 
 def test_a_client_that_the_application_closed_is_made_anew(server_uri: str) -> None:

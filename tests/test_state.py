@@ -645,3 +645,17 @@ def test_commands_cancelled_in_flight_do_not_pile_up() -> None:
     assert len(commands._inflight) <= 10_000
     commands.ended(49_999, 0.1)
     assert commands.stats()[0].duration.count == 1
+
+
+def test_connections_that_no_event_explains_do_not_pile_up() -> None:
+    pool = Pool(max_size=None)
+    for number in range(25_000):
+        pool.out(A, number)
+        pool.returned(A, number)
+    for _ in range(100):
+        pool.out(A, 7)
+        pool.returned(A, 7)
+    departed = pool._connections._departed
+    assert len(departed) <= 10_000
+    assert max(map(len, departed.values())) == 1
+    assert pool.counts() == (0, 0, 0, 0, 0)

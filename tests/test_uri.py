@@ -2,7 +2,15 @@ from typing import Any
 
 import pytest
 
-from pool_telemetry.uri import identity, mask_uri, secrets_of, uri_options
+from pool_telemetry import PoolConfigurationError
+from pool_telemetry.uri import (
+    check_credentials,
+    identity,
+    mask_uri,
+    secrets_of,
+    uri_options,
+    without_secrets,
+)
 
 URI = "mongodb://h:1/"
 
@@ -40,7 +48,11 @@ URI = "mongodb://h:1/"
             "mongodb://h/?authMechanismProperties=AWS_SESSION_TOKEN:ab;c&w=1",
             "mongodb://h/?authMechanismProperties=***&w=1",
         ),
+        ("mongodb://h/?w=1;proxyPassword=abc&x=1", "mongodb://h/?***&x=1"),
         ("127.0.0.1:27017", "127.0.0.1:27017"),
+        ("one:27017,two", "one:27017,two"),
+        ("h/?proxyPassword=s3cret", "***"),
+        ("mongodb:ann:s3cret@h", "***"),
         ("not a uri with s3cret", "***"),
     ],
 )
@@ -83,3 +95,33 @@ def test_the_same_settings_are_seen_however_they_are_written(
 
 def test_what_looks_like_an_option_in_a_password_is_none() -> None:
     assert uri_options("mongodb://ann:p?maxPoolSize=s3cret@h/?w=1") == {"w": "1"}
+    assert uri_options("h/?maxPoolSize=1") == {}  # PyMongo takes it for a host
+
+
+@pytest.mark.parametrize("special", "@:/?#[]")
+def test_credentials_that_are_not_escaped_are_refused_before_pymongo_sees_them(
+    special: str,
+) -> None:
+    escaped = "mongodb://a%40nn:s3%3Acret@h:1,[::1]:2/db?appName=a@b"
+    for fine in (escaped, URI, "mongodb://ann@h", "mongodb://ann:@h", "h:1", "mongodb://h/?x=a@b"):
+        check_credentials(fine)
+    with pytest.raises(PoolConfigurationError, match="quote_plus") as raised:
+        check_credentials(f"mongodb://ann:s3{special}cret@h/?appName=a")
+    assert "s3" not in str(raised.value)
+    assert "cret" not in str(raised.value)
+
+
+def test_errors_keep_what_they_are_without_the_secrets() -> None:
+    uri = "mongodb://ann:S3cret@h/?proxyPassword=Pr0xy"
+    bad = "S3cret\udc80"
+    with pytest.raises(UnicodeEncodeError) as unicode, without_secrets(uri, {"password": bad}):
+        bad.encode()
+    assert "S3" not in f"{unicode.value} {unicode.value!r} {unicode.value.args}"
+    behind, wrong = ValueError("unknown option s3cret"), KeyError("pr0xy", 5)
+    wrong.__cause__ = behind
+    with pytest.raises(KeyError), without_secrets(uri, {}):
+        raise wrong
+    assert (behind.args, wrong.args) == (("unknown option ***",), ("***", "5"))
+    with pytest.raises(KeyError) as untouched, without_secrets(URI, {}):
+        raise KeyError("x", 5)
+    assert untouched.value.args == ("x", 5)
