@@ -13,7 +13,7 @@ from pool_telemetry.errors import PoolConfigurationError
 _HOST: Final = r"([^\s:@/?,\[\]]+|\[[^\]@/?]*\])(:\d+)?"
 _HOSTS: Final = re.compile(rf"{_HOST}(,{_HOST})*")
 _WITHOUT_CREDENTIALS: Final = re.compile(rf"{_HOSTS.pattern}(/[^@?]*)?(\?([^@=]+=.*)?)?")
-_CREDENTIALS: Final = re.compile(r"([^:@/?#\[\]]*(:[^:@/?#\[\]]*)?@)?")
+_CREDENTIALS: Final = re.compile(r"[^:@/?#\[\]]*(:[^:@/?#\[\]]*)?@")
 
 _SECRET_OPTIONS: Final = frozenset(
     {
@@ -92,7 +92,8 @@ def check_credentials(uri: str) -> None:
     Raises:
         PoolConfigurationError: A special character stands in it as it is.
     """
-    if not _CREDENTIALS.fullmatch(_split(uri)[1]):
+    credentials = _split(uri)[1]
+    if "@" in credentials and not _CREDENTIALS.fullmatch(credentials):
         raise PoolConfigurationError(
             f"connection_string is {mask_uri(uri)}, with special characters in its user name or "
             "password: escape both with urllib.parse.quote_plus()"

@@ -191,7 +191,13 @@ class Chaos:
             with Proxy(server.port) as proxy:
                 self._proxy = proxy
                 self._run_clients()
-            wait_for(self._nothing_left, f"{self._report.before}, is {Footprint.now()}")
+            try:
+                wait_for(self._nothing_left)
+            except AssertionError:
+                left = [thread.name for thread in threading.enumerate()]
+                raise AssertionError(
+                    f"{self._report.before} before, {self._report.after} after; threads {left}"
+                ) from None
         self._report.seconds = time.monotonic() - began
         return self._report
 

@@ -28,7 +28,7 @@ class Proxy:
         self._flowing.set()
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._server: asyncio.Server | None = None
+        self._listening: socket.socket | None = None
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
         self.port = 0
 
@@ -55,11 +55,11 @@ class Proxy:
 
     def refuse(self) -> None:
         """Take no new connection."""
-        self._wait_for(self._stop_listening())
+        self._run(self._stop_listening)
 
     def accept(self) -> None:
         """Undo `refuse`, on the same port."""
-        self._wait_for(self._listen())
+        self._run(self._listen)
 
     def heal(self) -> None:
         """Undo everything."""
@@ -69,7 +69,7 @@ class Proxy:
 
     def __enter__(self) -> "Proxy":
         self._thread.start()
-        self._wait_for(self._listen())
+        self._run(self._listen)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -89,20 +89,30 @@ class Proxy:
 
     # On the loop
 
-    async def _listen(self) -> None:
-        if self._server is None:
-            self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
-            self.port = self._server.sockets[0].getsockname()[1]
+    # Not by asyncio.Server, which loses what it accepts while it is closed (CPython 3.11).
 
-    async def _stop_listening(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+    def _listen(self) -> None:
+        if self._listening is None:
+            self._listening = listening = socket.create_server(("127.0.0.1", self.port))
+            listening.setblocking(False)
+            self.port = listening.getsockname()[1]
+            self._loop.add_reader(listening, self._let_in, listening)
+
+    def _stop_listening(self) -> None:
+        if self._listening is not None:
+            self._loop.remove_reader(self._listening)
+            self._listening.close()
+            self._listening = None
+
+    def _let_in(self, listening: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # who asked may be gone again
+            task = self._loop.create_task(self._serve(listening.accept()[0]))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def _end(self) -> None:
-        await self._stop_listening()
+        self._stop_listening()
         self._flowing.set()
-        await asyncio.sleep(0.05)  # who was let in the last moment has begun
         while self._tasks:  # each ends with its connections
             self._cut()
             await asyncio.sleep(0.01)
@@ -115,10 +125,8 @@ class Proxy:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             writer.transport.abort()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
+    async def _serve(self, accepted: socket.socket) -> None:
+        reader, writer = await asyncio.open_connection(sock=accepted)
         ends = {writer}
         self._writers |= ends
         try:
@@ -133,7 +141,6 @@ class Proxy:
             for end in ends:
                 end.transport.abort()
             self._writers -= ends
-            self._tasks.discard(task)
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):

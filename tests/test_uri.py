@@ -103,7 +103,15 @@ def test_credentials_that_are_not_escaped_are_refused_before_pymongo_sees_them(
     special: str,
 ) -> None:
     escaped = "mongodb://a%40nn:s3%3Acret@h:1,[::1]:2/db?appName=a@b"
-    for fine in (escaped, URI, "mongodb://ann@h", "mongodb://ann:@h", "h:1", "mongodb://h/?x=a@b"):
+    for fine in (
+        escaped,
+        URI,
+        "mongodb://ann@h",
+        "mongodb://ann:@h",
+        "h:1",
+        URI + "?w",
+        "mongodb://h/?x=a@b",
+    ):
         check_credentials(fine)
     with pytest.raises(PoolConfigurationError, match="quote_plus") as raised:
         check_credentials(f"mongodb://ann:s3{special}cret@h/?appName=a")
