@@ -37,7 +37,8 @@ On every supported version
     `make test-matrix`: four PyMongos, the oldest to the newest, on every Python here, and gevent.
 
 What it can't know
-    A cancelled wait is noticed by the next read, or when the pool next runs dry. A check-in that is
+    A cancelled wait is noticed by the next read, or when the pool next runs dry; not while its task
+    stands in an awaitable of a compiled library, which can't be looked into. A check-in that is
     cancelled is noticed when the task has ended, or the connection is next used or closed; where it
     also closed the connection, that counts as idle until a caller finds none idle, a clear or the
     end of the pool. An exhaust cursor handed on by a task that ended counts as idle until it is

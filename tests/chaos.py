@@ -29,7 +29,7 @@ from pool_telemetry import PoolTelemetry
 from pool_telemetry.embedded import EmbeddedServer
 from pool_telemetry.stats import PoolStats
 from tests.proxy import Proxy
-from tests.support import Noop, drivers, monitors, ours, the_pool, wait_for
+from tests.support import Started, drivers, monitors, ours, the_pool, wait_for
 
 THREADS = 16
 TASKS = 40
@@ -103,18 +103,6 @@ class Footprint:
 
     def __str__(self) -> str:
         return f"{self.threads} threads, {self.descriptors} descriptors, {self.mebibytes:.1f} MiB"
-
-
-class Started(Noop):
-    """Counts what PyMongo says began; a counter of its own, next to ours."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._lock = threading.Lock()
-
-    def connection_check_out_started(self, event: Any) -> None:
-        with self._lock:
-            self.count += 1
 
 
 class Watch(threading.Thread):

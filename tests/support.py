@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -76,6 +77,18 @@ class Noop(ConnectionPoolListener):
     def pool_ready(self, event: Any) -> None: ...
     def pool_cleared(self, event: Any) -> None: ...
     def pool_closed(self, event: Any) -> None: ...
+
+
+class Started(Noop):
+    """Counts what PyMongo says began; a counter of its own, next to ours."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._lock = threading.Lock()
+
+    def connection_check_out_started(self, event: Any) -> None:
+        with self._lock:
+            self.count += 1
 
 
 def prometheus_families(text: str) -> list[Any]:

@@ -15,7 +15,7 @@ from pymongo.errors import PyMongoError
 
 from pool_telemetry import PoolTelemetry
 from pool_telemetry.stats import PoolStats
-from tests.support import Counts, Noop, drivers, ours, slow, the_pool, until, wait_for
+from tests.support import Counts, Started, drivers, ours, slow, the_pool, until, wait_for
 
 MAX_SIZE = 4
 CALLERS = 12
@@ -36,18 +36,6 @@ def assert_balanced(pool: PoolStats, started: int) -> None:
     assert sum(pool.checkouts.values()) + pool.waiting == started
     assert pool.wait_time.count == pool.checkouts["ok"]
     assert pool.created - sum(pool.closed.values()) == pool.size
-
-
-class Started(Noop):
-    """Counts what PyMongo says began; a counter of its own, next to ours."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._lock = threading.Lock()
-
-    def connection_check_out_started(self, event: Any) -> None:
-        with self._lock:
-            self.count += 1
 
 
 def test_a_storm_of_threads_agrees_with_the_driver_at_every_quiet_moment(server_uri: str) -> None:
