@@ -29,9 +29,8 @@ class Histogram:
 
     def observe(self, seconds: float) -> None:
         """Count one duration; a bucket's upper bound belongs to the bucket."""
-        if (
-            not 0.0 <= seconds < _FOREVER
-        ):  # a clock that jumped back, or no number: a sum never falls
+        # A clock that jumped back, or no number at all: a sum never falls.
+        if not 0.0 <= seconds < _FOREVER:
             seconds = 0.0
         self._counts[bisect_left(self._bounds, seconds)] += 1
         self._sum += seconds
