@@ -10,25 +10,25 @@ At every quiet moment
     `make soak` for 100,000 operations and more.
 In any order of events
     0 <= in_use + opening <= size, nothing is negative, no counter and no time ever falls, each
-    checkout ends once, each histogram counts what its counter counts: test_machine.py (Hypothesis
-    against a model of PyMongo's pool), test_state.py.
+    checkout ends once, by the outcome that it had, each histogram counts what its counter counts:
+    test_machine.py (Hypothesis against a model of PyMongo's pool), test_state.py.
 Where PyMongo says nothing
     A wait that is cancelled, interrupted or killed ends: test_field_notes.py, 01. So does a
     check-in (22), and a connection lost while it opens: test_machine.py, test_chaos.py.
 Where PyMongo's events mislead
     Each trap is shown with a listener that falls into it: test_field_notes.py, 01 to 22.
 Exhausted
-    is true when callers and holders exceed maxPoolSize, and only then; its episodes and seconds
-    count no ghost: test_state.py, test_machine.py.
+    is true when callers and holders exceed maxPoolSize, and only then: test_machine.py. Its
+    episodes and seconds count no ghost: test_state.py.
 Every client for itself
     Several on one server, failover, a load balancer (replay), a client that is dropped, closed
-    while exhausted or replaced under load, of which no operation fails: test_clients.py,
-    test_telemetry.py, test_pool.py.
+    while exhausted or replaced under load, of which no running operation fails (a cursor has 5 s
+    from batch to batch): test_clients.py, test_telemetry.py, test_pool.py.
 Every process for itself
     os.fork, and fork, forkserver and spawn of multiprocessing: test_fork.py.
 It never hurts
     A failure of ours reaches nobody, is logged once and counted: test_listeners.py,
-    test_field_notes.py (14). It never waits for the pool or the network: 10, 11 and 20 there. With
+    test_field_notes.py (14). A look at who waits stops no thread: test_actor.py. It never waits for the pool or the network: 10, 11 and 20 there. With
     1,000 waiting and 500 in use a read takes milliseconds and holds no event up: test_cost.py,
     `make bench`. Memory is bounded: test_cost.py.
 It tells no secret
@@ -42,7 +42,9 @@ What it can't know
     cancelled is noticed when the task has ended, or the connection is next used or closed; where it
     also closed the connection, that counts as idle until a caller finds none idle, a clear or the
     end of the pool. An exhaust cursor handed on by a task that ended counts as idle until it is
-    back.
+    back. Where a signal handler uses the client while its thread waits in the queue, that wait
+    counts as cancelled. A client forgets the oldest of more than 50 pools of servers that left it,
+    and its totals lose their counts.
 """
 
 from pool_telemetry import presets

@@ -8,10 +8,11 @@ Called by listeners (`current_actor`, on the hot path) and by readers (`still_in
 
 import asyncio
 import gc
+import os
 import sys
 import weakref
 from collections.abc import Callable, Iterable
-from threading import get_ident
+from threading import RLock, get_ident
 from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
 from typing import Any
 
@@ -40,6 +41,13 @@ _get_running_loop = asyncio._get_running_loop
 _current_task = asyncio.current_task
 _ref = weakref.ref
 _current_greenlet: Callable[[], Any] | None = None
+_frames_lock = RLock()
+if hasattr(os, "register_at_fork"):  # a child must begin neither locked nor without collections
+    os.register_at_fork(
+        before=_frames_lock.acquire,
+        after_in_parent=_frames_lock.release,
+        after_in_child=_frames_lock.release,
+    )
 
 
 def notice_greenlets() -> None:
@@ -71,8 +79,26 @@ def still_in_pool(actors: Iterable[Actor]) -> set[Actor]:
     return inside | _look_into(everyone - inside)
 
 
+def _current_frames() -> dict[int, FrameType]:
+    """Return each thread's frame.
+
+    Before 3.12 a garbage collection inside it may run Python code while the interpreter's own lock
+    is held: another thread that needs that lock then stops the process for good.
+    """
+    if sys.version_info >= (3, 12):
+        return sys._current_frames()
+    with _frames_lock:
+        enabled = gc.isenabled()
+        gc.disable()
+        try:
+            return sys._current_frames()
+        finally:
+            if enabled:
+                gc.enable()
+
+
 def _look_into(actors: set[Actor]) -> set[Actor]:
-    threads = sys._current_frames() if actors else {}
+    threads = _current_frames() if actors else {}
     inside: set[Actor] = set()
     for actor in actors:
         if isinstance(actor, int):
@@ -154,7 +180,7 @@ def _executes(module: _Matches, outermost: FrameType) -> bool:
 
     When no thread runs it any more, it went on while we looked: then it may be anywhere.
     """
-    for stack in sys._current_frames().values():
+    for stack in _current_frames().values():
         inside, frame = False, stack
         while frame is not None:
             inside = inside or _is_of(module, frame)

@@ -130,6 +130,8 @@ class Connections:
             self.count += 1
             self._ready[conn_id] = self._generation
         if conn_id not in self._ready:
+            if None in (departed := self._departed.get(conn_id, [])):  # no event explains it
+                departed.remove(None)
             self._depart(conn_id, (actor, now))
             return
         before = self.held.get(conn_id)
@@ -172,11 +174,8 @@ class Connections:
         return self._come_back(conn_id) if holder is None else self.held.pop(conn_id)
 
     def _depart(self, conn_id: int, holder: Holder | None) -> None:
-        departed = self._departed.setdefault(conn_id, [])
-        if holder is not None and None in departed:
-            departed.remove(None)
-        departed.append(holder)
-        if len(self._departed) > _MANY:  # ids that no event explains, as it seems
+        self._departed.setdefault(conn_id, []).append(holder)
+        if len(self._departed) > _MANY:
             del self._departed[next(iter(self._departed))]
 
     def _come_back(self, conn_id: int, actor: Actor | None = None) -> Holder | None:

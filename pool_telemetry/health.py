@@ -7,7 +7,7 @@ gives nothing back is unhealthy. Nothing flaps, because what ended a moment ago 
 from dataclasses import dataclass
 from typing import Literal
 
-from pool_telemetry.errors import PoolConfigurationError
+from pool_telemetry.options import LIMIT_SECONDS, check_number
 from pool_telemetry.stats import ClientStats, PoolStats
 
 Verdict = Literal["healthy", "degraded", "unhealthy"]
@@ -16,7 +16,7 @@ Finding = tuple[Verdict, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthLimits:
-    """When to worry. Seconds, all above 0.0.
+    """When to worry. Seconds, all above 0.0 and finite.
 
     Attributes:
         stalled_seconds: A caller finds all connections taken, and for this long none comes back:
@@ -25,7 +25,7 @@ class HealthLimits:
         settle_seconds: What ended less than this ago still counts.
 
     Raises:
-        PoolConfigurationError: A limit is not a number above 0.0.
+        PoolConfigurationError: A limit is out of range.
     """
 
     stalled_seconds: float = 30.0
@@ -34,9 +34,7 @@ class HealthLimits:
 
     def __post_init__(self) -> None:
         for name in ("stalled_seconds", "outage_seconds", "settle_seconds"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not value > 0.0:
-                raise PoolConfigurationError(f"{name} is {value!r}: use a number above 0.0")
+            check_number(name, getattr(self, name), LIMIT_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)

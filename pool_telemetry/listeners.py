@@ -160,10 +160,17 @@ def _sizes(options: dict[str, Any]) -> tuple[int | None, int]:
     """Return (max, min) size; the event names only what differs from PyMongo's defaults."""
     max_size = options.get("maxPoolSize", 100)
     min_size = int(options.get("minPoolSize") or 0)
-    if min(max_size or 0, min_size) < 0:
+    if min(float(max_size or 0), float(min_size)) < 0.0:  # or too large to be read later
         raise ValueError("a pool's sizes are negative")
     unlimited = not max_size or max_size == float("inf")
     return (None if unlimited else int(max_size)), min_size
+
+
+def _duration(seconds: Any) -> float:
+    duration = float(seconds)
+    if not 0.0 <= duration < float("inf"):
+        raise ValueError("a duration is none")
+    return duration
 
 
 class OperationListener(cmap.CommandListener):
@@ -223,7 +230,7 @@ class HeartbeatListener(cmap.ServerHeartbeatListener):
     def succeeded(self, event: cmap.ServerHeartbeatSucceededEvent) -> None:
         """The server is there. An awaited heartbeat's duration is the server's patience."""
         try:
-            rtt = None if event.awaited else float(event.duration)
+            rtt = None if event.awaited else _duration(event.duration)
             self._pools[event.connection_id].heartbeat(up=True, rtt=rtt)
         except Exception as error:
             self._on_error(error)

@@ -70,12 +70,8 @@ class Settings:
             del kwargs["event_listeners"]
         if options is None:
             options = TelemetryOptions() if current is None else current.settings.options
-        elif not isinstance(options, TelemetryOptions):
-            raise PoolConfigurationError(
-                f"telemetry is {shown(options)}: use TelemetryOptions(name=..., ...)"
-            )
         with without_secrets(uri, kwargs):
-            return cls(uri, client_kwargs(uri, kwargs), options)
+            return cls(uri, client_kwargs(uri, kwargs), TelemetryOptions.of(options))
 
     def same_as(self, other: "Settings") -> bool:
         """Return whether both come to the same client."""

@@ -5,6 +5,7 @@ Precedence for the pool: the guide's nine defaults < options in the URI < keywor
 
 import os
 import reprlib
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -34,16 +35,17 @@ _FLAGS: Final = {"true": True, "1": True, "false": False, "0": False}
 
 
 @dataclass(frozen=True, slots=True)
-class _Range:
+class Range:
     """What a number may be: from `low` to below `high`, in words; None too, where that is one."""
 
     words: str
     low: float
-    high: float = float("inf")
+    high: float = sys.float_info.max
     whole: bool = False
     none: bool = False
 
     def has(self, value: Any) -> bool:
+        """Return whether it is in the range; a text of a number, as in a URI, may be."""
         if value is None:
             return self.none
         if isinstance(value, str):
@@ -74,27 +76,28 @@ class _OneOf:
 # on with its own default.
 _BELOW: Final = "below 1,000,000,000"
 _BILLION: Final = 1e9
-_NO_LIMIT: Final = _Range(
+_MANY: Final = 1_000_001
+_NO_LIMIT: Final = Range(
     f"milliseconds, 0 or more and {_BELOW}; 0 or None for no limit", 0, _BILLION, none=True
 )
-_LIMIT: Final = _Range(
+_LIMIT: Final = Range(
     f"milliseconds above 0 and {_BELOW}, or None for no limit", 5e-324, _BILLION, none=True
 )
-_MILLISECONDS: Final = _Range(f"milliseconds, 0 or more and {_BELOW}", 0, _BILLION)
+_MILLISECONDS: Final = Range(f"milliseconds, 0 or more and {_BELOW}", 0, _BILLION)
 _FLAG: Final = _OneOf("true or false", (True, False, "true", "false"))
-_ALLOWED: Final[Mapping[str, _Range | _OneOf]] = {
-    "maxPoolSize": _Range(
-        "a whole number, 0 or more; 0 or None for no limit", 0, whole=True, none=True
+_ALLOWED: Final[Mapping[str, Range | _OneOf]] = {
+    "maxPoolSize": Range(
+        "a whole number, 0 to 1,000,000; 0 or None for no limit", 0, _MANY, whole=True, none=True
     ),
-    "minPoolSize": _Range("a whole number, 0 or more", 0, whole=True),
-    "maxConnecting": _Range("a whole number, 1 or more", 1, whole=True),
+    "minPoolSize": Range("a whole number, 0 to 1,000,000", 0, _MANY, whole=True),
+    "maxConnecting": Range("a whole number, 1 to 1,000,000", 1, _MANY, whole=True),
     "maxIdleTimeMS": _LIMIT,
     "waitQueueTimeoutMS": _LIMIT,
     "serverSelectionTimeoutMS": _MILLISECONDS,
     "connectTimeoutMS": _NO_LIMIT,
     "socketTimeoutMS": _NO_LIMIT,
     "timeoutMS": _NO_LIMIT,
-    "heartbeatFrequencyMS": _Range(f"milliseconds, 500 or more and {_BELOW}", 500, _BILLION),
+    "heartbeatFrequencyMS": Range(f"milliseconds, 500 or more and {_BELOW}", 500, _BILLION),
     "localThresholdMS": _MILLISECONDS,
     "retryWrites": _FLAG,
     "retryReads": _FLAG,
@@ -102,8 +105,9 @@ _ALLOWED: Final[Mapping[str, _Range | _OneOf]] = {
 }
 _MAX_NAME: Final = 200
 _MAX_SERIES: Final = 100_000
-_SERIES: Final = _Range(f"a whole number, 1 to {_MAX_SERIES:,}", 1, _MAX_SERIES + 1, whole=True)
-_SECONDS: Final = _Range("a number of seconds, 0.0 or more and below 86,400 (a day)", 0.0, 86_400.0)
+_SERIES: Final = Range(f"a whole number, 1 to {_MAX_SERIES:,}", 1, _MAX_SERIES + 1, whole=True)
+LIMIT_SECONDS: Final = Range("a number of seconds, above 0.0 and finite", 5e-324)
+_SECONDS: Final = Range("a number of seconds, 0.0 or more and below 86,400 (a day)", 0.0, 86_400.0)
 
 
 def shown(value: Any) -> str:
@@ -116,6 +120,16 @@ def shown(value: Any) -> str:
         return reprlib.repr(value)
     except ValueError:  # Python has a limit for the digits of an integer
         return "too long to show"
+
+
+def check_number(name: str, value: Any, allowed: Range) -> None:
+    """Refuse what is no number in a range; a text of one is none.
+
+    Raises:
+        PoolConfigurationError: With the name, the value and the range.
+    """
+    if isinstance(value, str) or not allowed.has(value):
+        raise PoolConfigurationError(f"{name} is {shown(value)}: use {allowed.words}")
 
 
 def _from_env(name: str, default: Any, parse: Callable[[str], Any], expected: str) -> Any:
@@ -156,6 +170,18 @@ class TelemetryOptions:
     max_operation_series: int = _from_env("MAX_OPERATION_SERIES", 500, int, "a whole number")
     drain_seconds: float = _from_env("DRAIN_SECONDS", 30.0, float, "a number of seconds")
 
+    @staticmethod
+    def of(given: Any) -> "TelemetryOptions":
+        """Return what was given where these were asked for.
+
+        Raises:
+            PoolConfigurationError: It is something else.
+        """
+        if not isinstance(given, TelemetryOptions):
+            words = "use TelemetryOptions(name=..., ...)"
+            raise PoolConfigurationError(f"the telemetry's options are {shown(given)}: {words}")
+        return given
+
     def __post_init__(self) -> None:
         name: Any = self.name  # what a caller without a type checker gave
         fits = isinstance(name, str) and name.isprintable() and len(name) <= _MAX_NAME
@@ -167,9 +193,7 @@ class TelemetryOptions:
                 f"operations is {shown(self.operations)}: use True or False"
             )
         for key, allowed in (("max_operation_series", _SERIES), ("drain_seconds", _SECONDS)):
-            value = getattr(self, key)
-            if isinstance(value, str) or not allowed.has(value):
-                raise PoolConfigurationError(f"{key} is {shown(value)}: use {allowed.words}")
+            check_number(key, getattr(self, key), allowed)
 
 
 def client_kwargs(uri: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:

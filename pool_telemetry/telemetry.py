@@ -61,7 +61,7 @@ class PoolTelemetry:
         options: TelemetryOptions | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
-        options = TelemetryOptions() if options is None else options
+        options = TelemetryOptions() if options is None else TelemetryOptions.of(options)
         self.options = options if name is None else replace(options, name=name)
         self.on_reconnected: Callable[[], None] | None = None
         self._clock = clock
@@ -204,6 +204,8 @@ class PoolTelemetry:
     def _after_fork(self) -> None:
         # The parent's connections are never closed here, and PyMongo announces new pools.
         self._lock = threading.RLock()
+        self._errors = 0
+        self._shared = False
         self._pools.clear()
         self._owners.clear()
         self._commands.reset()

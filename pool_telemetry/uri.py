@@ -15,6 +15,23 @@ _HOSTS: Final = re.compile(rf"{_HOST}(,{_HOST})*")
 _WITHOUT_CREDENTIALS: Final = re.compile(rf"{_HOSTS.pattern}(/[^@?]*)?(\?([^@=]+=.*)?)?")
 _CREDENTIALS: Final = re.compile(r"[^:@/?#\[\]]*(:[^:@/?#\[\]]*)?@")
 
+# What may be shown. Not what PyMongo does not know: a name with a typo may stand before a password.
+_HARMLESS: Final = frozenset(
+    {
+        *("appname", "authmechanism", "authsource", "compressors", "connect", "connecttimeoutms"),
+        *("datetime_conversion", "directconnection", "enableoverloadretargeting", "fsync"),
+        *("heartbeatfrequencyms", "journal", "loadbalanced", "localthresholdms"),
+        *("maxadaptiveretries", "maxconnecting", "maxidletimems", "maxpoolsize"),
+        *("maxstalenessseconds", "minpoolsize", "proxyhost", "proxyport", "readconcernlevel"),
+        *("readpreference", "readpreferencetags", "replicaset", "retryreads", "retrywrites"),
+        *("servermonitoringmode", "serverselectiontimeoutms", "sockettimeoutms", "srvmaxhosts"),
+        *("srvservicename", "ssl", "timeoutms", "tls", "tlsallowinvalidcertificates"),
+        *("tlsallowinvalidhostnames", "tlscafile", "tlscertificatekeyfile", "tlscrlfile"),
+        *("tlsdisableocspendpointcheck", "tlsinsecure", "tz_aware"),
+        *("unicode_decode_error_handler", "uuidrepresentation", "w", "waitqueuemultiple"),
+        *("waitqueuetimeoutms", "wtimeoutms", "zlibcompressionlevel"),
+    }
+)
 _SECRET_OPTIONS: Final = frozenset(
     {
         "authmechanismproperties",  # may carry AWS_SESSION_TOKEN
@@ -32,7 +49,8 @@ def uri_options(uri: str) -> dict[str, str]:
     """Return the options in a URI by lower-case name; PyMongo takes names in any case."""
     found: dict[str, list[str]] = {}
     query = _split(uri)[2].partition("?")[2] if "://" in uri else ""
-    for key, value in parse_qsl(query, separator="&" if "&" in query else ";"):
+    separator = "&" if "&" in query else ";"
+    for key, value in parse_qsl(query, keep_blank_values=True, separator=separator):
         found.setdefault(key.lower(), []).append(value)
     return {key: ",".join(values) for key, values in found.items()}  # tags may come repeatedly
 
@@ -67,7 +85,7 @@ def _split(uri: str) -> tuple[str, str, str]:
 
 
 def mask_uri(uri: str) -> str:
-    """Return the URI without user name, password, and the options that carry secrets."""
+    """Return the URI without user name, password, and what options may carry of secrets."""
     scheme, credentials, rest = _split(uri)
     if not scheme:
         return uri if _HOSTS.fullmatch(uri) else "***"
@@ -77,10 +95,10 @@ def mask_uri(uri: str) -> str:
     parts = query.split(separator)
     for i, part in enumerate(parts):
         key, equals, _ = part.partition("=")
-        if unquote_plus(key).lower() in _SECRET_OPTIONS:
-            parts[i] = f"{key}{equals}***"
-        elif ";" in part and separator == "&":  # PyMongo refuses both: which is which?
+        if ";" in part:  # beside "&", which PyMongo refuses: which is which?
             parts[i] = "***"
+        elif part and unquote_plus(key).lower() not in _HARMLESS:
+            parts[i] = f"{key}=***" if equals else "***"
     return f"{scheme}{masked}{address}{question}{separator.join(parts)}"
 
 
@@ -102,8 +120,11 @@ def check_credentials(uri: str) -> None:
 
 def secrets_of(uri: str, kwargs: Mapping[str, Any]) -> list[str]:
     """Return the texts that must never be shown, longest first, as given and percent-decoded."""
-    found = [str(v) for k, v in kwargs.items() if k.lower() in _SECRET_OPTIONS and v]
-    found += [v for k, v in uri_options(uri).items() if k in _SECRET_OPTIONS]
+    options = {**uri_options(uri), **{key.lower(): value for key, value in kwargs.items()}}
+    found = [str(value) for key, value in options.items() if key in _SECRET_OPTIONS and value]
+    properties = options.get("authmechanismproperties", "")
+    pairs = properties.split(",") if isinstance(properties, str) else []
+    found += [pair.partition(":")[2] for pair in pairs]
     credentials = _split(uri)[1]
     found += [credentials.rstrip("@"), *re.split("[:@/?#]", credentials)]
     every = {form for text in found for form in (text, unquote_plus(text)) if len(form) > 1}

@@ -27,6 +27,9 @@ def main() -> None:
     method, uri = sys.argv[1:]
     client = MongoDBConnectionPool.initialize(uri, **OPTIONS)
     (server,) = client._topology._servers.values()
+    find(2)
+    broken: Any = None
+    telemetry().listeners[0].pool_created(broken)
     queue = [threading.Thread(target=find, args=(1,)) for _ in range(3)]
     held = [server.pool.checkout() for _ in range(OPTIONS["maxPoolSize"])]
     for one in held:
@@ -116,6 +119,10 @@ def work(number: int) -> dict[str, Any]:
         "ours": astuple(ours(pool)),
         "drivers": astuple(drivers(client)),
         "checkouts": pool.checkouts["ok"] - before,
+        "finds": sum(
+            one.duration.count for one in telemetry().stats().operations if one.operation == "find"
+        ),
+        "errors": telemetry().stats().telemetry_errors,
         "exported": exported,
     }
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
@@ -246,3 +248,44 @@ def test_who_lives_may_hold_a_connection_and_who_ended_may_not() -> None:
         assert may_hold([actor]) == set()
 
     asyncio.run(main())
+
+
+FROZEN = """
+import gc, sys, threading, time, weakref
+from pool_telemetry.actor import still_in_pool
+
+class Cycle:
+    pass
+
+def make_garbage():
+    one = Cycle()
+    one.me = one
+    kept.append(weakref.ref(one, lambda _: time.sleep(0)))  # another thread may run now
+    del kept[:-100]
+
+def look():
+    for _ in range(3_000):
+        make_garbage()
+        still_in_pool([1])
+
+kept = []
+gc.set_threshold(3)
+threads = [threading.Thread(target=look) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert gc.isenabled()
+"""
+
+
+def test_to_look_at_all_threads_does_not_stop_the_process() -> None:
+    """Before Python 3.12 a garbage collection inside sys._current_frames() may."""
+    subprocess.run([sys.executable, "-c", FROZEN], check=True, timeout=120)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="this Python collects no garbage there")
+def test_without_that_care_it_would() -> None:
+    careless = FROZEN.replace("still_in_pool([1])", "sys._current_frames()")
+    with pytest.raises(subprocess.TimeoutExpired):
+        subprocess.run([sys.executable, "-c", careless], timeout=5)

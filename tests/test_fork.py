@@ -37,6 +37,7 @@ def test_every_worker_of_a_busy_server_reports_on_itself(server_uri: str, method
         assert worker["inherited"] == own
         assert worker["ours"] == worker["drivers"]
         assert worker["checkouts"] == OPERATIONS * (number + 1)
+        assert (worker["finds"], worker["errors"]) == (worker["checkouts"], 0)
         assert worker["exported"] == worker["ours"][0] > 0
 
 

@@ -281,6 +281,11 @@ def test_an_event_that_is_odd_changes_nothing_by_halves() -> None:
         (replay.pool.connection_created, ConnectionCreatedEvent(ADDRESS, [])),  # type: ignore[arg-type]  # odd it is
         (replay.pool.connection_closed, ConnectionClosedEvent(ADDRESS, 1, [])),  # type: ignore[arg-type]  # odd it is
         (replay.pool.pool_created, PoolCreatedEvent(("other", 1), {"maxPoolSize": -1})),
+        (replay.pool.pool_created, PoolCreatedEvent(("other", 1), {"maxPoolSize": 10**400})),
+        *(
+            (replay.heartbeat.succeeded, ServerHeartbeatSucceededEvent(seconds, {}, ADDRESS))  # type: ignore[arg-type]  # no reply is read
+            for seconds in (float("nan"), float("inf"), -5.0)
+        ),
         (replay.pool.pool_created, PoolCreatedEvent(("other", 1), {"minPoolSize": -1})),
     ]
     for publish, event in odd:
@@ -288,7 +293,17 @@ def test_an_event_that_is_odd_changes_nothing_by_halves() -> None:
     after = replay.telemetry.stats()
     assert after.telemetry_errors == len(odd)
     (pool,), (was,) = after.pools, before.pools
-    for name in ("size", "in_use", "opening", "waiting", "checkouts", "created", "closed"):
+    for name in (
+        "rtt",
+        "up",
+        "size",
+        "in_use",
+        "opening",
+        "waiting",
+        "checkouts",
+        "created",
+        "closed",
+    ):
         assert getattr(pool, name) == getattr(was, name), name
     assert pool.wait_time == was.wait_time
 

@@ -4,6 +4,7 @@ The model does what PyMongo does and knows the truth; PoolState hears the events
 where PyMongo tells them late or never. After each step both have to say the same.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -62,6 +63,9 @@ class Pool(RuleBasedStateMachine):
         self.unsure: set[int] = set()  # closed in silence, as only PyMongo knows
         self.stale: set[int] = set()  # closed by a clear in silence
         self.started = self.created = self.generation = 0
+        self.opens = self.clears = 0
+        self.outcomes: Counter[str] = Counter()
+        self.closes: Counter[str] = Counter()
         self.next_id = 1
         self.phase = "paused"
         self.last: PoolStats | None = None
@@ -113,7 +117,7 @@ class Pool(RuleBasedStateMachine):
     def fail(self, random: Any, outcome: str) -> None:
         if waiting := sorted(self.waiting - {conn.opener for conn in self.conns.values()}):
             actor = random.choice(waiting)
-            self.state.checkout_failed(actor, outcome)
+            self.failed(actor, outcome)
             self.waiting.discard(actor)
 
     @precondition(lambda self: self.waiting)
@@ -163,7 +167,7 @@ class Pool(RuleBasedStateMachine):
         else:
             self.close(conn, "error")
             if conn.opener in self.waiting:
-                self.state.checkout_failed(conn.opener, "connection_error")
+                self.failed(conn.opener, "connection_error")
                 self.waiting.discard(conn.opener)
 
     @precondition(lambda self: any(c.opener in self.waiting for c in self.conns.values()))
@@ -175,16 +179,18 @@ class Pool(RuleBasedStateMachine):
         assert actor is not None
         if self.holds(actor):
             return
+        self.opens += 1
         self.state.connection_ready(conn.id)
         del self.conns[conn.id]
         self.waiting.discard(actor)
         if told:
-            self.state.checkout_failed(actor, "connection_error")
+            self.failed(actor, "connection_error")
         else:
             self.gone.add(actor)
 
     def finish(self, conn: Conn) -> None:
         opener, conn.opener, conn.generation = conn.opener, None, self.generation
+        self.opens += 1
         self.state.connection_ready(conn.id)
         if opener in self.waiting:
             self.take(opener, conn)
@@ -200,7 +206,12 @@ class Pool(RuleBasedStateMachine):
     def perish(self, random: Any, reason: str) -> None:
         self.close(random.choice([c for c in self.conns.values() if c.idle]), reason)
 
+    def failed(self, actor: int, outcome: str) -> None:
+        self.outcomes[outcome] += 1
+        self.state.checkout_failed(actor, outcome)
+
     def close(self, conn: Conn, reason: str) -> None:
+        self.closes[reason] += 1
         del self.conns[conn.id]
         self.state.connection_closed(conn.id, reason)
 
@@ -216,6 +227,7 @@ class Pool(RuleBasedStateMachine):
     def take(self, actor: int, conn: Conn) -> None:
         self.waiting.discard(actor)
         conn.holder = conn.told = actor
+        self.outcomes["ok"] += 1
         self.state.checked_out(actor, conn.id, 0.001)
 
     @precondition(lambda self: any(conn.holder for conn in self.conns.values()))
@@ -287,12 +299,13 @@ class Pool(RuleBasedStateMachine):
         """Waiters fail, idle connections close; one of them perhaps in silence."""
         self.phase = "paused"
         self.generation += 1
+        self.clears += 1
         self.state.cleared(pauses=True)
         self.stale |= self.unsure
         self.unsure.clear()
         opening = {conn.opener for conn in self.conns.values()}
         for actor in sorted(self.waiting - opening):
-            self.state.checkout_failed(actor, "connection_error")
+            self.failed(actor, "connection_error")
         self.waiting &= opening
         for conn in [conn for conn in self.conns.values() if conn.idle]:
             if silent and conn.told is None:
@@ -311,6 +324,7 @@ class Pool(RuleBasedStateMachine):
     @precondition(lambda self: self.created % 5 == 4)
     @rule()
     def clear_one_service(self) -> None:
+        self.clears += 1
         self.state.cleared(pauses=False)
 
     @precondition(lambda self: self.phase != "closed" and self.created > self.rarely)
@@ -323,7 +337,7 @@ class Pool(RuleBasedStateMachine):
         self.phase = "closed"
         self.state.closed()
         for actor in sorted(self.waiting):
-            self.state.checkout_failed(actor, "pool_closed")
+            self.failed(actor, "pool_closed")
         self.waiting.clear()
         for conn in [conn for conn in self.conns.values() if conn.opener is not None]:
             self.close(conn, "error")
@@ -340,9 +354,11 @@ class Pool(RuleBasedStateMachine):
     @rule()
     def come_back(self) -> None:
         """The server joins again: a new pool of the same address, with ids from 1 on."""
-        for conn in self.conns.values():
-            assert conn.holder is not None
-            self.departed[conn.id, conn.holder] = conn
+        left = {(conn.id, conn.holder): conn for conn in self.conns.values() if conn.holder}
+        assert len(left) == len(self.conns)
+        if left.keys() & self.departed.keys():
+            return  # no event tells one from the other
+        self.departed |= left
         self.conns, self.next_id, self.phase = {}, 1, "paused"
         self.unsure.clear()
         self.state.created(self.max_size, 0)
@@ -358,6 +374,7 @@ class Pool(RuleBasedStateMachine):
             return  # no event tells one from the other
         del self.departed[conn_id, actor]
         self.state.checked_in(lambda: actor, conn_id)
+        self.closes["pool_closed"] += 1
         self.state.connection_closed(conn_id, "pool_closed")
 
     @precondition(lambda self: self.created > 2 * self.rarely)
@@ -387,6 +404,12 @@ class Pool(RuleBasedStateMachine):
         assert 0 <= stats.in_use + stats.opening <= stats.size
         assert stats.idle >= 0
         assert sum(stats.checkouts.values()) + stats.waiting == self.started
+        # What was cancelled, and what closed in silence, is the rest of their sums.
+        told = {**stats.checkouts, "cancelled": self.outcomes["cancelled"]}
+        assert told == {outcome: self.outcomes[outcome] for outcome in OUTCOMES}
+        assert stats.closed["idle"] == self.closes["idle"]
+        assert all(stats.closed[reason] >= self.closes[reason] for reason in CLOSE_REASONS)
+        assert (stats.create_time.count, stats.cleared) == (self.opens, self.clears)
         assert stats.created == self.created
         assert stats.created - sum(stats.closed.values()) == stats.size + len(self.departed)
         assert stats.wait_time.count == stats.checkouts["ok"]

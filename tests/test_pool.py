@@ -27,6 +27,7 @@ from pool_telemetry import (
 from pool_telemetry import (
     PoolConfigurationError,
     PoolNotInitializedError,
+    PoolTelemetry,
     TelemetryOptions,
 )
 from pool_telemetry.embedded import EmbeddedServer
@@ -166,8 +167,12 @@ def test_arguments_of_another_type_are_refused(server_uri: str) -> None:
         with pytest.raises(PoolConfigurationError, match=kind):
             Pool.initialize(wrong)
     for options in ({"name": "chat"}, TelemetryOptions, "chat"):
-        with pytest.raises(PoolConfigurationError, match=r"telemetry is .*: use TelemetryOptions"):
-            Pool.initialize(server_uri, telemetry=options)  # type: ignore[arg-type]  # as above
+        for make in (
+            lambda given: Pool.initialize(server_uri, telemetry=given),
+            lambda given: PoolTelemetry("x", options=given),
+        ):
+            with pytest.raises(PoolConfigurationError, match="use TelemetryOptions"):
+                make(options)
     assert Pool.get_pool_stats()["status"] == "not_initialized"
 
 

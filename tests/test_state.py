@@ -441,6 +441,19 @@ def test_a_late_check_out_of_a_pool_that_is_gone_is_counted_but_not_held() -> No
     assert (stats.checkouts["ok"], stats.use_time.count) == (1, 1)
 
 
+def test_the_oldest_of_several_counts() -> None:
+    pool = Pool(max_size=2)
+    pool.open(1, 2)
+    for actor, conn_id in ((A, 1), (B, 2)):
+        pool.out(actor, conn_id)
+        pool.time.now += 3.0
+    for actor in (C, D):
+        pool.checkout_started(actor)
+        pool.time.now += 2.0
+    stats = pool.stats()
+    assert (stats.oldest_wait, stats.longest_checkout) == (4.0, 10.0)
+
+
 def test_a_dropped_client_leaves_nothing_open() -> None:
     pool = exhausted_pool()
     pool.connection_created(A, 3)

@@ -1,6 +1,7 @@
 from typing import Any
 
 import pytest
+from pymongo import common
 
 from pool_telemetry import PoolConfigurationError
 from pool_telemetry.uri import (
@@ -46,9 +47,12 @@ URI = "mongodb://h:1/"
         ),
         (
             "mongodb://h/?authMechanismProperties=AWS_SESSION_TOKEN:ab;c&w=1",
-            "mongodb://h/?authMechanismProperties=***&w=1",
+            "mongodb://h/?***&w=1",
         ),
-        ("mongodb://h/?w=1;proxyPassword=abc&x=1", "mongodb://h/?***&x=1"),
+        ("mongodb://h/?w=1;proxyPassword=abc&x=1", "mongodb://h/?***&x=***"),
+        ("mongodb://h/?awsSessionToken=abc&pwd=abc", "mongodb://h/?awsSessionToken=***&pwd=***"),
+        ("mongodb://h/?abc&w=1", "mongodb://h/?***&w=1"),
+        ("mongodb://h/?proxyPassword =abc", "mongodb://h/?proxyPassword =***"),
         ("127.0.0.1:27017", "127.0.0.1:27017"),
         ("one:27017,two", "one:27017,two"),
         ("h/?proxyPassword=s3cret", "***"),
@@ -60,11 +64,24 @@ def test_credentials_are_masked(uri: str, masked: str) -> None:
     assert mask_uri(uri) == masked
 
 
+def test_every_option_that_pymongo_knows_is_shown_or_a_secret() -> None:
+    for name in common.URI_OPTIONS_VALIDATOR_MAP:
+        shown = mask_uri(f"mongodb://h/?{name}=abc").endswith("=abc")
+        expected = name not in {
+            *("authmechanismproperties", "tlscertificatekeyfilepassword"),
+            *("driver", "server_api", "srvallowedhostssuffix"),  # for code, not for URIs
+        }
+        assert shown == expected, name
+
+
 def test_secrets_are_known_in_every_form() -> None:
     found = secrets_of("mongodb://ann:p%40ssw0rd@h/?proxyPassword=abc123", {"password": "k3y"})
     assert {"ann", "p%40ssw0rd", "p@ssw0rd", "abc123", "k3y"} <= set(found)
     assert found == sorted(found, key=len, reverse=True)
     assert secrets_of(URI, {}) == []
+    properties = "AWS_SESSION_TOKEN:t0ken,ENVIRONMENT:s3cret"
+    assert {"t0ken", "s3cret"} <= set(secrets_of(f"{URI}?authMechanismProperties={properties}", {}))
+    assert {"t0ken"} <= set(secrets_of(URI, {"authMechanismProperties": properties}))
 
 
 @pytest.mark.parametrize(
