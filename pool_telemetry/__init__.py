@@ -28,10 +28,10 @@ Every process for itself
     os.fork, and fork, forkserver and spawn of multiprocessing: test_fork.py.
 It never hurts
     A failure of ours reaches nobody, is logged once and counted: test_listeners.py,
-    test_field_notes.py (14). A look at who waits stops no thread: test_actor.py. It never
-    waits for the pool or the network: test_field_notes.py, 10, 11 and 20. With 1,000 waiting and 500 in use a read
-    takes milliseconds and holds no event up: test_cost.py, `make bench`. Memory is bounded:
-    test_cost.py.
+    test_field_notes.py (14). A look at who waits stops no thread: test_actor.py. It never waits
+    for the pool or the network: test_field_notes.py (10, 11, 20). With 1,000 waiting and 500 in
+    use a read takes milliseconds and holds no event up: test_cost.py, `make bench`. Memory is
+    bounded: test_cost.py.
 It tells no secret
     in stats, metrics, health, logs, errors or reprs: test_secrets.py, test_uri.py, test_pool.py.
 On every supported version
