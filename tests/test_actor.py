@@ -280,12 +280,5 @@ assert gc.isenabled()
 
 
 def test_to_look_at_all_threads_does_not_stop_the_process() -> None:
-    """Before Python 3.12 a garbage collection inside sys._current_frames() may."""
+    """With CPython 3.11.7 a bare sys._current_frames() did in most runs of this."""
     subprocess.run([sys.executable, "-c", FROZEN], check=True, timeout=120)
-
-
-@pytest.mark.skipif(sys.version_info >= (3, 12), reason="this Python collects no garbage there")
-def test_without_that_care_it_would() -> None:
-    careless = FROZEN.replace("still_in_pool([1])", "sys._current_frames()")
-    with pytest.raises(subprocess.TimeoutExpired):
-        subprocess.run([sys.executable, "-c", careless], timeout=5)
