@@ -76,7 +76,8 @@ def test_several_clients_of_one_server_are_told_apart(server_uri: str) -> None:
     for client, telemetry, size in zip(clients, telemetries, sizes, strict=False):
         pool = the_pool(telemetry)
         assert ours(pool) == drivers(client)
-        assert (pool.checkouts["ok"], pool.max_size, pool.size) == (200, size, size)
+        assert (pool.checkouts["ok"], pool.max_size) == (200, size)
+        assert 1 <= pool.size <= size  # a greenlet may be done before the next one asks
     text = prometheus.generate(registry=registry)[0].decode()
     series = [line.rsplit(" ", 1)[0] for line in text.splitlines() if line[0] != "#"]
     assert len(series) == len(set(series))
