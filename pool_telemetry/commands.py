@@ -4,6 +4,7 @@ Written by its listener only, one method an event; read through `stats()` only. 
 in `state.py`: one leaf lock, nothing that grows.
 """
 
+import contextlib
 from threading import RLock
 from typing import Final
 
@@ -41,9 +42,8 @@ class CommandState:
         inflight = self._inflight
         inflight[request_id] = series
         if len(inflight) > _INFLIGHT_LIMIT:
-            # A tenth at once, from a copy: other threads change it meanwhile.
-            for oldest in list(inflight)[: _INFLIGHT_LIMIT // 10 + 1]:
-                inflight.pop(oldest, None)
+            with contextlib.suppress(RuntimeError):  # another thread does it at this moment
+                inflight.pop(next(iter(inflight)), None)
 
     def ended(
         self, request_id: int, seconds: float, error_type: str = "", status_code: str = ""
