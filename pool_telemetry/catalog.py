@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from pool_telemetry.histogram import OPERATION_BOUNDS, POOL_BOUNDS
 from pool_telemetry.stats import ClientStats, HistogramStats, PoolStats
 
 Instrument = Literal["counter", "updowncounter", "gauge", "histogram"]
@@ -42,7 +43,7 @@ class Metric:
     """One row. Unit is UCUM, where braces only annotate.
 
     `read` yields the values of POOL_ATTRIBUTES and of the metric's own attributes, in their order,
-    and the value; nothing for "unknown".
+    and the value; nothing for "unknown". `bounds` are a histogram's.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Metric:
     description: str
     read: Callable[[ClientStats], Points]
     attributes: tuple[str, ...] = ()
+    bounds: tuple[float, ...] = ()
 
 
 def _pool_labels(client: ClientStats, pool: PoolStats) -> tuple[str, ...]:
@@ -145,6 +147,7 @@ CATALOG: Final = (
         "s",
         "Time to obtain a connection",
         _value(lambda pool: pool.wait_time),
+        bounds=POOL_BOUNDS,
     ),
     Metric(
         "db.client.connection.use_time",
@@ -152,6 +155,7 @@ CATALOG: Final = (
         "s",
         "Time a connection was held",
         _value(lambda pool: pool.use_time),
+        bounds=POOL_BOUNDS,
     ),
     Metric(
         "db.client.connection.create_time",
@@ -159,6 +163,7 @@ CATALOG: Final = (
         "s",
         "Time to open a connection: TCP, TLS and authentication included",
         _value(lambda pool: pool.create_time),
+        bounds=POOL_BOUNDS,
     ),
     Metric(
         "db.client.operation.duration",
@@ -167,6 +172,7 @@ CATALOG: Final = (
         "Duration of one command, from first byte to reply",
         _operations,
         _OPERATION,
+        OPERATION_BOUNDS,
     ),
     Metric(
         "mongodb.client.pool.min",

@@ -163,6 +163,7 @@ class ClientStats:
     pools: tuple[PoolStats, ...]
     operations: tuple[OperationStats, ...]
     telemetry_errors: int  # failures inside our own listeners; anything but 0 is a bug of ours
+    since: float = 0.0  # Unix time from which its counters count
 
     def pool_name(self, pool: PoolStats) -> str:
         """Return `NAME@host:port`, or `host:port` for an unnamed client."""

@@ -10,6 +10,7 @@ import os
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -30,6 +31,7 @@ _CLOSED_POOLS_KEPT: Final = 50
 
 _registry_lock = threading.RLock()
 _registry: "weakref.WeakSet[PoolTelemetry]" = weakref.WeakSet()
+_lately_closed: "deque[PoolTelemetry]" = deque(maxlen=10)  # kept for who pushes, to say the last
 _ordinals = itertools.count()
 
 
@@ -70,6 +72,7 @@ class PoolTelemetry:
         self._owners: dict[Address, object] = {}
         self._commands = CommandState(self.options.max_operation_series)
         self._errors = 0
+        self._since = time.time()
         self._closed = False
         self._shared = False
         self._client: Callable[[], Any] = lambda: None
@@ -117,6 +120,7 @@ class PoolTelemetry:
             ),
             operations=self._commands.stats(),
             telemetry_errors=self._errors,
+            since=self._since,
         )
 
     def pool_stats(self) -> list[PoolStats]:
@@ -132,6 +136,7 @@ class PoolTelemetry:
     def close(self) -> None:
         """Leave the exporters and give the name free. For owners of a closed client."""
         self._closed = True
+        _lately_closed.append(self)
 
     def succeed(self, old: "PoolTelemetry") -> None:
         """Take over the name of a client that this one's client replaces."""
@@ -205,6 +210,7 @@ class PoolTelemetry:
         # The parent's connections are never closed here, and PyMongo announces new pools.
         self._lock = threading.RLock()
         self._errors = 0
+        self._since = time.time()
         self._shared = False
         self._pools.clear()
         self._owners.clear()
@@ -228,6 +234,12 @@ def live() -> list[PoolTelemetry]:
     return sorted((t for t in every if t.active), key=lambda t: t._ordinal)
 
 
+def ended() -> list[PoolTelemetry]:
+    """Return the telemetry of clients that are no more, the last few of them at least."""
+    with _registry_lock:
+        return [telemetry for telemetry in _registry if not telemetry.active]
+
+
 def _free_name(wanted: str) -> str:
     taken = {telemetry.name for telemetry in live()}
     return next(
@@ -240,6 +252,7 @@ def _free_name(wanted: str) -> str:
 def _after_fork_in_child() -> None:
     global _registry_lock
     _registry_lock = threading.RLock()
+    _lately_closed.clear()
     for telemetry in list(_registry):
         telemetry._after_fork()
 

@@ -15,6 +15,7 @@ import pytest
 import pool_telemetry
 from pool_telemetry.catalog import CATALOG, Metric
 from pool_telemetry.prometheus import prometheus_name
+from tests.otlp import receiver
 from tests.support import prometheus_families, wait_for
 from tests.web import Web, serving
 
@@ -31,9 +32,14 @@ def test_every_python_block_of_the_readme_runs(code: str, server_uri: str, tmp_p
     code = code.replace("mongodb://localhost:27017/", server_uri)
     script = tmp_path / "block.py"
     script.write_text(code)
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(script)], capture_output=True, text=True, timeout=60
-    )
+    with receiver("grpc") as received:
+        done = subprocess.run(
+            [sys.executable, "-W", "error", str(script)],
+            env={**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": received.endpoint},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
     assert done.returncode == 0, done.stderr
     assert not done.stderr
 

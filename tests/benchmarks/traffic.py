@@ -2,25 +2,55 @@
 
 import contextlib
 import itertools
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import (
+    MetricExporter,
+    MetricExportResult,
+    MetricsData,
+    PeriodicExportingMetricReader,
+)
+from opentelemetry.sdk.resources import Resource
 from prometheus_client import CollectorRegistry
 from pymongo import MongoClient
 
 from pool_telemetry import PoolTelemetry, prometheus
+from pool_telemetry.otel import Otlp, register, unregister
 from tests.benchmarks import listeners
 from tests.benchmarks.events import POOL_EVENTS_MICROSECONDS
 from tests.benchmarks.measure import Effort, Goal, Turn, over, show, show_heading, take_turns
 
 Client = MongoClient[dict[str, Any]]
 
+OTLP_MICROSECONDS = 30.0
+OTLP = "ours, configure_otlp(), sent once a second"
+REPLAYED = "ours, register(provider), sent once a second"
+
 DATABASE = "pool_telemetry_benchmark"
 CHECKOUTS = 2_000
 TURN_SECONDS = 0.05
 TURNS = 20  # a round has a second of each variant, and in it one scrape
+
+
+class Encoder(MetricExporter):
+    """Makes the bytes of each export, and sends them nowhere."""
+
+    def export(
+        self, metrics_data: MetricsData, timeout_millis: float = 10_000, **_: Any
+    ) -> MetricExportResult:
+        assert encode_metrics(metrics_data).SerializeToString()
+        return MetricExportResult.SUCCESS
+
+    def force_flush(self, timeout_millis: float = 10_000) -> bool:
+        return True
+
+    def shutdown(self, timeout_millis: float = 30_000, **_: Any) -> None: ...
 
 
 @contextlib.contextmanager
@@ -70,11 +100,12 @@ def run_find_one(effort: Effort, uri: str) -> list[Goal]:
     show_heading(
         "d",
         "A real find_one over TCP: CPU of the client process",
-        "ours cheaper than the two others",
+        f"ours cheaper than the two others; by OTLP at most {OTLP_MICROSECONDS:g} µs over no-op",
     )
     telemetry = PoolTelemetry()
     registry = CollectorRegistry()
     prometheus.register(registry)
+    handed_over = Otlp(Resource({}), Encoder())
     others = {
         "prometheus_client with .labels()": listeners.straightforward(),
         "OpenTelemetry's command spans": listeners.command_spans(),
@@ -87,14 +118,39 @@ def run_find_one(effort: Effort, uri: str) -> list[Goal]:
             if name == "ours":
                 scraped = _scraped(variants[name], lambda: prometheus.generate("", registry))
                 variants["ours, scraped once a second"] = scraped
+                variants[OTLP] = _scraped(variants[name], handed_over.flush)
         costs = take_turns(variants, effort.find_rounds, turns=TURNS)
     prometheus.unregister(registry)
+    handed_over.close()
     telemetry.close()
     show(costs, "no listener", "no-op")
     return [
-        Goal("d", f"a real find_one: over {other}", 0.0, over(costs, "ours", other))
-        for other in others
+        Goal("d", f"{OTLP}: over no-op", OTLP_MICROSECONDS, over(costs, OTLP, "no-op")),
+        *(
+            Goal("d", f"a real find_one: over {other}", 0.0, over(costs, "ours", other))
+            for other in others
+        ),
+        *_run_replayed(effort, uri),
     ]
+
+
+def _run_replayed(effort: Effort, uri: str) -> list[Goal]:
+    """Measure the way through an application's own provider, which counts all once more."""
+    telemetry = PoolTelemetry()
+    provider = MeterProvider([PeriodicExportingMetricReader(Encoder(), math.inf)])
+    register(provider)
+    with _clients(uri, {"no-op": listeners.noop(), "ours": telemetry.listeners}) as clients:
+        variants = {
+            "no-op": finds(clients["no-op"]),
+            REPLAYED: _scraped(finds(clients["ours"]), provider.force_flush),
+        }
+        costs = take_turns(variants, effort.find_rounds, turns=TURNS)
+    unregister(provider)
+    provider.shutdown()
+    telemetry.close()
+    show(costs, "no-op")
+    dearer = over(costs, REPLAYED, "no-op")
+    return [Goal("d", f"{REPLAYED}: over no-op", OTLP_MICROSECONDS, dearer)]
 
 
 @contextlib.contextmanager

@@ -1,0 +1,263 @@
+"""The catalog over OTLP, as a receiver decodes it, and through an application's own provider."""
+
+import inspect
+import threading
+import time
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.semconv._incubating.attributes import db_attributes
+from opentelemetry.semconv._incubating.metrics import db_metrics
+from opentelemetry.semconv.attributes import error_attributes, server_attributes
+from prometheus_client import CollectorRegistry
+from pymongo import MongoClient
+
+from pool_telemetry import (
+    MongoDBConnectionPool,
+    PoolTelemetry,
+    TelemetryOptions,
+    otel,
+    prometheus,
+)
+from pool_telemetry.catalog import CATALOG, POOL_ATTRIBUTES, Metric
+from pool_telemetry.otel import configure, look
+from tests.everything import replay
+from tests.otlp import PROTOCOLS, Received, attributes, receiver
+from tests.support import prometheus_families
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+@pytest.fixture
+def everything(monkeypatch: pytest.MonkeyPatch) -> Iterator[PoolTelemetry]:
+    """A client with something of everything, and no other in this process."""
+    telemetry, listeners = replay()
+    for module in (prometheus, look):
+        monkeypatch.setattr(module, "live", lambda: [telemetry])
+    monkeypatch.setattr(look, "ended", list)
+    yield telemetry
+    del listeners  # they hold it, as a client does
+
+
+def exported(protocol: str) -> Received:
+    """Send once over a real connection, without a look at the process's global provider."""
+    with receiver(protocol) as received:
+        exporter = configure._metric_exporter(protocol, received.endpoint)
+        otlp = configure.Otlp(Resource.create({"service.name": "shop"}), exporter)
+        otlp.flush()
+        otlp.close()
+        return received
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_every_metric_of_the_catalog_arrives(everything: PoolTelemetry, protocol: str) -> None:
+    received = exported(protocol)
+    assert received.resource["service.name"] == "shop"
+    assert received.latest.keys() == {metric.name for metric in CATALOG}
+    for metric in CATALOG:
+        arrived = received.latest[metric.name]
+        assert (arrived.unit, arrived.description) == (metric.unit, metric.description)
+        kind = arrived.WhichOneof("data")
+        assert kind == {"gauge": "gauge", "histogram": "histogram"}.get(metric.instrument, "sum")
+        if kind == "sum":
+            assert arrived.sum.is_monotonic == (metric.instrument == "counter")
+        points = getattr(arrived, kind).data_points
+        assert points
+        for point in points:
+            assert kind == "gauge" or 0 < point.start_time_unix_nano <= point.time_unix_nano
+            assert point.time_unix_nano <= time.time_ns()
+            found = attributes(point.attributes)
+            assert found.keys() <= {*POOL_ATTRIBUTES, *metric.attributes}
+            assert "" not in found.values()
+            if metric.name != "mongodb.client.pool.telemetry_errors":
+                assert found["db.client.connection.pool.name"] == "golden@db.example:27017"
+                assert (found["server.address"], found["server.port"]) == ("db.example", 27017)
+
+
+def from_otlp(received: Received) -> Samples:
+    """Translate as the OpenTelemetry specification says for Prometheus."""
+    samples: Samples = {}
+    for metric in received.latest.values():
+        name = metric.name.replace(".", "_") + ("_seconds" if metric.unit == "s" else "")
+        kind = metric.WhichOneof("data")
+        for point in getattr(metric, kind).data_points:
+            pairs = attributes(point.attributes).items()
+            labels = {key.replace(".", "_"): str(value) for key, value in pairs}
+
+            def add(suffix: str, value: float, labels: dict[str, str], **more: str) -> None:
+                samples[name + suffix, frozenset((labels | more).items())] = value  # noqa: B023
+
+            if kind == "histogram":
+                bounds = [*map(str, point.explicit_bounds), "+Inf"]
+                for le, count in zip(bounds, accumulate(point.bucket_counts), strict=True):
+                    add("_bucket", count, labels, le=le)
+                add("_sum", point.sum, labels)
+                add("_count", point.count, labels)
+            else:
+                value = getattr(point, point.WhichOneof("value"))
+                add("_total" * (kind == "sum" and metric.sum.is_monotonic), value, labels)
+    return samples
+
+
+def from_prometheus() -> Samples:
+    registry = CollectorRegistry()
+    prometheus.register(registry)
+    text = prometheus.generate(registry=registry)[0].decode()
+    return {
+        # No value and no label are the same to Prometheus.
+        (sample.name, frozenset((k, v) for k, v in sample.labels.items() if v)): sample.value
+        for family in prometheus_families(text)
+        for sample in family.samples
+    }
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_otlp_and_prometheus_say_the_same(everything: PoolTelemetry, protocol: str) -> None:
+    assert from_otlp(exported(protocol)) == from_prometheus()
+
+
+class _Meter:
+    """Tells what the conventions' own function would make."""
+
+    def __getattr__(self, kind: str) -> Any:
+        return lambda **made: (kind, made["name"], made["unit"])
+
+
+HISTOGRAMS = {metric.name for metric in CATALOG if metric.instrument == "histogram"}
+OWN = {"outcome", "reason"}
+INSTRUMENTS = {
+    "counter": "create_counter",
+    "updowncounter": "create_up_down_counter",
+    "gauge": "create_gauge",
+    "histogram": "create_histogram",
+}
+
+
+@pytest.mark.parametrize("metric", CATALOG, ids=lambda metric: metric.name)
+def test_names_units_and_attributes_are_the_conventions_own(metric: Metric) -> None:
+    known = {
+        value
+        for module in (db_attributes, error_attributes, server_attributes)
+        for name, value in inspect.getmembers(module)
+        if name.isupper()
+    }
+    assert {*POOL_ATTRIBUTES, *metric.attributes} <= known | OWN
+    make = getattr(db_metrics, "create_" + metric.name.replace(".", "_"), None)
+    if metric.name.startswith("db.client.connection."):
+        assert make is not None
+    if make is not None:
+        assert make(_Meter()) == (INSTRUMENTS[metric.instrument], metric.name, metric.unit)
+
+
+def collected(reader: InMemoryMetricReader) -> dict[str, list[Any]]:
+    data = reader.get_metrics_data()
+    resources = [] if data is None else data.resource_metrics
+    return {
+        metric.name: list(metric.data.data_points)
+        for resource in resources
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+    }
+
+
+def test_an_applications_own_provider_gets_the_same(everything: PoolTelemetry) -> None:
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader])
+    for _ in range(2):  # again is no error, and adds nothing
+        otel.register(provider)
+    stats = everything.stats()
+    for _ in range(2):  # a second collection adds nothing
+        found = collected(reader)
+        assert found.keys() == {metric.name for metric in CATALOG}
+        for metric in CATALOG:
+            expected = {
+                frozenset(look.attributes_of(metric, values).items()): value
+                for values, value in metric.read(stats)
+            }
+            points = {frozenset((p.attributes or {}).items()): p for p in found[metric.name]}
+            assert points.keys() == expected.keys()
+            for key, value in expected.items():
+                if metric.instrument == "histogram":
+                    point: Any = points[key]
+                    assert (point.bucket_counts, point.explicit_bounds) == (
+                        value.counts,  # type: ignore[union-attr]  # a histogram's
+                        value.bounds,  # type: ignore[union-attr]
+                    )
+                    assert point.sum == pytest.approx(value.sum)  # type: ignore[union-attr]
+                else:
+                    assert points[key].value == value
+    otel.unregister(provider)
+    assert collected(reader).keys() <= HISTOGRAMS  # the SDK goes on with what it has
+    provider.shutdown()
+
+
+def test_histograms_follow_a_client_between_collections(server_uri: str) -> None:
+    reader, second = InMemoryMetricReader(), InMemoryMetricReader()
+    provider = MeterProvider([reader, second])
+    otel.register(provider)
+    telemetry = PoolTelemetry("follows")
+    with MongoClient[dict[str, Any]](server_uri, event_listeners=telemetry.listeners) as client:
+        for round_ in range(4):
+            threads = [
+                threading.Thread(target=client["otel"]["t"].find_one) for _ in range(round_ * 5)
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            for one in (reader, second):
+                (pool,) = telemetry.stats().pools
+                for name, ours in (
+                    ("db.client.connection.wait_time", pool.wait_time),
+                    ("db.client.connection.use_time", pool.use_time),
+                    ("db.client.connection.create_time", pool.create_time),
+                ):
+                    points = [
+                        point
+                        for point in collected(one).get(name, [])
+                        if point.attributes["db.client.connection.pool.name"].startswith("follows")
+                    ]
+                    assert sum(point.count for point in points) == ours.count
+                    if points:
+                        assert points[0].bucket_counts == ours.counts
+                        assert points[0].sum == pytest.approx(ours.sum)
+    otel.unregister(provider)
+    provider.shutdown()
+
+
+def test_what_a_client_did_last_is_told_once(server_uri: str) -> None:
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader])
+    otel.register(provider)
+
+    def finds(name: str) -> list[int]:
+        return [
+            point.count
+            for point in collected(reader).get("db.client.operation.duration", [])
+            if point.attributes["db.client.connection.pool.name"].startswith(f"{name}@")
+            and point.attributes["db.operation.name"] == "find"
+        ]
+
+    options = TelemetryOptions(name="last")
+    MongoDBConnectionPool.initialize(server_uri, telemetry=options)["otel"]["t"].find_one()
+    MongoDBConnectionPool.close()
+    assert finds("last") == [1]
+    assert not [
+        p for p in collected(reader).get("db.client.connection.count", []) if "last@" in str(p)
+    ]
+    # Who takes the name before that is told has it alone.
+    MongoDBConnectionPool.initialize(server_uri, telemetry=options)["otel"]["t"].find_one()
+    MongoDBConnectionPool.close()
+    client = MongoDBConnectionPool.initialize(server_uri, telemetry=options)
+    for _ in range(2):
+        client["otel"]["t"].find_one()
+    assert collected(reader)["db.client.connection.max"]
+    (pool,) = [p for p in collected(reader)["mongodb.client.pool.min"] if "last@" in str(p)]
+    assert pool.value == 10
+    otel.unregister(provider)
+    provider.shutdown()

@@ -1,0 +1,154 @@
+"""`configure_otlp()` in a program of its own, with the standard variables and all kinds of ends."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pool_telemetry import PoolConfigurationError
+from pool_telemetry.otel import configure_otlp
+from tests.otlp import PROTOCOLS, receiver
+
+PROGRAM = """
+import json, logging, os, sys, threading, time
+from opentelemetry import metrics
+from pool_telemetry import MongoDBConnectionPool
+from pool_telemetry.otel import configure_otlp
+
+logging.basicConfig(level=logging.INFO)
+{before}
+began = time.monotonic()
+otlp = configure_otlp({arguments})
+assert configure_otlp() is otlp
+made = time.monotonic() - began
+client = MongoDBConnectionPool.initialize(sys.argv[1])
+metrics.get_meter("theirs").create_counter("theirs").add(1)
+slowest = 0.0
+for _ in range(100):
+    began = time.monotonic()
+    client["otlp"]["t"].find_one()
+    slowest = max(slowest, time.monotonic() - began)
+{after}
+MongoDBConnectionPool.close()
+print(json.dumps({{"made": made, "slowest": slowest}}))
+"""
+
+
+def run(
+    uri: str, arguments: str = "", before: str = "", after: str = "", **environ: str
+) -> tuple[dict[str, Any], str, float]:
+    """Return what the program printed, what it logged, and the seconds that it took."""
+    program = PROGRAM.format(arguments=arguments, before=before, after=after)
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", program, uri],
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), done.stderr, time.monotonic() - began
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_standard_variables_are_honoured(server_uri: str, protocol: str) -> None:
+    with receiver(protocol) as received:
+        run(
+            server_uri,
+            OTEL_EXPORTER_OTLP_ENDPOINT=received.endpoint,
+            OTEL_EXPORTER_OTLP_PROTOCOL=protocol,
+            OTEL_EXPORTER_OTLP_HEADERS="x-token=abc",
+            OTEL_EXPORTER_OTLP_COMPRESSION="gzip",
+            OTEL_SERVICE_NAME="shop",
+            OTEL_RESOURCE_ATTRIBUTES="deployment.environment.name=test",
+        )
+        # The client is closed before the last export, which still tells of it.
+        counted = received.latest["mongodb.client.pool.checkouts"].sum.data_points
+        assert max(point.as_int for point in counted) > 100
+        operations = received.latest["db.client.operation.duration"].histogram.data_points
+        assert max(point.count for point in operations) == 100
+        assert received.headers[-1]["x-token"] == "abc"
+        assert received.resource["service.name"] == "shop"
+        assert received.resource["deployment.environment.name"] == "test"
+        (point,) = received.latest["theirs"].sum.data_points
+        assert point.as_int == 1  # the global provider was free, and is ours
+
+
+def test_what_is_given_goes_before_the_environment(server_uri: str) -> None:
+    with receiver("http/protobuf") as received:
+        arguments = f"'cart', endpoint={received.endpoint!r}, protocol='http/protobuf'"
+        run(server_uri, arguments, OTEL_SERVICE_NAME="shop", OTEL_EXPORTER_OTLP_PROTOCOL="grpc")
+        assert received.resource["service.name"] == "cart"
+
+
+def test_a_global_provider_that_somebody_set_stays(server_uri: str) -> None:
+    before = """
+from opentelemetry.sdk.metrics import MeterProvider
+theirs = MeterProvider()
+metrics.set_meter_provider(theirs)
+"""
+    after = "assert metrics.get_meter_provider() is theirs"
+    with receiver("grpc") as received:
+        _, said, _ = run(
+            server_uri, before=before, after=after, OTEL_EXPORTER_OTLP_ENDPOINT=received.endpoint
+        )
+        assert "theirs" not in received.latest
+        assert "db.client.connection.wait_time" in received.latest
+        assert "Overriding" not in said
+
+
+def test_a_protocol_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "use grpc or http/protobuf"
+    with pytest.raises(PoolConfigurationError, match=f"protocol is 'json': {words}"):
+        configure_otlp(protocol="json")  # type: ignore[arg-type]  # that is the point
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "http/json")
+    with pytest.raises(PoolConfigurationError, match=f"protocol is 'http/json': {words}"):
+        configure_otlp()
+
+
+class Hole:
+    """A port that takes connections, and answers nothing."""
+
+    def __init__(self) -> None:
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listening.getsockname()[1]
+
+    def close(self) -> None:
+        self._listening.close()
+
+
+@pytest.fixture
+def hole() -> Iterator[Hole]:
+    hole = Hole()
+    yield hole
+    hole.close()
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("collector", ["refuses", "hangs"])
+def test_a_dead_collector_costs_the_application_nothing(
+    server_uri: str, hole: Hole, protocol: str, collector: str
+) -> None:
+    """Ten times what is expected: 5 s are allowed for the last flush."""
+    port = hole.port
+    if collector == "refuses":
+        hole.close()
+    said, logged, took = run(
+        server_uri,
+        OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{port}",
+        OTEL_EXPORTER_OTLP_PROTOCOL=protocol,
+        OTEL_EXPORTER_OTLP_HEADERS="authorization=Bearer s3cr3t",
+        OTEL_METRIC_EXPORT_INTERVAL="100",
+        OTEL_EXPORTER_OTLP_TIMEOUT="1",
+    )
+    assert said["made"] < 5.0
+    assert said["slowest"] < 1.0
+    assert took < 30.0
+    assert "s3cr3t" not in logged
