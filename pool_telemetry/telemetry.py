@@ -136,6 +136,7 @@ class PoolTelemetry:
     def close(self) -> None:
         """Leave the exporters and give the name free. For owners of a closed client."""
         self._closed = True
+        self.on_reconnected = None  # it may hold the client
         _lately_closed.append(self)
 
     def succeed(self, old: "PoolTelemetry") -> None:

@@ -21,12 +21,8 @@ from pool_telemetry.embedded import EmbeddedServer
 from pool_telemetry.telemetry import live
 from tests.support import drivers, fastest, slow, until
 
-# PyMongo drops the socket of a connect that is cancelled without closing it. Only that is let pass.
-# And some tests leave a client behind on purpose.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*socket.socket:pytest.PytestUnraisableExceptionWarning",
+pytestmark = pytest.mark.filterwarnings(  # some tests leave a client behind on purpose
     "ignore:.*AsyncMongoClient.__del__:pytest.PytestUnraisableExceptionWarning",
-    "ignore:.*_SelectorTransport.__del__:pytest.PytestUnraisableExceptionWarning",
 )
 
 

@@ -12,11 +12,6 @@ OPERATIONS, STORM = 6_000, 1_500
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="it counts descriptors in /proc")
-# A task that is cancelled while it connects drops its socket unclosed (PyMongo 4.20).
-@pytest.mark.filterwarnings(
-    "ignore:.*socket.socket:pytest.PytestUnraisableExceptionWarning",
-    "ignore:.*_SelectorTransport.__del__:pytest.PytestUnraisableExceptionWarning",
-)
 @pytest.mark.skipif(
     pymongo.version_tuple < (4, 20), reason="PyMongo loses count of cancelled tasks before 4.20"
 )
