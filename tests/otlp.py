@@ -27,12 +27,15 @@ class Received:
     @property
     def latest(self) -> dict[str, Any]:
         """The last export's metrics by name."""
-        return {
-            metric.name: metric
+        metrics = [
+            metric
             for resource in self.metrics[-1].resource_metrics
             for scope in resource.scope_metrics
             for metric in scope.metrics
-        }
+        ]
+        found = {metric.name: metric for metric in metrics}
+        assert len(found) == len(metrics), "a metric came twice"
+        return found
 
     @property
     def resource(self) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """The catalog over OTLP, as a receiver decodes it, and through an application's own provider."""
 
 import inspect
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -261,3 +263,40 @@ def test_what_a_client_did_last_is_told_once(server_uri: str) -> None:
     assert pool.value == 10
     otel.unregister(provider)
     provider.shutdown()
+
+
+LATER = """
+from opentelemetry import metrics
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from pool_telemetry import MongoDBConnectionPool, otel
+import sys
+
+otel.register()  # nobody set the global provider yet
+reader = InMemoryMetricReader()
+provider = MeterProvider([reader])
+metrics.set_meter_provider(provider)
+otel.register()
+otel.register(provider)
+MongoDBConnectionPool.initialize(sys.argv[1])
+(resource,) = reader.get_metrics_data().resource_metrics
+(scope,) = resource.scope_metrics
+names = [metric.name for metric in scope.metrics]
+assert len(names) == len(set(names)) > 20, names
+(point,) = next(m for m in scope.metrics if m.name == "db.client.connection.max").data.data_points
+assert point.value == 100
+otel.unregister(provider)
+assert not any("count" in m.name for m in reader.get_metrics_data().resource_metrics[0]
+               .scope_metrics[0].metrics)
+MongoDBConnectionPool.close()
+"""
+
+
+def test_the_global_provider_may_be_set_later(server_uri: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", LATER, server_uri],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

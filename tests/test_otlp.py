@@ -68,6 +68,7 @@ def test_the_standard_variables_are_honoured(server_uri: str, protocol: str) -> 
             OTEL_EXPORTER_OTLP_COMPRESSION="gzip",
             OTEL_SERVICE_NAME="shop",
             OTEL_RESOURCE_ATTRIBUTES="deployment.environment.name=test",
+            after="from pool_telemetry import otel; otel.register()  # it is there already",
         )
         # The client is closed before the last export, which still tells of it.
         counted = received.latest["mongodb.client.pool.checkouts"].sum.data_points

@@ -46,10 +46,10 @@ def register(
         exporter: That of the provider's reader, where it adds the histograms. Without it the SDK
             records each duration once more, which takes some 25 µs of CPU an operation.
     """
-    key = _key(meter_provider)
+    provider = api.get_meter_provider() if meter_provider is None else meter_provider
     with _lock:
-        if key not in _registered:
-            provider = api.get_meter_provider() if meter_provider is None else meter_provider
+        *_, key = keys = _keys(provider)
+        if not any(one in _registered for one in keys):
             meter = provider.get_meter(SCOPE, version("pool-telemetry"), SCHEMA_URL)
             look = Look() if exporter is None else exporter.look
             _registered[key] = _Instruments(meter, look, replays=exporter is None)
@@ -57,16 +57,16 @@ def register(
 
 def unregister(meter_provider: MeterProvider | None = None) -> None:
     """Take them out again. Without them is no error."""
+    provider = api.get_meter_provider() if meter_provider is None else meter_provider
     with _lock:
-        found = _registered.pop(_key(meter_provider), None)
-    if found is not None:
-        found.end()
+        for key in _keys(provider):
+            if (found := _registered.pop(key, None)) is not None:
+                found.end()
 
 
-def _key(meter_provider: MeterProvider | None) -> MeterProvider | _Global:
-    if meter_provider is None or meter_provider is api.get_meter_provider():
-        return _global
-    return meter_provider
+def _keys(provider: MeterProvider) -> list[MeterProvider | _Global]:
+    """Return what it may be registered as: it may have become the global one since then."""
+    return [provider, _global] if provider is api.get_meter_provider() else [provider]
 
 
 class _Instruments:
