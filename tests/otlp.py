@@ -12,6 +12,9 @@ from typing import Any
 import grpc  # type: ignore[import-untyped]  # it has no types
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as metrics_pb2
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc as metrics_grpc
+from opentelemetry.sdk.resources import Resource
+
+from pool_telemetry.otel import configure
 
 PROTOCOLS = ("grpc", "http/protobuf")
 
@@ -106,3 +109,13 @@ def _over_http() -> Iterator[Received]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def exported(protocol: str) -> Received:
+    """Send once over a real connection, without a look at the process's global provider."""
+    with receiver(protocol) as received:
+        exporter = configure._metric_exporter(protocol, received.endpoint)
+        otlp = configure.Otlp(Resource.create({"service.name": "shop"}), exporter)
+        otlp.flush()
+        otlp.close()
+        return received

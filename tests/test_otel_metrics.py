@@ -1,6 +1,7 @@
 """The catalog over OTLP, as a receiver decodes it, and through an application's own provider."""
 
 import inspect
+import os
 import subprocess
 import sys
 import threading
@@ -12,7 +13,6 @@ from typing import Any
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.resources import Resource
 from opentelemetry.semconv._incubating.attributes import db_attributes
 from opentelemetry.semconv._incubating.metrics import db_metrics
 from opentelemetry.semconv.attributes import error_attributes, server_attributes
@@ -27,9 +27,9 @@ from pool_telemetry import (
     prometheus,
 )
 from pool_telemetry.catalog import CATALOG, POOL_ATTRIBUTES, Metric
-from pool_telemetry.otel import configure, look
+from pool_telemetry.otel import look
 from tests.everything import replay
-from tests.otlp import PROTOCOLS, Received, attributes, receiver
+from tests.otlp import PROTOCOLS, Received, attributes, exported
 from tests.support import prometheus_families
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -44,16 +44,6 @@ def everything(monkeypatch: pytest.MonkeyPatch) -> Iterator[PoolTelemetry]:
     monkeypatch.setattr(look, "ended", list)
     yield telemetry
     del listeners  # they hold it, as a client does
-
-
-def exported(protocol: str) -> Received:
-    """Send once over a real connection, without a look at the process's global provider."""
-    with receiver(protocol) as received:
-        exporter = configure._metric_exporter(protocol, received.endpoint)
-        otlp = configure.Otlp(Resource.create({"service.name": "shop"}), exporter)
-        otlp.flush()
-        otlp.close()
-        return received
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -300,3 +290,40 @@ def test_the_global_provider_may_be_set_later(server_uri: str) -> None:
         timeout=60,
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+FORKED = """
+import os, sys
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from pool_telemetry import MongoDBConnectionPool, otel
+from pool_telemetry.otel import metrics
+
+reader = InMemoryMetricReader()
+otel.register(provider := MeterProvider([reader]))
+client = MongoDBConnectionPool.initialize(sys.argv[1])
+reader.get_metrics_data()
+(instruments,) = metrics._registered.values()
+with metrics._lock, instruments._lock:  # as by the thread that exports, in the parent
+    pid = os.fork()
+    if pid == 0:
+        client["otel"]["t"].find_one()
+        (resource,) = reader.get_metrics_data().resource_metrics
+        counted = {m.name: m.data.data_points for m in resource.scope_metrics[0].metrics}
+        otel.unregister(provider)
+        os._exit(counted["mongodb.client.pool.connections.created"][0].value)
+_, status = os.waitpid(pid, 0)
+MongoDBConnectionPool.close()
+print(os.waitstatus_to_exitcode(status))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_collects_its_own(server_uri: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKED, server_uri + "?minPoolSize=0"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout == "1\n", done.stderr  # one connection, for its find_one

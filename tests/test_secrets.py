@@ -34,6 +34,7 @@ from pool_telemetry import (
 from pool_telemetry.fastapi import create_router
 from pool_telemetry.managed import Managed, Settings
 from pool_telemetry.uri import mask_uri
+from tests.otlp import exported
 from tests.web import serving
 
 # Long enough not to be in a text by chance, and of every kind of character.
@@ -179,6 +180,7 @@ def test_nothing_that_a_running_client_shows_has_a_secret(server_uri: str) -> No
             repr(assess(telemetry.stats())),
             prometheus.generate(registry=registry)[0].decode(),
             prometheus.generate("application/openmetrics-text", registry)[0].decode(),
+            str(exported("http/protobuf").metrics),
             *(web.get(path).text for path in ("/health", "/health/ready", "/metrics")),
             web.get("/metrics/mongodb").text,
         ]

@@ -4,6 +4,7 @@ Everything is read when a reader collects; between collections it costs nothing.
 on the event path: there a garbage collection inside the SDK's own locks may publish an event.
 """
 
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -33,7 +34,7 @@ class _Global:
 _global: Final = _Global()
 _registered: "weakref.WeakKeyDictionary[MeterProvider | _Global, _Instruments]"
 _registered = weakref.WeakKeyDictionary()
-_lock: Final = threading.Lock()
+_lock = threading.Lock()
 
 
 def register(
@@ -97,6 +98,11 @@ class _Instruments:
                     metric.name, **described, explicit_bucket_boundaries_advisory=metric.bounds
                 )
 
+    def after_fork(self) -> None:
+        """Begin anew in a child: nobody there would let go of the lock."""
+        self._lock = threading.RLock()
+        self._replayed = {}
+
     def end(self) -> None:
         """Report nothing any more: the API has no way to take an instrument back."""
         self._over = True
@@ -144,3 +150,14 @@ def _durations(now: HistogramStats, before: HistogramStats | None) -> Iterator[f
         seconds = min(high, max(low + share * (high - low), low * (1 + 1e-12)))
         for _ in range(count):
             yield seconds
+
+
+def _after_fork_in_child() -> None:
+    global _lock
+    _lock = threading.Lock()
+    for instruments in list(_registered.values()):
+        instruments.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
