@@ -53,6 +53,13 @@ class HistogramStats:
         """Return the mean in seconds; None when nothing was seen."""
         return self.sum / count if (count := self.count) else None
 
+    def since(self, before: "HistogramStats | None") -> "HistogramStats":
+        """Return what is new; all of it, if it began anew. The maximum stays that of all."""
+        if before is None or any(map(int.__lt__, self.counts, before.counts)):
+            return self
+        counts = tuple(map(int.__sub__, self.counts, before.counts))
+        return HistogramStats(self.bounds, counts, self.sum - before.sum, self.max)
+
     def quantile(self, q: float) -> float | None:
         """Return the duration in seconds below which a share `q` (0.0 to 1.0) fell.
 

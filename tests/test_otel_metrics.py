@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.semconv._incubating.attributes import db_attributes
 from opentelemetry.semconv._incubating.metrics import db_metrics
 from opentelemetry.semconv.attributes import error_attributes, server_attributes
@@ -27,9 +28,9 @@ from pool_telemetry import (
     prometheus,
 )
 from pool_telemetry.catalog import CATALOG, POOL_ATTRIBUTES, Metric
-from pool_telemetry.otel import look
+from pool_telemetry.otel import configure, look
 from tests.everything import replay
-from tests.otlp import PROTOCOLS, Received, attributes, exported
+from tests.otlp import PROTOCOLS, Received, attributes, exported, receiver
 from tests.support import prometheus_families
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -253,6 +254,34 @@ def test_what_a_client_did_last_is_told_once(server_uri: str) -> None:
     assert pool.value == 10
     otel.unregister(provider)
     provider.shutdown()
+
+
+def test_an_exporter_that_prefers_differences_gets_them(
+    server_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta")
+    with receiver("grpc") as received:
+        exporter = configure._metric_exporter("grpc", received.endpoint)
+        otlp = configure.Otlp(Resource({}), exporter)
+        options = TelemetryOptions(name="delta")
+        client = MongoDBConnectionPool.initialize(server_uri, telemetry=options)
+        counts, ends = [], []
+        for finds in (3, 0, 2):
+            for _ in range(finds):
+                client["otel"]["t"].find_one()
+            otlp.flush()
+            arrived = received.latest["db.client.operation.duration"].histogram
+            assert arrived.aggregation_temporality == 1  # delta
+            (point,) = [
+                point
+                for point in arrived.data_points
+                if "delta@" in str(point.attributes) and '"find"' in str(point.attributes)
+            ]
+            counts.append((point.count, sum(point.bucket_counts)))
+            ends.append((point.start_time_unix_nano, point.time_unix_nano))
+        otlp.close()
+    assert counts == [(3, 3), (0, 0), (2, 2)]
+    assert [start for start, _ in ends[1:]] == [end for _, end in ends[:-1]]
 
 
 LATER = """

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from opentelemetry.sdk.metrics import Histogram as SdkHistogram
 from opentelemetry.sdk.metrics.export import (
     AggregationTemporality,
     Histogram,
@@ -35,7 +36,7 @@ class HistogramExporter(MetricExporter):
         register(provider, exporter)
 
     Args:
-        exporter: Who sends it. Ours are cumulative, whatever it prefers.
+        exporter: Who sends it.
 
     Attributes:
         look: What the present collection saw.
@@ -44,6 +45,10 @@ class HistogramExporter(MetricExporter):
     def __init__(self, exporter: MetricExporter) -> None:
         super().__init__(exporter._preferred_temporality, exporter._preferred_aggregation)
         self._exporter = exporter
+        self._temporality = (self._preferred_temporality or {}).get(
+            SdkHistogram, AggregationTemporality.CUMULATIVE
+        )
+        self._sent: dict[tuple[str, tuple[str, ...]], tuple[HistogramStats, int]] = {}
         self.look = Look()
 
     def export(
@@ -73,32 +78,42 @@ class HistogramExporter(MetricExporter):
         )
 
     def _histograms(self) -> Iterator[Metric]:
-        now = time.time_ns()
+        now, sent = time.time_ns(), {}
+        delta = self._temporality is AggregationTemporality.DELTA
         for metric in CATALOG:
-            if metric.instrument != "histogram":
-                continue
-            points = [
-                _point(value, attributes_of(metric, values), client.since, now)
-                for client in self.look.clients
-                for values, value in metric.read(client)
-                if isinstance(value, HistogramStats)
-            ]
+            points = []
+            for client in self.look.clients if metric.bounds else ():
+                for values, value in metric.read(client):
+                    assert isinstance(value, HistogramStats)
+                    sent[metric.name, values] = value, now
+                    begin, longest = int(client.since * 1e9), value.max
+                    if delta:
+                        before, begin = self._sent.get((metric.name, values), (None, begin))
+                        value, longest = value.since(before), None
+                    attributes = attributes_of(metric, values)
+                    points.append(_point(value, attributes, begin, now, longest))
             if points:
-                data = Histogram(points, AggregationTemporality.CUMULATIVE)
+                data = Histogram(points, self._temporality)
                 yield Metric(metric.name, metric.description, metric.unit, data)
+        self._sent = sent
 
 
 def _point(
-    histogram: HistogramStats, attributes: dict[str, str | int], since: float, now: int
+    histogram: HistogramStats,
+    attributes: dict[str, str | int],
+    begin: int,
+    now: int,
+    longest: float | None,
 ) -> HistogramDataPoint:
+    unknown: Any = None  # what OTLP leaves out
     return HistogramDataPoint(
         attributes=attributes,
-        start_time_unix_nano=int(since * 1e9),
+        start_time_unix_nano=begin,
         time_unix_nano=now,
         count=histogram.count,
         sum=histogram.sum,
         bucket_counts=histogram.counts,
         explicit_bounds=histogram.bounds,
-        min=None,  # type: ignore[arg-type]  # not known; OTLP leaves it out
-        max=histogram.max,
+        min=unknown,
+        max=unknown if longest is None else longest,
     )

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import version
+from operator import mul
 from typing import Any, Final
 
 from opentelemetry import metrics as api
@@ -126,26 +127,21 @@ class _Instruments:
                 for values, now in metric.read(client):
                     assert isinstance(now, HistogramStats)
                     key, attributes = (metric.name, values), attributes_of(metric, values)
-                    for seconds in _durations(now, self._replayed.get(key)):
+                    for seconds in _durations(now.since(self._replayed.get(key))):
                         histogram.record(seconds, attributes, _NO_SPAN)
                     replayed[key] = now
         self._replayed = replayed
 
 
-def _durations(now: HistogramStats, before: HistogramStats | None) -> Iterator[float]:
-    """Yield as many durations as are new, in the right buckets and with the right sum."""
-    if before is None or any(new < old for new, old in zip(now.counts, before.counts, strict=True)):
-        counts, total = now.counts, now.sum  # it began anew
-    else:
-        counts = tuple(new - old for new, old in zip(now.counts, before.counts, strict=True))
-        total = now.sum - before.sum
-    lower = (0.0, *now.bounds)
-    upper = (*now.bounds, max(now.max, now.bounds[-1]))
-    least = sum(count * bound for count, bound in zip(counts, lower, strict=True))
-    most = sum(count * bound for count, bound in zip(counts, upper, strict=True))
-    share = (total - least) / (most - least) if most > least else 1.0
+def _durations(new: HistogramStats) -> Iterator[float]:
+    """Yield as many durations as it has, in the right buckets and with the right sum."""
+    lower = (0.0, *new.bounds)
+    upper = (*new.bounds, max(new.max, new.bounds[-1]))
+    least = sum(map(mul, new.counts, lower))
+    most = sum(map(mul, new.counts, upper))
+    share = (new.sum - least) / (most - least) if most > least else 1.0
     share = min(1.0, max(0.0, share))
-    for count, low, high in zip(counts, lower, upper, strict=True):
+    for count, low, high in zip(new.counts, lower, upper, strict=True):
         # A bucket's lower bound belongs to the one below it.
         seconds = min(high, max(low + share * (high - low), low * (1 + 1e-12)))
         for _ in range(count):
