@@ -86,7 +86,8 @@ class HistogramExporter(MetricExporter):
                 for values, value in metric.read(client):
                     assert isinstance(value, HistogramStats)
                     sent[metric.name, values] = value, now
-                    begin, longest = int(client.since * 1e9), value.max
+                    begin = int(client.since * 1e9)
+                    longest: float | None = value.max
                     if delta:
                         before, begin = self._sent.get((metric.name, values), (None, begin))
                         value, longest = value.since(before), None
