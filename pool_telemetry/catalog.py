@@ -27,9 +27,26 @@ POOL_ATTRIBUTES: Final = (
 Where a value belongs to the client as a whole: its NAME, and no host and port.
 """
 
+DB_SYSTEM: Final = ("db.system.name", "mongodb")
+
+WAIT_TIME: Final = "mongodb.client.pool.wait_time"
+"""On a command's span: how long it waited for its connection, in seconds. Absent on a further
+command over the same connection.
+"""
+
+CROWD_ATTRIBUTES: Final = (
+    "mongodb.client.pool.size",
+    "mongodb.client.pool.in_use",
+    "mongodb.client.pool.waiting",
+    "mongodb.client.pool.max_size",
+)
+"""On the span of a failed checkout, what `Crowd` has: connections, those in use, callers who still
+wait, maxPoolSize (absent when unlimited).
+"""
+
 _STATE: Final = ("db.client.connection.state",)
 _OPERATION: Final = (
-    "db.system.name",
+    DB_SYSTEM[0],
     "db.namespace",
     "db.collection.name",
     "db.operation.name",
@@ -95,7 +112,7 @@ def _operations(client: ClientStats) -> Points:
                 name,
                 series.host,
                 _port(series.port),
-                "mongodb",
+                DB_SYSTEM[1],
                 series.namespace,
                 series.collection,
                 series.operation,

@@ -6,13 +6,24 @@ in `state.py`: one leaf lock, nothing that grows.
 
 import contextlib
 from threading import RLock
-from typing import Final
+from typing import Final, Protocol
 
 from pool_telemetry.histogram import OPERATION_BOUNDS, Histogram
-from pool_telemetry.stats import Address, OperationStats, checked
+from pool_telemetry.stats import Address, Link, OperationStats, checked
 
 Series = tuple[Address, str, str, str, str, str]
 """Server, database, collection, command, error type, status code."""
+
+
+class Trace(Protocol):
+    """What a trace has of one command that was sent."""
+
+    def end(self, error_type: str, status_code: str) -> None:
+        """Note the command's end."""
+
+    def link(self) -> Link | None:
+        """Return where in the trace it is."""
+
 
 _OVERFLOW: Final = "_OTHER"  # OpenTelemetry's name for what a bounded attribute leaves out
 _INFLIGHT_LIMIT: Final = 10_000
@@ -35,12 +46,12 @@ class CommandState:
         self._series: dict[Series, Histogram] = {}
         # request id -> its series, were it to succeed. A command cancelled in flight publishes no
         # end, so the oldest make room for the newest.
-        self._inflight: dict[int, Series] = {}
+        self._inflight: dict[int, tuple[Series, Trace | None]] = {}
 
-    def started(self, request_id: int, series: Series) -> None:
+    def started(self, request_id: int, series: Series, trace: Trace | None = None) -> None:
         """Remember what a request is about until it ends."""
         inflight = self._inflight
-        inflight[request_id] = series
+        inflight[request_id] = series, trace
         if len(inflight) > _INFLIGHT_LIMIT:
             with contextlib.suppress(RuntimeError):  # another thread does it at this moment
                 inflight.pop(next(iter(inflight)), None)
@@ -49,13 +60,16 @@ class CommandState:
         self, request_id: int, seconds: float, error_type: str = "", status_code: str = ""
     ) -> None:
         """Count a command that the server answered; under its error, if it failed."""
-        series = self._inflight.pop(request_id, None)
-        if series is not None:
+        found = self._inflight.pop(request_id, None)
+        if found is not None:
+            series, trace = found
             if error_type:
                 series = (*series[:4], error_type, status_code)
             with self._lock:
                 histogram = self._series.get(series) or self._new(series)
-                histogram.observe(seconds)
+                histogram.observe(seconds, None if trace is None else trace.link)
+            if trace is not None:
+                trace.end(error_type, status_code)
 
     def _new(self, series: Series) -> Histogram:
         if len(self._series) >= self._max_series:

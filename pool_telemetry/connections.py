@@ -8,7 +8,7 @@ from typing import Final
 
 from pool_telemetry.actor import Actor
 from pool_telemetry.histogram import POOL_BOUNDS, Histogram
-from pool_telemetry.stats import CLOSE_REASONS
+from pool_telemetry.stats import CLOSE_REASONS, FindLink
 
 Holder = tuple[Actor, float]  # who has a connection, and since when
 
@@ -144,7 +144,9 @@ class Connections:
             self.use_time.observe(now - before[1])
             self._late[conn_id] = {**self._still_due(conn_id, now), before[0]: now}
 
-    def give_back(self, who: Callable[[], Actor], conn_id: int, now: float) -> None:
+    def give_back(
+        self, who: Callable[[], Actor], conn_id: int, now: float, link: FindLink | None
+    ) -> None:
         """Take one back; it may already be someone else's, or closed.
 
         Who gives it back is rarely of interest, and in a task costs 0.3 µs to find out.
@@ -154,7 +156,7 @@ class Connections:
         else:
             holder = self.held.pop(conn_id, None)
         if holder is not None:
-            self.use_time.observe(now - holder[1])
+            self.use_time.observe(now - holder[1], link)
 
     def _untangle(self, actor: Actor, conn_id: int, now: float) -> Holder | None:
         """Take out the checkout of this id that this actor ends; None if it ended before."""

@@ -1,9 +1,10 @@
-"""Durations counted into fixed buckets. The caller holds the lock; nothing here allocates."""
+"""Durations counted into fixed buckets. The caller holds the lock; nothing here grows."""
 
+import time
 from bisect import bisect_left
 from typing import Final
 
-from pool_telemetry.stats import HistogramStats
+from pool_telemetry.stats import Exemplar, FindLink, HistogramStats
 
 OPERATION_BOUNDS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 """Seconds, as OpenTelemetry's conventions advise for database operations."""
@@ -13,30 +14,44 @@ POOL_BOUNDS: Final = tuple(
 )
 """Seconds: a wait for an idle connection takes some 50 µs, so the pool looks closer."""
 
+EXEMPLAR_SECONDS: Final = 1.0
+"""A bucket's exemplar stays at least so long."""
+
 _FOREVER: Final = float("inf")
 
 
 class Histogram:
     """Counts per bucket, sum and maximum of what it saw, since it was made."""
 
-    __slots__ = ("_bounds", "_counts", "_max", "_sum")
+    __slots__ = ("_bounds", "_counts", "_exemplars", "_max", "_sum")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
         self._max = 0.0
+        self._exemplars: dict[int, Exemplar] = {}
 
-    def observe(self, seconds: float) -> None:
-        """Count one duration; a bucket's upper bound belongs to the bucket."""
+    def observe(self, seconds: float, link: FindLink | None = None) -> None:
+        """Count one duration; a bucket's upper bound belongs to the bucket.
+
+        With a link it becomes the bucket's exemplar, unless that is of this second.
+        """
         # A clock that jumped back, or no number at all: a sum never falls.
         if not 0.0 <= seconds < _FOREVER:
             seconds = 0.0
-        self._counts[bisect_left(self._bounds, seconds)] += 1
+        bucket = bisect_left(self._bounds, seconds)
+        self._counts[bucket] += 1
         self._sum += seconds
         if seconds > self._max:
             self._max = seconds
+        if link is not None:
+            now, last = time.time(), self._exemplars.get(bucket)
+            due = last is None or not 0.0 <= now - last.time < EXEMPLAR_SECONDS
+            if due and (found := link()) is not None:
+                self._exemplars[bucket] = Exemplar(found, seconds, now)
 
     def stats(self) -> HistogramStats:
         """Return a frozen copy."""
-        return HistogramStats(self._bounds, tuple(self._counts), self._sum, self._max)
+        exemplars = self._exemplars.copy()
+        return HistogramStats(self._bounds, tuple(self._counts), self._sum, self._max, exemplars)

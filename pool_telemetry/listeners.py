@@ -9,8 +9,10 @@ from typing import Any, Final
 
 from pymongo import monitoring as cmap
 
+from pool_telemetry import tracing
 from pool_telemetry.actor import current_actor
 from pool_telemetry.commands import CommandState
+from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.state import PoolState
 from pool_telemetry.stats import Address, checked
 
@@ -57,6 +59,8 @@ class PoolListener(cmap.ConnectionPoolListener):
         on_created: Called with a new pool's address, maxPoolSize (None: unlimited), minPoolSize.
         on_reconnected: Called when a cleared pool is ready again; PyMongo's pool lock is held.
         on_error: Called with a failure of ours; it never reaches the application.
+        pool_name: Returns the name that a pool has in spans.
+        options: Which checkouts get a span.
     """
 
     def __init__(
@@ -65,8 +69,13 @@ class PoolListener(cmap.ConnectionPoolListener):
         on_created: Callable[[Address, int | None, int], None],
         on_reconnected: Callable[[], None],
         on_error: OnError,
+        *,
+        pool_name: tracing.PoolName,
+        options: TelemetryOptions,
     ) -> None:
         self._pools = pools
+        self._pool_name = pool_name
+        self._options = options
         self._on_created = on_created
         self._on_reconnected = on_reconnected
         self._on_error = on_error
@@ -81,32 +90,47 @@ class PoolListener(cmap.ConnectionPoolListener):
     def connection_checked_out(self, event: cmap.ConnectionCheckedOutEvent) -> None:
         """A caller has its connection."""
         try:
-            self._pools[event.address].checked_out(
-                current_actor(), event.connection_id, float(event.duration or 0.0)
-            )
+            spans, seconds = tracing.spans, float(event.duration or 0.0)
+            link = None if spans is None else spans.link
+            address, conn_id = event.address, event.connection_id
+            self._pools[address].checked_out(current_actor(), conn_id, seconds, link)
+            if spans is not None:
+                spans.checked_out(address, conn_id, seconds, self._options, self._pool_name)
         except Exception as error:
             self._on_error(error)
 
     def connection_checked_in(self, event: cmap.ConnectionCheckedInEvent) -> None:
         """A connection came back; from PyMongo 4.19 on, someone else may already have it."""
         try:
-            self._pools[event.address].checked_in(current_actor, event.connection_id)
+            spans = tracing.spans
+            link = None if spans is None else spans.link
+            self._pools[event.address].checked_in(current_actor, event.connection_id, link)
         except Exception as error:
             self._on_error(error)
 
     def connection_check_out_failed(self, event: cmap.ConnectionCheckOutFailedEvent) -> None:
         """A caller leaves without a connection. A retryable read does so twice."""
         try:
-            self._pools[event.address].checkout_failed(
-                current_actor(), _OUTCOMES.get(event.reason, "connection_error")
-            )
+            pool, spans = self._pools[event.address], tracing.spans
+            outcome = _OUTCOMES.get(event.reason, "connection_error")
+            pool.checkout_failed(current_actor(), outcome)
+            if spans is not None:
+                seconds = float(event.duration or 0.0)
+                crowd = pool.crowd()
+                spans.checkout_failed(event.address, outcome, seconds, crowd, self._pool_name)
         except Exception as error:
             self._on_error(error)
 
     def connection_created(self, event: cmap.ConnectionCreatedEvent) -> None:
         """A connection begins to open."""
         try:
-            self._pools[event.address].connection_created(current_actor(), event.connection_id)
+            pool, actor = self._pools[event.address], current_actor()
+            pool.connection_created(actor, event.connection_id)
+            spans = tracing.spans
+            # Not if nobody waits for it: PyMongo fills the pool up to minPoolSize.
+            if spans is not None and (waited := pool.waited(actor)) is not None:
+                conn_id = event.connection_id
+                spans.connection_created(event.address, conn_id, waited, self._pool_name)
         except Exception as error:
             self._on_error(error)
 
@@ -114,15 +138,18 @@ class PoolListener(cmap.ConnectionPoolListener):
         """A connection is open and authenticated, or authenticated again."""
         try:
             self._pools[event.address].connection_ready(event.connection_id)
+            if (spans := tracing.spans) is not None:
+                spans.connection_ready(event.connection_id)
         except Exception as error:
             self._on_error(error)
 
     def connection_closed(self, event: cmap.ConnectionClosedEvent) -> None:
         """A connection is gone."""
         try:
-            self._pools[event.address].connection_closed(
-                event.connection_id, _CLOSE_REASONS.get(event.reason, "error")
-            )
+            reason = _CLOSE_REASONS.get(event.reason, "error")
+            self._pools[event.address].connection_closed(event.connection_id, reason)
+            if (spans := tracing.spans) is not None:
+                spans.connection_closed(event.connection_id, reason)
         except Exception as error:
             self._on_error(error)
 
@@ -176,9 +203,13 @@ def _duration(seconds: Any) -> float:
 class OperationListener(cmap.CommandListener):
     """Feeds command events to the client's CommandState."""
 
-    def __init__(self, commands: CommandState, on_error: OnError) -> None:
+    def __init__(
+        self, commands: CommandState, on_error: OnError, options: TelemetryOptions
+    ) -> None:
         self._commands = commands
         self._on_error = on_error
+        self._options = options
+        self._other = tracing.other_instrumentor()
 
     def started(self, event: cmap.CommandStartedEvent) -> None:
         """A command is sent. Only names are taken from its document, and it is not kept."""
@@ -187,10 +218,13 @@ class OperationListener(cmap.CommandListener):
             collection = event.command.get(_COLLECTION_FIELD.get(name, ""))
             if not isinstance(collection, str):  # an aggregate over a database has 1
                 collection = ""
-            self._commands.started(
-                event.request_id,
-                (event.connection_id, event.database_name, collection, name, "", ""),
-            )
+            series = (event.connection_id, event.database_name, collection, name, "", "")
+            spans, trace = tracing.spans, None
+            try:
+                if spans is not None:
+                    trace = spans.command_started(series, event.command, self._options, self._other)
+            finally:
+                self._commands.started(event.request_id, series, trace)
         except Exception as error:
             self._on_error(error)
 

@@ -32,6 +32,7 @@ DEFAULTS: Final[Mapping[str, Any]] = MappingProxyType(
 DEFAULT_URI: Final = "mongodb://localhost:27017/"
 
 _FLAGS: Final = {"true": True, "1": True, "false": False, "0": False}
+_FLAGS_OR_AUTO: Final = {**_FLAGS, "auto": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,27 +149,44 @@ def _from_env(name: str, default: Any, parse: Callable[[str], Any], expected: st
     return field(default_factory=read)
 
 
+def _flag_from_env(name: str, *, default: bool) -> Any:
+    return _from_env(name, default, lambda text: _FLAGS[text.strip().lower()], "true or false")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TelemetryOptions:
     """The telemetry's own options. Each is also read from `POOL_TELEMETRY_<NAME>` when not given.
 
     Attributes:
         name: The pool's name in metrics, `NAME@host:port`; empty for `host:port` alone.
-        operations: Whether commands are timed. If not, no CommandListener is registered.
+        operations: Whether commands are timed. If not, no CommandListener is registered, and
+            commands get no spans.
         max_operation_series: Series of commands kept per client, 1 to 100,000; others fold into
             one.
         drain_seconds: How long a replaced client may finish its work, 0.0 or more and below a day.
+        command_spans: Whether commands get spans while tracing is on. None (`auto`): unless
+            opentelemetry-instrumentation-pymongo or PyMongo itself makes them.
+        query_text: Whether they have `db.query.text`: field names as they are, each value a `?`.
+        slow_checkout_seconds: A checkout that waits so long gets a span, 0.0 or more.
 
     Raises:
         PoolConfigurationError: A value is out of range.
     """
 
     name: str = _from_env("NAME", "", str, "a text")
-    operations: bool = _from_env(
-        "OPERATIONS", True, lambda text: _FLAGS[text.strip().lower()], "true or false"
-    )
+    operations: bool = _flag_from_env("OPERATIONS", default=True)
     max_operation_series: int = _from_env("MAX_OPERATION_SERIES", 500, int, "a whole number")
     drain_seconds: float = _from_env("DRAIN_SECONDS", 30.0, float, "a number of seconds")
+    command_spans: bool | None = _from_env(
+        "COMMAND_SPANS",
+        None,
+        lambda text: _FLAGS_OR_AUTO[text.strip().lower()],
+        "true, false or auto",
+    )
+    query_text: bool = _flag_from_env("QUERY_TEXT", default=False)
+    slow_checkout_seconds: float = _from_env(
+        "SLOW_CHECKOUT_SECONDS", 0.01, float, "a number of seconds"
+    )
 
     @staticmethod
     def of(given: Any) -> "TelemetryOptions":
@@ -188,11 +206,19 @@ class TelemetryOptions:
         if not fits or "@" in name:
             words = f"a printable text of at most {_MAX_NAME} characters, without '@'"
             raise PoolConfigurationError(f"name is {shown(name)}: use {words}")
-        if not isinstance(self.operations, bool):
+        for key in ("operations", "query_text"):
+            if not isinstance(value := getattr(self, key), bool):
+                raise PoolConfigurationError(f"{key} is {shown(value)}: use True or False")
+        wanted: Any = self.command_spans
+        if not isinstance(wanted, bool | None):
             raise PoolConfigurationError(
-                f"operations is {shown(self.operations)}: use True or False"
+                f"command_spans is {shown(wanted)}: use True, False or None"
             )
-        for key, allowed in (("max_operation_series", _SERIES), ("drain_seconds", _SECONDS)):
+        for key, allowed in (
+            ("max_operation_series", _SERIES),
+            ("drain_seconds", _SECONDS),
+            ("slow_checkout_seconds", _SECONDS),
+        ):
             check_number(key, getattr(self, key), allowed)
 
 

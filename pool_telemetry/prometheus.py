@@ -22,7 +22,9 @@ from prometheus_client.metrics_core import (
     Metric as Family,
 )
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 
+from pool_telemetry import stats
 from pool_telemetry.catalog import CATALOG, POOL_ATTRIBUTES, Metric
 from pool_telemetry.stats import HistogramStats
 from pool_telemetry.telemetry import live
@@ -98,6 +100,16 @@ def _family(metric: Metric) -> Any:
     return kind(_family_name(metric), metric.description, labels=labels, unit=unit)
 
 
-def _buckets(histogram: HistogramStats) -> list[tuple[str, float]]:
+def _buckets(histogram: HistogramStats) -> list[tuple[str, float, Exemplar | None]]:
+    """Return each bucket's bound, count and exemplar, which OpenMetrics alone shows."""
     bounds = (*map(str, histogram.bounds), "+Inf")
-    return list(zip(bounds, accumulate(histogram.counts), strict=True))
+    exemplars = (_exemplar(histogram.exemplars.get(i)) for i in range(len(bounds)))
+    return list(zip(bounds, accumulate(histogram.counts), exemplars, strict=True))
+
+
+def _exemplar(found: stats.Exemplar | None) -> Exemplar | None:
+    if found is None:
+        return None
+    trace_id, span_id = found.link
+    labels = {"trace_id": f"{trace_id:032x}", "span_id": f"{span_id:016x}"}
+    return Exemplar(labels, found.seconds, found.time)

@@ -15,7 +15,7 @@ from pool_telemetry.connections import Connections
 from pool_telemetry.exhaustion import Exhaustion
 from pool_telemetry.heartbeat import Heartbeat
 from pool_telemetry.histogram import POOL_BOUNDS, Histogram
-from pool_telemetry.stats import OUTCOMES, Address, Phase, PoolStats
+from pool_telemetry.stats import OUTCOMES, Address, Crowd, FindLink, Phase, PoolStats
 
 Clock = Callable[[], float]
 Look = Callable[[Iterable[Actor]], set[Actor]]
@@ -149,14 +149,16 @@ class PoolState:
         if alarm:
             self._examine(now)
 
-    def checked_out(self, actor: Actor, conn_id: int, wait_seconds: float) -> None:
-        """End an actor's wait with a connection."""
+    def checked_out(
+        self, actor: Actor, conn_id: int, wait_seconds: float, link: FindLink | None = None
+    ) -> None:
+        """End an actor's wait with a connection; `link` finds where in a trace that was."""
         now = self._clock()
         with self._lock:
             self._connections.take(actor, conn_id, now)  # an odd id fails here: nothing is changed
             self._ok += 1
-            self._wait_time.observe(wait_seconds)
             self._waiters.pop(actor, None)
+            self._wait_time.observe(wait_seconds, link)
 
     def checkout_failed(self, actor: Actor, outcome: str) -> None:
         """End an actor's wait without a connection, with one of OUTCOMES."""
@@ -171,11 +173,13 @@ class PoolState:
         if exhausted:
             self._examine(now)
 
-    def checked_in(self, who: Callable[[], Actor], conn_id: int) -> None:
+    def checked_in(
+        self, who: Callable[[], Actor], conn_id: int, link: FindLink | None = None
+    ) -> None:
         """End a checkout; the connection may already be someone else's, or closed."""
         now = self._clock()
         with self._lock:
-            self._connections.give_back(who, conn_id, now)
+            self._connections.give_back(who, conn_id, now, link)
             exhaustion = self._exhaustion
             if exhaustion.unmet_since is not None:
                 exhaustion.came_back(now)
@@ -254,6 +258,26 @@ class PoolState:
             self._heartbeat = self._heartbeat.then(now, up=up, rtt=rtt, reason=reason)
 
     # Reading
+
+    def waited(self, actor: Actor) -> float | None:
+        """Return for how long an actor has been waiting; None: it is not."""
+        with self._lock:
+            since = self._waiters.get(actor)
+        return _age(self._clock(), since)
+
+    def crowd(self) -> Crowd:
+        """Return what is to be said of a checkout that failed; unlike `stats()` it looks at nobody.
+
+        Where thousands give up at once it has to be cheap.
+        """
+        with self._lock:
+            limited = self._max_size != _UNLIMITED
+            return Crowd(
+                size=self._connections.size,
+                in_use=len(self._connections.held),
+                waiting=len(self._waiters),
+                max_size=int(self._max_size) if limited else None,
+            )
 
     def stats(self) -> PoolStats:
         """Return one consistent, frozen view; no I/O.

@@ -4,9 +4,9 @@ Made by `PoolState`, `CommandState` and `PoolTelemetry`; pure values that any th
 Durations and ages are seconds; counters count since the client was made (or the process forked).
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Final, Literal
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal, NamedTuple
 
 Address = tuple[str, int | None]
 """Host and port; the port is None for a Unix domain socket, whose path is the host."""
@@ -24,6 +24,13 @@ def checked(address: Address) -> Address:
     return host, port
 
 
+def pool_name(client: str, address: Address) -> str:
+    """Return `NAME@host:port`, or `host:port` for an unnamed client; IPv6 in brackets."""
+    host, port = address
+    place = host if port is None else f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return f"{client}@{place}" if client else place
+
+
 Phase = Literal["ready", "paused", "closed"]
 """A pool's phase, as CMAP names it."""
 
@@ -34,6 +41,21 @@ CLOSE_REASONS: Final = ("stale", "idle", "error", "pool_closed")
 """Why a connection closes, as CMAP names it."""
 
 
+Link = tuple[int, int]
+"""The trace and the span in which something happened, by OpenTelemetry's ids."""
+
+FindLink = Callable[[], Link | None]
+"""Finds it out; None where it is in no trace, or in one that is not kept."""
+
+
+class Exemplar(NamedTuple):
+    """One of a bucket's durations, with the trace in which it can be looked at."""
+
+    link: Link
+    seconds: float
+    time: float  # Unix time, seconds
+
+
 @dataclass(frozen=True, slots=True)
 class HistogramStats:
     """Durations in buckets: `counts[i]` fell at or below `bounds[i]`, the last count above all."""
@@ -42,6 +64,7 @@ class HistogramStats:
     counts: tuple[int, ...]
     sum: float
     max: float
+    exemplars: Mapping[int, Exemplar] = field(default_factory=dict)  # by bucket; most have none
 
     @property
     def count(self) -> int:
@@ -58,7 +81,8 @@ class HistogramStats:
         if before is None or any(map(int.__lt__, self.counts, before.counts)):
             return self
         counts = tuple(map(int.__sub__, self.counts, before.counts))
-        return HistogramStats(self.bounds, counts, self.sum - before.sum, self.max)
+        new = {i: one for i, one in self.exemplars.items() if one != before.exemplars.get(i)}
+        return HistogramStats(self.bounds, counts, self.sum - before.sum, self.max, new)
 
     def quantile(self, q: float) -> float | None:
         """Return the duration in seconds below which a share `q` (0.0 to 1.0) fell.
@@ -87,6 +111,15 @@ def merge(histograms: Iterable[HistogramStats]) -> HistogramStats | None:
         sum(h.sum for h in every),
         max(h.max for h in every),
     )
+
+
+class Crowd(NamedTuple):
+    """How full a pool is, of `PoolStats` the part that a span tells."""
+
+    size: int
+    in_use: int
+    waiting: int
+    max_size: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,9 +176,7 @@ class PoolStats:
     @property
     def address(self) -> str:
         """Return `host:port`, `[host]:port` for an IPv6 address, or the path of a socket."""
-        if self.port is None:
-            return self.host
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return pool_name("", (self.host, self.port))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,8 +204,8 @@ class ClientStats:
     since: float = 0.0  # Unix time from which its counters count
 
     def pool_name(self, pool: PoolStats) -> str:
-        """Return `NAME@host:port`, or `host:port` for an unnamed client."""
-        return f"{self.name}@{pool.address}" if self.name else pool.address
+        """Return the name of one of its pools in metrics."""
+        return pool_name(self.name, (pool.host, pool.port))
 
     @property
     def open_pools(self) -> list[PoolStats]:

@@ -22,7 +22,7 @@ from pool_telemetry.listeners import HeartbeatListener, OperationListener, PoolL
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.report import LiveStats, live_stats
 from pool_telemetry.state import Clock, PoolState
-from pool_telemetry.stats import Address, ClientStats, PoolStats
+from pool_telemetry.stats import Address, ClientStats, PoolStats, pool_name
 
 _log = logging.getLogger("pool_telemetry.telemetry")
 
@@ -94,12 +94,19 @@ class PoolTelemetry:
         notice_greenlets()
         owner = object()  # stands for the client that gets them
         on_created = partial(self._on_created, owner)
-        pool = PoolListener(self._pools, on_created, self._on_reconnected, self._on_error)
+        pool = PoolListener(
+            self._pools,
+            on_created,
+            self._on_reconnected,
+            self._on_error,
+            pool_name=self._pool_name,
+            options=self.options,
+        )
         # Weakly: what waits for the end of a client must not be what keeps it alive.
         weakref.finalize(pool, _abandoned, weakref.ref(self), owner).atexit = False
         found: list[Any] = [pool, HeartbeatListener(self._pools, self._on_error)]
         if self.options.operations:
-            found.append(OperationListener(self._commands, self._on_error))
+            found.append(OperationListener(self._commands, self._on_error, self.options))
         return found
 
     def attach(self, client: Any) -> None:
@@ -152,6 +159,9 @@ class PoolTelemetry:
             return False
         pools = self._states()
         return not pools or any(pool.phase != "closed" for pool in pools)
+
+    def _pool_name(self, address: Address) -> str:
+        return pool_name(self.name, address)
 
     def _states(self) -> list[PoolState]:
         with self._lock:

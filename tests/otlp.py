@@ -12,6 +12,8 @@ from typing import Any
 import grpc  # type: ignore[import-untyped]  # it has no types
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as metrics_pb2
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc as metrics_grpc
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as trace_pb2
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as trace_grpc
 from opentelemetry.sdk.resources import Resource
 
 from pool_telemetry.otel import configure
@@ -25,6 +27,7 @@ class Received:
 
     endpoint: str = ""
     metrics: list[Any] = field(default_factory=list)
+    traces: list[Any] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
 
     @property
@@ -39,6 +42,18 @@ class Received:
         found = {metric.name: metric for metric in metrics}
         assert len(found) == len(metrics), "a metric came twice"
         return found
+
+    @property
+    def spans(self) -> list[Any]:
+        """Every span that came, of all exports, by its start."""
+        found = [
+            span
+            for request in self.traces
+            for resource in request.resource_spans
+            for scope in resource.scope_spans
+            for span in scope.spans
+        ]
+        return sorted(found, key=lambda span: span.start_time_unix_nano)
 
     @property
     def resource(self) -> dict[str, Any]:
@@ -66,8 +81,14 @@ def _over_grpc() -> Iterator[Received]:
             received.metrics.append(request)
             return metrics_pb2.ExportMetricsServiceResponse()
 
+    class Traces(trace_grpc.TraceServiceServicer):
+        def Export(self, request: Any, context: Any) -> Any:  # noqa: N802  # gRPC's name
+            received.traces.append(request)
+            return trace_pb2.ExportTraceServiceResponse()
+
     server = grpc.server(futures.ThreadPoolExecutor(4))
     metrics_grpc.add_MetricsServiceServicer_to_server(Metrics(), server)  # type: ignore[no-untyped-call]  # generated
+    trace_grpc.add_TraceServiceServicer_to_server(Traces(), server)  # type: ignore[no-untyped-call]  # generated
     port = server.add_insecure_port("127.0.0.1:0")
     received.endpoint = f"http://127.0.0.1:{port}"
     server.start()
@@ -86,10 +107,14 @@ def _over_http() -> Iterator[Received]:
             body = self.rfile.read(int(self.headers["content-length"]))
             if self.headers.get("content-encoding") == "gzip":
                 body = gzip.decompress(body)
-            assert self.path == "/v1/metrics"
-            received.headers.append({k.lower(): v for k, v in self.headers.items()})
-            received.metrics.append(metrics_pb2.ExportMetricsServiceRequest.FromString(body))
-            answer = metrics_pb2.ExportMetricsServiceResponse().SerializeToString()
+            if self.path == "/v1/traces":
+                received.traces.append(trace_pb2.ExportTraceServiceRequest.FromString(body))
+                answer = trace_pb2.ExportTraceServiceResponse().SerializeToString()
+            else:
+                assert self.path == "/v1/metrics"
+                received.headers.append({k.lower(): v for k, v in self.headers.items()})
+                received.metrics.append(metrics_pb2.ExportMetricsServiceRequest.FromString(body))
+                answer = metrics_pb2.ExportMetricsServiceResponse().SerializeToString()
             self.send_response(200)
             self.send_header("content-type", "application/x-protobuf")
             self.send_header("content-length", str(len(answer)))

@@ -1,23 +1,27 @@
-"""OTLP for an application that has no OpenTelemetry set-up: provider, exporter, and their end.
+"""OTLP for an application that has no OpenTelemetry set-up: providers, exporters, and their end.
 
 What is not given here comes from the standard `OTEL_*` variables, which the SDK and its exporters
-read themselves: endpoint, headers, timeout, compression, resource, export interval.
+read themselves: endpoint, headers, timeout, compression, resource, export interval, sampler.
 """
 
 import atexit
 import os
 import threading
+import time
 from typing import Final, Literal, get_args
 
-from opentelemetry import metrics
+from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import MetricExporter, PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 
 from pool_telemetry.errors import PoolConfigurationError
 from pool_telemetry.options import shown
 from pool_telemetry.otel.exporter import HistogramExporter
 from pool_telemetry.otel.metrics import register, unregister
+from pool_telemetry.otel.spans import start_tracing, stop_tracing
 
 Protocol = Literal["grpc", "http/protobuf"]
 
@@ -32,19 +36,38 @@ class Otlp:
 
     Attributes:
         meter_provider: Sends every client's metrics, and what else is recorded on it.
+        tracer_provider: Sends their spans, and what else is made with it. None: no traces.
     """
 
-    def __init__(self, resource: Resource, metric_exporter: MetricExporter) -> None:
+    def __init__(
+        self,
+        resource: Resource,
+        metric_exporter: MetricExporter,
+        span_exporter: SpanExporter | None = None,
+    ) -> None:
         self._closed = False
         exporter = HistogramExporter(metric_exporter)
         reader = PeriodicExportingMetricReader(exporter)
         self.meter_provider = MeterProvider([reader], resource, shutdown_on_exit=False)
         register(self.meter_provider, exporter)
+        self.tracer_provider: TracerProvider | None = None
+        if span_exporter is not None:
+            self.tracer_provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+            self.tracer_provider.add_span_processor(_Batches(span_exporter))
+            start_tracing(self.tracer_provider)
         atexit.register(self.close)
 
     def flush(self, timeout_seconds: float = FLUSH_SECONDS) -> None:
-        """Send what there is now."""
+        """Send what there is now; give up after about this time."""
+        until = time.monotonic() + timeout_seconds
+        spans = threading.Thread(target=self._flush_spans, daemon=True)  # it knows no time-out
+        spans.start()
         self.meter_provider.force_flush(timeout_seconds * 1e3)
+        spans.join(max(0.0, until - time.monotonic()))
+
+    def _flush_spans(self) -> None:
+        if self.tracer_provider is not None:
+            self.tracer_provider.force_flush()
 
     def close(self, timeout_seconds: float = FLUSH_SECONDS) -> None:
         """Send what is left, and end, within about this time; again is no error."""
@@ -56,8 +79,19 @@ class Otlp:
             if _current is self:
                 _current = None
         atexit.unregister(self.close)
-        self.meter_provider.shutdown(timeout_seconds * 1e3)
+        until = time.monotonic() + timeout_seconds
+        if self.tracer_provider is not None:
+            stop_tracing(self.tracer_provider)
+            self.tracer_provider.shutdown()
+        # Who answers no spans answers no metrics either.
+        self.meter_provider.shutdown(max(1.0, until - time.monotonic()) * 1e3)
         unregister(self.meter_provider)
+
+
+class _Batches(BatchSpanProcessor):
+    def shutdown(self) -> None:
+        """Send what is left within the bound; the SDK's own takes up to 30 s."""
+        self._batch_processor.shutdown(int(FLUSH_SECONDS * 1e3))
 
 
 def configure_otlp(
@@ -65,8 +99,9 @@ def configure_otlp(
     *,
     endpoint: str | None = None,
     protocol: Protocol | None = None,
+    traces: bool | None = None,
 ) -> Otlp:
-    """Send every client's metrics, present and future, to an OpenTelemetry collector.
+    """Send every client's metrics and spans, present and future, to an OpenTelemetry collector.
 
     Makes providers of its own, and sets them as the global ones unless somebody set others. Again,
     it returns what it made. A collector that is not there costs log lines and nothing else.
@@ -76,6 +111,7 @@ def configure_otlp(
         endpoint: Such as `http://localhost:4317`, or 4318 for HTTP; by default
             `OTEL_EXPORTER_OTLP_ENDPOINT`, or the one for each signal.
         protocol: By default `OTEL_EXPORTER_OTLP_PROTOCOL`, or gRPC.
+        traces: Whether spans are made; by default unless `OTEL_TRACES_EXPORTER` is `none`.
 
     Raises:
         PoolConfigurationError: The protocol is none of the two.
@@ -84,9 +120,17 @@ def configure_otlp(
     with _lock:
         if _current is None:
             resource = Resource.create({"service.name": service_name} if service_name else None)
-            _current = Otlp(resource, _metric_exporter(_protocol(protocol, "METRICS"), endpoint))
+            if traces is None:
+                traces = os.environ.get("OTEL_TRACES_EXPORTER", "").strip().lower() != "none"
+            _current = Otlp(
+                resource,
+                _metric_exporter(_protocol(protocol, "METRICS"), endpoint),
+                _span_exporter(_protocol(protocol, "TRACES"), endpoint) if traces else None,
+            )
             if _is_unset(metrics.get_meter_provider()):
                 metrics.set_meter_provider(_current.meter_provider)
+            if _current.tracer_provider and _is_unset(trace.get_tracer_provider()):
+                trace.set_tracer_provider(_current.tracer_provider)
         return _current
 
 
@@ -110,6 +154,16 @@ def _metric_exporter(protocol: str, endpoint: str | None) -> MetricExporter:
     return http.OTLPMetricExporter(endpoint and endpoint.rstrip("/") + "/v1/metrics")
 
 
+def _span_exporter(protocol: str, endpoint: str | None) -> SpanExporter:
+    if protocol == "grpc":
+        from opentelemetry.exporter.otlp.proto.grpc import trace_exporter as grpc
+
+        return grpc.OTLPSpanExporter(endpoint)
+    from opentelemetry.exporter.otlp.proto.http import trace_exporter as http
+
+    return http.OTLPSpanExporter(endpoint and endpoint.rstrip("/") + "/v1/traces")
+
+
 def _is_unset(provider: object) -> bool:
     """Return whether it is one of the API's own, which stand in until one is set."""
-    return type(provider).__module__.startswith("opentelemetry.metrics")
+    return type(provider).__module__.startswith(("opentelemetry.metrics", "opentelemetry.trace"))

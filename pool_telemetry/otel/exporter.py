@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from opentelemetry.sdk.metrics import Exemplar
 from opentelemetry.sdk.metrics import Histogram as SdkHistogram
 from opentelemetry.sdk.metrics.export import (
     AggregationTemporality,
@@ -107,6 +108,10 @@ def _point(
     longest: float | None,
 ) -> HistogramDataPoint:
     unknown: Any = None  # what OTLP leaves out
+    exemplars = [
+        Exemplar({}, one.seconds, int(one.time * 1e9), span_id=one.link[1], trace_id=one.link[0])
+        for one in histogram.exemplars.values()
+    ]
     return HistogramDataPoint(
         attributes=attributes,
         start_time_unix_nano=begin,
@@ -117,4 +122,5 @@ def _point(
         explicit_bounds=histogram.bounds,
         min=unknown,
         max=unknown if longest is None else longest,
+        exemplars=exemplars,
     )

@@ -9,6 +9,7 @@ from pool_telemetry.stats import ClientStats
 from pool_telemetry.telemetry import PoolTelemetry, ended, live
 
 SCOPE: Final = "pool_telemetry"
+SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.40.0"
 
 
 class Look:

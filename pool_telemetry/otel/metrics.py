@@ -15,17 +15,17 @@ from typing import Any, Final
 
 from opentelemetry import metrics as api
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
 
 from pool_telemetry.catalog import CATALOG, Metric
 from pool_telemetry.otel.exporter import HistogramExporter
-from pool_telemetry.otel.look import SCOPE, Look, attributes_of
-from pool_telemetry.stats import HistogramStats
-
-SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.40.0"
+from pool_telemetry.otel.look import SCHEMA_URL, SCOPE, Look, attributes_of
+from pool_telemetry.stats import HistogramStats, Link
 
 # Whoever asks for a collection may be in a span, which has nothing to do with what is told.
 _NO_SPAN: Final = trace.set_span_in_context(trace.INVALID_SPAN)
+_SAMPLED: Final = trace.TraceFlags(trace.TraceFlags.SAMPLED)
 
 
 class _Global:
@@ -127,25 +127,42 @@ class _Instruments:
                 for values, now in metric.read(client):
                     assert isinstance(now, HistogramStats)
                     key, attributes = (metric.name, values), attributes_of(metric, values)
-                    for seconds in _durations(now.since(self._replayed.get(key))):
-                        histogram.record(seconds, attributes, _NO_SPAN)
+                    for seconds, link in _durations(now.since(self._replayed.get(key))):
+                        histogram.record(seconds, attributes, _in_span(link))
                     replayed[key] = now
         self._replayed = replayed
 
 
-def _durations(new: HistogramStats) -> Iterator[float]:
-    """Yield as many durations as it has, in the right buckets and with the right sum."""
+def _in_span(link: Link | None) -> Context:
+    """Return a context for the SDK to make an exemplar of, or none."""
+    if link is None:
+        return _NO_SPAN
+    span = trace.SpanContext(*link, is_remote=False, trace_flags=_SAMPLED)
+    return trace.set_span_in_context(trace.NonRecordingSpan(span))
+
+
+def _durations(new: HistogramStats) -> Iterator[tuple[float, Link | None]]:
+    """Yield as many durations as it has, in the right buckets and with the right sum.
+
+    First the exemplars, which are known.
+    """
+    counts, rest = list(new.counts), new.sum
+    for bucket, (link, seconds, _) in new.exemplars.items():
+        if counts[bucket]:
+            counts[bucket] -= 1
+            rest -= seconds
+            yield seconds, link
     lower = (0.0, *new.bounds)
     upper = (*new.bounds, max(new.max, new.bounds[-1]))
-    least = sum(map(mul, new.counts, lower))
-    most = sum(map(mul, new.counts, upper))
-    share = (new.sum - least) / (most - least) if most > least else 1.0
+    least = sum(map(mul, counts, lower))
+    most = sum(map(mul, counts, upper))
+    share = (rest - least) / (most - least) if most > least else 1.0
     share = min(1.0, max(0.0, share))
-    for count, low, high in zip(new.counts, lower, upper, strict=True):
+    for count, low, high in zip(counts, lower, upper, strict=True):
         # A bucket's lower bound belongs to the one below it.
         seconds = min(high, max(low + share * (high - low), low * (1 + 1e-12)))
         for _ in range(count):
-            yield seconds
+            yield seconds, None
 
 
 def _after_fork_in_child() -> None:

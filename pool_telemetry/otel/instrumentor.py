@@ -1,0 +1,69 @@
+"""Zero-code: `opentelemetry-instrument python app.py` finds this by its entry point.
+
+Needs opentelemetry-instrumentation, which has that command; nothing else here imports it.
+"""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+from opentelemetry.instrumentation.instrumentor import (  # type: ignore[attr-defined]  # untyped
+    BaseInstrumentor,
+)
+from opentelemetry.instrumentation.utils import unwrap
+from pymongo import AsyncMongoClient, MongoClient
+from wrapt import wrap_function_wrapper
+
+from pool_telemetry.listeners import PoolListener
+from pool_telemetry.options import TelemetryOptions
+from pool_telemetry.otel.metrics import register, unregister
+from pool_telemetry.otel.spans import start_tracing, stop_tracing
+from pool_telemetry.telemetry import PoolTelemetry
+
+_CLIENTS = (MongoClient, AsyncMongoClient)
+
+
+class PoolTelemetryInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its base is untyped
+    """Gives every client that is made from now on the listeners, metrics and spans.
+
+    `instrument(tracer_provider=, meter_provider=)` takes the global providers by default;
+    `TelemetryOptions` come from the environment. `uninstrument()` undoes it: clients that were made
+    meanwhile keep their listeners, which nobody reads.
+    """
+
+    def instrumentation_dependencies(self) -> Collection[str]:
+        """Return what has to be installed for it to make sense."""
+        return ("pymongo >= 4.11.3",)
+
+    def _instrument(
+        self, *, tracer_provider: Any = None, meter_provider: Any = None, **_: Any
+    ) -> None:
+        TelemetryOptions()  # a variable that is wrong is told now, not to who makes a client
+        self._providers = tracer_provider, meter_provider
+        register(meter_provider)
+        start_tracing(tracer_provider)
+        for client in _CLIENTS:
+            wrap_function_wrapper(client, "__init__", _with_listeners)
+
+    def _uninstrument(self, **_: Any) -> None:
+        for client in _CLIENTS:
+            unwrap(client, "__init__")
+        tracer_provider, meter_provider = self._providers
+        stop_tracing(tracer_provider)
+        unregister(meter_provider)
+
+
+def _with_listeners(
+    make: Callable[..., None], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Make a client with listeners of its own, unless it has them."""
+    given = kwargs.get("event_listeners") or ()
+    if not isinstance(given, list | tuple) or any(isinstance(o, PoolListener) for o in given):
+        return make(*args, **kwargs)
+    telemetry = PoolTelemetry()
+    try:
+        make(*args, **{**kwargs, "event_listeners": [*given, *telemetry.listeners]})
+    except BaseException:
+        telemetry.close()
+        raise
+    telemetry.attach(client)
+    return None

@@ -1,0 +1,358 @@
+"""Spans of commands, and of the checkouts that failed, were slow or opened a connection.
+
+Made on the application's thread or task, below its current span. What one operation needs to know
+of its checkout goes by a context variable of ours; the application's context is never touched.
+"""
+
+import gc
+import ipaddress
+import logging
+import threading
+from collections.abc import Mapping
+from contextvars import ContextVar
+from functools import lru_cache
+from importlib.metadata import version
+from threading import get_ident
+from time import time_ns
+from typing import Any, Final
+
+# Under this key the SDK says that what runs now is an export of its own; it has no public name.
+from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, Context, get_current
+from opentelemetry.trace import (
+    INVALID_SPAN,
+    Span,
+    SpanKind,
+    StatusCode,
+    Tracer,
+    TracerProvider,
+    get_current_span,
+    get_tracer,
+    set_span_in_context,
+)
+
+from pool_telemetry import tracing
+from pool_telemetry.catalog import CROWD_ATTRIBUTES, DB_SYSTEM, POOL_ATTRIBUTES, WAIT_TIME
+from pool_telemetry.commands import Series
+from pool_telemetry.options import TelemetryOptions
+from pool_telemetry.otel.look import SCHEMA_URL, SCOPE
+from pool_telemetry.otel.query_text import query_text
+from pool_telemetry.stats import Address, Crowd, Link
+from pool_telemetry.tracing import Instrumentor, PoolName
+
+_log = logging.getLogger("pool_telemetry.otel")
+
+_SUPPRESSED: Final = (_SUPPRESS_INSTRUMENTATION_KEY, "suppress_instrumentation")
+_PYMONGO: Final = "PyMongo"  # the scope of the spans that PyMongo makes itself, from 4.21 on
+_LATE: Final = 1_000_000_000  # nanoseconds by which an event may be later than what it tells of
+_BATCHES: Final = {
+    "insert": "documents",
+    "update": "updates",
+    "delete": "deletes",
+    "bulkWrite": "ops",
+}
+
+
+class _Opening:
+    """A connection that is opened by a caller, below the span of his checkout."""
+
+    __slots__ = ("began", "checkout", "conn_id", "connect")
+
+    def __init__(self, began: int, checkout: Span, conn_id: int, connect: Span) -> None:
+        self.began = began
+        self.checkout = checkout
+        self.conn_id = conn_id
+        self.connect: Span | None = connect
+
+
+# What this thread or task did last: its wait, until a command has told it; the connection that it
+# opened; the span of its command. A wait that is cancelled leaves them as they are.
+_waited: ContextVar[float | None] = ContextVar("pool_telemetry_waited", default=None)
+_opening: ContextVar[_Opening | None] = ContextVar("pool_telemetry_opening", default=None)
+_command: ContextVar[Span | None] = ContextVar("pool_telemetry_command", default=None)
+
+
+class _Spans:
+    """See `tracing.Spans`."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        self._tracer = tracer
+        self._said: set[str] = set()
+
+    def link(self) -> Link | None:
+        return _link(get_current_span())
+
+    # Checkouts
+
+    def checked_out(
+        self,
+        address: Address,
+        conn_id: int,
+        seconds: float,
+        options: TelemetryOptions,
+        name: PoolName,
+    ) -> None:
+        _waited.set(seconds)
+        opening = _opening.get()
+        if opening is None and seconds < options.slow_checkout_seconds:
+            return
+        _opening.set(None)
+        now, span = time_ns(), None
+        if opening is not None and opening.conn_id == conn_id:  # else that one was cancelled
+            span = opening.checkout
+        elif seconds >= options.slow_checkout_seconds:
+            span = self._checkout(address, now - int(seconds * 1e9), name)
+        if span is not None:
+            span.end(now)
+
+    def checkout_failed(
+        self, address: Address, outcome: str, seconds: float, crowd: Crowd, name: PoolName
+    ) -> None:
+        now, opening = time_ns(), _opening.get()
+        began = now - int(seconds * 1e9)
+        if opening is not None and opening.began > began - _LATE:  # else that one was cancelled
+            span: Span | None = opening.checkout
+        else:
+            span = self._checkout(address, began, name)
+        _opening.set(None)
+        if span is None:
+            return
+        if span.is_recording():
+            for key, value in zip(CROWD_ATTRIBUTES, crowd, strict=True):
+                if value is not None:
+                    span.set_attribute(key, value)
+            _fail(span, outcome)
+        span.end(now)
+
+    # Connections
+
+    def connection_created(
+        self, address: Address, conn_id: int, waited: float, name: PoolName
+    ) -> None:
+        now = time_ns()
+        checkout = self._checkout(address, now - int(waited * 1e9), name)
+        if checkout is not None:
+            connect = self._tracer.start_span(
+                "connect",
+                set_span_in_context(checkout),
+                attributes=_of_pool(address, name),
+                start_time=now,
+            )
+            _opening.set(_Opening(now, checkout, conn_id, connect))
+
+    def connection_ready(self, conn_id: int) -> None:
+        _connected(conn_id, "")
+
+    def connection_closed(self, conn_id: int, reason: str) -> None:
+        _connected(conn_id, reason)
+        command = _command.get()
+        if command is not None and command.is_recording() and not _is_collecting():
+            _fail(command, "cancelled")  # PyMongo says nothing of its end
+            command.end()
+
+    def _checkout(self, address: Address, began: int, name: PoolName) -> Span | None:
+        if _is_collecting() or _suppressed(get_current()):
+            return None
+        attributes = _of_pool(address, name)
+        return self._tracer.start_span("checkout", attributes=attributes, start_time=began)
+
+    # Commands
+
+    def command_started(
+        self,
+        series: Series,
+        command: Mapping[str, Any],
+        options: TelemetryOptions,
+        other: Instrumentor | None,
+    ) -> "_Command | _OthersCommand | None":
+        context = get_current()
+        if _is_collecting() or _suppressed(context):
+            return None
+        waited, opening = _waited.get(), _opening.get()
+        if opening is not None and opening.connect is not None:  # its authentication
+            context, waited = set_span_in_context(opening.connect, context), None
+        elif waited is not None:
+            _waited.set(None)
+        wanted = options.command_spans
+        if wanted is not True:
+            parent = get_current_span(context)
+            maker = self._other_maker(parent, other) if wanted is None else "nobody"
+            if maker:
+                if waited is not None and maker == _PYMONGO:
+                    parent.set_attribute(WAIT_TIME, waited)
+                return _OthersCommand(parent)
+        name, described = _described(series)
+        attributes = described.copy()
+        if waited is not None:
+            attributes[WAIT_TIME] = waited
+        operation = series[3]
+        if operation in _BATCHES and (size := len(command.get(_BATCHES[operation], ()))) > 1:
+            attributes["db.operation.batch.size"] = size
+        if options.query_text:
+            names = (operation, "collection") if series[2] else ()
+            attributes["db.query.text"] = query_text(command, names)
+        span = self._tracer.start_span(name, context, SpanKind.CLIENT, attributes)
+        _command.set(span)
+        return _Command(span)
+
+    def _other_maker(self, parent: Span, other: Instrumentor | None) -> str:
+        """Return who makes spans of commands already, in words for the log."""
+        if parent is not INVALID_SPAN and _scope(parent) == _PYMONGO:
+            maker = _PYMONGO
+        elif other is not None and other.is_instrumented_by_opentelemetry:
+            maker = "opentelemetry-instrumentation-pymongo"
+        else:
+            return ""
+        if maker not in self._said:
+            self._said.add(maker)
+            _log.warning(
+                "commands have spans by %s, so pool_telemetry makes none for them; checkouts keep "
+                "theirs, and all metrics stay (POOL_TELEMETRY_COMMAND_SPANS=true makes both)",
+                maker,
+            )
+        return maker
+
+
+class _Command:
+    """See `commands.Trace`."""
+
+    __slots__ = ("_span",)
+
+    def __init__(self, span: Span) -> None:
+        self._span = span
+
+    def end(self, error_type: str, status_code: str) -> None:
+        if _is_collecting():
+            return
+        span = self._span
+        if error_type and span.is_recording():
+            _fail(span, error_type)
+            if status_code:
+                span.set_attribute("db.response.status_code", status_code)
+        span.end()
+
+    def link(self) -> Link | None:
+        return _link(self._span)
+
+
+class _OthersCommand(_Command):
+    """One whose span is not ours: what is known of it is the span around it."""
+
+    __slots__ = ()
+
+    def end(self, error_type: str, status_code: str) -> None:
+        """Leave it alone."""
+
+
+def _connected(conn_id: int, error_type: str) -> None:
+    opening = _opening.get()
+    if opening is None or opening.connect is None or opening.conn_id != conn_id:
+        return
+    connect, opening.connect = opening.connect, None
+    if error_type:
+        _fail(connect, error_type)
+    connect.end()
+
+
+def _fail(span: Span, error_type: str) -> None:
+    # No description: the server's own words may have a document's values.
+    span.set_attribute("error.type", error_type)
+    span.set_status(StatusCode.ERROR)
+
+
+def _link(span: Span) -> Link | None:
+    context = span.get_span_context()
+    if not context.is_valid or not context.trace_flags.sampled:
+        return None
+    return context.trace_id, context.span_id
+
+
+def _suppressed(context: Context) -> bool:
+    return bool(context) and any(map(context.get, _SUPPRESSED))
+
+
+def _scope(span: Span) -> str:
+    """Return the name of who made a span, which the API does not tell."""
+    scope = getattr(span, "instrumentation_scope", None)
+    return "" if scope is None else scope.name
+
+
+@lru_cache(maxsize=1_000)
+def _described(series: Series) -> tuple[str, dict[str, str | int | float]]:
+    """Return the name of a command's span, and the attributes that it always has."""
+    address, namespace, collection, operation, *_ = series
+    attributes: dict[str, str | int | float] = {
+        **_server(address),
+        "db.namespace": namespace,
+        "db.operation.name": operation,
+        **({"db.collection.name": collection} if collection else {}),
+    }
+    return f"{operation} {collection or namespace}", attributes
+
+
+@lru_cache(maxsize=256)
+def _server(address: Address) -> dict[str, str | int | float]:
+    """Return the attributes that all spans of a server have."""
+    host, port = address
+    attributes: dict[str, str | int | float] = {**dict([DB_SYSTEM]), "server.address": host}
+    if port is None:
+        return {**attributes, "network.transport": "unix", "network.peer.address": host}
+    attributes["server.port"] = port
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return attributes  # a name: PyMongo does not say which of its addresses it took
+    return {**attributes, "network.peer.address": host, "network.peer.port": port}
+
+
+def _of_pool(address: Address, name: PoolName) -> dict[str, str | int | float]:
+    return {**_server(address), POOL_ATTRIBUTES[0]: name(address)}
+
+
+# A collection may begin inside one of the SDK's locks, and run a finalizer that uses a client: a
+# span of that would wait for the same lock. So none is made within a collection.
+_collector = 0
+
+
+def _is_collecting() -> bool:
+    return _collector != 0 and _collector == get_ident()
+
+
+def _note_collection(phase: str, _: dict[str, int]) -> None:
+    global _collector
+    _collector = get_ident() if phase == "start" else 0
+
+
+_lock: Final = threading.RLock()
+_provider: TracerProvider | None = None  # whose spans they are, if it is not the global one
+
+
+def start_tracing(tracer_provider: TracerProvider | None = None) -> None:
+    """Make spans for every client's operations, and exemplars for their histograms, from now on.
+
+    A command's span is a CLIENT span by the conventions, with the time that it waited for its
+    connection in `mongodb.client.pool.wait_time`. A checkout gets one if it fails, waits for long
+    or opens a connection, which has a `connect` span below it. Per client `TelemetryOptions` says
+    more. Again, with another provider, they go there.
+
+    Args:
+        tracer_provider: By default the global one, also where that is only set later.
+    """
+    global _provider
+    tracer = get_tracer(SCOPE, version("pool-telemetry"), tracer_provider, SCHEMA_URL)
+    with _lock:
+        _provider = tracer_provider
+        tracing.spans = _Spans(tracer)
+        if _note_collection not in gc.callbacks:
+            gc.callbacks.append(_note_collection)
+
+
+def stop_tracing(tracer_provider: TracerProvider | None = None) -> None:
+    """Make none any more, or only if they go to this provider. Without them is no error."""
+    global _collector, _provider
+    with _lock:
+        if tracer_provider is not None and tracer_provider is not _provider:
+            return
+        _provider = tracing.spans = None
+        if _note_collection in gc.callbacks:
+            gc.callbacks.remove(_note_collection)
+        _collector = 0
