@@ -240,15 +240,18 @@ def _abandoned(reference: "weakref.ReferenceType[PoolTelemetry]", owner: object)
 
 def live() -> list[PoolTelemetry]:
     """Return the telemetry of every client of this process that is in use, in order of making."""
-    with _registry_lock:
-        every = list(_registry)
-    return sorted((t for t in every if t.active), key=lambda t: t._ordinal)
+    return [telemetry for telemetry in _every() if telemetry.active]
 
 
 def ended() -> list[PoolTelemetry]:
     """Return the telemetry of clients that are no more, the last few of them at least."""
+    return [telemetry for telemetry in _every() if not telemetry.active]
+
+
+def _every() -> list[PoolTelemetry]:
     with _registry_lock:
-        return [telemetry for telemetry in _registry if not telemetry.active]
+        every = list(_registry)
+    return sorted(every, key=lambda telemetry: telemetry._ordinal)
 
 
 def _free_name(wanted: str) -> str:

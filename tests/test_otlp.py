@@ -20,7 +20,7 @@ from tests.otlp import PROTOCOLS, receiver
 
 PROGRAM = """
 import json, logging, os, sys, threading, time
-from opentelemetry import metrics
+from opentelemetry import metrics, trace
 from pool_telemetry import MongoDBConnectionPool
 from pool_telemetry.otel import configure_otlp
 
@@ -32,6 +32,8 @@ assert configure_otlp() is otlp
 made = time.monotonic() - began
 client = MongoDBConnectionPool.initialize(sys.argv[1])
 metrics.get_meter("theirs").create_counter("theirs").add(1)
+with trace.get_tracer("theirs").start_as_current_span("theirs"):
+    client["otlp"]["t"].insert_one({{}})
 slowest = 0.0
 for _ in range(100):
     began = time.monotonic()
@@ -83,6 +85,13 @@ def test_the_standard_variables_are_honoured(server_uri: str, protocol: str) -> 
         assert received.resource["deployment.environment.name"] == "test"
         (point,) = received.latest["theirs"].sum.data_points
         assert point.as_int == 1  # the global provider was free, and is ours
+        names = [span.name for span in received.spans]
+        assert names.count("find t") == 100
+        (theirs,) = (span for span in received.spans if span.name == "theirs")
+        (insert,) = (span for span in received.spans if span.name == "insert t")
+        assert insert.parent_span_id == theirs.span_id
+        (resource,) = {str(one.resource) for r in received.traces for one in r.resource_spans}
+        assert "shop" in resource
 
 
 def test_what_is_given_goes_before_the_environment(server_uri: str) -> None:
@@ -92,11 +101,27 @@ def test_what_is_given_goes_before_the_environment(server_uri: str) -> None:
         assert received.resource["service.name"] == "cart"
 
 
+@pytest.mark.parametrize("off", ["OTEL_TRACES_EXPORTER", "traces=False", "OTEL_TRACES_SAMPLER"])
+def test_traces_can_be_left_out(server_uri: str, off: str) -> None:
+    environ = {"OTEL_TRACES_EXPORTER": "none", "OTEL_TRACES_SAMPLER": "always_off"}
+    with receiver("grpc") as received:
+        run(
+            server_uri,
+            off if "=" in off else "",
+            OTEL_EXPORTER_OTLP_ENDPOINT=received.endpoint,
+            **{name: value for name, value in environ.items() if name == off},
+        )
+        assert received.spans == []
+        assert "db.client.connection.wait_time" in received.latest
+
+
 def test_a_global_provider_that_somebody_set_stays(server_uri: str) -> None:
     before = """
 from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.trace import TracerProvider
 theirs = MeterProvider()
 metrics.set_meter_provider(theirs)
+trace.set_tracer_provider(TracerProvider())
 """
     after = "assert metrics.get_meter_provider() is theirs"
     with receiver("grpc") as received:
@@ -104,6 +129,9 @@ metrics.set_meter_provider(theirs)
             server_uri, before=before, after=after, OTEL_EXPORTER_OTLP_ENDPOINT=received.endpoint
         )
         assert "theirs" not in received.latest
+        names = {span.name for span in received.spans}
+        assert "theirs" not in names
+        assert "find t" in names
         assert "db.client.connection.wait_time" in received.latest
         assert "Overriding" not in said
 
@@ -150,11 +178,14 @@ def resident():
     pages = open("/proc/self/statm").read().split()[1]
     return int(pages) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
-time.sleep(1.0)  # ten exports
+def work():
+    for _ in range(600):  # more spans than the queue holds
+        client["otlp"]["t"].find_one()
+    time.sleep(1.0)  # ten exports
+
+work()
 before = resident()
-for _ in range(300):
-    client["otlp"]["t"].find_one()
-time.sleep(1.0)
+work()
 grown = resident() - before
 print("grown", grown, file=sys.stderr)
 assert grown < 20.0, grown
@@ -174,6 +205,9 @@ def test_a_dead_collector_costs_the_application_log_lines_alone(
             OTEL_EXPORTER_OTLP_PROTOCOL=protocol,
             OTEL_EXPORTER_OTLP_HEADERS="authorization=Bearer s3cr3t",
             OTEL_METRIC_EXPORT_INTERVAL="100",
+            OTEL_BSP_SCHEDULE_DELAY="100",
+            OTEL_BSP_MAX_QUEUE_SIZE="300",
+            OTEL_BSP_MAX_EXPORT_BATCH_SIZE="100",
             OTEL_EXPORTER_OTLP_TIMEOUT="1",
             after=MEASURE if Path("/proc/self/statm").exists() else "",
         )

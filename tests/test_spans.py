@@ -7,6 +7,7 @@ import inspect
 import json
 import logging
 import threading
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from bson.son import SON
 from opentelemetry import context, trace
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY
 from opentelemetry.instrumentation.pymongo import PymongoInstrumentor
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -191,6 +194,20 @@ def test_every_span_and_attribute_arrives(server_uri: str, protocol: str) -> Non
     for span in (*by_name["insert orders"], failed, first, connect, timed_out):
         assert span.trace_id == request.trace_id
     assert passed.trace_id != request.trace_id  # of a thread without a span
+    # The histograms lead to it.
+    for name in ("wait_time", "use_time"):
+        points = received.latest[f"db.client.connection.{name}"].histogram.data_points
+        exemplars = [e for point in points for e in point.exemplars]
+        assert (request.trace_id, request.span_id) in [(e.trace_id, e.span_id) for e in exemplars]
+        (point,) = (p for p in points if "shop@" in str(p.attributes))
+        for exemplar in point.exemplars:
+            bucket = bisect_left(point.explicit_bounds, exemplar.as_double)
+            assert point.bucket_counts[bucket]
+            assert point.start_time_unix_nano <= exemplar.time_unix_nano <= point.time_unix_nano
+    points = received.latest["db.client.operation.duration"].histogram.data_points
+    exemplars = [e for point in points for e in point.exemplars]
+    ours = {insert.span_id, failed.span_id, passed.span_id}
+    assert ours <= {e.span_id for e in exemplars}
 
 
 def test_names_of_attributes_are_the_conventions_own(server_uri: str, memory: Any) -> None:
@@ -493,6 +510,32 @@ def test_exemplars_lead_to_the_trace(server_uri: str, memory: Any) -> None:
         assert shown.value == exemplar.seconds
         assert float(shown.timestamp) == pytest.approx(exemplar.time, abs=1e-3)
         assert "trace_id" not in prometheus.generate(registry=registry)[0].decode()
+
+
+def test_exemplars_reach_an_applications_own_meter_provider(server_uri: str, memory: Any) -> None:
+    reader = InMemoryMetricReader()
+    meter_provider = MeterProvider([reader])
+    otel.register(meter_provider)
+    with traced(server_uri, memory) as t:
+        with t.tracer.start_as_current_span("request") as request:
+            t.client["spans"]["t"].find_one()
+        stats = t.telemetry.stats()
+        data: Any = reader.get_metrics_data()
+    otel.unregister(meter_provider)
+    meter_provider.shutdown()
+    (waits,) = [
+        point
+        for metric in data.resource_metrics[0].scope_metrics[0].metrics
+        if metric.name == "db.client.connection.wait_time"
+        for point in metric.data.data_points
+        if point.attributes["db.client.connection.pool.name"].startswith("traced@")
+    ]
+    ours = stats.pools[0].wait_time
+    assert request.get_span_context().trace_id in [one.trace_id for one in waits.exemplars]
+    known = {(one.link, one.seconds) for one in ours.exemplars.values()}
+    assert {((e.trace_id, e.span_id), e.value) for e in waits.exemplars} == known
+    assert waits.bucket_counts == ours.counts
+    assert waits.sum == pytest.approx(ours.sum)
 
 
 # Coexistence
