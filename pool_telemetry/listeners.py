@@ -58,6 +58,7 @@ class PoolListener(cmap.ConnectionPoolListener):
         pools: Where the states are; `on_created` adds to it.
         on_created: Called with a new pool's address, maxPoolSize (None: unlimited), minPoolSize.
         on_reconnected: Called when a cleared pool is ready again; PyMongo's pool lock is held.
+        on_closed: Called when a pool is closed.
         on_error: Called with a failure of ours; it never reaches the application.
         pool_name: Returns the name that a pool has in spans.
         options: Which checkouts get a span.
@@ -68,6 +69,7 @@ class PoolListener(cmap.ConnectionPoolListener):
         pools: Pools,
         on_created: Callable[[Address, int | None, int], None],
         on_reconnected: Callable[[], None],
+        on_closed: Callable[[], None],
         on_error: OnError,
         *,
         pool_name: tracing.PoolName,
@@ -78,6 +80,7 @@ class PoolListener(cmap.ConnectionPoolListener):
         self._options = options
         self._on_created = on_created
         self._on_reconnected = on_reconnected
+        self._on_closed = on_closed
         self._on_error = on_error
 
     def connection_check_out_started(self, event: cmap.ConnectionCheckOutStartedEvent) -> None:
@@ -179,6 +182,7 @@ class PoolListener(cmap.ConnectionPoolListener):
         """The server left the topology, or the client was closed. Events still follow."""
         try:
             self._pools[event.address].closed()
+            self._on_closed()
         except Exception as error:
             self._on_error(error)
 

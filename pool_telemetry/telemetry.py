@@ -53,7 +53,8 @@ class PoolTelemetry:
     Attributes:
         name: The name in use: the one asked for, or with a number where that was taken.
         options: The telemetry's own options.
-        on_reconnected: Called when a server is back, while PyMongo holds its pool lock.
+        on_reconnected: Called when a server is back, while PyMongo holds its pool lock. What holds
+            the client keeps it alive until `close()`.
     """
 
     def __init__(
@@ -98,12 +99,13 @@ class PoolTelemetry:
             self._pools,
             on_created,
             self._on_reconnected,
+            self._on_closed,
             self._on_error,
             pool_name=self._pool_name,
             options=self.options,
         )
-        # Weakly: what waits for the end of a client must not be what keeps it alive.
-        weakref.finalize(pool, _abandoned, weakref.ref(self), owner).atexit = False
+        # It holds this telemetry, which knows its client weakly: what it saw is still to be told.
+        weakref.finalize(pool, _abandoned, self, owner).atexit = False
         found: list[Any] = [pool, HeartbeatListener(self._pools, self._on_error)]
         if self.options.operations:
             found.append(OperationListener(self._commands, self._on_error, self.options))
@@ -144,7 +146,7 @@ class PoolTelemetry:
         """Leave the exporters and give the name free. For owners of a closed client."""
         self._closed = True
         self.on_reconnected = None  # it may hold the client
-        _lately_closed.append(self)
+        self._on_closed()
 
     def succeed(self, old: "PoolTelemetry") -> None:
         """Take over the name of a client that this one's client replaces."""
@@ -205,6 +207,10 @@ class PoolTelemetry:
         if self.on_reconnected is not None:
             self.on_reconnected()
 
+    def _on_closed(self) -> None:
+        if not self.active and self not in _lately_closed:
+            _lately_closed.append(self)
+
     def _on_error(self, error: Exception) -> None:
         with self._lock:
             self._errors += 1
@@ -228,14 +234,13 @@ class PoolTelemetry:
         self._commands.reset()
 
 
-def _abandoned(reference: "weakref.ReferenceType[PoolTelemetry]", owner: object) -> None:
+def _abandoned(telemetry: PoolTelemetry, owner: object) -> None:
     """Close the pools of a client that is gone; those that closed before stay as they are."""
-    telemetry = reference()
-    if telemetry is not None:
-        with telemetry._lock:
-            pools = [p for a, p in telemetry._pools.items() if telemetry._owners.get(a) is owner]
-        for pool in pools:
-            pool.abandoned()
+    with telemetry._lock:
+        pools = [p for a, p in telemetry._pools.items() if telemetry._owners.get(a) is owner]
+    for pool in pools:
+        pool.abandoned()
+    telemetry._on_closed()
 
 
 def live() -> list[PoolTelemetry]:

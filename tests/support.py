@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -43,6 +44,13 @@ def fastest(call: Callable[[], object]) -> float:
         call()
         times.append(time.perf_counter() - before)
     return min(times)
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ import pool_telemetry
 from pool_telemetry.catalog import CATALOG, Metric
 from pool_telemetry.prometheus import prometheus_name
 from tests.otlp import receiver
-from tests.support import prometheus_families, wait_for
+from tests.support import free_port, prometheus_families, wait_for
 from tests.web import Web, serving
 
 ROOT = Path(__file__).parent.parent
@@ -123,13 +122,6 @@ def test_the_example_of_any_client_runs(server_uri: str) -> None:
     finally:
         process.terminate()
         process.communicate()
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
 
 
 def test_every_test_that_a_promise_names_is_there() -> None:

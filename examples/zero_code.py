@@ -1,0 +1,33 @@
+r"""A program that knows nothing of telemetry. Three threads share two connections, so one waits.
+
+Run it:  pip install 'pool-telemetry[zero-code]'
+         opentelemetry-instrument --traces_exporter console --metrics_exporter console \
+             python examples/zero_code.py mongodb://localhost:27017/
+"""
+
+import sys
+import threading
+from typing import Any
+
+from pymongo import MongoClient
+
+
+def main(uri: str) -> None:
+    """Write and count a few documents, from three threads."""
+    with MongoClient[dict[str, Any]](uri, maxPoolSize=2) as client:
+        orders = client["shop"]["orders"]
+
+        def work() -> None:
+            for number in range(10):
+                orders.insert_one({"number": number})
+
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        print(orders.count_documents({}), "orders")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
