@@ -5,6 +5,7 @@ every worker thread, is taken. Reachability is what heartbeats last said.
 """
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -125,6 +126,8 @@ def pool_lifespan(
 ) -> Lifespan:
     """Return a lifespan that initializes the pool at start and closes it at the end.
 
+    If `configure_otlp()` was called, it sends after that what is left to send.
+
         app = FastAPI(lifespan=pool_lifespan("mongodb://localhost:27017/", maxPoolSize=50))
 
     Args:
@@ -149,5 +152,8 @@ def pool_lifespan(
                 await pool.close()
             else:
                 await asyncio.to_thread(pool.close)
+            # uvicorn ends by the signal that it got, and so without atexit.
+            if (otel := sys.modules.get("pool_telemetry.otel")) is not None:
+                await asyncio.to_thread(otel.flush)
 
     return lifespan

@@ -4,7 +4,7 @@ An application with providers of its own calls `register()` for metrics and `sta
 spans; one without calls `configure_otlp()`.
 """
 
-from pool_telemetry.otel.configure import Otlp, configure_otlp
+from pool_telemetry.otel.configure import Otlp, configure_otlp, flush
 from pool_telemetry.otel.exporter import HistogramExporter
 from pool_telemetry.otel.metrics import register, unregister
 from pool_telemetry.otel.spans import start_tracing, stop_tracing
@@ -13,6 +13,7 @@ __all__ = [
     "HistogramExporter",
     "Otlp",
     "configure_otlp",
+    "flush",
     "register",
     "start_tracing",
     "stop_tracing",

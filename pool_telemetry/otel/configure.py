@@ -134,6 +134,17 @@ def configure_otlp(
         return _current
 
 
+def flush(timeout_seconds: float = FLUSH_SECONDS) -> None:
+    """Send now, within about this time, what is to be sent if `configure_otlp()` was called.
+
+    For who ends a process in another way than by leaving its main module.
+    """
+    with _lock:
+        current = _current
+    if current is not None:
+        current.flush(timeout_seconds)
+
+
 def _protocol(given: str | None, signal: str) -> str:
     for name in (f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
         given = given or os.environ.get(name)

@@ -18,6 +18,7 @@ from tests.benchmarks.in_place import run_in_place
 from tests.benchmarks.measure import FULL, QUICK, show_goals
 from tests.benchmarks.memory import run_memory
 from tests.benchmarks.reading import run_reading
+from tests.benchmarks.spans import run_spans
 from tests.benchmarks.traffic import DATABASE, connected, run_checkout, run_find_one
 
 
@@ -41,6 +42,7 @@ def main() -> None:
             *run_find_one(effort, uri),
         ]
         run_in_place(effort, uri)
+        goals += run_spans(effort, uri)
         goals += [*run_memory(effort), *run_reading(effort, uri), *run_crowd(effort, uri)]
     show_goals(goals)
     print(f"\n{time.monotonic() - began:.0f} s")

@@ -27,12 +27,13 @@ def straightforward() -> list[Any]:
     return [_PrometheusPoolListener(registry), _PrometheusCommandListener(registry)]
 
 
-def command_spans() -> list[Any]:
-    """Return opentelemetry-instrumentation-pymongo's listener, recording without an exporter."""
+def command_spans(provider: TracerProvider | None = None) -> list[Any]:
+    """Return opentelemetry-instrumentation-pymongo's listener, by default without an exporter."""
     # Imported here: tests use this module, and run without it at the floor of our dependencies.
     from opentelemetry.instrumentation.pymongo import CommandTracer
 
-    return [CommandTracer(TracerProvider(shutdown_on_exit=False).get_tracer("benchmark"))]
+    provider = provider or TracerProvider(shutdown_on_exit=False)
+    return [CommandTracer(provider.get_tracer("benchmark"))]
 
 
 class _PrometheusPoolListener(monitoring.ConnectionPoolListener):

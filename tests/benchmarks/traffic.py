@@ -76,7 +76,7 @@ def run_checkout(effort: Effort, uri: str) -> list[Goal]:
     )
     telemetry = PoolTelemetry()
     given = {"no listener": [], "no-op": listeners.noop(), "ours": telemetry.listeners}
-    with _clients(uri, given) as clients:
+    with clients_of(uri, given) as clients:
         variants = {name: _checkouts(pool_of(client)) for name, client in clients.items()}
         costs = take_turns(variants, effort.checkout_rounds)
     telemetry.close()
@@ -111,7 +111,7 @@ def run_find_one(effort: Effort, uri: str) -> list[Goal]:
         "OpenTelemetry's command spans": listeners.command_spans(),
     }
     given = {"no listener": [], "no-op": listeners.noop(), "ours": telemetry.listeners, **others}
-    with _clients(uri, given) as clients:
+    with clients_of(uri, given) as clients:
         variants = {}
         for name, client in clients.items():
             variants[name] = finds(client)
@@ -139,7 +139,7 @@ def _run_replayed(effort: Effort, uri: str) -> list[Goal]:
     telemetry = PoolTelemetry()
     provider = MeterProvider([PeriodicExportingMetricReader(Encoder(), math.inf)])
     register(provider)
-    with _clients(uri, {"no-op": listeners.noop(), "ours": telemetry.listeners}) as clients:
+    with clients_of(uri, {"no-op": listeners.noop(), "ours": telemetry.listeners}) as clients:
         variants = {
             "no-op": finds(clients["no-op"]),
             REPLAYED: _scraped(finds(clients["ours"]), provider.force_flush),
@@ -154,7 +154,8 @@ def _run_replayed(effort: Effort, uri: str) -> list[Goal]:
 
 
 @contextlib.contextmanager
-def _clients(uri: str, given: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Client]]:
+def clients_of(uri: str, given: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Client]]:
+    """Yield a client for each set of listeners, by its name."""
     with contextlib.ExitStack() as stack:
         yield {name: stack.enter_context(connected(uri, ones)) for name, ones in given.items()}
 
