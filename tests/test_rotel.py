@@ -1,0 +1,135 @@
+"""Rotel, a collector that others wrote: what we send comes out behind it as it went in.
+
+It comes as a program in a wheel, which is run and never imported.
+"""
+
+import contextlib
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+import sysconfig
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.resources import Resource
+from packaging.requirements import Requirement
+
+from pool_telemetry.catalog import CATALOG
+from pool_telemetry.otel import Otlp, configure
+from tests.everything import replay
+from tests.otlp import PROTOCOLS, receiver
+from tests.support import wait_for
+
+# The program is linked to the libpython of the Python that its wheel is for. It gets no more of
+# this environment: ROTEL_* would set it up, and it would send through a proxy.
+LIBRARIES = (sysconfig.get_config_var("LIBDIR"), str(Path(sys.base_prefix) / "lib"))
+ENVIRON = {"LD_LIBRARY_PATH": ":".join(filter(None, LIBRARIES))}
+STOP_SECONDS = 10.0
+
+
+@pytest.fixture(scope="module")
+def program() -> Path:
+    spec = importlib.util.find_spec("rotel")
+    if spec is None or spec.origin is None:
+        if os.environ.get("CI") and is_for_this_machine():
+            pytest.fail("CI installs Rotel, so it has to be here")
+        pytest.skip("no Rotel: pip install -e '.[dev]' on Linux with CPython 3.11 to 3.13")
+    found = Path(spec.origin).with_name("rotel-agent")
+    tried = subprocess.run([found, "version"], env=ENVIRON, capture_output=True, text=True)
+    if tried.returncode:  # such as a Python that has no shared library
+        pytest.skip(f"Rotel does not run here: {tried.stderr.strip()}")
+    return found
+
+
+def is_for_this_machine() -> bool:
+    pyproject = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    lines = tomllib.loads(pyproject)["project"]["optional-dependencies"]["dev"]
+    (rotel,) = (one for one in map(Requirement, lines) if one.name == "rotel")
+    return rotel.marker is None or rotel.marker.evaluate()
+
+
+@contextlib.contextmanager
+def collector(program: Path, log: Path, behind: str, leaves: str) -> Iterator[dict[str, str]]:
+    """Yield its endpoints by protocol; what it gets leaves it by this one for who is behind."""
+    with contextlib.ExitStack() as stack:
+        yield wait_for(lambda: started(stack, program, log, behind, leaves))
+
+
+def started(
+    stack: contextlib.ExitStack, program: Path, log: Path, behind: str, leaves: str
+) -> dict[str, str] | None:
+    """Return its endpoints; None where somebody took a port that was free."""
+    # It cannot say which ports it has, so 0 is no use.
+    with socket.create_server(("127.0.0.1", 0)) as a, socket.create_server(("127.0.0.1", 0)) as b:
+        grpc, http = (f"127.0.0.1:{one.getsockname()[1]}" for one in (a, b))
+    arguments = [
+        *("--otlp-grpc-endpoint", grpc),
+        *("--otlp-http-endpoint", http),
+        *("--otlp-exporter-endpoint", behind),
+        *("--otlp-exporter-protocol", leaves.partition("/")[0]),
+    ]
+    with log.open("wb") as said:
+        process = subprocess.Popen(
+            [program, "start", *arguments], env=ENVIRON, stdout=said, stderr=subprocess.STDOUT
+        )
+    stack.callback(stop, process)
+    # It says so when it has both ports, and before that when it has not.
+    wait_for(lambda: "Starting Rotel" in log.read_text() or process.poll() is not None, "Rotel")
+    if process.poll() is None:
+        return {"grpc": f"http://{grpc}", "http/protobuf": f"http://{http}"}
+    assert "Address already in use" in log.read_text(), log.read_text()
+    return None
+
+
+def stop(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    finally:
+        process.kill()  # nothing happens to one that has ended
+        process.wait()
+
+
+class Twice:
+    """An exporter that sends the same to two places."""
+
+    def __init__(self, make: Callable[[str, str], Any], protocol: str, *endpoints: str) -> None:
+        self._exporters = [make(protocol, endpoint) for endpoint in endpoints]
+
+    def __getattr__(self, name: str) -> Any:
+        first, second = (getattr(one, name) for one in self._exporters)
+        if not callable(first):
+            return first
+        return lambda *args, **kwargs: (first(*args, **kwargs), second(*args, **kwargs))[0]
+
+
+@pytest.mark.parametrize("leaves", PROTOCOLS)
+@pytest.mark.parametrize("enters", PROTOCOLS)
+def test_a_collector_hands_on_what_we_send(
+    program: Path, tmp_path: Path, enters: str, leaves: str
+) -> None:
+    """Names, units, attributes, buckets, sums, exemplars, parents, times: the whole message."""
+    with (
+        receiver(enters) as direct,
+        receiver(leaves) as behind,
+        collector(program, tmp_path / "rotel.log", behind.endpoint, leaves) as endpoints,
+    ):
+        to_both: Any = (enters, direct.endpoint, endpoints[enters])
+        metrics: Any = Twice(configure._metric_exporter, *to_both)
+        spans: Any = Twice(configure._span_exporter, *to_both)
+        with contextlib.closing(Otlp(Resource({"service.name": "shop"}), metrics, spans)) as otlp:
+            assert otlp.tracer_provider is not None
+            tracer = otlp.tracer_provider.get_tracer("application")
+            with tracer.start_as_current_span("request"):
+                _telemetry, _listeners = replay()
+            otlp.flush()
+            wait_for(lambda: behind.metrics and behind.traces, "what leaves the collector")
+            assert behind.latest.keys() == {metric.name for metric in CATALOG}
+            assert {span.name for span in behind.spans} == {"request", "find orders", "checkout"}
+            assert behind.metrics == direct.metrics
+            assert behind.traces == direct.traces
