@@ -23,7 +23,7 @@ _FOREVER: Final = float("inf")
 class Histogram:
     """Counts per bucket, sum and maximum of what it saw, since it was made."""
 
-    __slots__ = ("_bounds", "_counts", "_exemplars", "_max", "_sum")
+    __slots__ = ("_bounds", "_counts", "_due", "_exemplars", "_max", "_sum")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self._bounds = bounds
@@ -31,11 +31,12 @@ class Histogram:
         self._sum = 0.0
         self._max = 0.0
         self._exemplars: dict[int, Exemplar] = {}
+        self._due = [0.0] * len(self._counts)  # monotonic: from when on a bucket takes another
 
     def observe(self, seconds: float, link: FindLink | None = None) -> None:
         """Count one duration; a bucket's upper bound belongs to the bucket.
 
-        With a link it becomes the bucket's exemplar, unless that is of this second.
+        With a link it becomes the bucket's exemplar, unless that is less than a second old.
         """
         # A clock that jumped back, or no number at all: a sum never falls.
         if not 0.0 <= seconds < _FOREVER:
@@ -45,11 +46,11 @@ class Histogram:
         self._sum += seconds
         if seconds > self._max:
             self._max = seconds
-        if link is not None:
-            now, last = time.time(), self._exemplars.get(bucket)
-            due = last is None or not 0.0 <= now - last.time < EXEMPLAR_SECONDS
-            if due and (found := link()) is not None:
-                self._exemplars[bucket] = Exemplar(found, seconds, now)
+        if link is not None and (now := time.monotonic()) >= self._due[bucket]:
+            found = link()
+            if found is not None:
+                self._exemplars[bucket] = Exemplar(found, seconds, time.time())
+                self._due[bucket] = now + EXEMPLAR_SECONDS
 
     def stats(self) -> HistogramStats:
         """Return a frozen copy."""

@@ -72,7 +72,7 @@ class HistogramExporter(MetricExporter):
             resource,
             scope_metrics=[
                 replace(scope, metrics=[*scope.metrics, *self._histograms()])
-                if scope.scope.name == SCOPE
+                if scope.scope.name == SCOPE[0]
                 else scope
                 for scope in resource.scope_metrics
             ],

@@ -2,13 +2,14 @@
 
 import weakref
 from collections.abc import Iterable
+from importlib.metadata import version
 from typing import Final
 
 from pool_telemetry.catalog import POOL_ATTRIBUTES, Metric
 from pool_telemetry.stats import ClientStats
 from pool_telemetry.telemetry import PoolTelemetry, ended, live
 
-SCOPE: Final = "pool_telemetry"
+SCOPE: Final = ("pool_telemetry", version("pool-telemetry"))
 SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.40.0"
 
 

@@ -9,7 +9,6 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib.metadata import version
 from operator import mul
 from typing import Any, Final
 
@@ -52,7 +51,7 @@ def register(
     with _lock:
         *_, key = keys = _keys(provider)
         if not any(one in _registered for one in keys):
-            meter = provider.get_meter(SCOPE, version("pool-telemetry"), SCHEMA_URL)
+            meter = provider.get_meter(*SCOPE, SCHEMA_URL)
             look = Look() if exporter is None else exporter.look
             _registered[key] = _Instruments(meter, look, replays=exporter is None)
 

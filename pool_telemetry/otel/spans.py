@@ -11,7 +11,6 @@ import threading
 from collections.abc import Mapping
 from contextvars import ContextVar
 from functools import lru_cache
-from importlib.metadata import version
 from threading import get_ident
 from time import time_ns
 from typing import Any, Final
@@ -260,6 +259,8 @@ def _fail(span: Span, error_type: str) -> None:
 
 
 def _link(span: Span) -> Link | None:
+    if span is INVALID_SPAN:
+        return None
     context = span.get_span_context()
     if not context.is_valid or not context.trace_flags.sampled:
         return None
@@ -338,7 +339,7 @@ def start_tracing(tracer_provider: TracerProvider | None = None) -> None:
         tracer_provider: By default the global one, also where that is only set later.
     """
     global _provider
-    tracer = get_tracer(SCOPE, version("pool-telemetry"), tracer_provider, SCHEMA_URL)
+    tracer = get_tracer(*SCOPE, tracer_provider, SCHEMA_URL)
     with _lock:
         _provider = tracer_provider
         tracing.spans = _Spans(tracer)

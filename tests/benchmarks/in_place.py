@@ -16,6 +16,7 @@ from pymongo.monitoring import CommandListener, ConnectionPoolListener
 from pool_telemetry import PoolTelemetry
 from tests.benchmarks import listeners
 from tests.benchmarks.measure import Effort, show_heading, take_turns
+from tests.benchmarks.spans import OURS, THEIRS, provider_in_memory, traced
 from tests.benchmarks.traffic import connected, finds
 
 EVENTS = {
@@ -37,7 +38,8 @@ def run_in_place(effort: Effort, uri: str) -> None:
         "The same find_one from within: median time of each call of a listener",
         "none; unlike in the loop of (a) the caches are as cold as in an application",
     )
-    telemetry = PoolTelemetry()
+    telemetry, traced_too = PoolTelemetry(), PoolTelemetry()
+    provider = provider_in_memory()
     spent: dict[str, Spent] = {}
     with contextlib.ExitStack() as stack:
         variants = {}
@@ -45,18 +47,22 @@ def run_in_place(effort: Effort, uri: str) -> None:
             ("no-op", listeners.noop()),
             ("ours", telemetry.listeners),
             ("prometheus_client with .labels()", listeners.straightforward()),
-            ("OpenTelemetry's command spans", listeners.command_spans()),
+            (OURS, traced_too.listeners),
+            (THEIRS, listeners.command_spans(provider)),
         ):
             spent[name] = defaultdict(list)
             timed = [_timed(listener, spent[name]) for listener in given]
             variants[name] = finds(stack.enter_context(connected(uri, timed)))
+        variants[OURS] = traced(variants[OURS], provider)
         take_turns(variants, effort.in_place_rounds)
     telemetry.close()
-    print(f"    {'µs':33}" + "".join(f"{event:>11}" for event in (*EVENTS.values(), "all five")))
+    traced_too.close()
+    provider.shutdown()
+    print(f"    {'µs':42}" + "".join(f"{event:>11}" for event in (*EVENTS.values(), "all five")))
     for name, times in spent.items():
         calls = [statistics.median(times[method] or [0.0]) * 1e6 for method in EVENTS]
         cells = (f"{call:.2f}" if call else "" for call in (*calls, sum(calls)))
-        print(f"    {name:33}" + "".join(f"{cell:>11}" for cell in cells))
+        print(f"    {name:42}" + "".join(f"{cell:>11}" for cell in cells))
 
 
 def _timed(listener: Any, spent: Spent) -> Any:

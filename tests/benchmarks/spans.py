@@ -31,15 +31,22 @@ class Memory(SpanExporter):
         return SpanExportResult.SUCCESS
 
 
+def provider_in_memory() -> TracerProvider:
+    """Return one whose spans go nowhere, in batches."""
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(Memory()))
+    return provider
+
+
 def run_spans(effort: Effort, uri: str) -> list[Goal]:
     """Measure (h): what spans add, to no-op listeners there, to our metrics here."""
     show_heading(
         "h",
-        "The same find_one with command spans, a batch processor and an exporter in memory: CPU",
+        "The same find_one in a request's span, with command spans, a batch processor and an "
+        "exporter in memory: CPU",
         "ours add no more to our metrics than the others' to no-op listeners",
     )
-    provider = TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(Memory()))
+    provider = provider_in_memory()
     telemetry = PoolTelemetry()
     *others, _ = listeners.noop()  # the pool's events are made and heard in each variant
     given = {
@@ -48,8 +55,9 @@ def run_spans(effort: Effort, uri: str) -> list[Goal]:
         "ours": telemetry.listeners,
     }
     with clients_of(uri, given) as clients:
-        variants = {name: finds(client) for name, client in clients.items()}
-        variants[OURS] = _traced(variants["ours"], provider)
+        turns = {name: finds(client) for name, client in clients.items()}
+        turns[OURS] = traced(turns["ours"], provider)
+        variants = {name: _in_request(turn, provider) for name, turn in turns.items()}
         costs = take_turns(variants, effort.find_rounds, turns=TURNS)
     telemetry.close()
     provider.shutdown()
@@ -58,7 +66,19 @@ def run_spans(effort: Effort, uri: str) -> list[Goal]:
     return [Goal("h", "our spans over our metrics; theirs over no-op", round(theirs, 2), ours)]
 
 
-def _traced(turn: Turn, provider: TracerProvider) -> Turn:
+def _in_request(turn: Turn, provider: TracerProvider) -> Turn:
+    tracer = provider.get_tracer("application")
+
+    def in_request() -> int:
+        with tracer.start_as_current_span("request"):
+            return turn()
+
+    return in_request
+
+
+def traced(turn: Turn, provider: TracerProvider) -> Turn:
+    """Return the turn with tracing on."""
+
     def with_spans() -> int:
         start_tracing(provider)
         try:
