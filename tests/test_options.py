@@ -53,9 +53,20 @@ def test_options_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("POOL_TELEMETRY_OPERATIONS", "False")
     monkeypatch.setenv("POOL_TELEMETRY_MAX_OPERATION_SERIES", "7")
     monkeypatch.setenv("POOL_TELEMETRY_DRAIN_SECONDS", "1.5")
+    monkeypatch.setenv("POOL_TELEMETRY_COMMAND_SPANS", "TRUE")
+    monkeypatch.setenv("POOL_TELEMETRY_QUERY_TEXT", "1")
+    monkeypatch.setenv("POOL_TELEMETRY_SLOW_CHECKOUT_SECONDS", "0")
     assert TelemetryOptions() == TelemetryOptions(
-        name="chat", operations=False, max_operation_series=7, drain_seconds=1.5
+        name="chat",
+        operations=False,
+        max_operation_series=7,
+        drain_seconds=1.5,
+        command_spans=True,
+        query_text=True,
+        slow_checkout_seconds=0.0,
     )
+    monkeypatch.setenv("POOL_TELEMETRY_COMMAND_SPANS", "auto")
+    assert TelemetryOptions().command_spans is None
     assert TelemetryOptions(name="other").name == "other"
     assert not TelemetryOptions(name="other").operations
 
@@ -66,6 +77,9 @@ def test_options_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
         ("OPERATIONS", "maybe", "use true or false"),
         ("MAX_OPERATION_SERIES", "many", "use a whole number"),
         ("DRAIN_SECONDS", "soon", "use a number of seconds"),
+        ("COMMAND_SPANS", "maybe", "use true, false or auto"),
+        ("QUERY_TEXT", "maybe", "use true or false"),
+        ("SLOW_CHECKOUT_SECONDS", "soon", "use a number of seconds"),
     ],
 )
 def test_a_wrong_variable_is_named_with_what_it_takes(
@@ -100,6 +114,11 @@ def test_a_wrong_variable_is_named_with_what_it_takes(
         {"drain_seconds": 10**400},
         {"drain_seconds": float("inf")},
         {"drain_seconds": float("nan")},
+        {"command_spans": "auto"},
+        {"command_spans": 1},
+        {"query_text": None},
+        {"slow_checkout_seconds": -0.1},
+        {"slow_checkout_seconds": None},
     ],
     ids=lambda wrong: shown(wrong),
 )

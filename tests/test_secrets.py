@@ -15,6 +15,9 @@ import pytest
 from fastapi import FastAPI
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import CollectorRegistry
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
@@ -33,6 +36,7 @@ from pool_telemetry import (
 )
 from pool_telemetry.fastapi import create_router
 from pool_telemetry.managed import Managed, Settings
+from pool_telemetry.otel import start_tracing, stop_tracing
 from pool_telemetry.uri import mask_uri
 from tests.otlp import exported
 from tests.web import serving
@@ -148,15 +152,21 @@ def test_nothing_that_a_running_client_shows_has_a_secret(server_uri: str) -> No
     """In documents, in the bodies of commands and in what the server and the network answer."""
     app = FastAPI()
     app.include_router(create_router())
+    exporter, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    start_tracing(provider)
+    options = TelemetryOptions(query_text=True, slow_checkout_seconds=0.0)
     with captured_log() as log, serving(app) as web:
-        client = MongoDBConnectionPool.initialize(server_uri, appName="secrets")
+        client = MongoDBConnectionPool.initialize(server_uri, appName="secrets", telemetry=options)
         telemetry = MongoDBConnectionPool.get_telemetry()
         assert telemetry is not None
         collection = client["secrets"]["t"]
         collection.insert_one({"card": MARK})
         collection.find_one({"card": MARK})
         with pytest.raises(PyMongoError):
-            collection.find_one({MARK: {"$nonsense": MARK}})
+            collection.find_one({"card": {"$nonsense": MARK}})
+        collection.update_many({"card": MARK}, [{"$set": {"card": MARK}}])
+        list(collection.aggregate([{"$match": {"card": {"$in": [MARK]}}}], comment=MARK))
         with contextlib.suppress(PyMongoError):
             client["secrets"].command({"createUser": MARK, "pwd": MARK, "roles": [MARK]})
         _, heartbeat, command = listeners = telemetry.listeners
@@ -181,11 +191,15 @@ def test_nothing_that_a_running_client_shows_has_a_secret(server_uri: str) -> No
             prometheus.generate(registry=registry)[0].decode(),
             prometheus.generate("application/openmetrics-text", registry)[0].decode(),
             str(exported("http/protobuf").metrics),
+            *(span.to_json() for span in exporter.get_finished_spans()),
             *(web.get(path).text for path in ("/health", "/health/ready", "/metrics")),
             web.get("/metrics/mongodb").text,
         ]
         seen.append(log.getvalue())
+    stop_tracing()
+    provider.shutdown()
     assert "createUser" in seen[0]
+    assert any("db.query.text" in text for text in seen)
     for text in seen:
         assert MARK not in text
 

@@ -747,3 +747,10 @@ def test_tracing_goes_on_and_off_while_a_client_works(server_uri: str) -> None:
             thread.join()
     assert telemetry.stats().telemetry_errors == 0
     provider.shutdown()
+
+
+def test_the_names_of_fields_are_shown_only_if_asked_for(server_uri: str, memory: Any) -> None:
+    for options in (TelemetryOptions(), TelemetryOptions(query_text=True)):
+        with traced(server_uri, memory, options) as t:
+            t.client["spans"]["t"].find_one({"s3cr3t": 1})
+            assert ("s3cr3t" in t.spans("find t")[0].to_json()) == options.query_text

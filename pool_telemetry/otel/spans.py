@@ -67,7 +67,7 @@ class _Opening:
 # opened; the span of its command. A wait that is cancelled leaves them as they are.
 _waited: ContextVar[float | None] = ContextVar("pool_telemetry_waited", default=None)
 _opening: ContextVar[_Opening | None] = ContextVar("pool_telemetry_opening", default=None)
-_command: ContextVar[Span | None] = ContextVar("pool_telemetry_command", default=None)
+_command: "ContextVar[_Command | None]" = ContextVar("pool_telemetry_command", default=None)
 
 
 class _Spans:
@@ -143,10 +143,8 @@ class _Spans:
 
     def connection_closed(self, conn_id: int, reason: str) -> None:
         _connected(conn_id, reason)
-        command = _command.get()
-        if command is not None and command.is_recording() and not _is_collecting():
-            _fail(command, "cancelled")  # PyMongo says nothing of its end
-            command.end()
+        if (command := _command.get()) is not None:
+            command.give_up()
 
     def _checkout(self, address: Address, began: int, name: PoolName) -> Span | None:
         if _is_collecting() or _suppressed(get_current()):
@@ -190,8 +188,9 @@ class _Spans:
             names = (operation, "collection") if series[2] else ()
             attributes["db.query.text"] = query_text(command, names)
         span = self._tracer.start_span(name, context, SpanKind.CLIENT, attributes)
-        _command.set(span)
-        return _Command(span)
+        trace = _Command(span)
+        _command.set(trace)
+        return trace
 
     def _other_maker(self, parent: Span, other: Instrumentor | None) -> str:
         """Return who makes spans of commands already, in words for the log."""
@@ -228,6 +227,13 @@ class _Command:
             if status_code:
                 span.set_attribute("db.response.status_code", status_code)
         span.end()
+
+    def give_up(self) -> None:
+        """End it, if it did not: PyMongo says nothing of one that was cancelled."""
+        if self._span.is_recording() and not _is_collecting():
+            _fail(self._span, "cancelled")
+            self._span.end()
+            self._span = INVALID_SPAN  # this is kept for long: its end may still come
 
     def link(self) -> Link | None:
         return _link(self._span)
