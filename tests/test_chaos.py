@@ -1,15 +1,51 @@
 """The short version of `make soak`."""
 
 import logging
+import threading
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pymongo
 import pytest
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
+from pool_telemetry.otel import start_tracing, stop_tracing
 from tests.chaos import Chaos
 from tests.conftest import need_embedded_server
 
 OPERATIONS, STORM = 6_000, 1_500
+
+
+class Tally(SpanProcessor):
+    """Counts the spans that begin and end; keeps none."""
+
+    def __init__(self) -> None:
+        self.begun = self.ended = 0
+        self.failed_checkouts: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def on_start(self, span: Any, parent_context: Any = None) -> None:
+        with self._lock:
+            self.begun += 1
+
+    def on_end(self, span: Any) -> None:
+        with self._lock:
+            self.ended += 1
+            if span.name == "checkout" and (reason := span.attributes.get("error.type")):
+                self.failed_checkouts[reason] += 1
+
+
+@pytest.fixture
+def tally() -> Iterator[Tally]:
+    """Tracing is on."""
+    tally, provider = Tally(), TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(tally)
+    start_tracing(provider)
+    yield tally
+    stop_tracing()
+    provider.shutdown()
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="it counts descriptors in /proc")
@@ -17,7 +53,7 @@ OPERATIONS, STORM = 6_000, 1_500
     pymongo.version_tuple < (4, 20), reason="PyMongo loses count of cancelled tasks before 4.20"
 )
 def test_a_storm_behind_a_broken_network_leaves_no_count_wrong_and_nothing_behind(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tally: Tally
 ) -> None:
     need_embedded_server()
     # pytest keeps log records, and with their tracebacks PyMongo's sockets.
@@ -30,3 +66,8 @@ def test_a_storm_behind_a_broken_network_leaves_no_count_wrong_and_nothing_behin
     for end in ("ok", "cancelled", "TimeoutError", "WaitQueueTimeoutError"):
         assert report.ends[end], report
     assert report.checkouts["cancelled"]
+    # Each checkout that failed is in the trace, and few spans have no end: of who was cancelled
+    # where PyMongo says nothing more.
+    failed = {one: report.checkouts[one] for one in ("timeout", "connection_error")}
+    assert tally.failed_checkouts == failed
+    assert tally.begun - tally.ended < 0.01 * tally.begun
