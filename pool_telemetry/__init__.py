@@ -33,7 +33,11 @@ It never hurts
     use a read takes milliseconds and holds no event up: test_cost.py, `make bench`. Memory is
     bounded: test_cost.py.
 It tells no secret
-    in stats, metrics, health, logs, errors or reprs: test_secrets.py, test_uri.py, test_pool.py.
+    in stats, metrics, spans, health, logs, errors or reprs: test_secrets.py, test_uri.py, test_pool.py.
+In every exporter
+    OTLP and the Prometheus text say the same at the same moment, whole: test_otel_metrics.py; a
+    collector of others hands it on as it came: test_rotel.py. Each checkout that failed has its
+    span: test_chaos.py. What one tells is asserted as a receiver got it: test_spans.py.
 On every supported version
     `make test-matrix`: four PyMongos, the oldest to the newest, on every Python here, and gevent.
 
@@ -45,7 +49,9 @@ What it can't know
     end of the pool. An exhaust cursor handed on by a task that ended counts as idle until it is
     back. Where a signal handler uses the client while its thread waits in the queue, that wait
     counts as cancelled. A client forgets the oldest of more than 50 pools of servers that left it,
-    and its totals lose their counts.
+    and its totals lose their counts. A command or a new connection whose caller was cancelled where
+    PyMongo says nothing more of it has no span; what an operation does within a garbage collection
+    has none either.
 """
 
 from pool_telemetry import presets
