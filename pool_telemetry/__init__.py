@@ -33,7 +33,8 @@ It never hurts
     use a read takes milliseconds and holds no event up: test_cost.py, `make bench`. Memory is
     bounded: test_cost.py.
 It tells no secret
-    in stats, metrics, spans, health, logs, errors or reprs: test_secrets.py, test_uri.py, test_pool.py.
+    in stats, metrics, spans, health, logs, errors or reprs: test_secrets.py, test_uri.py,
+    test_pool.py.
 In every exporter
     OTLP and the Prometheus text say the same at the same moment, whole: test_otel_metrics.py; a
     collector of others hands it on as it came: test_rotel.py. Each checkout that failed has its

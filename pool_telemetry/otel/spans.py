@@ -1,7 +1,7 @@
 """Spans of commands, and of the checkouts that failed, were slow or opened a connection.
 
 Made on the application's thread or task, below its current span. What one operation needs to know
-of its checkout goes by a context variable of ours; the application's context is never touched.
+of its checkout goes by context variables of ours; what is current is never touched.
 """
 
 import gc
@@ -41,7 +41,9 @@ from pool_telemetry.tracing import Instrumentor, PoolName
 _log = logging.getLogger("pool_telemetry.otel")
 
 _SUPPRESSED: Final = (_SUPPRESS_INSTRUMENTATION_KEY, "suppress_instrumentation")
-_PYMONGO: Final = "PyMongo"  # the scope of the spans that PyMongo makes itself, from 4.21 on
+_PYMONGO: Final = (
+    "PyMongo"  # the scope of the spans that PyMongo will make itself (4.20 does not yet)
+)
 _LATE: Final = 1_000_000_000  # nanoseconds by which an event may be later than what it tells of
 _BATCHES: Final = {
     "insert": "documents",
@@ -90,6 +92,8 @@ class _Spans:
         options: TelemetryOptions,
         name: PoolName,
     ) -> None:
+        if _is_collecting():
+            return
         _waited.set(seconds)
         opening = _opening.get()
         if opening is None and seconds < options.slow_checkout_seconds:
@@ -106,6 +110,8 @@ class _Spans:
     def checkout_failed(
         self, address: Address, outcome: str, seconds: float, crowd: Crowd, name: PoolName
     ) -> None:
+        if _is_collecting():
+            return
         now, opening = time_ns(), _opening.get()
         began = now - int(seconds * 1e9)
         if opening is not None and opening.began > began - _LATE:  # else that one was cancelled
@@ -127,6 +133,8 @@ class _Spans:
     def connection_created(
         self, address: Address, conn_id: int, waited: float, name: PoolName
     ) -> None:
+        if _is_collecting():
+            return
         now = time_ns()
         checkout = self._checkout(address, now - int(waited * 1e9), name)
         if checkout is not None:
@@ -143,11 +151,11 @@ class _Spans:
 
     def connection_closed(self, conn_id: int, reason: str) -> None:
         _connected(conn_id, reason)
-        if (command := _command.get()) is not None:
+        if not _is_collecting() and (command := _command.get()) is not None:
             command.give_up()
 
     def _checkout(self, address: Address, began: int, name: PoolName) -> Span | None:
-        if _is_collecting() or _suppressed(get_current()):
+        if _suppressed(get_current()):
             return None
         attributes = _of_pool(address, name)
         return self._tracer.start_span("checkout", attributes=attributes, start_time=began)
@@ -169,11 +177,10 @@ class _Spans:
             context, waited = set_span_in_context(opening.connect, context), None
         elif waited is not None:
             _waited.set(None)
-        wanted = options.command_spans
-        if wanted is not True:
+        if not options.command_spans:
             parent = get_current_span(context)
-            maker = self._other_maker(parent, other) if wanted is None else "nobody"
-            if maker:
+            maker = self._other_maker(parent, other) if options.command_spans is None else ""
+            if maker or options.command_spans is False:
                 if waited is not None and maker == _PYMONGO:
                     parent.set_attribute(WAIT_TIME, waited)
                 return _OthersCommand(parent)
@@ -230,7 +237,7 @@ class _Command:
 
     def give_up(self) -> None:
         """End it, if it did not: PyMongo says nothing of one that was cancelled."""
-        if self._span.is_recording() and not _is_collecting():
+        if self._span.is_recording():
             _fail(self._span, "cancelled")
             self._span.end()
             self._span = INVALID_SPAN  # this is kept for long: its end may still come
@@ -250,7 +257,7 @@ class _OthersCommand(_Command):
 
 def _connected(conn_id: int, error_type: str) -> None:
     opening = _opening.get()
-    if opening is None or opening.connect is None or opening.conn_id != conn_id:
+    if opening is None or opening.connect is None or opening.conn_id != conn_id or _is_collecting():
         return
     connect, opening.connect = opening.connect, None
     if error_type:
