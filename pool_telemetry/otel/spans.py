@@ -42,7 +42,7 @@ _log = logging.getLogger("pool_telemetry.otel")
 
 _SUPPRESSED: Final = (_SUPPRESS_INSTRUMENTATION_KEY, "suppress_instrumentation")
 _PYMONGO: Final = (
-    "PyMongo"  # the scope of the spans that PyMongo will make itself (4.20 does not yet)
+    "PyMongo"  # the scope of spans of its own, which 4.20 does not make yet
 )
 _LATE: Final = 1_000_000_000  # nanoseconds by which an event may be later than what it tells of
 _BATCHES: Final = {
