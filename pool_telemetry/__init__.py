@@ -68,8 +68,7 @@ from pool_telemetry.pool import MongoDBConnectionPool
 from pool_telemetry.report import PoolReport
 from pool_telemetry.stats import ClientStats, PoolStats
 from pool_telemetry.telemetry import PoolTelemetry
-
-__version__ = "0.1.0"
+from pool_telemetry.version import __version__ as __version__
 
 __all__ = [
     "AsyncMongoDBConnectionPool",

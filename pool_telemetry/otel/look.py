@@ -2,14 +2,14 @@
 
 import weakref
 from collections.abc import Iterable
-from importlib.metadata import version
 from typing import Final
 
 from pool_telemetry.catalog import POOL_ATTRIBUTES, Metric
 from pool_telemetry.stats import ClientStats
 from pool_telemetry.telemetry import PoolTelemetry, ended, live
+from pool_telemetry.version import __version__
 
-SCOPE: Final = ("pool_telemetry", version("pool-telemetry"))
+SCOPE: Final = ("pool_telemetry", __version__)
 SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.40.0"
 
 

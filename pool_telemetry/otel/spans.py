@@ -41,9 +41,7 @@ from pool_telemetry.tracing import Instrumentor, PoolName
 _log = logging.getLogger("pool_telemetry.otel")
 
 _SUPPRESSED: Final = (_SUPPRESS_INSTRUMENTATION_KEY, "suppress_instrumentation")
-_PYMONGO: Final = (
-    "PyMongo"  # the scope of spans of its own, which 4.20 does not make yet
-)
+_PYMONGO: Final = "PyMongo"  # the scope of spans of its own, which 4.20 does not make yet
 _LATE: Final = 1_000_000_000  # nanoseconds by which an event may be later than what it tells of
 _BATCHES: Final = {
     "insert": "documents",
