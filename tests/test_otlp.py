@@ -145,6 +145,32 @@ def test_a_protocol_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         configure_otlp()
 
 
+FORK = """
+pid = os.fork()
+client["otlp"]["parent" if pid else "child"].find_one()
+if pid == 0:
+    sys.exit()  # and so through atexit
+_, status = os.waitpid(pid, 0)
+assert status == 0, status
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_forked_child_sends_its_own(server_uri: str, protocol: str) -> None:
+    with receiver(protocol) as received:
+        run(
+            server_uri,
+            after=FORK,
+            PYTHONWARNINGS="ignore",  # PyMongo's, of forks
+            OTEL_EXPORTER_OTLP_ENDPOINT=received.endpoint,
+            OTEL_EXPORTER_OTLP_PROTOCOL=protocol,
+        )
+        names = [span.name for span in received.spans]
+        assert names.count("find t") == 100  # and not once more by the child
+        assert names.count("find parent") == names.count("find child") == 1
+
+
 @contextlib.contextmanager
 def dead(how: str) -> Iterator[int]:
     """Yield the port of a collector that refuses, hangs, or cuts each export off in the middle."""
