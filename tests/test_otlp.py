@@ -115,6 +115,20 @@ def test_traces_can_be_left_out(server_uri: str, off: str) -> None:
         assert "db.client.connection.wait_time" in received.latest
 
 
+@pytest.mark.parametrize("off", ["OTEL_METRICS_EXPORTER", "metrics=False"])
+def test_metrics_can_be_left_out(server_uri: str, off: str) -> None:
+    environ = {} if "=" in off else {off: "none"}
+    with receiver("grpc") as received:
+        run(
+            server_uri,
+            off if "=" in off else "",
+            OTEL_EXPORTER_OTLP_ENDPOINT=received.endpoint,
+            **environ,
+        )
+        assert received.metrics == []
+        assert "find t" in [span.name for span in received.spans]
+
+
 def test_a_global_provider_that_somebody_set_stays(server_uri: str) -> None:
     before = """
 from opentelemetry.sdk.metrics import MeterProvider

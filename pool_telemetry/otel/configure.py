@@ -10,7 +10,8 @@ import threading
 import time
 from typing import Final, Literal, get_args
 
-from opentelemetry import metrics, trace
+from opentelemetry import metrics as metrics_api
+from opentelemetry import trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import MetricExporter, PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
@@ -35,22 +36,24 @@ class Otlp:
     """What `configure_otlp()` made; the end of the process closes it.
 
     Attributes:
-        meter_provider: Sends every client's metrics, and what else is recorded on it.
-        tracer_provider: Sends their spans, and what else is made with it. None: no traces.
+        meter_provider: Sends every client's metrics, and what else is recorded on it. None: none.
+        tracer_provider: Sends their spans, and what else is made with it. None: none.
     """
 
     def __init__(
         self,
         resource: Resource,
-        metric_exporter: MetricExporter,
+        metric_exporter: MetricExporter | None = None,
         span_exporter: SpanExporter | None = None,
     ) -> None:
         self._closed = False
-        exporter = HistogramExporter(metric_exporter)
-        reader = PeriodicExportingMetricReader(exporter)
-        self.meter_provider = MeterProvider([reader], resource, shutdown_on_exit=False)
-        register(self.meter_provider, exporter)
+        self.meter_provider: MeterProvider | None = None
         self.tracer_provider: TracerProvider | None = None
+        if metric_exporter is not None:
+            exporter = HistogramExporter(metric_exporter)
+            reader = PeriodicExportingMetricReader(exporter)
+            self.meter_provider = MeterProvider([reader], resource, shutdown_on_exit=False)
+            register(self.meter_provider, exporter)
         if span_exporter is not None:
             self.tracer_provider = TracerProvider(resource=resource, shutdown_on_exit=False)
             self.tracer_provider.add_span_processor(_Batches(span_exporter))
@@ -62,7 +65,8 @@ class Otlp:
         until = time.monotonic() + timeout_seconds
         spans = threading.Thread(target=self._flush_spans, daemon=True)  # it knows no time-out
         spans.start()
-        self.meter_provider.force_flush(timeout_seconds * 1e3)
+        if self.meter_provider is not None:
+            self.meter_provider.force_flush(timeout_seconds * 1e3)
         spans.join(max(0.0, until - time.monotonic()))
 
     def _flush_spans(self) -> None:
@@ -83,9 +87,10 @@ class Otlp:
         if self.tracer_provider is not None:
             stop_tracing(self.tracer_provider)
             self.tracer_provider.shutdown()
-        # Who answers no spans answers no metrics either.
-        self.meter_provider.shutdown(max(1.0, until - time.monotonic()) * 1e3)
-        unregister(self.meter_provider)
+        if self.meter_provider is not None:
+            # Who answers no spans answers no metrics either.
+            self.meter_provider.shutdown(max(1.0, until - time.monotonic()) * 1e3)
+            unregister(self.meter_provider)
 
 
 class _Batches(BatchSpanProcessor):
@@ -99,6 +104,7 @@ def configure_otlp(
     *,
     endpoint: str | None = None,
     protocol: Protocol | None = None,
+    metrics: bool | None = None,
     traces: bool | None = None,
 ) -> Otlp:
     """Send every client's metrics and spans, present and future, to an OpenTelemetry collector.
@@ -111,6 +117,7 @@ def configure_otlp(
         endpoint: Such as `http://localhost:4317`, or 4318 for HTTP; by default
             `OTEL_EXPORTER_OTLP_ENDPOINT`, or the one for each signal.
         protocol: By default `OTEL_EXPORTER_OTLP_PROTOCOL`, or gRPC.
+        metrics: Whether metrics are sent; by default unless `OTEL_METRICS_EXPORTER` is `none`.
         traces: Whether spans are made; by default unless `OTEL_TRACES_EXPORTER` is `none`.
 
     Raises:
@@ -120,18 +127,31 @@ def configure_otlp(
     with _lock:
         if _current is None:
             resource = Resource.create({"service.name": service_name} if service_name else None)
-            if traces is None:
-                traces = os.environ.get("OTEL_TRACES_EXPORTER", "").strip().lower() != "none"
             _current = Otlp(
                 resource,
-                _metric_exporter(_protocol(protocol, "METRICS"), endpoint),
-                _span_exporter(_protocol(protocol, "TRACES"), endpoint) if traces else None,
+                _metric_exporter(_protocol(protocol, "METRICS"), endpoint)
+                if _wanted(metrics, "METRICS")
+                else None,
+                _span_exporter(_protocol(protocol, "TRACES"), endpoint)
+                if _wanted(traces, "TRACES")
+                else None,
             )
-            if _is_unset(metrics.get_meter_provider()):
-                metrics.set_meter_provider(_current.meter_provider)
-            if _current.tracer_provider and _is_unset(trace.get_tracer_provider()):
-                trace.set_tracer_provider(_current.tracer_provider)
+            _make_global(_current)
         return _current
+
+
+def _wanted(given: bool | None, signal: str) -> bool:
+    if given is not None:
+        return given
+    return os.environ.get(f"OTEL_{signal}_EXPORTER", "").strip().lower() != "none"
+
+
+def _make_global(otlp: Otlp) -> None:
+    """Make its providers the global ones, where nobody set others."""
+    if otlp.meter_provider and _is_unset(metrics_api.get_meter_provider()):
+        metrics_api.set_meter_provider(otlp.meter_provider)
+    if otlp.tracer_provider and _is_unset(trace.get_tracer_provider()):
+        trace.set_tracer_provider(otlp.tracer_provider)
 
 
 def flush(timeout_seconds: float = FLUSH_SECONDS) -> None:
