@@ -13,9 +13,8 @@ from pool_telemetry import MongoDBConnectionPool, TelemetryOptions, presets
 from pool_telemetry.fastapi import create_router, pool_lifespan
 from pool_telemetry.otel import configure_otlp
 
-configure_otlp(
-    "chat"
-)  # FastAPI makes its server spans with the same provider: it is the global one
+# FastAPI makes its spans with the same provider: it becomes the global one.
+configure_otlp("chat")
 app = FastAPI(
     lifespan=pool_lifespan(telemetry=TelemetryOptions(name="chat"), **presets.DEVELOPMENT)
 )

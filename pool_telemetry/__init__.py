@@ -50,9 +50,10 @@ What it can't know
     end of the pool. An exhaust cursor handed on by a task that ended counts as idle until it is
     back. Where a signal handler uses the client while its thread waits in the queue, that wait
     counts as cancelled. A client forgets the oldest of more than 50 pools of servers that left it,
-    and its totals lose their counts. A command or a new connection whose caller was cancelled where
-    PyMongo says nothing more of it has no span; what an operation does within a garbage collection
-    has none either.
+    and its totals lose their counts.
+    A wait that is cancelled in the queue has no span, nor a command or a new connection of which
+    PyMongo says nothing more, nor what is done within a garbage collection. What an
+    AsyncMongoClient does in the background is in the trace in which the client was opened.
 """
 
 from pool_telemetry import presets

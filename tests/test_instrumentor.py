@@ -109,6 +109,22 @@ client.close(), later.close()
     run(server_uri, body)
 
 
+def test_uninstrument_leaves_what_others_set_up(server_uri: str) -> None:
+    body = """
+from pool_telemetry import otel
+instrumentor.uninstrument()
+otel.register(meter_provider)
+instrumentor.instrument(tracer_provider=TracerProvider(), meter_provider=meter_provider)
+otel.start_tracing(tracer_provider)
+client = MongoClient(uri)
+instrumentor.uninstrument()
+client.a.b.find_one()
+assert "find b" in spans() and pools()
+client.close()
+"""
+    run(server_uri, body)
+
+
 def test_a_client_with_our_listeners_is_left_as_it_is(server_uri: str) -> None:
     body = """
 telemetry = PoolTelemetry("mine")

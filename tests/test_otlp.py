@@ -185,6 +185,13 @@ def test_a_forked_child_sends_its_own(server_uri: str, protocol: str) -> None:
         assert names.count("find parent") == names.count("find child") == 1
 
 
+@pytest.mark.parametrize("endpoint", ["127.0.0.1:4317", "http://ann:s3cr3t@127.0.0.1:4317"])
+def test_an_endpoint_that_is_no_url_or_has_credentials_is_refused(endpoint: str) -> None:
+    with pytest.raises(PoolConfigurationError, match="without credentials") as raised:
+        configure_otlp(endpoint=endpoint)
+    assert "s3cr3t" not in str(raised.value)
+
+
 @contextlib.contextmanager
 def dead(how: str) -> Iterator[int]:
     """Yield the port of a collector that refuses, hangs, or cuts each export off in the middle."""
@@ -211,6 +218,29 @@ def dead(how: str) -> Iterator[int]:
         listening.close()
         if how == "cuts":
             thread.join()
+
+
+BOUNDS = """
+def took(call):
+    began = time.monotonic()
+    call(1.0)
+    return time.monotonic() - began
+
+assert took(otlp.flush) < 4.0
+assert took(otlp.close) < 4.0
+"""
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_flush_and_close_keep_to_their_time(server_uri: str, protocol: str) -> None:
+    """An exporter's own patience is 10 s."""
+    with dead("hangs") as port:
+        run(
+            server_uri,
+            after=BOUNDS,
+            OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{port}",
+            OTEL_EXPORTER_OTLP_PROTOCOL=protocol,
+        )
 
 
 MEASURE = """

@@ -49,29 +49,32 @@ class Otlp:
         self._closed = False
         self.meter_provider: MeterProvider | None = None
         self.tracer_provider: TracerProvider | None = None
+        self._batches: _Batches | None = None
+        if span_exporter is not None:
+            self._batches = _Batches(span_exporter)  # refuses variables that are wrong
         if metric_exporter is not None:
             exporter = HistogramExporter(metric_exporter)
             reader = PeriodicExportingMetricReader(exporter)
             self.meter_provider = MeterProvider([reader], resource, shutdown_on_exit=False)
             register(self.meter_provider, exporter)
-        if span_exporter is not None:
+        if self._batches is not None:
             self.tracer_provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-            self.tracer_provider.add_span_processor(_Batches(span_exporter))
+            self.tracer_provider.add_span_processor(self._batches)
             start_tracing(self.tracer_provider)
         atexit.register(self.close)
 
     def flush(self, timeout_seconds: float = FLUSH_SECONDS) -> None:
         """Send what there is now; give up after about this time."""
         until = time.monotonic() + timeout_seconds
-        spans = threading.Thread(target=self._flush_spans, daemon=True)  # it knows no time-out
-        spans.start()
-        if self.meter_provider is not None:
-            self.meter_provider.force_flush(timeout_seconds * 1e3)
-        spans.join(max(0.0, until - time.monotonic()))
-
-    def _flush_spans(self) -> None:
-        if self.tracer_provider is not None:
-            self.tracer_provider.force_flush()
+        providers = (self.meter_provider, self.tracer_provider)
+        # Their own time-outs are those of the exporters, 10 s by default.
+        threads = [
+            threading.Thread(target=one.force_flush, daemon=True) for one in providers if one
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(max(0.0, until - time.monotonic()))
 
     def close(self, timeout_seconds: float = FLUSH_SECONDS) -> None:
         """Send what is left, and end, within about this time; again is no error."""
@@ -84,19 +87,22 @@ class Otlp:
                 _current = None
         atexit.unregister(self.close)
         until = time.monotonic() + timeout_seconds
-        if self.tracer_provider is not None:
+        if self.tracer_provider is not None and self._batches is not None:
             stop_tracing(self.tracer_provider)
+            self._batches.seconds = timeout_seconds
             self.tracer_provider.shutdown()
         if self.meter_provider is not None:
             # Who answers no spans answers no metrics either.
-            self.meter_provider.shutdown(max(1.0, until - time.monotonic()) * 1e3)
+            self.meter_provider.shutdown(max(0.1, until - time.monotonic()) * 1e3)
             unregister(self.meter_provider)
 
 
 class _Batches(BatchSpanProcessor):
+    seconds = FLUSH_SECONDS
+
     def shutdown(self) -> None:
         """Send what is left within the bound; the SDK's own takes up to 30 s."""
-        self._batch_processor.shutdown(int(FLUSH_SECONDS * 1e3))
+        self._batch_processor.shutdown(int(self.seconds * 1e3))
 
 
 def configure_otlp(
@@ -109,8 +115,9 @@ def configure_otlp(
 ) -> Otlp:
     """Send every client's metrics and spans, present and future, to an OpenTelemetry collector.
 
-    Makes providers of its own, and sets them as the global ones unless somebody set others. Again,
-    it returns what it made. A collector that is not there costs log lines and nothing else.
+    Makes providers of its own, and sets them as the global ones unless somebody set others (nor
+    after a `close()`: OpenTelemetry lets them be set once). Again, it returns what it made. A
+    collector that is not there costs log lines and nothing else.
 
     Args:
         service_name: By default `OTEL_SERVICE_NAME`.
@@ -121,9 +128,13 @@ def configure_otlp(
         traces: Whether spans are made; by default unless `OTEL_TRACES_EXPORTER` is `none`.
 
     Raises:
-        PoolConfigurationError: The protocol is none of the two.
+        PoolConfigurationError: The protocol is none of the two, or the endpoint is no URL, or has
+            credentials, which exporters log: OTEL_EXPORTER_OTLP_HEADERS is for them.
     """
     global _current
+    if endpoint is not None and ("://" not in endpoint or "@" in endpoint):
+        words = "use http://host:port or https://host:port, without credentials"
+        raise PoolConfigurationError(f"endpoint is {shown(endpoint)}: {words}")
     with _lock:
         if _current is None:
             resource = Resource.create({"service.name": service_name} if service_name else None)

@@ -13,6 +13,7 @@ from opentelemetry.instrumentation.utils import unwrap
 from pymongo import AsyncMongoClient, MongoClient
 from wrapt import wrap_function_wrapper
 
+from pool_telemetry import tracing
 from pool_telemetry.listeners import PoolListener
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.otel.metrics import register, unregister
@@ -38,18 +39,20 @@ class PoolTelemetryInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its 
         self, *, tracer_provider: Any = None, meter_provider: Any = None, **_: Any
     ) -> None:
         TelemetryOptions()  # a variable that is wrong is told now, not to who makes a client
-        self._providers = tracer_provider, meter_provider
-        register(meter_provider)
+        self._meter_provider = meter_provider
+        self._registered = register(meter_provider)
         start_tracing(tracer_provider)
+        self._spans = tracing.spans
         for client in _CLIENTS:
             wrap_function_wrapper(client, "__init__", _with_listeners)
 
     def _uninstrument(self, **_: Any) -> None:
         for client in _CLIENTS:
             unwrap(client, "__init__")
-        tracer_provider, meter_provider = self._providers
-        stop_tracing(tracer_provider)
-        unregister(meter_provider)
+        if tracing.spans is self._spans:  # else somebody else took it over
+            stop_tracing()
+        if self._registered:
+            unregister(self._meter_provider)
 
 
 def _with_listeners(

@@ -39,8 +39,10 @@ _lock = threading.Lock()
 
 def register(
     meter_provider: MeterProvider | None = None, exporter: HistogramExporter | None = None
-) -> None:
+) -> bool:
     """Add every client's metrics, present and future, to a provider. Again is no error.
+
+    Returns whether they were not there before.
 
     Args:
         meter_provider: By default the global one, also where that is only set later.
@@ -50,10 +52,12 @@ def register(
     provider = api.get_meter_provider() if meter_provider is None else meter_provider
     with _lock:
         *_, key = keys = _keys(provider)
-        if not any(one in _registered for one in keys):
+        look = Look() if exporter is None else exporter.look
+        found = next((_registered[one] for one in keys if one in _registered), None)
+        if found is None:
             meter = provider.get_meter(*SCOPE, SCHEMA_URL)
-            look = Look() if exporter is None else exporter.look
-            _registered[key] = _Instruments(meter, look, replays=exporter is None)
+            found = _registered[key] = _Instruments(meter)
+        return found.begin(look, replays=exporter is None)
 
 
 def unregister(meter_provider: MeterProvider | None = None) -> None:
@@ -61,8 +65,8 @@ def unregister(meter_provider: MeterProvider | None = None) -> None:
     provider = api.get_meter_provider() if meter_provider is None else meter_provider
     with _lock:
         for key in _keys(provider):
-            if (found := _registered.pop(key, None)) is not None:
-                found.end()
+            if (found := _registered.get(key)) is not None:
+                found.end()  # and stay: a meter gives each instrument once
 
 
 def _keys(provider: MeterProvider) -> list[MeterProvider | _Global]:
@@ -77,10 +81,12 @@ class _Instruments:
     them: each bucket's new durations as often as they were, spread so that their sum is right.
     """
 
-    def __init__(self, meter: Meter, look: Look, *, replays: bool) -> None:
-        self._look = look
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+        self._look = Look()
         self._lock = threading.RLock()
-        self._over = False
+        self._over = True
+        self._replays = False
         self._replayed: dict[tuple[str, tuple[str, ...]], HistogramStats] = {}
         self._histograms: dict[Metric, Any] = {}
         makers: dict[str, Callable[..., Any]] = {
@@ -89,14 +95,27 @@ class _Instruments:
             "gauge": meter.create_observable_gauge,
         }
         for metric in CATALOG:
-            described = {"unit": metric.unit, "description": metric.description}
-            if metric.instrument != "histogram":
+            if (make := makers.get(metric.instrument)) is not None:
                 observe = partial(self._observe, metric)
-                makers[metric.instrument](metric.name, [observe], **described)
-            elif replays:
-                self._histograms[metric] = meter.create_histogram(
-                    metric.name, **described, explicit_bucket_boundaries_advisory=metric.bounds
-                )
+                make(metric.name, [observe], unit=metric.unit, description=metric.description)
+
+    def begin(self, look: Look, *, replays: bool) -> bool:
+        """Report what a look sees from now on; return whether nothing was reported before."""
+        began, self._over = self._over, False
+        if began:
+            self._look, self._replays = look, replays
+            if replays and not self._histograms:
+                self._histograms = {
+                    metric: self._meter.create_histogram(
+                        metric.name,
+                        unit=metric.unit,
+                        description=metric.description,
+                        explicit_bucket_boundaries_advisory=metric.bounds,
+                    )
+                    for metric in CATALOG
+                    if metric.bounds
+                }
+        return began
 
     def after_fork(self) -> None:
         """Begin anew in a child: nobody there would let go of the lock."""
@@ -111,7 +130,7 @@ class _Instruments:
         if self._over:
             return
         with self._lock:
-            if self._look.begins_with(metric):
+            if self._look.begins_with(metric) and self._replays:
                 self._replay()
             clients = self._look.clients
         for client in clients:
