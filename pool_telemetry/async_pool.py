@@ -61,9 +61,10 @@ class _AsyncPool(Managed[_Client]):
     async def _learn_version(self) -> bool:
         try:
             with pymongo.timeout(VERSION_SECONDS):
-                self.version = (await self.client.server_info())["version"]
+                info = await self.client.server_info()
         except PyMongoError:
             return False
+        self.telemetry.server_version = info["version"]
         return True
 
     def _learn_version_soon(self) -> None:

@@ -2,15 +2,18 @@
 
 Names, units and attributes are OpenTelemetry's semantic conventions for database clients; what
 they lack is under `mongodb.client.*`. No other file spells a metric's name. Exporters walk
-`CATALOG` and translate; a new metric is one new row.
+`CATALOG` and translate; a new metric is one new row. Who asks for one metric takes its row.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
+import pymongo
+
 from pool_telemetry.histogram import OPERATION_BOUNDS, POOL_BOUNDS
 from pool_telemetry.stats import ClientStats, HistogramStats, PoolStats
+from pool_telemetry.version import __version__
 
 Instrument = Literal["counter", "updowncounter", "gauge", "histogram"]
 Value = float | HistogramStats
@@ -123,13 +126,17 @@ def _operations(client: ClientStats) -> Points:
         )
 
 
+def _info(client: ClientStats) -> Points:
+    yield (client.name, "", "", __version__, pymongo.version, client.server_version or ""), 1
+
+
 def _telemetry_errors(client: ClientStats) -> Points:
     # A broken event may not even say which server it is from: so the client's name, and no server.
     yield (client.name, "", ""), client.telemetry_errors
 
 
 CATALOG: Final = (
-    Metric(
+    CONNECTIONS := Metric(
         "db.client.connection.count",
         "updowncounter",
         "{connection}",
@@ -137,28 +144,28 @@ CATALOG: Final = (
         _by(lambda pool: {"idle": pool.idle, "used": pool.in_use}),
         _STATE,
     ),
-    Metric(
+    MAX_SIZE := Metric(
         "db.client.connection.max",
         "updowncounter",
         "{connection}",
         "maxPoolSize, absent when unlimited",
         _while_open(lambda pool: pool.max_size),
     ),
-    Metric(
+    WAITING := Metric(
         "db.client.connection.pending_requests",
         "updowncounter",
         "{request}",
         "Callers waiting for a connection",
         _value(lambda pool: pool.waiting),
     ),
-    Metric(
+    TIMEOUTS := Metric(
         "db.client.connection.timeouts",
         "counter",
         "{timeout}",
         "Checkouts that timed out waiting for a connection",
         _value(lambda pool: pool.checkouts["timeout"]),
     ),
-    Metric(
+    WAIT_SECONDS := Metric(
         "db.client.connection.wait_time",
         "histogram",
         "s",
@@ -166,7 +173,7 @@ CATALOG: Final = (
         _value(lambda pool: pool.wait_time),
         bounds=POOL_BOUNDS,
     ),
-    Metric(
+    USE_SECONDS := Metric(
         "db.client.connection.use_time",
         "histogram",
         "s",
@@ -174,7 +181,7 @@ CATALOG: Final = (
         _value(lambda pool: pool.use_time),
         bounds=POOL_BOUNDS,
     ),
-    Metric(
+    CREATE_SECONDS := Metric(
         "db.client.connection.create_time",
         "histogram",
         "s",
@@ -182,7 +189,7 @@ CATALOG: Final = (
         _value(lambda pool: pool.create_time),
         bounds=POOL_BOUNDS,
     ),
-    Metric(
+    OPERATION_SECONDS := Metric(
         "db.client.operation.duration",
         "histogram",
         "s",
@@ -191,21 +198,21 @@ CATALOG: Final = (
         _OPERATION,
         OPERATION_BOUNDS,
     ),
-    Metric(
+    MIN_SIZE := Metric(
         "mongodb.client.pool.min",
         "updowncounter",
         "{connection}",
         "minPoolSize, which bounds the total of connections",
         _while_open(lambda pool: pool.min_size),
     ),
-    Metric(
+    OPENING := Metric(
         "mongodb.client.pool.opening",
         "updowncounter",
         "{connection}",
         "Connections being established",
         _value(lambda pool: pool.opening),
     ),
-    Metric(
+    CHECKOUTS := Metric(
         "mongodb.client.pool.checkouts",
         "counter",
         "{checkout}",
@@ -213,14 +220,14 @@ CATALOG: Final = (
         _by(lambda pool: pool.checkouts),
         ("outcome",),
     ),
-    Metric(
+    CREATED := Metric(
         "mongodb.client.pool.connections.created",
         "counter",
         "{connection}",
         "Connections created",
         _value(lambda pool: pool.created),
     ),
-    Metric(
+    CLOSED := Metric(
         "mongodb.client.pool.connections.closed",
         "counter",
         "{connection}",
@@ -228,70 +235,78 @@ CATALOG: Final = (
         _by(lambda pool: pool.closed),
         ("reason",),
     ),
-    Metric(
+    CLEARED := Metric(
         "mongodb.client.pool.cleared",
         "counter",
         "{clear}",
         "Times the pool was cleared",
         _value(lambda pool: pool.cleared),
     ),
-    Metric(
+    READY := Metric(
         "mongodb.client.pool.ready",
         "updowncounter",
         "{pool}",
         "1 while the pool is ready, 0 while it is paused",
         _while_open(lambda pool: int(pool.phase == "ready")),
     ),
-    Metric(
+    EXHAUSTED := Metric(
         "mongodb.client.pool.exhausted",
         "updowncounter",
         "{pool}",
         "1 while callers wait because all of maxPoolSize is taken",
         _value(lambda pool: int(pool.exhausted)),
     ),
-    Metric(
+    EXHAUSTIONS := Metric(
         "mongodb.client.pool.exhaustions",
         "counter",
         "{exhaustion}",
         "Episodes of exhaustion",
         _value(lambda pool: pool.exhaustions),
     ),
-    Metric(
+    EXHAUSTED_SECONDS := Metric(
         "mongodb.client.pool.exhausted_time",
         "counter",
         "s",
         "Time the pool was exhausted",
         _value(lambda pool: pool.exhausted_time),
     ),
-    Metric(
+    OLDEST_WAIT := Metric(
         "mongodb.client.pool.oldest_wait",
         "gauge",
         "s",
         "Age of the oldest waiter, 0 when nobody waits",
         _value(lambda pool: pool.oldest_wait),
     ),
-    Metric(
+    LONGEST_CHECKOUT := Metric(
         "mongodb.client.pool.longest_checkout",
         "gauge",
         "s",
         "Age of the longest checkout still open, 0 when none is",
         _value(lambda pool: pool.longest_checkout),
     ),
-    Metric(
+    CLIENT_INFO := Metric(
+        "mongodb.client.info",
+        "updowncounter",
+        "{client}",
+        "1 for each client, with its versions; the server's where it is known",
+        _info,
+        ("pool_telemetry.version", "pymongo.version", "mongodb.server.version"),
+    ),
+    TELEMETRY_ERRORS := Metric(
         "mongodb.client.pool.telemetry_errors",
         "counter",
         "{error}",
         "Failures inside the telemetry's own listeners; anything but 0 is a bug of ours",
         _telemetry_errors,
     ),
-    Metric(
+    SERVER_UP := Metric(
         "mongodb.client.server.up",
         "updowncounter",
         "{server}",
         "1 while the server answers heartbeats, 0 while it does not",
         _while_open(lambda pool: None if pool.up is None else int(pool.up)),
     ),
-    Metric(
+    SERVER_RTT := Metric(
         "mongodb.client.server.rtt",
         "gauge",
         "s",

@@ -84,14 +84,12 @@ class Managed(Generic[ClientT]):
     """A client that a singleton owns, with its telemetry.
 
     Attributes:
-        version: The server's, as last learned; None while unknown.
         drain_now: Set to close a replaced client without waiting for its users.
     """
 
     def __init__(self, settings: Settings, client_class: type[Any]) -> None:
         self.settings = settings
         self.telemetry = PoolTelemetry(options=settings.options)
-        self.version: str | None = None
         self.drain_now = threading.Event()
         kwargs = dict(settings.kwargs)
         theirs = list(kwargs.pop("event_listeners", None) or ())
@@ -126,7 +124,7 @@ class Managed(Generic[ClientT]):
         report: PoolReport = {
             "status": "connected" if stats.connected else "disconnected",
             "connection_string": mask_uri(self.settings.uri),
-            "server_version": self.version,
+            "server_version": stats.server_version,
             "pool_config": pool_config(self.client.options),  # type: ignore[attr-defined]  # both kinds of client have it
             **live_stats(stats),  # type: ignore[typeddict-item]  # mypy asks it for `error`
         }

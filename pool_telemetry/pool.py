@@ -58,9 +58,10 @@ class _Pool(Managed[_Client]):
     def _learn_version(self) -> bool:
         try:
             with pymongo.timeout(VERSION_SECONDS):
-                self.version = self.client.server_info()["version"]
+                info = self.client.server_info()
         except PyMongoError:
             return False
+        self.telemetry.server_version = info["version"]
         return True
 
     def _learn_version_soon(self) -> None:

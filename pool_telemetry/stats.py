@@ -202,6 +202,7 @@ class ClientStats:
     operations: tuple[OperationStats, ...]
     telemetry_errors: int  # failures inside our own listeners; anything but 0 is a bug of ours
     since: float = 0.0  # Unix time from which its counters count
+    server_version: str | None = None  # None while nobody learned it
 
     def pool_name(self, pool: PoolStats) -> str:
         """Return the name of one of its pools in metrics."""

@@ -53,6 +53,7 @@ class PoolTelemetry:
     Attributes:
         name: The name in use: the one asked for, or with a number where that was taken.
         options: The telemetry's own options.
+        server_version: What somebody learned of it, as the singletons do; None while nobody did.
         on_reconnected: Called when a server is back, while PyMongo holds its pool lock. What holds
             the client keeps it alive until `close()`.
     """
@@ -66,6 +67,7 @@ class PoolTelemetry:
     ) -> None:
         options = TelemetryOptions() if options is None else TelemetryOptions.of(options)
         self.options = options if name is None else replace(options, name=name)
+        self.server_version: str | None = None
         self.on_reconnected: Callable[[], None] | None = None
         self._clock = clock
         self._lock = threading.RLock()
@@ -130,6 +132,7 @@ class PoolTelemetry:
             operations=self._commands.stats(),
             telemetry_errors=self._errors,
             since=self._since,
+            server_version=self.server_version,
         )
 
     def pool_stats(self) -> list[PoolStats]:

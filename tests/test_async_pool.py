@@ -186,7 +186,7 @@ def test_a_restarted_server_tells_its_version_again(own_server: EmbeddedServer) 
         await asyncio.to_thread(own_server.stop, kill=True)
         await until(lambda: Pool.get_pool_stats()["status"] == "disconnected")
         assert Pool._current is not None
-        Pool._current.version = "of the old server"
+        Pool._current.telemetry.server_version = "of the old server"
         await asyncio.to_thread(own_server.start)
         await until(lambda: Pool.get_pool_stats()["server_version"] == version)
         assert Pool.get_pool_stats()["status"] == "connected"

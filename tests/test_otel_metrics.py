@@ -27,7 +27,7 @@ from pool_telemetry import (
     otel,
     prometheus,
 )
-from pool_telemetry.catalog import CATALOG, POOL_ATTRIBUTES, Metric
+from pool_telemetry.catalog import CATALOG, CLIENT_INFO, POOL_ATTRIBUTES, Metric
 from pool_telemetry.otel import configure, look
 from tests.everything import replay
 from tests.otlp import PROTOCOLS, Received, attributes, exported, receiver
@@ -67,7 +67,7 @@ def test_every_metric_of_the_catalog_arrives(everything: PoolTelemetry, protocol
             found = attributes(point.attributes)
             assert found.keys() <= {*POOL_ATTRIBUTES, *metric.attributes}
             assert "" not in found.values()
-            if metric.name != "mongodb.client.pool.telemetry_errors":
+            if metric.name not in ("mongodb.client.info", "mongodb.client.pool.telemetry_errors"):
                 assert found["db.client.connection.pool.name"] == "golden@db.example:27017"
                 assert (found["server.address"], found["server.port"]) == ("db.example", 27017)
 
@@ -122,7 +122,7 @@ class _Meter:
 
 
 HISTOGRAMS = {metric.name for metric in CATALOG if metric.instrument == "histogram"}
-OWN = {"outcome", "reason"}
+OWN = {"outcome", "reason", *CLIENT_INFO.attributes}
 INSTRUMENTS = {
     "counter": "create_counter",
     "updowncounter": "create_up_down_counter",

@@ -72,7 +72,7 @@ def test_the_standard_variables_are_honoured(server_uri: str, protocol: str) -> 
             OTEL_EXPORTER_OTLP_HEADERS="x-token=abc",
             OTEL_EXPORTER_OTLP_COMPRESSION="gzip",
             OTEL_SERVICE_NAME="shop",
-            OTEL_RESOURCE_ATTRIBUTES="deployment.environment.name=test",
+            OTEL_RESOURCE_ATTRIBUTES="deployment.environment.name=test,service.instance.id=one",
             after="from pool_telemetry import otel; otel.register()  # it is there already",
         )
         # The client is closed before the last export, which still tells of it.
@@ -83,6 +83,7 @@ def test_the_standard_variables_are_honoured(server_uri: str, protocol: str) -> 
         assert received.headers[-1]["x-token"] == "abc"
         assert received.resource["service.name"] == "shop"
         assert received.resource["deployment.environment.name"] == "test"
+        assert received.resource["service.instance.id"] == "one"
         (point,) = received.latest["theirs"].sum.data_points
         assert point.as_int == 1  # the global provider was free, and is ours
         names = [span.name for span in received.spans]
@@ -99,6 +100,7 @@ def test_what_is_given_goes_before_the_environment(server_uri: str) -> None:
         arguments = f"'cart', endpoint={received.endpoint!r}, protocol='http/protobuf'"
         run(server_uri, arguments, OTEL_SERVICE_NAME="shop", OTEL_EXPORTER_OTLP_PROTOCOL="grpc")
         assert received.resource["service.name"] == "cart"
+        assert received.resource["service.instance.id"]  # else two processes are one to Prometheus
 
 
 @pytest.mark.parametrize("off", ["OTEL_TRACES_EXPORTER", "traces=False", "OTEL_TRACES_SAMPLER"])

@@ -8,6 +8,7 @@ import atexit
 import os
 import threading
 import time
+import uuid
 from typing import Final, Literal, get_args
 
 from opentelemetry import metrics as metrics_api
@@ -137,7 +138,10 @@ def configure_otlp(
         raise PoolConfigurationError(f"endpoint is {shown(endpoint)}: {words}")
     with _lock:
         if _current is None:
-            resource = Resource.create({"service.name": service_name} if service_name else None)
+            # Older SDKs give none, and two processes of a service would write the same series.
+            instance = Resource({"service.instance.id": str(uuid.uuid4())})
+            given = {"service.name": service_name} if service_name else None
+            resource = instance.merge(Resource.create(given))
             _current = Otlp(
                 resource,
                 _metric_exporter(_protocol(protocol, "METRICS"), endpoint)
