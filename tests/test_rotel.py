@@ -5,7 +5,6 @@ It comes as a program in a wheel, which is run and never imported.
 
 import contextlib
 import importlib.util
-import os
 import socket
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from packaging.requirements import Requirement
 from pool_telemetry.catalog import CATALOG
 from pool_telemetry.otel import Otlp, configure
 from tests.everything import replay
+from tests.needs import lacks
 from tests.otlp import PROTOCOLS, receiver
 from tests.support import wait_for
 
@@ -36,9 +36,10 @@ STOP_SECONDS = 10.0
 def program() -> Path:
     spec = importlib.util.find_spec("rotel")
     if spec is None or spec.origin is None:
-        if os.environ.get("CI") and is_for_this_machine():
-            pytest.fail("CI installs Rotel, so it has to be here")
-        pytest.skip("no Rotel: pip install -e '.[dev]' on Linux with CPython 3.11 to 3.13")
+        words = "no Rotel: pip install -e '.[dev]' on Linux with CPython 3.11 to 3.13"
+        if is_for_this_machine():
+            lacks(words)
+        pytest.skip(words)
     found = Path(spec.origin).with_name("rotel-agent")
     tried = subprocess.run([found, "version"], env=ENVIRON, capture_output=True, text=True)
     if tried.returncode:  # such as a Python that has no shared library
