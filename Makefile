@@ -2,6 +2,8 @@
 # make test         everything that CI checks
 # make test-matrix  four PyMongos on every Python here  (ARGS="--only 3.13")
 # make soak         150,000 operations behind a broken network  (ARGS="--seed 7")
+# make stack-local  a service, Prometheus and Alertmanager on loopback, without containers
+# make dashboards   what is made in dashboards/, from its source
 # make bench        what the telemetry costs
 # Each sets itself up in .venv: Python 3.11 or newer, pip and make are all they need.
 
@@ -11,7 +13,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-matrix soak lint bench clean
+.PHONY: dashboards demo stack-local test test-matrix soak lint bench clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/pool-telemetry demo $(ARGS)
@@ -25,6 +27,9 @@ test: lint
 test-matrix: $(VENV)/.dev
 	@$(BIN)/python -m tests.matrix $(ARGS)
 
+dashboards: $(VENV)/.dev
+	@$(BIN)/python -m dashboards.generate
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -34,6 +39,9 @@ lint: $(VENV)/.dev
 
 soak: $(VENV)/.dev
 	@$(BIN)/python -m tests.chaos $(ARGS)
+
+stack-local: $(VENV)/.demo
+	@$(BIN)/python examples/stack/local.py
 
 bench: $(VENV)/.dev
 	@$(BIN)/python -m tests.benchmarks $(ARGS)

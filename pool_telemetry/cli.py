@@ -1,4 +1,4 @@
-"""The command line: `pool-telemetry demo`, which `make demo` runs.
+"""The command line: `pool-telemetry demo`, which `make demo` runs, `dashboards` and `rules`.
 
 What goes wrong is one line on stderr and an exit code, never a traceback.
 """
@@ -6,10 +6,14 @@ What goes wrong is one line on stderr and an exit code, never a traceback.
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
 from typing import Final
 
 import pool_telemetry
+from pool_telemetry import artifacts
+from pool_telemetry.alerts import Thresholds
 from pool_telemetry.errors import PoolTelemetryError
 
 FAILED: Final = 1
@@ -29,28 +33,68 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(argv)
     try:
+        code: int = options.run(options)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except PoolTelemetryError as error:
+        print(f"pool-telemetry {options.command}: {error}", file=sys.stderr)
+        return FAILED
+    return code
+
+
+def _demo(options: argparse.Namespace) -> int:
+    try:
         from pool_telemetry.demo import run
     except ImportError as error:
         print(_not_installed(error), file=sys.stderr)
         return NOT_INSTALLED
     except KeyboardInterrupt:  # from here on the demo handles signals itself
         return INTERRUPTED if options.once else 0
-    try:
-        completed = run(once=options.once, port=options.port)
-    except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
-    except PoolTelemetryError as error:
-        print(f"pool-telemetry demo: {error}", file=sys.stderr)
-        return FAILED
+    completed = run(once=options.once, port=options.port)
     return INTERRUPTED if options.once and not completed else 0
+
+
+def _dashboards(options: argparse.Namespace) -> int:
+    files = artifacts.dashboards(
+        datasource=options.datasource,
+        job=options.job,
+        connection_limit=options.connection_limit,
+        thresholds=_thresholds(options),
+    )
+    return _write(options.folder, files)
+
+
+def _rules(options: argparse.Namespace) -> int:
+    files = artifacts.rules(
+        datasource=options.datasource or "prometheus",
+        job=options.job or "",
+        runbooks=options.runbooks,
+        thresholds=_thresholds(options),
+    )
+    return _write(options.folder, files)
+
+
+def _thresholds(options: argparse.Namespace) -> Thresholds:
+    return Thresholds(**{field.name: getattr(options, field.name) for field in fields(Thresholds)})
+
+
+def _write(folder: Path, files: Mapping[str, str]) -> int:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+            print(folder / name)
+    except OSError as error:
+        raise PoolTelemetryError(f"can't write to {folder}: {error.strerror}") from error
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pool-telemetry", description=pool_telemetry.__doc__)
     version = f"%(prog)s {pool_telemetry.__version__}"
     parser.add_argument("--version", action="version", version=version)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     demo = commands.add_parser(
         "demo",
         help="watch a pool run dry and recover",
@@ -62,6 +106,51 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--port", type=_port, help="of the HTTP endpoints (default: 8000, or a free one)"
     )
+    demo.set_defaults(run=_demo)
+    boards = commands.add_parser(
+        "dashboards",
+        help="write the Grafana dashboards",
+        description="Write the Grafana dashboards: pool.json and fleet.json, for import or "
+        "provisioning.",
+    )
+    boards.add_argument("--job", help="the job to show at first (default: all)")
+    boards.add_argument(
+        "--connection-limit",
+        type=int,
+        metavar="N",
+        help="how many connections the servers take, for the Fleet dashboard",
+    )
+    boards.set_defaults(run=_dashboards)
+    rules = commands.add_parser(
+        "rules",
+        help="write the alerts, for Prometheus and for Grafana",
+        description="Write rules.yml for Prometheus, grafana-alerts.json, the same for Grafana's "
+        "provisioning/alerting, and runbooks.md.",
+    )
+    rules.add_argument("--job", help="a regular expression of the jobs to watch (default: every)")
+    rules.add_argument(
+        "--runbooks",
+        metavar="URL",
+        default=artifacts.RUNBOOKS,
+        help="where runbook_url leads (default: %(default)s)",
+    )
+    rules.set_defaults(run=_rules)
+    for command in (boards, rules):
+        command.add_argument("folder", metavar="DIR", type=Path, help="where to; made if needed")
+        command.add_argument(
+            "--datasource",
+            metavar="UID",
+            help="of Grafana's Prometheus data source (default: its default one; "
+            "for alerts: prometheus)",
+        )
+        for field in fields(Thresholds):
+            command.add_argument(
+                "--" + field.name.replace("_", "-"),
+                type=float,
+                metavar="N",
+                default=field.default,
+                help="threshold (default: %(default)s)",
+            )
     return parser
 
 

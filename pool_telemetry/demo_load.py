@@ -129,7 +129,7 @@ class Callers:
     def _chat(self, seat: int) -> None:
         while self._is_wanted(seat):
             with contextlib.suppress(PyMongoError):
-                self._take_a_turn(seat)
+                self.take_a_turn(seat)
                 continue
             self._stopped.wait(_AFTER_ERROR_SECONDS)
 
@@ -139,7 +139,8 @@ class Callers:
             self._changed.wait_for(lambda: self._stopped.is_set() or seat < self._wanted)
         return not self._stopped.is_set()
 
-    def _take_a_turn(self, seat: int) -> None:
+    def take_a_turn(self, seat: int) -> None:
+        """Do what one caller does, once: read the chat of this seat, and add to it."""
         chat = {"_id": seat}
         self._chats.find_one(chat)
         self._rest()

@@ -1,0 +1,1 @@
+"""The dashboards' source: `make dashboards` writes the files beside it."""

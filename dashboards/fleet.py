@@ -1,0 +1,225 @@
+"""The Fleet dashboard: every process of every service, against what the servers can take."""
+
+from typing import Final
+
+from grafana_foundation_sdk.models.dashboard import Dashboard
+
+from dashboards.panels import (
+    CRITICAL,
+    PROCESSES,
+    Panel,
+    Query,
+    board,
+    given,
+    lines,
+    number,
+    processes,
+    ranking,
+    rows_of,
+    warn,
+)
+from pool_telemetry import catalog
+from pool_telemetry.alerts import Thresholds
+from pool_telemetry.catalog import CLIENT_INFO
+from pool_telemetry.promql import POOL, PROCESS, Promql, label
+
+UID: Final = "pool-telemetry-fleet"
+CONNECTION_LIMIT: Final = 1500
+
+_ASK: Final = Promql(PROCESSES, "$__rate_interval")
+_JOB: Final = "{{job}}"
+_PROCESS: Final = "{{job}} {{instance}}"
+_POOL: Final = f"{_PROCESS} {{{{{POOL}}}}}"
+_BY_POOL: Final = ", ".join((*PROCESS, POOL))
+_COUNT: Final = f"count(count by ({', '.join(PROCESS)}) ({_ASK.of(CLIENT_INFO)}))"
+_GROWN: Final = f"(1 + $more / {_COUNT})"
+
+
+def fleet(limits: Thresholds, connection_limit: int = CONNECTION_LIMIT) -> Dashboard:
+    """Return the dashboard, with these limits drawn."""
+    return board(
+        "MongoDB connection pools: fleet",
+        UID,
+        "Every process of every service: how many connections they have and may open, against the "
+        "limit that you set above; which pools suffer, and who differs from his peers.",
+        [
+            *processes(),
+            given(
+                "limit",
+                "Connection limit",
+                "How many connections the servers take: the tier's limit in Atlas, "
+                "net.maxIncomingConnections of a mongod.",
+                str(connection_limit),
+            ),
+            given("more", "More processes", "What if so many more processes start?", "10"),
+        ],
+        [
+            ("All", _all(limits)),
+            ("Which pools", _which(limits)),
+            ("By service", _services(limits)),
+            ("What if more processes start", _more(limits)),
+            ("Versions", _versions()),
+        ],
+    )
+
+
+def _all(limits: Thresholds) -> list[Panel]:
+    return [
+        number(
+            "Processes",
+            "Processes that report a pool. A sudden change is a deployment, or metrics that do not "
+            "arrive.",
+            Query(_COUNT),
+        ),
+        number(
+            "Connections",
+            "All open connections, those being opened included.",
+            Query(_ASK.size()),
+        ),
+        number(
+            "Share of the limit",
+            "Open connections of the limit above. Normal: with room for a deployment, when old and "
+            "new processes run together. At the limit the servers refuse connections.",
+            Query(f"({_ASK.size()}) / $limit"),
+            unit="percentunit",
+            steps=warn(limits.in_use_warning, limits.in_use_critical),
+        ),
+        number(
+            "Share if all fill up",
+            "The sum of every maxPoolSize, of the limit. Above 100 % a bad moment of all services "
+            "at once would reach the limit: lower maxPoolSize, or raise the tier.",
+            Query(f"sum({_ASK.of(catalog.MAX_SIZE)}) / $limit"),
+            unit="percentunit",
+            steps=warn(limits.in_use_warning, 1),
+        ),
+        number(
+            "Exhausted pools",
+            "Pools in which callers queue now because all is taken. Normal: 0.",
+            Query(f"sum({_ASK.of(catalog.EXHAUSTED)})"),
+            steps=[(1, CRITICAL)],
+        ),
+        number(
+            "Timeouts",
+            "Callers per second who gave up waiting, in all services. Normal: 0.",
+            Query(f"sum({_ASK.rate(catalog.TIMEOUTS)})"),
+            unit="reqps",
+            steps=[(1e-9, CRITICAL)],
+        ),
+    ]
+
+
+def _which(limits: Thresholds) -> list[Panel]:
+    wait = _ASK.quantile(0.99, catalog.WAIT_SECONDS, *PROCESS, POOL)
+    mine = _ASK.mean(catalog.WAIT_SECONDS, *PROCESS)
+    theirs = _ASK.mean(catalog.WAIT_SECONDS, "job")
+    return [
+        ranking(
+            "Longest waits (p99)",
+            "The ten pools whose callers wait longest. Open the Pool dashboard for the first.",
+            Query(f"topk(10, {wait})", _POOL),
+            "s",
+            warn(limits.wait_p99_seconds, limits.oldest_wait_seconds),
+        ),
+        ranking(
+            "Fullest pools",
+            "The ten pools with the largest share of maxPoolSize in use.",
+            Query(f"topk(10, max by ({_BY_POOL}) ({_ASK.share_of_max()}))", _POOL),
+            "percentunit",
+            warn(limits.in_use_warning, limits.in_use_critical),
+        ),
+        ranking(
+            "Outliers",
+            "How many times longer a process waits on average than its service does. Normal: about "
+            "1. Far above: uneven load, or a process that is ill; restart or drain that one.",
+            Query(f"topk(10, ({mine}) / on (job) group_left () ({theirs}))", _PROCESS),
+            "none",
+            warn(5),
+        ),
+    ]
+
+
+def _services(limits: Thresholds) -> list[Panel]:
+    return [
+        lines(
+            "Connections by service",
+            "Open connections of each service, against the limit, and what they may open in all.",
+            Query(_ASK.size("job"), _JOB),
+            Query(f"sum({_ASK.of(catalog.MAX_SIZE)})", "possible"),
+            Query("vector($limit)", "limit"),
+            stacked=True,
+            colors={"limit": "red", "possible": "orange"},
+        ),
+        lines(
+            "Wait time by service (p99)",
+            "Normal: below a millisecond. One that rises alone has a problem of its own; all "
+            "together have one server in common.",
+            Query(_ASK.quantile(0.99, catalog.WAIT_SECONDS, "job"), _JOB),
+            unit="s",
+            steps=warn(limits.wait_p99_seconds),
+        ),
+        lines(
+            "Exhausted share of time by service",
+            "Of the worst pool of each service. Normal: 0 %.",
+            Query(f"max by (job) ({_ASK.rate(catalog.EXHAUSTED_SECONDS)})", _JOB),
+            unit="percentunit",
+            steps=[(limits.exhausted_share, CRITICAL)],
+        ),
+        lines(
+            "New connections by service",
+            "Connections opened per second. Normal: near 0, but for a deployment. A plateau is "
+            "churn, and costs the servers a handshake each.",
+            Query(f"sum by (job) ({_ASK.rate(catalog.CREATED)})", _JOB),
+            unit="cps",
+        ),
+    ]
+
+
+def _more(limits: Thresholds) -> list[Panel]:
+    per_process = f"/ {_COUNT}"
+    return [
+        number(
+            "Connections, at today's use",
+            "If as many processes start as are set above, each with today's average.",
+            Query(f"({_ASK.size()}) * {_GROWN}"),
+        ).span(6),
+        number(
+            "Share of the limit, at today's use",
+            "The same, of the connection limit. Normal: with room for a deployment.",
+            Query(f"({_ASK.size()}) * {_GROWN} / $limit"),
+            unit="percentunit",
+            steps=warn(limits.in_use_warning, limits.in_use_critical),
+        ).span(6),
+        number(
+            "Share of the limit, if all fill up",
+            "If every pool of the old and the new processes grows to maxPoolSize. Above 100 % the "
+            "servers would refuse some.",
+            Query(f"sum({_ASK.of(catalog.MAX_SIZE)}) * {_GROWN} / $limit"),
+            unit="percentunit",
+            steps=warn(limits.in_use_warning, 1),
+        ).span(6),
+        number(
+            "Handshakes at the start",
+            "minPoolSize of the new processes: connections that open at once when they start.",
+            Query(f"$more * sum({_ASK.of(catalog.MIN_SIZE)}) {per_process}"),
+        ).span(6),
+    ]
+
+
+def _versions() -> list[Panel]:
+    ours, drivers, servers = map(label, CLIENT_INFO.attributes)
+    by = ", ".join(("job", ours, drivers, servers))
+    return [
+        rows_of(
+            "Versions",
+            "Clients by service and version. Several in one service: a deployment is under way, or "
+            "one did not finish. The server's is empty where nobody learned it.",
+            Query(f"count by ({by}) ({_ASK.of(CLIENT_INFO)})"),
+            {
+                "job": "Service",
+                ours: "pool_telemetry",
+                drivers: "PyMongo",
+                servers: "MongoDB",
+                "Value": "Clients",
+            },
+        )
+    ]

@@ -1,0 +1,343 @@
+"""How our panels look: one function for each kind, so that all of a kind look alike."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from grafana_foundation_sdk.builders import (
+    bargauge,
+    common,
+    dashboard,
+    heatmap,
+    prometheus,
+    stat,
+    statetimeline,
+    table,
+    text,
+    timeseries,
+)
+from grafana_foundation_sdk.models import common as c
+from grafana_foundation_sdk.models import dashboard as d
+from grafana_foundation_sdk.models import heatmap as heat
+from grafana_foundation_sdk.models.prometheus import PromQueryFormat
+from grafana_foundation_sdk.models.text import TextMode
+
+from pool_telemetry.catalog import CLIENT_INFO
+from pool_telemetry.promql import Promql
+
+DATASOURCE: Final = d.DataSourceRef(type_val="prometheus", uid="${datasource}")
+TAG: Final = "pool_telemetry"
+RUNBOOKS_PANEL: Final = 100  # a number that stays: links lead there
+RUNBOOKS: Final = f"/d/pool-telemetry-pool?viewPanel={RUNBOOKS_PANEL}"
+PROCESSES: Final = 'job=~"$job", instance=~"$instance"'
+OK, WARNING, CRITICAL = "green", "orange", "red"
+
+Panel = Any  # the builders of the SDK share no class
+Steps = Sequence[tuple[float, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One question of a panel, and how its series are called."""
+
+    expr: str
+    legend: str = ""
+    exemplar: bool = False
+
+
+def warn(warning: float, critical: float | None = None) -> Steps:
+    """Return the steps of a number that is worse the higher it is."""
+    steps = [(warning, WARNING)]
+    return steps if critical is None else [*steps, (critical, CRITICAL)]
+
+
+def number(
+    title: str,
+    description: str,
+    *queries: Query,
+    unit: str = "short",
+    steps: Steps = (),
+    mappings: Sequence[d.ValueMap] = (),
+) -> Panel:
+    """Return one number, coloured by its steps, over its past; or words, on a coloured ground."""
+    panel = (
+        stat.Panel()
+        .graph_mode(c.BigValueGraphMode.AREA)
+        .color_mode(c.BigValueColorMode.BACKGROUND if mappings else c.BigValueColorMode.VALUE)
+        .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+        .span(4)
+        .height(4)
+    )
+    if mappings:
+        panel.mappings(list(mappings)).graph_mode(c.BigValueGraphMode.NONE)
+    return _dressed(panel, title, description, queries, unit, steps)
+
+
+def lines(
+    title: str,
+    description: str,
+    *queries: Query,
+    unit: str = "short",
+    steps: Steps = (),
+    stacked: bool = False,
+    colors: dict[str, str] | None = None,
+) -> Panel:
+    """Return series over time, with the steps drawn as lines; `colors` by the series' names."""
+    panel = (
+        timeseries.Panel()
+        .min(0)
+        .fill_opacity(40 if stacked else 10)
+        .line_width(1)
+        .show_points(c.VisibilityMode.NEVER)
+        .legend(
+            common.VizLegendOptions()
+            .display_mode(c.LegendDisplayMode.TABLE)
+            .placement(c.LegendPlacement.BOTTOM)
+            .show_legend(True)
+            .calcs(["lastNotNull", "max"])
+        )
+        .tooltip(
+            common.VizTooltipOptions().mode(c.TooltipDisplayMode.MULTI).sort(c.SortOrder.DESCENDING)
+        )
+        .span(12)
+        .height(8)
+    )
+    if stacked:
+        panel.stacking(common.StackingConfig().mode(c.StackingMode.NORMAL))
+    if steps:
+        panel.thresholds_style(
+            common.GraphThresholdsStyleConfig().mode(c.GraphThresholdsStyleMode.DASHED)
+        )
+    for name, color in (colors or {}).items():
+        panel.override_by_name(name, _color(color) + (_AS_LINE if name in LIMITS else []))
+    return _dressed(panel, title, description, queries, unit, steps)
+
+
+LIMITS: Final = ("max", "limit", "possible")
+_AS_LINE: Final = [
+    d.DynamicConfigValue("custom.fillOpacity", 0),
+    d.DynamicConfigValue("custom.stacking", {"mode": "none", "group": "A"}),
+    d.DynamicConfigValue("custom.lineWidth", 2),
+]
+
+
+def _color(color: str) -> list[d.DynamicConfigValue]:
+    return [d.DynamicConfigValue("color", {"mode": "fixed", "fixedColor": color})]
+
+
+def heat_map(title: str, description: str, query: Query, unit: str = "s") -> Panel:
+    """Return a histogram's buckets over time."""
+    panel = (
+        heatmap.Panel()
+        .calculate(False)
+        .color(
+            heatmap.HeatmapColorOptions()
+            .mode(heat.HeatmapColorMode.SCHEME)
+            .scheme("Oranges")
+            .scale(heat.HeatmapColorScale.EXPONENTIAL)
+            .exponent(0.5)
+            .steps(64)
+        )
+        .filter_values(heatmap.FilterValueRange().le(1e-9))
+        .y_axis(heatmap.YAxisConfig().unit(unit).axis_placement(c.AxisPlacement.LEFT))
+        .show_y_histogram()
+        .show_legend()
+        .span(12)
+        .height(8)
+    )
+    return _dressed(panel, title, description, [query], "short", (), PromQueryFormat.HEATMAP)
+
+
+def ranking(
+    title: str, description: str, query: Query, unit: str = "short", steps: Steps = ()
+) -> Panel:
+    """Return the present values as bars, the highest first."""
+    panel = (
+        bargauge.Panel()
+        .orientation(c.VizOrientation.HORIZONTAL)
+        .display_mode(c.BarGaugeDisplayMode.BASIC)
+        .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+        .min(0)
+        .span(8)
+        .height(9)
+    )
+    return _dressed(panel, title, description, [query], unit, steps, instant=True)
+
+
+def rows_of(title: str, description: str, query: Query, columns: dict[str, str]) -> Panel:
+    """Return a table of a query's labels and value; `columns` are their headings, in order."""
+    order = {name: number for number, name in enumerate(columns)}
+    options = {"excludeByName": {"Time": True}, "indexByName": order, "renameByName": columns}
+    panel = (
+        table.Panel()
+        .with_transformation(d.DataTransformerConfig(id_val="organize", options=options))
+        .span(24)
+        .height(7)
+    )
+    return _dressed(panel, title, description, [query], "short", (), PromQueryFormat.TABLE, True)
+
+
+def states(title: str, description: str, *queries: Query, mappings: list[Any]) -> Panel:
+    """Return what was in which state when."""
+    panel = (
+        statetimeline.Panel()
+        .show_value(c.VisibilityMode.NEVER)
+        .merge_values(True)
+        .row_height(0.8)
+        .mappings(mappings)
+        .color_scheme(dashboard.FieldColor().mode(d.FieldColorModeId.THRESHOLDS))
+        .span(12)
+        .height(8)
+    )
+    return _dressed(panel, title, description, queries, "short", [(1, OK)], base=CRITICAL)
+
+
+def words(title: str, description: str, markdown: str) -> Panel:
+    """Return a text."""
+    panel = text.Panel().mode(TextMode.MARKDOWN).content(markdown).span(24).height(24)
+    return panel.title(title).description(description)
+
+
+def mapping(names: dict[int, tuple[str, str]]) -> list[d.ValueMap]:
+    """Return what to show, and in which colour, for values."""
+    options = {
+        str(value): d.ValueMappingResult(text=shown, color=color, index=index)
+        for index, (value, (shown, color)) in enumerate(names.items())
+    }
+    return [d.ValueMap(options=options)]
+
+
+def board(
+    title: str,
+    uid: str,
+    description: str,
+    variables: Sequence[Any],
+    rows: Sequence[tuple[str, Sequence[Panel]]],
+    annotations: Sequence[tuple[str, str, str]] = (),
+) -> d.Dashboard:
+    """Return a dashboard.
+
+    Args:
+        title: Its name.
+        uid: By which others link to it.
+        description: What it is for.
+        variables: Beside the data source.
+        rows: Their headings, and their panels.
+        annotations: Their names, colours and queries.
+    """
+    built = (
+        dashboard.Dashboard(title)
+        .uid(uid)
+        .description(description)
+        .tags([TAG, "mongodb"])
+        .readonly()
+        .time("now-30m", "now")
+        .refresh("10s")
+        .timezone("browser")
+        .tooltip(d.DashboardCursorSync.CROSSHAIR)
+        .variables([_datasource(), *variables])
+        .link(
+            dashboard.DashboardLink("Runbooks")
+            .type(d.DashboardLinkType.LINK)
+            .icon("doc")
+            .url(RUNBOOKS)
+        )
+        .link(
+            dashboard.DashboardLink("Connection pools")
+            .type(d.DashboardLinkType.DASHBOARDS)
+            .tags([TAG])
+            .keep_time(True)
+            .include_vars(True)
+        )
+    )
+    for name, color, expr in annotations:
+        built.annotation(
+            dashboard.AnnotationQuery()
+            .name(name)
+            .datasource(DATASOURCE)
+            .enable(True)
+            .icon_color(color)
+            .expr(expr)
+        )
+    for heading, panels in rows:
+        built.with_row(dashboard.Row(heading))
+        for panel in panels:
+            built.with_panel(panel)
+    model = built.build()
+    for ident, one in enumerate(model.panels or (), 1):
+        one.id_val = RUNBOOKS_PANEL if one.type_val == "text" else ident
+    return model
+
+
+def choice(name: str, shown: str, values: str) -> Any:
+    """Return a variable whose values are those of a label; by default all."""
+    return (
+        dashboard.QueryVariable(name)
+        .label(shown)
+        .datasource(DATASOURCE)
+        .query({"query": values, "refId": name})
+        .multi(True)
+        .include_all(True)
+        .all_value(".+")
+        .current(d.VariableOption(selected=True, text="All", value="$__all"))
+        .refresh(d.VariableRefresh.ON_TIME_RANGE_CHANGED)
+        .sort(d.VariableSort.ALPHABETICAL_ASC)
+    )
+
+
+def processes() -> list[Any]:
+    """Return the variables that choose processes."""
+    info = Promql().of(CLIENT_INFO)
+    of_job = Promql('job=~"$job"').of(CLIENT_INFO)
+    return [
+        choice("job", "Job", f"label_values({info}, job)"),
+        choice("instance", "Instance", f"label_values({of_job}, instance)"),
+    ]
+
+
+def given(name: str, shown: str, description: str, value: str) -> Any:
+    """Return a variable that a person types."""
+    return (
+        dashboard.TextBoxVariable(name).label(shown).description(description).default_value(value)
+    )
+
+
+def _datasource() -> Any:
+    return (
+        dashboard.DatasourceVariable("datasource")
+        .label("Data source")
+        .type("prometheus")
+        .current(d.VariableOption(selected=True, text="default", value="default"))
+    )
+
+
+def _dressed(
+    panel: Panel,
+    title: str,
+    description: str,
+    queries: Sequence[Query],
+    unit: str,
+    steps: Steps,
+    shape: PromQueryFormat = PromQueryFormat.TIME_SERIES,
+    instant: bool = False,
+    base: str = OK,
+) -> Panel:
+    panel.title(title).description(description).datasource(DATASOURCE).unit(unit)
+    panel.thresholds(
+        dashboard.ThresholdsConfig()
+        .mode(d.ThresholdsMode.ABSOLUTE)
+        .steps([d.Threshold(color=base), *(d.Threshold(value=v, color=k) for v, k in steps)])
+    )
+    for ref, query in zip("ABCDEFGH", queries, strict=False):
+        target = (
+            prometheus.Dataquery()
+            .ref_id(ref)
+            .datasource(DATASOURCE)
+            .expr(query.expr)
+            .legend_format(query.legend or "__auto")
+            .format(shape)
+        )
+        if query.exemplar:
+            target.exemplar(True)
+        panel.with_target(target.instant() if instant else target.range())
+    return panel

@@ -1,0 +1,339 @@
+"""The Pool dashboard: one service, from "is it healthy" down to the command that is slow."""
+
+from pathlib import Path
+from typing import Final
+
+from grafana_foundation_sdk.models.dashboard import Dashboard
+
+from dashboards.panels import (
+    CRITICAL,
+    OK,
+    PROCESSES,
+    WARNING,
+    Panel,
+    Query,
+    board,
+    choice,
+    heat_map,
+    lines,
+    mapping,
+    number,
+    processes,
+    states,
+    warn,
+    words,
+)
+from pool_telemetry import catalog
+from pool_telemetry.alerts import Thresholds
+from pool_telemetry.catalog import Metric
+from pool_telemetry.promql import (
+    COMMAND,
+    ERROR,
+    HOST,
+    OUTCOME,
+    POOL,
+    PORT,
+    REASON,
+    STATE,
+    Promql,
+)
+
+UID: Final = "pool-telemetry-pool"
+RUNBOOKS: Final = Path(__file__).parent / "runbooks.md"
+
+_POOL: Final = f"{{{{{POOL}}}}}"  # a legend: {{label}}
+_COMMAND: Final = f"{{{{{COMMAND}}}}}"
+_SERVER: Final = f"{{{{{HOST}}}}}:{{{{{PORT}}}}}"
+_ASK: Final = Promql(f'{PROCESSES}, {POOL}=~"$pool"', "$__rate_interval")
+_ALL: Final = Promql(PROCESSES, "$__rate_interval")  # where a series is the client's, not a pool's
+
+
+def pool(limits: Thresholds) -> Dashboard:
+    """Return the dashboard, with these limits drawn."""
+    return board(
+        "MongoDB connection pool",
+        UID,
+        "One service: who waits for a connection, who holds one, for how long, and why it ran dry. "
+        "Read it from the top: the rows go from the symptom to the cause.",
+        [
+            *processes(),
+            choice("pool", "Pool", f"label_values({Promql(PROCESSES).of(catalog.READY)}, {POOL})"),
+        ],
+        [
+            ("Now", _now(limits)),
+            ("Connections and queue", _connections(limits)),
+            ("How long: waiting, working, connecting", _times(limits)),
+            ("Checkouts and churn", _churn(limits)),
+            ("Operations", _operations()),
+            ("Servers", _servers()),
+            (
+                "Runbooks",
+                [words("Runbooks", "What each alert means, and what to do.", RUNBOOKS.read_text())],
+            ),
+        ],
+        [
+            ("Exhausted", CRITICAL, f"max by ({POOL}) ({_recent(catalog.EXHAUSTED_SECONDS)}) > 0"),
+            ("Pool cleared", WARNING, f"max by ({POOL}) ({_recent(catalog.CLEARED)}) > 0"),
+        ],
+    )
+
+
+def _recent(metric: Metric) -> str:
+    # An annotation is looked for once a minute, whatever the dashboard's interval is.
+    return Promql(_ASK.where, "2m").rate(metric)
+
+
+def _now(limits: Thresholds) -> list[Panel]:
+    ready, waiting, exhausted = (
+        _ASK.of(metric) for metric in (catalog.READY, catalog.WAITING, catalog.EXHAUSTED)
+    )
+    health = (
+        f"4 * (min(max by (job, instance) ({ready})) == bool 0) "
+        f"+ 2 * max({exhausted}) + (max({waiting}) > bool 0)"
+    )
+    no_server = ("No server", CRITICAL)
+    return [
+        number(
+            "Health",
+            "The worst of the processes. Normal: healthy; 'callers wait' for moments. Exhausted: "
+            "look who holds connections (use time) before you raise maxPoolSize. No server: see "
+            "the Servers row.",
+            Query(health),
+            mappings=mapping(
+                {
+                    0: ("Healthy", OK),
+                    1: ("Callers wait", WARNING),
+                    2: ("Exhausted", CRITICAL),
+                    3: ("Exhausted", CRITICAL),
+                    **dict.fromkeys(range(4, 8), no_server),
+                }
+            ),
+        ),
+        number(
+            "In use, of max",
+            "The share of maxPoolSize in use, of the fullest pool. Normal: below the orange line, "
+            "so that a burst finds a connection. Above it: see what is slow, then raise "
+            "maxPoolSize. No data: maxPoolSize is unlimited.",
+            Query(f"max({_ASK.share_of_max()})"),
+            unit="percentunit",
+            steps=warn(limits.in_use_warning, limits.in_use_critical),
+        ),
+        number(
+            "Waiting",
+            "Callers in the queue, all pools together. Normal: 0, or a few for moments. If it "
+            "stays: more callers than connections, or connections held for too long.",
+            Query(f"sum({waiting})"),
+            steps=warn(1),
+        ),
+        number(
+            "Oldest wait",
+            "How long the first in the queue has waited. Normal: milliseconds. Near "
+            "waitQueueTimeoutMS: callers are about to get errors.",
+            Query(f"max({_ASK.of(catalog.OLDEST_WAIT)})"),
+            unit="s",
+            steps=warn(limits.wait_p99_seconds, limits.oldest_wait_seconds),
+        ),
+        number(
+            "Timeouts",
+            "Callers per second who gave up after waitQueueTimeoutMS: each is an error that a user "
+            "sees. Normal: 0.",
+            Query(f"sum({_ASK.rate(catalog.TIMEOUTS)})"),
+            unit="reqps",
+            steps=[(1e-9, CRITICAL)],
+        ),
+        number(
+            "Exhausted share of time",
+            "For what share of the time all connections were taken while callers queued, in the "
+            "worst pool. Normal: 0 %. A few percent are bursts; above the red line it is the rule.",
+            Query(f"max({_ASK.rate(catalog.EXHAUSTED_SECONDS)})"),
+            unit="percentunit",
+            steps=[(1e-9, WARNING), (limits.exhausted_share, CRITICAL)],
+        ),
+    ]
+
+
+def _connections(limits: Thresholds) -> list[Panel]:
+    by_state = f"sum by ({STATE}) ({_ASK.of(catalog.CONNECTIONS)})"
+    return [
+        lines(
+            "Connections",
+            "By state, all chosen pools together, against the sum of their maxPoolSize. Normal: "
+            "used well below max, a steady floor of idle ones. Used at max: the pool is the limit. "
+            "Opening for long: the server is slow to accept.",
+            Query(by_state, f"{{{{{STATE}}}}}"),
+            Query(f"sum({_ASK.of(catalog.OPENING)})", "opening"),
+            Query(f"sum({_ASK.of(catalog.MAX_SIZE)})", "max"),
+            stacked=True,
+            colors={"used": "blue", "idle": "green", "opening": "yellow", "max": "red"},
+        ),
+        lines(
+            "Queue",
+            "Callers who wait for a connection. Normal: none, or spikes of one sample. A plateau "
+            "says that the pool is too small for the load, or that connections are held for long.",
+            Query(f"sum by ({POOL}) ({_ASK.of(catalog.WAITING)})", _POOL),
+        ),
+        lines(
+            "Share of max in use",
+            "Of the fullest process of each pool. Normal: below the orange line. The alerts look "
+            "at the average over 5 minutes.",
+            Query(f"max by ({POOL}) ({_ASK.share_of_max()})", _POOL),
+            unit="percentunit",
+            steps=warn(limits.in_use_warning, limits.in_use_critical),
+        ),
+        lines(
+            "Oldest wait and longest checkout",
+            "The age of the first in the queue, and of the connection that is out for longest. "
+            "Normal: both short. A checkout that grows with time is a leak, an open cursor or "
+            "transaction, or an operation without a limit: find it in the traces.",
+            Query(f"max by ({POOL}) ({_ASK.of(catalog.OLDEST_WAIT)})", f"wait {_POOL}"),
+            Query(f"max by ({POOL}) ({_ASK.of(catalog.LONGEST_CHECKOUT)})", f"checkout {_POOL}"),
+            unit="s",
+            steps=warn(limits.oldest_wait_seconds, limits.longest_checkout_seconds),
+        ),
+    ]
+
+
+def _times(limits: Thresholds) -> list[Panel]:
+    kinds = (
+        (
+            "Wait time",
+            catalog.WAIT_SECONDS,
+            "How long callers waited for a connection. Normal: below a millisecond. Diamonds are "
+            "single requests: click one for its trace. High with a short use time: too many "
+            "callers, raise maxPoolSize. High with a long use time: operations are slow.",
+            warn(limits.wait_p99_seconds),
+        ),
+        (
+            "Use time",
+            catalog.USE_SECONDS,
+            "How long callers held a connection. Normal: that of your operations. If it rose, "
+            "look at Operations: something is slow in the server, or reads a lot.",
+            (),
+        ),
+        (
+            "Create time",
+            catalog.CREATE_SECONDS,
+            "How long a new connection took: TCP, TLS and authentication; while none is opened, of "
+            "all since the start. Normal: milliseconds. Long: network, DNS, or a server that is "
+            "busy accepting.",
+            (),
+        ),
+    )
+    panels = [
+        lines(
+            "Waiting and working",
+            "An average checkout, split: time in the queue, time in use. Normal: nearly all is "
+            "working. If waiting is the larger part, the pool is what makes requests slow.",
+            Query(_ASK.mean(catalog.WAIT_SECONDS), "waiting"),
+            Query(_ASK.mean(catalog.USE_SECONDS), "working"),
+            unit="s",
+            stacked=True,
+            colors={"waiting": "red", "working": "blue"},
+        ).span(24)
+    ]
+    for title, metric, description, steps in kinds:
+        quantiles = [
+            Query(_quantile(q, metric), name, exemplar=name == "p99")
+            for name, q in {"p50": 0.5, "p95": 0.95, "p99": 0.99}.items()
+        ]
+        colors = {"p50": "green", "p95": "yellow", "p99": "red"}
+        buckets = f"sum by (le) (increase({_ASK.over(metric, part='_bucket')}))"
+        panels += [
+            lines(title, description, *quantiles, unit="s", steps=steps, colors=colors),
+            heat_map(
+                f"{title}, all",
+                f"{title} of every checkout: the darker, the more. Two bands are two kinds of "
+                "callers; a band that moves up is everybody.",
+                Query(buckets, "{{le}}"),
+            ),
+        ]
+    return panels
+
+
+def _quantile(q: float, metric: Metric) -> str:
+    now = _ASK.quantile(q, metric)
+    if metric is not catalog.CREATE_SECONDS:
+        return now
+    ever = f"histogram_quantile({q}, sum by (le) ({_ASK.of(metric, part='_bucket')}))"
+    return f"{now} >= 0 or {ever}"  # a rate of nothing is NaN
+
+
+def _churn(limits: Thresholds) -> list[Panel]:
+    closed = f"sum by ({REASON}) ({_ASK.rate(catalog.CLOSED)})"
+    return [
+        lines(
+            "Checkouts by outcome",
+            "How checkouts ended. Normal: ok. timeout: the queue was too long; connection_error: "
+            "the server; pool_closed: the pool was paused or closed; cancelled: given up.",
+            Query(f"sum by ({OUTCOME}) ({_ASK.rate(catalog.CHECKOUTS)})", f"{{{{{OUTCOME}}}}}"),
+            unit="reqps",
+            colors={"ok": "green", "timeout": "red"},
+        ),
+        lines(
+            "Connections opened and closed",
+            "Normal: near 0. closed idle: maxIdleTimeMS is shorter than the pauses of the load; "
+            "stale and error: the server or the network cut them; cleared: the whole pool was "
+            "thrown away after an error.",
+            Query(f"sum({_ASK.rate(catalog.CREATED)})", "created"),
+            Query(closed, f"closed {{{{{REASON}}}}}"),
+            Query(f"sum({_ASK.rate(catalog.CLEARED)})", "cleared"),
+            unit="cps",
+            steps=warn(limits.created_per_second),
+            colors={"created": "blue", "cleared": "red"},
+        ),
+    ]
+
+
+def _operations() -> list[Panel]:
+    errors = _ASK.rate(catalog.OPERATION_SECONDS, f'{ERROR}!=""', part="_count")
+    every = _ASK.rate(catalog.OPERATION_SECONDS, part="_count")
+    return [
+        lines(
+            "Commands",
+            "Commands per second. A rise is load; a fall while callers wait is a slow server.",
+            Query(f"sum by ({COMMAND}) ({every})", _COMMAND),
+            unit="ops",
+        ).span(8),
+        lines(
+            "Command time, p99",
+            "From the first byte to the reply, without the wait for a connection. The command that "
+            "rose with the use time is the one to look at: its plan, its index, its result's size.",
+            Query(_ASK.quantile(0.99, catalog.OPERATION_SECONDS, COMMAND), _COMMAND, exemplar=True),
+            unit="s",
+        ).span(8),
+        lines(
+            "Command errors",
+            "Commands per second that failed. Normal: 0. What failed is in the metric's "
+            "db_response_status_code, and in the traces.",
+            Query(f"sum by ({COMMAND}) ({errors}) or 0 * sum by ({COMMAND}) ({every})", _COMMAND),
+            unit="ops",
+        ).span(8),
+    ]
+
+
+def _servers() -> list[Panel]:
+    return [
+        states(
+            "Servers",
+            "Whether each server answers heartbeats, and whether its pool is ready. Normal: all "
+            "green. A red server while others are green is a failover. A red pool with a green "
+            "server had an error and waits for the next heartbeat.",
+            Query(f"min by ({HOST}, {PORT}) ({_ASK.of(catalog.SERVER_UP)})", f"server {_SERVER}"),
+            Query(f"min by ({POOL}) ({_ASK.of(catalog.READY)})", f"pool {_POOL}"),
+            mappings=mapping({1: ("up", OK), 0: ("down", CRITICAL)}),
+        ),
+        lines(
+            "Round-trip time",
+            "To each server. Normal: steady, below a millisecond in one zone. A rise is the "
+            "network or a server that is busy: every command pays it.",
+            Query(f"max by ({HOST}, {PORT}) ({_ASK.of(catalog.SERVER_RTT)})", _SERVER),
+            unit="s",
+        ).span(8),
+        number(
+            "Telemetry errors",
+            "Failures inside the telemetry itself, in the time that is shown. Normal: 0. If not, "
+            "do not trust the numbers, and report it: it is a bug of ours.",
+            Query(f"sum(increase({_ALL.over(catalog.TELEMETRY_ERRORS, window='$__range')}))"),
+            steps=[(1, CRITICAL)],
+        ).height(8),
+    ]

@@ -1,0 +1,268 @@
+"""When to wake somebody: each alert with its question, limit and words; and what to record.
+
+A row's `value` is PromQL; it alerts where that is above `limit`. `rules.py` writes them for
+Prometheus and for Grafana. What each means and what to do is in `dashboards/runbooks.md`.
+"""
+
+import json
+from dataclasses import dataclass, fields
+from typing import Final, Literal
+
+from pool_telemetry import catalog
+from pool_telemetry.catalog import Metric
+from pool_telemetry.errors import PoolConfigurationError
+from pool_telemetry.prometheus import prometheus_name
+from pool_telemetry.promql import OUTCOME, POOL, PROCESS, Promql
+
+Unit = Literal["share", "seconds", "number"]
+
+ALSO: Final = {"waiting": catalog.WAITING, "max_size": catalog.MAX_SIZE}
+
+_SHARES: Final = ("exhausted_share", "in_use_warning", "in_use_critical", "timeout_share")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thresholds:
+    """Where numbers are too high, for the alerts and as drawn in the dashboards.
+
+    Shares are 0.0 to 1.0, the others above 0.
+
+    Attributes:
+        exhausted_share: Of two minutes, while the pool is exhausted.
+        in_use_warning: Of maxPoolSize, on average over 5 minutes.
+        in_use_critical: The same.
+        timeout_share: Of all checkouts of 5 minutes.
+        wait_p99_seconds: For a connection, over 5 minutes.
+        oldest_wait_seconds: For one minute somebody has waited for so long. The guide's
+            waitQueueTimeoutMS is 5 s.
+        longest_checkout_seconds: Of a connection that is still out.
+        created_per_second: New connections of one pool, over 5 minutes.
+    """
+
+    exhausted_share: float = 0.25
+    in_use_warning: float = 0.8
+    in_use_critical: float = 0.95
+    timeout_share: float = 0.01
+    wait_p99_seconds: float = 0.5
+    oldest_wait_seconds: float = 3.0
+    longest_checkout_seconds: float = 60.0
+    created_per_second: float = 2.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, share = getattr(self, field.name), field.name in _SHARES
+            if not 0.0 < value < (1.0 if share else float("inf")):
+                words = "between 0 and 1" if share else "a number above 0"
+                raise PoolConfigurationError(f"{field.name} is {value!r}: use {words}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alert:
+    """One alert.
+
+    `summary` and `text` may name `{pool}`, `{process}`, `{job}`, `{value}`, `{limit}`, and of ALSO
+    what the pool has at that moment.
+
+    Attributes:
+        value: PromQL; it alerts for each series above `limit`.
+        hold: For how long it has to be so.
+        panel: The panel of the Pool dashboard that shows it.
+    """
+
+    name: str
+    severity: Literal["critical", "warning"]
+    value: str
+    limit: float
+    unit: Unit = "number"
+    hold: str
+    summary: str
+    text: str
+    panel: str
+
+
+def alerts(job: str = "", thresholds: Thresholds | None = None) -> tuple[Alert, ...]:
+    """Return all alerts, for the jobs that match a regular expression; empty for every job."""
+    limits = thresholds or Thresholds()
+    promql = Promql(f"job=~{json.dumps(job)}" if job else "")
+    used, process = promql.in_use(), ", ".join((*PROCESS, POOL))
+    exhausted = Promql(promql.where, "2m").rate(catalog.EXHAUSTED_SECONDS)
+    up, ready = promql.of(catalog.SERVER_UP), promql.of(catalog.READY)
+    info = promql.of(catalog.CLIENT_INFO)
+    lately = f"present_over_time({info}[1h])"
+    in_use = promql.share_of_max(f"avg_over_time({used}[5m])")
+    return (
+        Alert(
+            name="MongoDBPoolExhausted",
+            severity="critical",
+            # Now, and for some while: a burst of seconds is what the queue is for.
+            value=f"{exhausted} and max_over_time({promql.of(catalog.EXHAUSTED)}[1m]) == 1",
+            limit=limits.exhausted_share,
+            unit="share",
+            hold="0s",
+            summary="Pool {pool} of {process} is exhausted",
+            text="All {max_size} connections of pool {pool} in {process} ({job}) were taken, and "
+            "callers queued, for {value} of the last 2 minutes (alert above {limit}). {waiting} "
+            "wait now.",
+            panel="Exhausted share of time",
+        ),
+        Alert(
+            name="MongoDBPoolNearlyFull",
+            severity="warning",
+            value=in_use,
+            limit=limits.in_use_warning,
+            unit="share",
+            hold="2m",
+            summary="Pool {pool} of {process} is {value} full",
+            text="Pool {pool} in {process} ({job}) had {value} of its {max_size} connections in "
+            "use on average over 5 minutes (alert above {limit}): the next burst has to queue.",
+            panel="Share of max in use",
+        ),
+        Alert(
+            name="MongoDBPoolFull",
+            severity="critical",
+            value=in_use,
+            limit=limits.in_use_critical,
+            unit="share",
+            hold="2m",
+            summary="Pool {pool} of {process} has no reserve: {value} in use",
+            text="Pool {pool} in {process} ({job}) had {value} of its {max_size} connections in "
+            "use on average over 5 minutes (alert above {limit}). {waiting} wait now.",
+            panel="Share of max in use",
+        ),
+        Alert(
+            name="MongoDBPoolCheckoutTimeouts",
+            severity="critical",
+            value=f"{promql.rate(catalog.TIMEOUTS)} / "
+            f"sum without ({OUTCOME}) ({promql.rate(catalog.CHECKOUTS)})",
+            limit=limits.timeout_share,
+            unit="share",
+            hold="1m",
+            summary="{value} of the checkouts of pool {pool} of {process} time out",
+            text="{value} of the callers of pool {pool} in {process} ({job}) gave up after "
+            "waitQueueTimeoutMS in the last 5 minutes (alert above {limit}): users see errors.",
+            panel="Checkouts by outcome",
+        ),
+        Alert(
+            name="MongoDBPoolWaitHigh",
+            severity="warning",
+            value=f"histogram_quantile(0.99, {promql.rate(catalog.WAIT_SECONDS, part='_bucket')})",
+            limit=limits.wait_p99_seconds,
+            unit="seconds",
+            hold="5m",
+            summary="Callers of pool {pool} of {process} wait {value} (p99) for a connection",
+            text="One caller in a hundred of pool {pool} in {process} ({job}) waited {value} or "
+            "longer over 5 minutes (alert above {limit}).",
+            panel="Wait time",
+        ),
+        Alert(
+            name="MongoDBPoolOldestWaiter",
+            severity="warning",
+            value=f"min_over_time({promql.of(catalog.OLDEST_WAIT)}[1m])",
+            limit=limits.oldest_wait_seconds,
+            unit="seconds",
+            hold="30s",
+            summary="A caller of pool {pool} of {process} has waited for {value}",
+            text="For a minute there was always a caller of pool {pool} in {process} ({job}) who "
+            "had waited {value} or longer (alert above {limit}).",
+            panel="Oldest wait and longest checkout",
+        ),
+        Alert(
+            name="MongoDBPoolCheckoutHeld",
+            severity="warning",
+            value=promql.of(catalog.LONGEST_CHECKOUT),
+            limit=limits.longest_checkout_seconds,
+            unit="seconds",
+            hold="1m",
+            summary="A connection of pool {pool} of {process} is out for {value}",
+            text="Somebody in {process} ({job}) holds a connection of pool {pool} for {value} "
+            "(alert above {limit}): a slow operation, an open cursor or transaction, or a leak.",
+            panel="Oldest wait and longest checkout",
+        ),
+        Alert(
+            name="MongoDBPoolConnectionStorm",
+            severity="warning",
+            value=promql.rate(catalog.CREATED),
+            limit=limits.created_per_second,
+            hold="2m",
+            summary="Pool {pool} of {process} opens {value} connections per second",
+            text="Pool {pool} in {process} ({job}) opened {value} connections per second over 5 "
+            "minutes (alert above {limit}): they do not live long, and each costs a handshake.",
+            panel="Connections opened and closed",
+        ),
+        Alert(
+            name="MongoDBPoolPaused",
+            severity="critical",
+            value=f"(1 - {ready}) unless on ({process}) {up} == 0",
+            limit=0,
+            hold="1m",
+            summary="Pool {pool} of {process} is paused",
+            text="Pool {pool} in {process} ({job}) is paused after an error, though its server "
+            "answers heartbeats: checkouts fail or wait.",
+            panel="Servers",
+        ),
+        Alert(
+            name="MongoDBServerDown",
+            severity="critical",
+            value=f"1 - {up}",
+            limit=0,
+            hold="30s",
+            summary="{process} can't reach the server of pool {pool}",
+            text="The server of pool {pool} does not answer the heartbeats of {process} ({job}).",
+            panel="Servers",
+        ),
+        Alert(
+            name="MongoDBPoolTelemetryErrors",
+            severity="warning",
+            value=f"increase({promql.over(catalog.TELEMETRY_ERRORS, window='15m')})",
+            limit=0,
+            hold="0s",
+            summary="The telemetry of pool {pool} of {process} fails",
+            text="{value} events of pool {pool} in {process} ({job}) failed in the last 15 "
+            "minutes: its numbers may be off. The application is not affected.",
+            panel="Telemetry errors",
+        ),
+        Alert(
+            name="MongoDBPoolExhaustionPredicted",
+            severity="warning",
+            # Where it is busy already, and was there half an hour ago: a start is no trend.
+            value=f"{promql.share_of_max(f'predict_linear({used}[30m], 3600)')} "
+            f"and {promql.share_of_max(f'avg_over_time({used}[10m])')} > 0.5 "
+            f"and {promql.of(catalog.MAX_SIZE)} offset 30m",
+            limit=1.0,
+            unit="share",
+            hold="10m",
+            summary="Pool {pool} of {process} will be full within the hour",
+            text="At the pace of the last 30 minutes pool {pool} in {process} ({job}) will have "
+            "{value} of its {max_size} connections in use in an hour.",
+            panel="Share of max in use",
+        ),
+        Alert(
+            name="MongoDBPoolNoData",
+            severity="warning",
+            value=f"(count by (job) ({lately}) unless count by (job) ({info})) or "
+            f'label_replace(absent({info}) unless on () {lately}, "job", "any job", "", "")',
+            limit=0,
+            hold="5m",
+            summary="No pool of {job} reports any more",
+            text="No pool of {job} has reported for 5 minutes: its processes ended, or their "
+            "metrics do not arrive. Every other alert is blind for it.",
+            panel="Health",
+        ),
+    )
+
+
+def recorded() -> dict[str, str]:
+    """Return what to record of each job, by name: few series, for long ranges and federation."""
+    promql = Promql()
+    sums = (catalog.CONNECTIONS, catalog.MAX_SIZE, catalog.WAITING, catalog.EXHAUSTED)
+    rates = (catalog.TIMEOUTS, catalog.CREATED, catalog.EXHAUSTED_SECONDS)
+    quantiles = (catalog.WAIT_SECONDS, catalog.USE_SECONDS, catalog.OPERATION_SECONDS)
+    return {
+        **{f"job:{_name(m)}:sum": f"sum by (job) ({promql.of(m)})" for m in sums},
+        **{f"job:{_name(m)}:rate5m": f"sum by (job) ({promql.rate(m)})" for m in rates},
+        **{f"job:{_name(m)}:p99_5m": promql.quantile(0.99, m, "job") for m in quantiles},
+    }
+
+
+def _name(metric: Metric) -> str:
+    return prometheus_name(metric).removesuffix("_total")  # as recording rules are named

@@ -1,0 +1,80 @@
+"""What to ask Prometheus, in PromQL: the dashboards and the alerts put the same questions.
+
+The names are the catalog's, so a scrape and an OTLP pipeline answer alike. Nothing here knows
+Grafana, nor what number is too high.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from pool_telemetry import catalog
+from pool_telemetry.catalog import POOL_ATTRIBUTES, Metric
+from pool_telemetry.prometheus import prometheus_name
+
+
+def label(attribute: str) -> str:
+    """Return an attribute's name in Prometheus."""
+    return attribute.replace(".", "_")
+
+
+POOL, HOST, PORT = map(label, POOL_ATTRIBUTES)
+STATE: Final = label(catalog.CONNECTIONS.attributes[0])
+OUTCOME: Final = label(catalog.CHECKOUTS.attributes[0])
+REASON: Final = label(catalog.CLOSED.attributes[0])
+COMMAND: Final = label("db.operation.name")
+COLLECTION: Final = label("db.collection.name")
+ERROR: Final = label("error.type")
+PROCESS: Final = ("job", "instance")
+"""Prometheus' labels of a process; by OTLP the service's name and `service.instance.id`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Promql:
+    """Questions about some series, over some time.
+
+    Attributes:
+        where: Label matchers of every selector, without braces; empty for all series.
+        window: The range of every rate.
+    """
+
+    where: str = ""
+    window: str = "5m"
+
+    def of(self, metric: Metric, *matchers: str, part: str = "") -> str:
+        """Return the selector of a metric's series; `part` is `_bucket`, `_sum` or `_count`."""
+        inside = ",".join(filter(None, (self.where, *matchers)))
+        return prometheus_name(metric) + part + (f"{{{inside}}}" if inside else "")
+
+    def over(self, metric: Metric, *matchers: str, part: str = "", window: str = "") -> str:
+        """Return the selector with its range."""
+        return f"{self.of(metric, *matchers, part=part)}[{window or self.window}]"
+
+    def rate(self, metric: Metric, *matchers: str, part: str = "") -> str:
+        """Return how fast a counter rises, per second."""
+        return f"rate({self.over(metric, *matchers, part=part)})"
+
+    def quantile(self, q: float | str, metric: Metric, *by: str) -> str:
+        """Return a quantile of a histogram, over all of the selected series, or by labels."""
+        labels = ", ".join(("le", *by))
+        return f"histogram_quantile({q}, sum by ({labels}) ({self.rate(metric, part='_bucket')}))"
+
+    def mean(self, metric: Metric, *by: str) -> str:
+        """Return the mean of a histogram, over all of the selected series, or by labels."""
+        group = f"by ({', '.join(by)}) " if by else ""
+        total, count = (f"sum {group}({self.rate(metric, part=p)})" for p in ("_sum", "_count"))
+        return f"{total} / {count}"
+
+    def share_of_max(self, used: str = "") -> str:
+        """Return the share of maxPoolSize in use, by pool; nothing for an unlimited one."""
+        used = used or self.in_use()
+        return f"{used} / ignoring ({STATE}) {self.of(catalog.MAX_SIZE)}"
+
+    def in_use(self) -> str:
+        """Return the connections in use, by pool."""
+        return self.of(catalog.CONNECTIONS, f'{STATE}="used"')
+
+    def size(self, *by: str) -> str:
+        """Return all connections, those that are opening included."""
+        group = f"by ({', '.join(by)}) " if by else ""
+        ready, opening = (self.of(m) for m in (catalog.CONNECTIONS, catalog.OPENING))
+        return f"sum {group}({ready}) + sum {group}({opening})"

@@ -1,0 +1,164 @@
+"""The alerts as files: rules for Prometheus, and the same for Grafana's own alerting.
+
+Both are made of `alerts.py`, for the jobs, limits and addresses that are asked for.
+"""
+
+import json
+import string
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from pool_telemetry.alerts import ALSO, Alert, recorded
+from pool_telemetry.promql import POOL, PROCESS, Promql
+
+RUNBOOKS: Final = "runbooks.md"
+FOLDER: Final = "MongoDB connection pools"
+
+_FORMATS: Final = {"share": "humanizePercentage", "seconds": "humanizeDuration"}
+_SERIES: Final = (*PROCESS, POOL)
+
+
+def prometheus_rules(alerts: tuple[Alert, ...], runbooks: str) -> str:
+    """Return a rule file.
+
+    Args:
+        alerts: Which.
+        runbooks: Where the runbooks are; an alert's is at `#` and its name in lower case.
+    """
+    rules = [{"record": name, "expr": expr} for name, expr in recorded().items()]
+    groups = {
+        "pool_telemetry.recorded": rules,
+        "pool_telemetry.alerts": [_prometheus(alert, runbooks) for alert in alerts],
+    }
+    return "\n".join(("# Made by `pool-telemetry rules`.", "groups:", *_yaml(groups))) + "\n"
+
+
+def _prometheus(alert: Alert, runbooks: str) -> dict[str, Any]:
+    also = {name: _asked(Promql().of(metric)) for name, metric in ALSO.items()}
+    return {
+        "alert": alert.name,
+        "expr": f"({alert.value}) > {alert.limit:g}",
+        "for": alert.hold,
+        "labels": {"severity": alert.severity},
+        "annotations": _annotations(alert, runbooks, "$value", also),
+    }
+
+
+def _asked(name: str) -> str:
+    """Return the template that asks for the alert's pool in another metric."""
+    selector = name + "{" + ",".join(f"{label}=%q" for label in _SERIES) + "}"
+    labels = " ".join(f"$labels.{label}" for label in _SERIES)
+    query = f"query (printf `{selector}` {labels})"
+    return f"{{{{ with {query} }}}}{{{{ . | first | value }}}}{{{{ end }}}}"
+
+
+def _yaml(groups: Mapping[str, list[dict[str, Any]]]) -> Iterator[str]:
+    """Yield the lines; a string of JSON is one of YAML."""
+    for name, rules in groups.items():
+        yield f"  - name: {name}\n    rules:"
+        for rule in rules:
+            start = "      - "
+            for key, value in rule.items():
+                if isinstance(value, dict):
+                    yield f"{start}{key}:"
+                    yield from (
+                        f"          {k}: {json.dumps(v, ensure_ascii=False)}"
+                        for k, v in value.items()
+                    )
+                elif key == "expr":
+                    yield f"{start}{key}: |-\n          {value}"
+                else:
+                    yield f"{start}{key}: {value}"
+                start = "        "
+
+
+def grafana_alerts(
+    alerts: tuple[Alert, ...],
+    runbooks: str,
+    *,
+    datasource: str,
+    dashboard: str,
+    panels: Mapping[str, int],
+) -> str:
+    """Return a provisioning file, in JSON, for `provisioning/alerting/`.
+
+    Args:
+        alerts: Which.
+        runbooks: As for `prometheus_rules`.
+        datasource: The UID of Grafana's Prometheus data source.
+        dashboard: The UID of the dashboard to which alerts lead.
+        panels: Its panels' numbers, by title.
+    """
+    rules = [
+        _grafana(alert, runbooks, datasource)
+        | {"dashboardUid": dashboard, "panelId": panels[alert.panel]}
+        for alert in alerts
+    ]
+    group = {"orgId": 1, "name": "pool_telemetry", "folder": FOLDER, "interval": "30s"}
+    return json.dumps({"apiVersion": 1, "groups": [{**group, "rules": rules}]}, indent=2) + "\n"
+
+
+def _grafana(alert: Alert, runbooks: str, datasource: str) -> dict[str, Any]:
+    wanted = {field for _, field, _, _ in string.Formatter().parse(alert.text)}
+    also = {name: metric for name, metric in ALSO.items() if name in wanted}
+    source = {"type": "prometheus", "uid": datasource}
+    queries = {"A": alert.value, **{f"ALSO_{n}": Promql().of(m) for n, m in also.items()}}
+    return {
+        "uid": alert.name.lower(),
+        "title": alert.name,
+        "condition": "B",
+        "data": [
+            *(
+                {
+                    "refId": name,
+                    "relativeTimeRange": {"from": 600, "to": 0},
+                    "datasourceUid": datasource,
+                    "model": {"refId": name, "datasource": source, "expr": expr, "instant": True},
+                }
+                for name, expr in queries.items()
+            ),
+            {
+                "refId": "B",
+                "datasourceUid": "__expr__",
+                "model": {
+                    "refId": "B",
+                    "datasource": {"type": "__expr__", "uid": "__expr__"},
+                    "type": "threshold",
+                    "expression": "A",
+                    "conditions": [{"evaluator": {"type": "gt", "params": [alert.limit]}}],
+                },
+            },
+        ],
+        "noDataState": "OK",  # nothing above its limit is no series; a silence has its own alert
+        "execErrState": "Error",
+        "for": alert.hold,
+        "labels": {"severity": alert.severity},
+        "annotations": _annotations(
+            alert,
+            runbooks,
+            "$values.A.Value",
+            {name: f"{{{{ $values.ALSO_{name}.Value }}}}" for name in also},
+        ),
+    }
+
+
+def _annotations(
+    alert: Alert, runbooks: str, value: str, also: Mapping[str, str]
+) -> dict[str, str]:
+    job, process, pool = (f"{{{{ $labels.{label} }}}}" for label in _SERIES)
+    shape = _FORMATS.get(alert.unit, "printf `%.3g`")
+    words = {
+        "job": job,
+        "process": process,
+        "pool": pool,
+        "value": f"{{{{ {value} | {shape} }}}}",
+        "limit": f"{alert.limit:.0%}"
+        if alert.unit == "share"
+        else f"{alert.limit:g}" + " s" * (alert.unit == "seconds"),
+        **also,
+    }
+    return {
+        "summary": alert.summary.format(**words),
+        "description": alert.text.format(**words),
+        "runbook_url": f"{runbooks}#{alert.name.lower()}",
+    }

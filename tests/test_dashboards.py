@@ -1,0 +1,218 @@
+"""The dashboards and their files: made of what they should be, whole, and adaptable."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dashboards import generate
+from pool_telemetry import PoolConfigurationError, artifacts, catalog, cli
+from pool_telemetry.alerts import Thresholds, alerts
+from pool_telemetry.catalog import CATALOG, POOL_ATTRIBUTES
+from pool_telemetry.prometheus import prometheus_name
+from pool_telemetry.promql import label
+from tests.grafana import BOARDS, ROOT, board, panels
+from tests.needs import needs
+
+HERE = ROOT / "dashboards"
+MADE = ("pool.json", "fleet.json", "rules.yml", "grafana-alerts.json")
+ALERTS = alerts()
+
+
+def test_the_files_are_what_the_source_makes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generate, "HERE", tmp_path)
+    (tmp_path / "runbooks.md").touch()
+    generate.main()
+    for name in MADE:
+        assert (tmp_path / name).read_text() == (HERE / name).read_text(), "run `make dashboards`"
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Thresholds)])
+def test_a_threshold_is_drawn_where_the_source_would_draw_it(name: str) -> None:
+    other = replace(Thresholds(), **{name: getattr(Thresholds(), name) * 0.77})
+    made, adapted = generate.dashboards(other), artifacts.dashboards(thresholds=other)
+    assert made == adapted
+    drawn = name != "timeout_share"  # what is drawn is the rate of timeouts
+    assert (made != generate.dashboards(Thresholds())) == drawn
+
+
+def test_thresholds_are_checked() -> None:
+    for name, value in {"in_use_warning": 80, "timeout_share": 0, "wait_p99_seconds": -1}.items():
+        with pytest.raises(PoolConfigurationError, match=f"{name} is {value!r}: use"):
+            Thresholds(**{name: value})
+
+
+def test_every_metric_is_shown_somewhere() -> None:
+    text = "".join((HERE / f"{name}.json").read_text() for name in BOARDS)
+    unused = {m.name for m in CATALOG if prometheus_name(m) not in text}
+    assert unused == {catalog.EXHAUSTIONS.name}  # its seconds say more
+
+
+@pytest.mark.parametrize("name", [*MADE, "runbooks.md", "README.md"])
+def test_no_name_is_foreign_to_the_catalog(name: str) -> None:
+    names = {prometheus_name(metric) for metric in CATALOG}
+    known = {
+        *names,
+        *(f"{one}{part}" for one in names for part in ("_bucket", "_sum", "_count")),
+        *(one.removesuffix("_total") for one in names),  # recorded
+        *(label(a) for m in CATALOG for a in (*POOL_ATTRIBUTES, *m.attributes)),
+    }
+    assert set(re.findall(r"\b(?:db|mongodb)_\w+", (HERE / name).read_text())) <= known
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_every_panel_says_what_is_normal(name: str) -> None:
+    found = list(panels(board(name)))
+    assert len(found) > 12
+    for panel in found:
+        assert len(panel["description"]) > 40, panel["title"]
+        assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
+    titles = [panel["title"] for panel in found]
+    assert len(titles) == len(set(titles))
+
+
+def test_every_alert_leads_to_a_panel_and_a_runbook() -> None:
+    pool = {panel["title"]: panel["id"] for panel in board("pool")["panels"]}
+    sections = dict(
+        re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", runbooks(), re.MULTILINE | re.DOTALL)
+    )
+    assert list(sections) == [alert.name for alert in ALERTS]
+    for alert in ALERTS:
+        assert alert.panel in pool
+        text = sections[alert.name]
+        assert re.search(
+            r"^- \*\*Confirm:\*\*.*^- \*\*Causes and fixes:\*\*.*^- \*\*Over when:",
+            text,
+            re.MULTILINE | re.DOTALL,
+        )
+        assert re.findall(r"^  (\d)\. ", text, re.MULTILINE) == ["1", "2", "3"], alert.name
+
+
+def test_the_runbooks_name_panels_that_are_there() -> None:
+    titles = {panel["title"] for name in BOARDS for panel in panels(board(name))}
+    titles |= {one["name"] for one in board("pool")["annotations"]["list"]} | {"Fleet", "italics"}
+    named = set(re.findall(r"(?<!\*)\*([A-Z][^*\n]+)\*(?!\*)", runbooks()))
+    assert len(named) > 15
+    assert {re.sub(r"\s+", " ", one) for one in named} <= titles
+    anchors = set(re.findall(r"\]\(#(\w+)\)", runbooks()))
+    assert anchors <= {alert.name.lower() for alert in ALERTS}
+    (panel,) = (one for one in board("pool")["panels"] if one["type"] == "text")
+    assert all(f"viewPanel={panel['id']}" in one["links"][0]["url"] for one in map(board, BOARDS))
+    assert artifacts.RUNBOOKS.endswith(board("pool")["links"][0]["url"])
+
+
+def runbooks() -> str:
+    return (HERE / "runbooks.md").read_text()
+
+
+def test_the_runbooks_are_in_the_dashboard_too() -> None:
+    (panel,) = (one for one in board("pool")["panels"] if one["type"] == "text")
+    assert panel["options"]["content"] == runbooks()
+
+
+def grafana() -> list[dict[str, Any]]:
+    made = json.loads((HERE / "grafana-alerts.json").read_text())
+    (group,) = made["groups"]
+    found: list[dict[str, Any]] = group["rules"]
+    return found
+
+
+def test_grafana_gets_the_same_alerts() -> None:
+    (_, group) = yaml.safe_load((HERE / "rules.yml").read_text())["groups"]
+    pool = board("pool")
+    titles = {panel["id"]: panel["title"] for panel in pool["panels"]}
+    assert len({rule["uid"] for rule in grafana()}) == len(ALERTS)
+    for alert, theirs, ours in zip(ALERTS, group["rules"], grafana(), strict=True):
+        data = {one["refId"]: one["model"] for one in ours["data"]}
+        (condition,) = data["B"]["conditions"]
+        assert data["B"]["expression"] == "A"
+        assert condition["evaluator"] == {"type": "gt", "params": [alert.limit]}
+        assert theirs["expr"] == f"({data['A']['expr']}) > {alert.limit:g}"
+        assert (theirs["alert"], theirs["for"]) == (ours["title"], ours["for"])
+        assert theirs["labels"] == ours["labels"]
+        assert ours["annotations"].keys() == {"summary", "description", "runbook_url"}
+        assert ours["dashboardUid"] == pool["uid"]
+        assert titles[ours["panelId"]] == alert.panel
+        # What the words ask for is among the queries.
+        asked = set(re.findall(r"\$values\.(\w+)\.", json.dumps(ours["annotations"])))
+        assert asked <= data.keys()
+        assert {one for one in data if one.startswith("ALSO_")} <= asked
+        assert len(ours["uid"]) <= 40
+        assert "query (" not in json.dumps(ours)  # Grafana's templates have none
+
+
+def test_the_commands_write_what_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "new" / "folder"
+    assert cli.main(["dashboards", str(folder), "--datasource", "mimir", "--job", "chat"]) == 0
+    more = ["--in-use-warning", "0.7", "--connection-limit", "500"]
+    fleet = ["dashboards", str(folder / "more"), *more]
+    assert cli.main(fleet) == 0
+    pool = json.loads((folder / "pool.json").read_text())
+    current = {v["name"]: v["current"] for v in pool["templating"]["list"]}
+    assert current["datasource"]["value"] == "mimir"
+    assert current["job"]["value"] == ["chat"]
+    assert current["instance"]["value"] == "$__all"
+    (limit,) = (
+        v
+        for v in json.loads((folder / "more" / "fleet.json").read_text())["templating"]["list"]
+        if v["name"] == "limit"
+    )
+    assert limit["query"] == "500"
+    assert capsys.readouterr().out.count("\n") == 4
+
+    options = ["--job", "chat|shop", "--runbooks", "https://wiki/x", "--wait-p99-seconds", "0.125"]
+    assert cli.main(["rules", str(folder), "--datasource", "mimir", *options]) == 0
+    text = (folder / "rules.yml").read_text()
+    assert 'rate(db_client_connection_wait_time_seconds_bucket{job=~"chat|shop"}[5m])' in text
+    assert "> 0.125\n" in text
+    assert "https://wiki/x#mongodbpoolexhausted" in text
+    assert '"datasourceUid": "mimir"' in (folder / "grafana-alerts.json").read_text()
+    assert (folder / "runbooks.md").read_text() == runbooks()
+    needs("promtool", package="prometheus")
+    done = subprocess.run(["promtool", "check", "rules", folder / "rules.yml"], capture_output=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--in-use-warning", "80"], "in_use_warning is 80.0: use between 0 and 1"),
+        (["--job", "chat("], "job is no regular expression"),
+    ],
+)
+def test_what_can_not_be_is_said_in_a_line(
+    arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["rules", str(tmp_path / "x"), *arguments]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert words in said
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_folder_that_can_not_be_written_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert cli.main(["rules", str(tmp_path / "file")]) == 1
+    assert "can't write to" in capsys.readouterr().err
+
+
+def test_the_library_does_not_need_the_generator() -> None:
+    code = (
+        "import sys; sys.modules['grafana_foundation_sdk'] = sys.modules['yaml'] = None\n"
+        "from pool_telemetry.artifacts import dashboards, rules\n"
+        "print(len(rules()), len(dashboards()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "3 2\n"

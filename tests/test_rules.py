@@ -1,0 +1,380 @@
+"""Each alert fires where it should, and stays silent where it should; `promtool` is the judge."""
+
+import json
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pool_telemetry import artifacts, catalog
+from pool_telemetry.alerts import Thresholds, alerts, recorded
+from pool_telemetry.catalog import Metric
+from pool_telemetry.prometheus import prometheus_name
+from pool_telemetry.promql import OUTCOME, POOL, STATE
+from tests.needs import needs
+
+
+@pytest.fixture(autouse=True)
+def promtool() -> None:
+    needs("promtool", package="prometheus")
+
+
+SCRAPE_SECONDS = 15
+MINUTE = 60 // SCRAPE_SECONDS  # in samples
+LABELS = {"job": "chat", "instance": "app:8000", POOL: "chat@db:27017"}
+NAMES = [alert.name for alert in alerts()]
+
+
+def level(*parts: tuple[float, int]) -> str:
+    """Return a gauge's samples: (value, minutes) after each other."""
+    return " ".join(f"{value}+0x{minutes * MINUTE - 1}" for value, minutes in parts)
+
+
+def rising(*parts: tuple[float, int], restart: bool = False) -> str:
+    """Return a counter's samples: (per second, minutes) after each other; or from 0 each time."""
+    text, at = [], 0.0
+    for rate, minutes in parts:
+        step = rate * SCRAPE_SECONDS
+        text.append(f"{at}+{step}x{minutes * MINUTE - 1}")
+        at = 0.0 if restart else at + step * minutes * MINUTE
+    return " ".join(text)
+
+
+def series(metric: Metric, part: str = "", **labels: str) -> str:
+    pairs = ",".join(f'{k}="{v}"' for k, v in {**LABELS, **labels}.items())
+    return f"{prometheus_name(metric)}{part}{{{pairs}}}"
+
+
+def waits(minutes: int, within_250_ms: float = 1.0, within_500_ms: float = 1.0) -> dict[str, str]:
+    """Return a histogram with these shares of waits; the others are below 1 s."""
+    metric = catalog.WAIT_SECONDS
+    rates = {"0.25": 100 * within_250_ms, "0.5": 100 * within_500_ms, "1": 100, "+Inf": 100}
+    return {series(metric, "_bucket", le=k): rising((v, minutes)) for k, v in rates.items()}
+
+
+def a_pool(minutes: int, **changed: str | Mapping[str, str]) -> dict[str, str]:
+    """Return a calm pool's series, but for what is changed."""
+    calm: dict[str, str] = {}
+    say: dict[str, Any] = {
+        "info": level((1, minutes)),
+        "used": level((2, minutes)),
+        "max": level((8, minutes)),
+        "waiting": level((0, minutes)),
+        "timeouts": rising((0, minutes)),
+        "ok": rising((100, minutes)),
+        "waits": waits(minutes),
+        "exhausted": level((0, minutes)),
+        "exhausted_time": rising((0, minutes)),
+        "oldest": level((0, minutes)),
+        "longest": level((0.05, minutes)),
+        "created": rising((0.001, minutes)),
+        "ready": level((1, minutes)),
+        "up": level((1, minutes)),
+        "errors": level((0, minutes)),
+        **changed,
+    }
+    names = {
+        "info": series(catalog.CLIENT_INFO),
+        "used": series(catalog.CONNECTIONS, **{STATE: "used"}),
+        "max": series(catalog.MAX_SIZE),
+        "waiting": series(catalog.WAITING),
+        "timeouts": series(catalog.TIMEOUTS),
+        "ok": series(catalog.CHECKOUTS, **{OUTCOME: "ok"}),
+        "exhausted": series(catalog.EXHAUSTED),
+        "exhausted_time": series(catalog.EXHAUSTED_SECONDS),
+        "oldest": series(catalog.OLDEST_WAIT),
+        "longest": series(catalog.LONGEST_CHECKOUT),
+        "created": series(catalog.CREATED),
+        "ready": series(catalog.READY),
+        "up": series(catalog.SERVER_UP),
+        "errors": series(catalog.TELEMETRY_ERRORS),
+    }
+    calm.update(say.pop("waits"))
+    return calm | {names[name]: values for name, values in say.items()}
+
+
+def a_trend(start: float, per_hour: float, minutes: int) -> str:
+    return f"{start}+{per_hour / 60 / MINUTE}x{minutes * MINUTE - 1}"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pool, and what is said of it after some minutes."""
+
+    pool: Mapping[str, str]
+    minutes: int
+    summary: str
+    text: str
+
+
+FULL = a_pool(20, used=level((2, 10), (8, 10)), waiting=level((3, 20)))
+
+CASES = {
+    "MongoDBPoolExhausted": Case(
+        a_pool(
+            12,
+            exhausted=level((0, 10), (1, 2)),
+            exhausted_time=rising((0, 10), (1, 2)),
+            waiting=level((0, 10), (15, 2)),
+        ),
+        11,
+        "Pool chat@db:27017 of app:8000 is exhausted",
+        "All 8 connections of pool chat@db:27017 in app:8000 (chat) were taken, and callers "
+        "queued, for 50% of the last 2 minutes (alert above 25%). 15 wait now.",
+    ),
+    "MongoDBPoolNearlyFull": Case(
+        a_pool(20, used=level((2, 10), (7, 10))),
+        19,
+        "Pool chat@db:27017 of app:8000 is 87.5% full",
+        "Pool chat@db:27017 in app:8000 (chat) had 87.5% of its 8 connections in use on average "
+        "over 5 minutes (alert above 80%): the next burst has to queue.",
+    ),
+    "MongoDBPoolFull": Case(
+        FULL,
+        19,
+        "Pool chat@db:27017 of app:8000 has no reserve: 100% in use",
+        "Pool chat@db:27017 in app:8000 (chat) had 100% of its 8 connections in use on average "
+        "over 5 minutes (alert above 95%). 3 wait now.",
+    ),
+    "MongoDBPoolCheckoutTimeouts": Case(
+        a_pool(20, timeouts=rising((0, 10), (5, 10))),
+        19,
+        "5% of the checkouts of pool chat@db:27017 of app:8000 time out",
+        "5% of the callers of pool chat@db:27017 in app:8000 (chat) gave up after "
+        "waitQueueTimeoutMS in the last 5 minutes (alert above 1%): users see errors.",
+    ),
+    "MongoDBPoolWaitHigh": Case(
+        a_pool(20, waits=waits(20, 0.5, 0.5)),
+        19,
+        "Callers of pool chat@db:27017 of app:8000 wait 990ms (p99) for a connection",
+        "One caller in a hundred of pool chat@db:27017 in app:8000 (chat) waited 990ms or longer "
+        "over 5 minutes (alert above 0.5 s).",
+    ),
+    "MongoDBPoolOldestWaiter": Case(
+        a_pool(20, oldest=level((0, 10), (4.5, 10))),
+        13,
+        "A caller of pool chat@db:27017 of app:8000 has waited for 4.5s",
+        "For a minute there was always a caller of pool chat@db:27017 in app:8000 (chat) who had "
+        "waited 4.5s or longer (alert above 3 s).",
+    ),
+    "MongoDBPoolCheckoutHeld": Case(
+        a_pool(20, longest=level((0.1, 10), (90, 10))),
+        13,
+        "A connection of pool chat@db:27017 of app:8000 is out for 1m 30s",
+        "Somebody in app:8000 (chat) holds a connection of pool chat@db:27017 for 1m 30s (alert "
+        "above 60 s): a slow operation, an open cursor or transaction, or a leak.",
+    ),
+    "MongoDBPoolConnectionStorm": Case(
+        a_pool(20, created=rising((0, 5), (4, 15))),
+        19,
+        "Pool chat@db:27017 of app:8000 opens 4 connections per second",
+        "Pool chat@db:27017 in app:8000 (chat) opened 4 connections per second over 5 minutes "
+        "(alert above 2): they do not live long, and each costs a handshake.",
+    ),
+    "MongoDBPoolPaused": Case(
+        a_pool(20, ready=level((1, 10), (0, 10))),
+        13,
+        "Pool chat@db:27017 of app:8000 is paused",
+        "Pool chat@db:27017 in app:8000 (chat) is paused after an error, though its server answers "
+        "heartbeats: checkouts fail or wait.",
+    ),
+    "MongoDBServerDown": Case(
+        a_pool(20, ready=level((1, 10), (0, 10)), up=level((1, 10), (0, 10))),
+        13,
+        "app:8000 can't reach the server of pool chat@db:27017",
+        "The server of pool chat@db:27017 does not answer the heartbeats of app:8000 (chat).",
+    ),
+    "MongoDBPoolTelemetryErrors": Case(
+        a_pool(20, errors=level((0, 10), (3, 10))),
+        19,
+        "The telemetry of pool chat@db:27017 of app:8000 fails",
+        "3 events of pool chat@db:27017 in app:8000 (chat) failed in the last 15 minutes: its "
+        "numbers may be off. The application is not affected.",
+    ),
+    "MongoDBPoolExhaustionPredicted": Case(
+        a_pool(60, used=a_trend(3, 4, 60)),
+        55,
+        "Pool chat@db:27017 of app:8000 will be full within the hour",
+        "At the pace of the last 30 minutes pool chat@db:27017 in app:8000 (chat) will have 133.3% "
+        "of its 8 connections in use in an hour.",
+    ),
+    "MongoDBPoolNoData": Case(
+        a_pool(10),
+        21,
+        "No pool of chat reports any more",
+        "No pool of chat has reported for 5 minutes: its processes ended, or their metrics do not "
+        "arrive. Every other alert is blind for it.",
+    ),
+}
+SEVERE = {
+    "MongoDBPoolExhausted",
+    "MongoDBPoolFull",
+    "MongoDBPoolCheckoutTimeouts",
+    "MongoDBPoolPaused",
+    "MongoDBServerDown",
+}
+# What fires with it, and rightly so.
+WITH_IT = {"MongoDBPoolFull": {"MongoDBPoolNearlyFull"}}
+
+BUSY = a_pool(
+    90,
+    used=level((6.2, 90)),
+    waiting=level((2, 90)),
+    timeouts=rising((0.9, 90)),
+    waits=waits(90, 0.98),
+    exhausted=" ".join(["1 0 0 0 0"] * 72),
+    exhausted_time=rising((0.2, 90)),
+    oldest=level((2.5, 90)),
+    longest=level((50, 90)),
+    created=rising((1.8, 90)),
+    errors=level((7, 90)),  # of long ago
+)
+SPIKE = a_pool(  # of 15 to 30 s, after half an hour
+    60,
+    used=f"{level((2, 30))} 8 8 {level((2, 29))}",
+    waiting=f"{level((0, 30))} 40 40 {level((0, 29))}",
+    timeouts=f"{level((0, 30))} {level((80, 30))}",
+    exhausted=f"{level((0, 30))} 1 1 {level((0, 29))}",
+    exhausted_time=f"{level((0, 30))} 15 {level((28, 29))}",
+    oldest=f"{level((0, 30))} 4 4 {level((0, 29))}",
+    longest=f"{level((0, 30))} 70 70 {level((0, 29))}",
+    created=f"{level((2, 30))} {level((300, 30))}",
+    ready=f"{level((1, 30))} 0 {level((1, 29))}",
+    up=f"{level((1, 30))} 0 {level((1, 29))}",
+)
+RESTART = a_pool(  # counters begin at 0 again, pools are empty and fill up
+    60,
+    used=level((4, 30), (0, 1), (2, 1), (4, 28)),
+    ok=rising((100, 30), (100, 30), restart=True),
+    timeouts=f"{level((5000, 30))} {level((0, 30))}",
+    waits={k: rising((100, 30), (100, 30), restart=True) for k in waits(1)},
+    exhausted_time=f"{level((900, 30))} {level((0, 30))}",
+    created=f"{level((9000, 30))} 0 0 {level((8, 29))}",
+    errors=f"{level((5, 30))} {level((0, 30))}",
+)
+SILENT = {"busy but fine": (BUSY, 90), "a spike": (SPIKE, 60), "a restart": (RESTART, 60)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_fires_and_says_why(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    severity = "critical" if name in SEVERE else "warning"
+    labels = {"job": "chat"} if name == "MongoDBPoolNoData" else LABELS
+    expected = {
+        "exp_labels": {"severity": severity, **labels},
+        "exp_annotations": {
+            "summary": case.summary,
+            "description": case.text,
+            "runbook_url": f"runbooks.md#{name.lower()}",
+        },
+    }
+    silent = {*NAMES} - {name} - WITH_IT.get(name, set())
+    assert not judged(
+        tmp_path,
+        [
+            a_test(case.pool, (name, case.minutes, [expected])),
+            a_test(case.pool, *((other, case.minutes, []) for other in sorted(silent))),
+        ],
+    )
+
+
+@pytest.mark.parametrize("kind", SILENT)
+def test_it_stays_silent(kind: str, tmp_path: Path) -> None:
+    pool, minutes = SILENT[kind]
+    assert not judged(tmp_path, [a_test(pool, *nothing(NAMES, minutes))])
+
+
+def test_without_data_the_one_alert_for_that_fires(tmp_path: Path) -> None:
+    others = nothing(NAMES[:-1], 30)
+    said = judged(tmp_path, [a_test({}, *others), a_test(a_pool(10), *others)])
+    assert not said
+    told = judged(tmp_path, [a_test({}, (NAMES[-1], 6, []))])
+    assert "No pool of any job reports" in told
+
+
+def test_a_job_that_ended_an_hour_ago_is_not_missed(tmp_path: Path) -> None:
+    other = {key.replace("chat", "other"): value for key, value in a_pool(90).items()}
+    assert not judged(tmp_path, [a_test(a_pool(10) | other, (NAMES[-1], 80, []))])
+    assert "No pool of chat" in judged(tmp_path, [a_test(a_pool(10) | other, (NAMES[-1], 60, []))])
+
+
+def test_a_short_gap_is_no_silence(tmp_path: Path) -> None:
+    gap = {key: f"{value} _x{4 * MINUTE} {value}" for key, value in a_pool(10).items()}
+    assert not judged(tmp_path, [a_test(gap, *((NAMES[-1], m, []) for m in range(24)))])
+
+
+def test_lower_thresholds_make_the_busy_one_fire(tmp_path: Path) -> None:
+    lower = Thresholds(
+        exhausted_share=0.15,
+        in_use_warning=0.6,
+        in_use_critical=0.7,
+        timeout_share=0.005,
+        wait_p99_seconds=0.2,
+        oldest_wait_seconds=2,
+        longest_checkout_seconds=40,
+        created_per_second=1.5,
+    )
+    said = judged(tmp_path, [a_test(BUSY, *((name, 60, []) for name in NAMES))], lower)
+    fired = {name for name in NAMES if f'alertname="{name}"' in said}
+    assert fired == {alert.name for alert in alerts() if alert.limit not in (0, 1)}
+
+
+def test_what_is_recorded_is_of_each_job(tmp_path: Path) -> None:
+    """Two processes' sums and rates; three histograms with the same buckets."""
+    values: dict[str, float] = {
+        "job:db_client_connection_count:sum": 12.4,
+        "job:db_client_connection_max:sum": 16,
+        "job:db_client_connection_pending_requests:sum": 4,
+        "job:mongodb_client_pool_exhausted:sum": 2,
+        "job:db_client_connection_timeouts:rate5m": 1.8,
+        "job:mongodb_client_pool_connections_created:rate5m": 3.6,
+        "job:mongodb_client_pool_exhausted_time_seconds:rate5m": 0.4,
+        "job:db_client_connection_wait_time_seconds:p99_5m": 0.375,
+        "job:db_client_connection_use_time_seconds:p99_5m": 0.375,
+        "job:db_client_operation_duration_seconds:p99_5m": 0.375,
+    }
+    assert values.keys() == recorded().keys()
+    wait = prometheus_name(catalog.WAIT_SECONDS)
+    both = BUSY | {key.replace("app:8000", "app:9000"): value for key, value in BUSY.items()}
+    for other in (catalog.USE_SECONDS, catalog.OPERATION_SECONDS):
+        name = prometheus_name(other)
+        both |= {key.replace(wait, name): value for key, value in both.items() if wait in key}
+    asked = [
+        {"expr": f"round({name}, 0.001)", "eval_time": "15m", "exp_samples": [sample]}
+        for name, value in values.items()
+        for sample in [{"labels": '{job="chat"}', "value": value}]
+    ]
+    assert not judged(tmp_path, [a_test(both) | {"promql_expr_test": asked}])
+
+
+Asked = tuple[str, int, list[Any]]  # of an alert after so many minutes: what is expected
+
+
+def nothing(names: Sequence[str], minutes: int) -> list[Asked]:
+    return [(name, minute, []) for name in names for minute in range(minutes)]
+
+
+def a_test(pool: Mapping[str, str], *questions: Asked) -> dict[str, Any]:
+    return {
+        "interval": f"{SCRAPE_SECONDS}s",
+        "input_series": [{"series": k, "values": v} for k, v in pool.items()],
+        "alert_rule_test": [
+            {"alertname": name, "eval_time": f"{minute}m", "exp_alerts": alerts}
+            for name, minute, alerts in questions
+        ],
+    }
+
+
+def judged(folder: Path, tests: list[dict[str, Any]], thresholds: Thresholds | None = None) -> str:
+    """Return what promtool says against it; nothing when all is as expected."""
+    for name, text in artifacts.rules(thresholds=thresholds, runbooks="runbooks.md").items():
+        (folder / name).write_text(text)
+    suite = {"rule_files": ["rules.yml"], "evaluation_interval": "15s", "tests": tests}
+    (folder / "test.yml").write_text(json.dumps(suite))
+    done = subprocess.run(
+        ["promtool", "test", "rules", str(folder / "test.yml")], capture_output=True, text=True
+    )
+    return "" if done.returncode == 0 else done.stdout + done.stderr
