@@ -1,0 +1,171 @@
+"""The stack without containers: the service, Prometheus and Alertmanager, on loopback.
+
+`make stack-local` runs it until Ctrl-C. It needs Debian's packages prometheus and
+prometheus-alertmanager, or both programs on the PATH by those names; the database is the embedded
+one, or the one that MONGODB_URI names. Everything that it starts ends with it.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pool_telemetry import artifacts
+from pool_telemetry.embedded import EmbeddedServer
+
+HERE: Final = Path(__file__).parent
+PROGRAMS: Final = ("prometheus", "prometheus-alertmanager")
+START_SECONDS: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """What runs, by its addresses."""
+
+    app: str
+    prometheus: str
+    alertmanager: str
+
+
+def missing() -> list[str]:
+    """Return the programs that are not installed."""
+    return [name for name in PROGRAMS if shutil.which(name) is None]
+
+
+@contextlib.contextmanager
+def running(uri: str, **environ: str) -> Iterator[Stack]:
+    """Run the stack while the block runs.
+
+    Args:
+        uri: The database's.
+        **environ: For the service, beside this process's own.
+    """
+    app, prometheus, alertmanager = (f"127.0.0.1:{_free_port()}" for _ in range(3))
+    places = {"app:8000": app, "alertmanager:9093": alertmanager}
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pool-telemetry-")))
+        places["/etc/prometheus/rules.yml"] = str(folder / "rules.yml")
+        for name, text in artifacts.rules().items():
+            (folder / name).write_text(text)
+        for name in ("prometheus/prometheus.yml", "alertmanager/alertmanager.yml"):
+            text = (HERE / name).read_text()
+            for theirs, ours in places.items():
+                text = text.replace(theirs, ours)
+            # There is no collector here.
+            (folder / Path(name).name).write_text(text.partition("\n  # The other")[0] + "\n")
+        uvicorn = ["-m", "uvicorn", "--app-dir", str(HERE), "--log-level", "warning"]
+        host, _, port = app.partition(":")
+        stack.enter_context(
+            _process(
+                [sys.executable, *uvicorn, "--host", host, "--port", port, "app:app"],
+                f"http://{app}/health/live",
+                {"MONGODB_URI": uri, **environ},
+            )
+        )
+        stack.enter_context(
+            _process(
+                [
+                    "prometheus-alertmanager",
+                    f"--config.file={folder}/alertmanager.yml",
+                    f"--storage.path={folder}/alerts",
+                    f"--web.listen-address={alertmanager}",
+                    "--cluster.listen-address=",
+                    "--log.level=warn",
+                ],
+                f"http://{alertmanager}/-/ready",
+            )
+        )
+        stack.enter_context(
+            _process(
+                [
+                    "prometheus",
+                    f"--config.file={folder}/prometheus.yml",
+                    f"--storage.tsdb.path={folder}/series",
+                    f"--web.listen-address={prometheus}",
+                    "--enable-feature=exemplar-storage",
+                    "--log.level=warn",
+                ],
+                f"http://{prometheus}/-/ready",
+            )
+        )
+        yield Stack(*(f"http://{address}" for address in (app, prometheus, alertmanager)))
+
+
+@contextlib.contextmanager
+def _process(
+    command: list[str], ready: str, environ: dict[str, str] | None = None
+) -> Iterator[None]:
+    """Run a program while the block runs, which begins when it answers."""
+    process = subprocess.Popen(  # noqa: S603  # our own commands, no shell
+        command,
+        env={**os.environ, **(environ or {})},
+        start_new_session=True,  # Ctrl-C is ours: they are stopped in order, not by the terminal
+    )
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while not _answers(ready):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit(f"{command[0]} did not start")
+            time.sleep(0.05)
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310  # our own
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return False
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        port: int = one.getsockname()[1]
+        return port
+
+
+def main() -> None:
+    """Run the stack until Ctrl-C."""
+    if needed := missing():
+        raise SystemExit(
+            f"{' and '.join(needed)} not installed: apt-get install {' '.join(needed)}"
+        )
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with contextlib.ExitStack() as stack:
+        uri = os.environ.get("MONGODB_URI") or stack.enter_context(EmbeddedServer()).uri
+        one = stack.enter_context(running(uri))
+        print(
+            f"service       {one.app}/health  {one.app}/metrics",
+            f"Prometheus    {one.prometheus}/alerts  {one.prometheus}/graph",
+            f"Alertmanager  {one.alertmanager}",
+            "",
+            "The pool runs dry about every five minutes; its alerts are printed here. At once:",
+            f"  curl -X PUT {one.app}/load/exhausted    and back: .../load/cycle",
+            "Ctrl-C stops everything.",
+            sep="\n",
+            flush=True,
+        )
+        while not stop.wait(1.0):
+            pass
+    print("Everything is stopped.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""The whole way: a service under load, Prometheus, its rules, Alertmanager, and the dashboards.
+
+What runs here is `make stack-local`.
+"""
+
+import json
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from examples.stack import local
+from tests.grafana import BOARDS, Prometheus, board, filled, questions, variables
+from tests.needs import needs
+from tests.otlp import Received, receiver
+
+STEP_SECONDS = 5.0
+ALERT = "MongoDBPoolExhausted"
+
+
+@dataclass
+class Seen:
+    """What the dashboards showed of a phase."""
+
+    problems: list[str]
+    links: set[str]  # to traces
+    marks: set[str]  # the annotations that there were
+
+
+@dataclass
+class Story:
+    """What was seen in each phase."""
+
+    received: Received
+    seen: dict[str, Seen] = field(default_factory=dict)
+    alert: dict[str, Any] = field(default_factory=dict)
+    firing_seconds: float = 0.0
+    resolved: dict[str, Any] = field(default_factory=dict)
+    quiet: list[str] = field(default_factory=list)
+
+
+class Service:
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def hold(self, phase: str) -> float:
+        """Go to a phase, and return when."""
+        request = urllib.request.Request(f"{self.url}/load/{phase}", method="PUT")
+        urllib.request.urlopen(request, timeout=20).close()
+        return time.time()
+
+    def alert(self, status: str) -> dict[str, Any] | None:
+        """Return ALERT, if Alertmanager sent it with this status."""
+        with urllib.request.urlopen(f"{self.url}/alerts", timeout=20) as answer:
+            said = [one for message in json.load(answer) for one in message["alerts"]]
+        wanted = (status, ALERT)
+        found = (one for one in said if (one["status"], one["labels"]["alertname"]) == wanted)
+        return next(found, None)
+
+
+def wait(condition: Callable[[], Any], seconds: float, what: str) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.2)
+    return value
+
+
+def look(prometheus: Prometheus, start: float) -> Seen:
+    """Ask everything that the dashboards ask, since this time."""
+    time_range = {"start": start, "end": time.time()}
+    seen = Seen([], set(), set())
+    for dashboard in map(board, BOARDS):
+        values = variables(dashboard, prometheus, STEP_SECONDS)
+        for one in questions(dashboard, values):
+            seen.problems += one.problems(prometheus, **time_range, step=STEP_SECONDS)
+            if one.exemplar:
+                found = prometheus.get("query_exemplars", query=one.expr, **time_range)
+                seen.links |= {e["labels"]["trace_id"] for s in found for e in s["exemplars"]}
+        for mark in dashboard["annotations"].get("list", ()):
+            asked = {"query": filled(mark["expr"], values), "step": STEP_SECONDS, **time_range}
+            if prometheus.get("query_range", **asked)["result"]:
+                seen.marks.add(mark["name"])
+    return seen
+
+
+@pytest.fixture(scope="module")
+def story(server_uri: str) -> Iterator[Story]:
+    needs(*local.PROGRAMS, package=" ".join(local.PROGRAMS))
+    with (
+        receiver("http/protobuf") as received,
+        local.running(
+            server_uri,
+            LOAD="calm",
+            OTEL_EXPORTER_OTLP_ENDPOINT=received.endpoint,
+            OTEL_EXPORTER_OTLP_PROTOCOL="http/protobuf",
+        ) as stack,
+    ):
+        service, prometheus = Service(stack.app), Prometheus(stack.prometheus)
+        story = Story(received)
+        start = time.time()
+        scrapes = "count_over_time(mongodb_client_info[10m])"
+        wait(lambda: (prometheus.value(scrapes) or 0) >= 5, 60, "scrapes of the calm")
+        story.seen["calm"] = look(prometheus, start)
+        story.quiet = [one["labels"]["alertname"] for one in prometheus.get("alerts")["alerts"]]
+
+        start = service.hold("rush")
+        queued = "increase(mongodb_client_pool_exhaustions_total[30s])"
+        wait(lambda: prometheus.value(queued), 60, "callers who wait")
+        story.seen["rush"] = look(prometheus, start - 20)
+
+        start = service.hold("exhausted")
+        story.alert = wait(lambda: service.alert("firing"), 90, "the alert")
+        story.firing_seconds = time.time() - start
+        story.seen["exhausted"] = look(prometheus, start)
+
+        service.hold("recovered")
+        story.resolved = wait(lambda: service.alert("resolved"), 150, "the end of the alert")
+        yield story
+
+
+@pytest.mark.parametrize("phase", ["calm", "rush", "exhausted"])
+def test_every_query_of_every_panel_has_an_answer(story: Story, phase: str) -> None:
+    assert story.seen[phase].problems == []
+
+
+def test_calm_alerts_nobody(story: Story) -> None:
+    assert story.quiet == []
+
+
+def test_exhaustion_alerts_within_a_minute(story: Story) -> None:
+    assert story.firing_seconds < 60
+    text = story.alert["annotations"]
+    assert text["summary"].startswith("Pool stack@127.0.0.1:")
+    assert text["description"].startswith("All 8 connections of pool stack@127.0.0.1:")
+    assert story.alert["labels"]["severity"] == "critical"
+
+
+def test_recovery_ends_the_alert(story: Story) -> None:
+    assert story.resolved["labels"] == story.alert["labels"]
+
+
+def test_exhaustion_is_marked_in_the_dashboard(story: Story) -> None:
+    assert story.seen["calm"].marks == set()
+    assert story.seen["exhausted"].marks == {"Exhausted"}
+
+
+def test_exemplars_lead_to_traces_that_were_sent(story: Story) -> None:
+    sent = {span.trace_id.hex() for span in story.received.spans}
+    for phase, seen in story.seen.items():
+        assert seen.links, phase
+        assert seen.links <= sent, phase
