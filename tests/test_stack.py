@@ -8,12 +8,14 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from examples.stack import local
-from tests.grafana import BOARDS, Prometheus, board, filled, questions, variables
+from tests import picture
+from tests.grafana import BOARDS, Prometheus, board, filled, panels, questions, variables
 from tests.needs import needs
 from tests.otlp import Received, receiver
 
@@ -25,9 +27,10 @@ ALERT = "MongoDBPoolExhausted"
 class Seen:
     """What the dashboards showed of a phase."""
 
-    problems: list[str]
-    links: set[str]  # to traces
-    marks: set[str]  # the annotations that there were
+    end: float  # when they were looked at, in Unix time
+    problems: list[str] = field(default_factory=list)
+    links: set[str] = field(default_factory=set)  # to traces
+    marks: set[str] = field(default_factory=set)  # the annotations that there were
 
 
 @dataclass
@@ -35,6 +38,8 @@ class Story:
     """What was seen in each phase."""
 
     received: Received
+    prometheus: Prometheus
+    start: float  # in Unix time
     seen: dict[str, Seen] = field(default_factory=dict)
     alert: dict[str, Any] = field(default_factory=dict)
     firing_seconds: float = 0.0
@@ -71,8 +76,8 @@ def wait(condition: Callable[[], Any], seconds: float, what: str) -> Any:
 
 def look(prometheus: Prometheus, start: float) -> Seen:
     """Ask everything that the dashboards ask, since this time."""
-    time_range = {"start": start, "end": time.time()}
-    seen = Seen([], set(), set())
+    seen = Seen(time.time())
+    time_range = {"start": start, "end": seen.end}
     for dashboard in map(board, BOARDS):
         values = variables(dashboard, prometheus, STEP_SECONDS)
         for one in questions(dashboard, values):
@@ -100,8 +105,7 @@ def story(server_uri: str) -> Iterator[Story]:
         ) as stack,
     ):
         service, prometheus = Service(stack.app), Prometheus(stack.prometheus)
-        story = Story(received)
-        start = time.time()
+        story = Story(received, prometheus, start := time.time())
         scrapes = "count_over_time(mongodb_client_info[10m])"
         wait(lambda: (prometheus.value(scrapes) or 0) >= 5, 60, "scrapes of the calm")
         story.seen["calm"] = look(prometheus, start)
@@ -153,3 +157,27 @@ def test_exemplars_lead_to_traces_that_were_sent(story: Story) -> None:
     for phase, seen in story.seen.items():
         assert seen.links, phase
         assert seen.links <= sent, phase
+
+
+@pytest.mark.parametrize("name", BOARDS)
+@pytest.mark.parametrize("phase", ["calm", "exhausted"])
+def test_a_browser_draws_it(story: Story, phase: str, name: str) -> None:
+    picture.FOLDER.mkdir(exist_ok=True)
+    to = picture.FOLDER / f"{name}-{phase}.png"
+    to.unlink(missing_ok=True)
+    assert drawn(story, board(name), story.seen[phase].end, to) == []
+    assert to.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_browser_tells_what_it_can_not_draw(story: Story, tmp_path: Path) -> None:
+    wrong = board("pool")
+    one, other = list(panels(wrong))[:2]
+    one["targets"][0]["expr"] = "sum("
+    other["targets"][0]["expr"] = "nothing_of_that_name"
+    problems = drawn(story, wrong, story.seen["calm"].end, tmp_path / "x.png")
+    assert [problem.partition(":")[0] for problem in problems] == [one["title"], other["title"]]
+
+
+def drawn(story: Story, dashboard: dict[str, Any], end: float, to: Path) -> list[str]:
+    values = variables(dashboard, story.prometheus, STEP_SECONDS)
+    return picture.take(dashboard, values, story.prometheus.url, story.start, end, to)
