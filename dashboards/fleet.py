@@ -111,7 +111,7 @@ def _all(limits: Thresholds) -> list[Panel]:
 def _which(limits: Thresholds) -> list[Panel]:
     wait = _ASK.quantile(0.99, catalog.WAIT_SECONDS, *PROCESS, POOL)
     mine = _ASK.mean(catalog.WAIT_SECONDS, *PROCESS)
-    theirs = _ASK.mean(catalog.WAIT_SECONDS, "job")
+    median = f"quantile by (job) (0.5, ({mine}) >= 0)"  # of the idle it is NaN
     return [
         ranking(
             "Longest waits (p99)",
@@ -129,9 +129,10 @@ def _which(limits: Thresholds) -> list[Panel]:
         ),
         ranking(
             "Outliers",
-            "How many times longer a process waits on average than its service does. Normal: about "
-            "1. Far above: uneven load, or a process that is ill; restart or drain that one.",
-            Query(f"topk(10, ({mine}) / on (job) group_left () ({theirs}))", _PROCESS),
+            "How many times longer a process waits on average than the median one of its service. "
+            "Normal: about 1. Far above: uneven load, or a process that is ill; restart or drain "
+            "that one. Of two processes neither is an outlier.",
+            Query(f"topk(10, ({mine}) / on (job) group_left () {median})", _PROCESS),
             "none",
             warn(5),
         ),

@@ -10,6 +10,8 @@ from dashboards.fleet import fleet
 from dashboards.pool import pool
 from pool_telemetry.alerts import Thresholds
 from pool_telemetry.artifacts import LAYOUT, rules
+from pool_telemetry.catalog import CATALOG, POOL_ATTRIBUTES, Metric
+from pool_telemetry.prometheus import prometheus_name
 
 HERE: Final = Path(__file__).parent
 
@@ -22,8 +24,37 @@ def dashboards(limits: Thresholds) -> dict[str, str]:
     }
 
 
+def metrics() -> str:
+    """Return the list of metrics, in Markdown."""
+
+    def row(metric: Metric) -> str:
+        unit = metric.unit.strip("{}")
+        extra = f" {{{', '.join(metric.attributes)}}}" if metric.attributes else ""
+        return (
+            f"| `{prometheus_name(metric)}` | `{metric.name}`{extra} "
+            f"| {metric.instrument}, {unit} | {metric.description} |"
+        )
+
+    every = ", ".join(f"`{name}`" for name in POOL_ATTRIBUTES)
+    return "\n".join(
+        (
+            "# Metrics",
+            "",
+            "Names are OpenTelemetry's; what its conventions lack is under `mongodb.client`.",
+            f"Each has the attributes {every}; Prometheus has",
+            "underscores for dots.",
+            "",
+            "| Prometheus | OpenTelemetry | instrument, unit | meaning |",
+            "|---|---|---|---|",
+            *map(row, CATALOG),
+            "",
+        )
+    )
+
+
 def main() -> None:
     """Write the dashboards first: the alerts lead to their panels."""
+    (HERE / "metrics.md").write_text(metrics())
     for name, text in dashboards(Thresholds()).items():
         (HERE / name).write_text(text)
     for name, text in rules().items():

@@ -36,6 +36,7 @@ class Prometheus:
     def value(self, expr: str) -> float | None:
         """Return the only value that a query has now; None without one."""
         found = self.get("query", query=expr)["result"]
+        assert len(found) <= 1, f"{expr} has several values"
         return float(found[0]["value"][1]) if found else None
 
 

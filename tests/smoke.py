@@ -33,6 +33,11 @@ def main(extra: str) -> None:
     PoolTelemetry("smoke").stats()
     prometheus.register()
     assert b"mongodb_client_pool_exhausted" in prometheus.generate()[0]
+    written = [
+        Path(line) for verb in ("dashboards", "rules") for line in run(verb, "out").stdout.split()
+    ]
+    assert len(written) == 5, written
+    assert all(path.stat().st_size > 1000 for path in written)
     if extra:
         from pool_telemetry.fastapi import create_router
 

@@ -21,7 +21,7 @@ from tests.grafana import BOARDS, ROOT, board, panels
 from tests.needs import needs
 
 HERE = ROOT / "dashboards"
-MADE = ("pool.json", "fleet.json", "rules.yml", "grafana-alerts.json")
+MADE = ("pool.json", "fleet.json", "rules.yml", "grafana-alerts.json", "metrics.md")
 ALERTS = alerts()
 
 

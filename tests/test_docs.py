@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 
 import pool_telemetry
-from pool_telemetry.catalog import CATALOG, Metric
-from pool_telemetry.prometheus import prometheus_name
 from tests.otlp import receiver
 from tests.support import free_port, prometheus_families, wait_for
 from tests.web import Web, serving
@@ -39,29 +37,6 @@ def test_every_python_block_of_the_readme_runs(code: str, server_uri: str, tmp_p
         )
     assert done.returncode == 0, done.stderr
     assert not done.stderr
-
-
-def metric_table() -> str:
-    def row(metric: Metric) -> str:
-        unit = metric.unit.strip("{}")
-        extra = f" {{{', '.join(metric.attributes)}}}" if metric.attributes else ""
-        return (
-            f"| `{prometheus_name(metric)}` | `{metric.name}`{extra} "
-            f"| {metric.instrument}, {unit} | {metric.description} |"
-        )
-
-    head = "| Prometheus | OpenTelemetry | instrument, unit | meaning |\n|---|---|---|---|\n"
-    return head + "\n".join(map(row, CATALOG)) + "\n"
-
-
-def test_the_metric_table_of_the_readme_is_the_catalog() -> None:
-    text = README.read_text()
-    before, begin, rest = text.partition("<!-- metrics -->\n")
-    found, end, after = rest.partition("<!-- /metrics -->\n")
-    if os.environ.get("UPDATE_GOLDEN"):
-        README.write_text(before + begin + metric_table() + end + after)
-        return
-    assert found == metric_table()
 
 
 def test_the_readme_is_short_enough_to_be_read() -> None:

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from itertools import accumulate
 from typing import Any
 
+import prometheus_client
 import pytest
+from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.resources import Resource
@@ -112,6 +114,20 @@ def from_prometheus() -> Samples:
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_otlp_and_prometheus_say_the_same(everything: PoolTelemetry, protocol: str) -> None:
     assert from_otlp(exported(protocol)) == from_prometheus()
+
+
+def test_opentelemetry_s_own_exporter_gives_the_same_names(everything: PoolTelemetry) -> None:
+    reader = PrometheusMetricReader()
+    provider = MeterProvider([reader])
+    otel.register(provider)
+    theirs = {
+        sample.name
+        for family in prometheus_client.REGISTRY.collect()
+        for sample in family.samples
+        if family.name.startswith(("db_", "mongodb_"))
+    }
+    provider.shutdown()
+    assert theirs == {name for name, _ in from_prometheus()}
 
 
 class _Meter:

@@ -106,13 +106,13 @@ def story(server_uri: str) -> Iterator[Story]:
     ):
         service, prometheus = Service(stack.app), Prometheus(stack.prometheus)
         story = Story(received, prometheus, start := time.time())
-        scrapes = "count_over_time(mongodb_client_info[10m])"
+        scrapes = "min(count_over_time(mongodb_client_info[10m]))"
         wait(lambda: (prometheus.value(scrapes) or 0) >= 5, 60, "scrapes of the calm")
         story.seen["calm"] = look(prometheus, start)
         story.quiet = [one["labels"]["alertname"] for one in prometheus.get("alerts")["alerts"]]
 
         start = service.hold("rush")
-        queued = "increase(mongodb_client_pool_exhaustions_total[30s])"
+        queued = "sum(increase(mongodb_client_pool_exhaustions_total[30s]))"
         wait(lambda: prometheus.value(queued), 60, "callers who wait")
         story.seen["rush"] = look(prometheus, start - 20)
 
@@ -138,8 +138,8 @@ def test_calm_alerts_nobody(story: Story) -> None:
 def test_exhaustion_alerts_within_a_minute(story: Story) -> None:
     assert story.firing_seconds < 60
     text = story.alert["annotations"]
-    assert text["summary"].startswith("Pool stack@127.0.0.1:")
-    assert text["description"].startswith("All 8 connections of pool stack@127.0.0.1:")
+    assert text["summary"].startswith("Pool chat@127.0.0.1:")
+    assert text["description"].startswith("All 8 connections of pool chat@127.0.0.1:")
     assert story.alert["labels"]["severity"] == "critical"
 
 

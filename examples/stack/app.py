@@ -10,6 +10,7 @@ Needs `pool-telemetry[demo]`, and MONGODB_URI. Run it:  uvicorn --app-dir exampl
 import itertools
 import os
 import threading
+import uuid
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -31,7 +32,8 @@ from pool_telemetry.demo_load import (
 from pool_telemetry.fastapi import create_router, pool_lifespan
 from pool_telemetry.otel import configure_otlp
 
-NAME: Final = "stack"
+NAME: Final = "chat"
+PROCESS: Final = f"{NAME}-{uuid.uuid4().hex[:8]}"  # to slow this one's commands, not another's
 SLOWER: Final = 10  # than the demo, so that alerts have the time to fire and to resolve
 
 tracer = trace.get_tracer("chat")
@@ -51,7 +53,7 @@ class Load:
     """Plays the phases on a thread of its own, while the block runs."""
 
     def __init__(self) -> None:
-        self._server = Server(os.environ["MONGODB_URI"], NAME)
+        self._server = Server(os.environ["MONGODB_URI"], PROCESS)
         self._callers = Chats(MongoDBConnectionPool.get_client()[NAME].chats)
         cycle = CYCLE if self._server.obeys else CROWDED_CYCLE
         self._cycle = [replace(phase, seconds=SLOWER * phase.seconds) for phase in cycle]
@@ -95,7 +97,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Open the pool, and play the load while the service runs."""
     pool = pool_lifespan(
         telemetry=TelemetryOptions(name=NAME),
-        appName=NAME,
+        appName=PROCESS,
         maxPoolSize=MAX_POOL_SIZE,
         minPoolSize=2,
         waitQueueTimeoutMS=WAIT_QUEUE_TIMEOUT_MS,

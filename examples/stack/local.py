@@ -1,8 +1,8 @@
-"""The stack without containers: the service, Prometheus and Alertmanager, on loopback.
+"""The stack without containers: two processes of the service, Prometheus and Alertmanager.
 
 `make stack-local` runs it until Ctrl-C. It needs Debian's packages prometheus and
 prometheus-alertmanager, or both programs on the PATH by those names; the database is the embedded
-one, or the one that MONGODB_URI names. Everything that it starts ends with it.
+one, or the one that MONGODB_URI names. All is on loopback, and ends with it.
 """
 
 import contextlib
@@ -52,8 +52,12 @@ def running(uri: str, **environ: str) -> Iterator[Stack]:
         uri: The database's.
         **environ: For the service, beside this process's own.
     """
-    app, prometheus, alertmanager = (f"127.0.0.1:{_free_port()}" for _ in range(3))
-    places = {"app:8000": app, "alertmanager:9093": alertmanager}
+    app, calm, prometheus, alertmanager = (f"127.0.0.1:{_free_port()}" for _ in range(4))
+    places = {  # compose's and ours; without a collector Prometheus asks both processes
+        '"app:8000"': f'"{app}", "{calm}"',
+        "app:8000": app,
+        "alertmanager:9093": alertmanager,
+    }
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pool-telemetry-")))
         places["/etc/prometheus/rules.yml"] = str(folder / "rules.yml")
@@ -65,15 +69,16 @@ def running(uri: str, **environ: str) -> Iterator[Stack]:
                 text = text.replace(theirs, ours)
             # There is no collector here.
             (folder / Path(name).name).write_text(text.partition("\n  # The other")[0] + "\n")
-        uvicorn = ["-m", "uvicorn", "--app-dir", str(HERE), "--log-level", "warning"]
-        host, _, port = app.partition(":")
-        stack.enter_context(
-            _process(
-                [sys.executable, *uvicorn, "--host", host, "--port", port, "app:app"],
-                f"http://{app}/health/live",
-                {"MONGODB_URI": uri, **environ},
+        for address, load in ((app, environ.get("LOAD", "cycle")), (calm, "calm")):
+            host, _, port = address.partition(":")
+            uvicorn = ["-m", "uvicorn", "--app-dir", str(HERE), "--log-level", "warning"]
+            stack.enter_context(
+                _process(
+                    [sys.executable, *uvicorn, "--host", host, "--port", port, "app:app"],
+                    f"http://{address}/health/live",
+                    {"MONGODB_URI": uri, **environ, "LOAD": load},
+                )
             )
-        )
         stack.enter_context(
             _process(
                 [
