@@ -20,12 +20,17 @@ from pool_telemetry.stats import PoolStats
 PATIENCE_SECONDS = 20.0
 
 
-def wait_for(condition: Callable[[], Any], what: str = "") -> Any:
+def wait_for(
+    condition: Callable[[], Any],
+    what: str = "",
+    seconds: float = PATIENCE_SECONDS,
+    pause: float = 0.005,
+) -> Any:
     """Return the condition's value as soon as it is true; fail when it takes too long."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, f"waited in vain for {what or condition}"
-        time.sleep(0.005)
+        time.sleep(pause)
     return value
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 from pymongo import MongoClient
 from pymongo.errors import (
     ConfigurationError,
@@ -29,6 +30,7 @@ from pool_telemetry import (
     PoolNotInitializedError,
     PoolTelemetry,
     TelemetryOptions,
+    prometheus,
 )
 from pool_telemetry.embedded import EmbeddedServer
 from pool_telemetry.options import DEFAULTS
@@ -213,7 +215,11 @@ def test_listeners_of_the_application_stay(server_uri: str) -> None:
 
 def test_the_server_is_named_with_its_version(server_uri: str) -> None:
     client = Pool.initialize(server_uri)
-    assert Pool.get_pool_stats()["server_version"] == client.server_info()["version"]
+    version = client.server_info()["version"]
+    assert Pool.get_pool_stats()["server_version"] == version
+    prometheus.register(registry := CollectorRegistry())
+    text = prometheus.generate(registry=registry)[0].decode()
+    assert f'mongodb_server_version="{version}"' in text
 
 
 def test_a_wrong_address_fails_in_time_and_leaves_nothing(dead_port: int, server_uri: str) -> None:

@@ -6,8 +6,9 @@ What runs here is `make stack-local`.
 import json
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tests import picture
 from tests.grafana import BOARDS, Prometheus, board, filled, panels, questions, variables
 from tests.needs import needs
 from tests.otlp import Received, receiver
+from tests.support import wait_for
 
 STEP_SECONDS = 5.0
 ALERT = "MongoDBPoolExhausted"
@@ -66,12 +68,7 @@ class Service:
         return next(found, None)
 
 
-def wait(condition: Callable[[], Any], seconds: float, what: str) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.2)
-    return value
+wait = partial(wait_for, seconds=150, pause=0.2)
 
 
 def look(prometheus: Prometheus, start: float) -> Seen:
@@ -107,22 +104,22 @@ def story(server_uri: str) -> Iterator[Story]:
         service, prometheus = Service(stack.app), Prometheus(stack.prometheus)
         story = Story(received, prometheus, start := time.time())
         scrapes = "min(count_over_time(mongodb_client_info[10m]))"
-        wait(lambda: (prometheus.value(scrapes) or 0) >= 5, 60, "scrapes of the calm")
+        wait(lambda: (prometheus.value(scrapes) or 0) >= 5, "scrapes of the calm")
         story.seen["calm"] = look(prometheus, start)
         story.quiet = [one["labels"]["alertname"] for one in prometheus.get("alerts")["alerts"]]
 
         start = service.hold("rush")
         queued = "sum(increase(mongodb_client_pool_exhaustions_total[30s]))"
-        wait(lambda: prometheus.value(queued), 60, "callers who wait")
+        wait(lambda: prometheus.value(queued), "callers who wait")
         story.seen["rush"] = look(prometheus, start - 20)
 
         start = service.hold("exhausted")
-        story.alert = wait(lambda: service.alert("firing"), 90, "the alert")
+        story.alert = wait(lambda: service.alert("firing"), "the alert")
         story.firing_seconds = time.time() - start
         story.seen["exhausted"] = look(prometheus, start)
 
         service.hold("recovered")
-        story.resolved = wait(lambda: service.alert("resolved"), 150, "the end of the alert")
+        story.resolved = wait(lambda: service.alert("resolved"), "the end of the alert")
         yield story
 
 
