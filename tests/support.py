@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.sampling import Sampler
 from prometheus_client import parser as parser_of_text
 from prometheus_client.openmetrics import parser as openmetrics
 from pymongo import AsyncMongoClient, MongoClient
 from pymongo.monitoring import ConnectionPoolListener
 
 from pool_telemetry import PoolTelemetry
+from pool_telemetry.otel import start_tracing, stop_tracing
 from pool_telemetry.stats import PoolStats
 
 PATIENCE_SECONDS = 20.0
@@ -32,6 +35,19 @@ def wait_for(
         assert time.monotonic() < deadline, f"waited in vain for {what or condition}"
         time.sleep(pause)
     return value
+
+
+@contextlib.contextmanager
+def traced_to(processor: SpanProcessor, sampler: Sampler | None = None) -> Iterator[TracerProvider]:
+    """Tracing is on while the block runs, by a provider of its own."""
+    provider = TracerProvider(sampler, shutdown_on_exit=False)
+    provider.add_span_processor(processor)
+    start_tracing(provider)
+    try:
+        yield provider
+    finally:
+        stop_tracing()
+        provider.shutdown()
 
 
 async def until(condition: Callable[[], Any]) -> None:

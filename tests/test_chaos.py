@@ -9,11 +9,11 @@ from typing import Any
 
 import pymongo
 import pytest
-from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import SpanProcessor
 
-from pool_telemetry.otel import start_tracing, stop_tracing
 from tests.chaos import Chaos
 from tests.conftest import need_embedded_server
+from tests.support import traced_to
 
 OPERATIONS, STORM = 6_000, 1_500
 
@@ -40,12 +40,8 @@ class Tally(SpanProcessor):
 @pytest.fixture
 def tally() -> Iterator[Tally]:
     """Tracing is on."""
-    tally, provider = Tally(), TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(tally)
-    start_tracing(provider)
-    yield tally
-    stop_tracing()
-    provider.shutdown()
+    with traced_to(tally := Tally()):
+        yield tally
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="it counts descriptors in /proc")

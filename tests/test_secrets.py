@@ -15,7 +15,6 @@ import pytest
 from fastapi import FastAPI
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import CollectorRegistry
@@ -36,9 +35,9 @@ from pool_telemetry import (
 )
 from pool_telemetry.fastapi import create_router
 from pool_telemetry.managed import Managed, Settings
-from pool_telemetry.otel import start_tracing, stop_tracing
 from pool_telemetry.uri import mask_uri
 from tests.otlp import exported
+from tests.support import traced_to
 from tests.web import serving
 
 # Long enough not to be in a text by chance, and of every kind of character.
@@ -152,11 +151,10 @@ def test_nothing_that_a_running_client_shows_has_a_secret(server_uri: str) -> No
     """In documents, in the bodies of commands and in what the server and the network answer."""
     app = FastAPI()
     app.include_router(create_router())
-    exporter, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    start_tracing(provider)
+    exporter = InMemorySpanExporter()
     options = TelemetryOptions(query_text=True, slow_checkout_seconds=0.0)
-    with captured_log() as log, serving(app) as web:
+    traced = traced_to(SimpleSpanProcessor(exporter))
+    with captured_log() as log, serving(app) as web, traced:
         client = MongoDBConnectionPool.initialize(server_uri, appName="secrets", telemetry=options)
         telemetry = MongoDBConnectionPool.get_telemetry()
         assert telemetry is not None
@@ -196,8 +194,6 @@ def test_nothing_that_a_running_client_shows_has_a_secret(server_uri: str) -> No
             web.get("/metrics/mongodb").text,
         ]
         seen.append(log.getvalue())
-    stop_tracing()
-    provider.shutdown()
     assert "createUser" in seen[0]
     assert any("db.query.text" in text for text in seen)
     for text in seen:

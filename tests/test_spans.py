@@ -38,7 +38,7 @@ from pool_telemetry.otel.query_text import MAX_CHARACTERS, query_text
 from tests.conftest import need_embedded_server
 from tests.otlp import PROTOCOLS, attributes, receiver
 from tests.proxy import Proxy
-from tests.support import prometheus_families, slow, the_pool, until, wait_for
+from tests.support import prometheus_families, slow, the_pool, traced_to, until, wait_for
 
 Client = MongoClient[dict[str, Any]]
 
@@ -69,12 +69,8 @@ class Traced:
 def memory() -> Iterator[tuple[TracerProvider, InMemorySpanExporter]]:
     """Tracing is on, into memory."""
     exporter = InMemorySpanExporter()
-    provider = TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    otel.start_tracing(provider)
-    yield provider, exporter
-    otel.stop_tracing()
-    provider.shutdown()
+    with traced_to(SimpleSpanProcessor(exporter)) as provider:
+        yield provider, exporter
 
 
 @contextlib.contextmanager
@@ -439,19 +435,15 @@ def test_an_exporter_that_writes_to_mongodb_makes_no_spans_of_that(
 
 def test_what_is_not_sampled_is_not_made(server_uri: str) -> None:
     exporter = InMemorySpanExporter()
-    provider = TracerProvider(ALWAYS_OFF, shutdown_on_exit=False)
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    otel.start_tracing(provider)
-    try:
-        with traced(server_uri, (provider, exporter)) as t:
-            with t.tracer.start_as_current_span("request"):
-                t.client["spans"]["t"].find_one()
-            assert t.spans() == []
-            (pool,) = t.telemetry.stats().pools
-            assert not pool.wait_time.exemplars
-    finally:
-        otel.stop_tracing()
-        provider.shutdown()
+    with (
+        traced_to(SimpleSpanProcessor(exporter), ALWAYS_OFF) as provider,
+        traced(server_uri, (provider, exporter)) as t,
+    ):
+        with t.tracer.start_as_current_span("request"):
+            t.client["spans"]["t"].find_one()
+        assert t.spans() == []
+        (pool,) = t.telemetry.stats().pools
+        assert not pool.wait_time.exemplars
 
 
 def test_nothing_is_asked_of_opentelemetry_while_nothing_is_traced(
@@ -673,10 +665,7 @@ class _Cycle:
 
 def test_a_collection_amid_the_sdks_lock_makes_no_span(server_uri: str) -> None:
     processor = _Lock()
-    provider = TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(processor)
-    otel.start_tracing(provider)
-    try:
+    with traced_to(processor):
         telemetry = PoolTelemetry("collected")
         with MongoClient[Any](server_uri, event_listeners=telemetry.listeners) as client:
             client.admin.command("ping")
@@ -690,9 +679,6 @@ def test_a_collection_amid_the_sdks_lock_makes_no_span(server_uri: str) -> None:
             client["spans"]["t"].find_one()
             assert processor.ended == before + 1
         assert telemetry.stats().telemetry_errors == 0
-    finally:
-        otel.stop_tracing()
-        provider.shutdown()
 
 
 class _Broken(SpanProcessor):
@@ -703,10 +689,7 @@ class _Broken(SpanProcessor):
 def test_a_broken_processor_hurts_nobody_and_costs_no_count(
     server_uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    provider = TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(_Broken())
-    otel.start_tracing(provider)
-    try:
+    with traced_to(_Broken()):
         telemetry = PoolTelemetry("broken", options=TelemetryOptions(slow_checkout_seconds=0.0))
         with MongoClient[Any](server_uri, event_listeners=telemetry.listeners) as client:
             for _ in range(3):
@@ -717,9 +700,6 @@ def test_a_broken_processor_hurts_nobody_and_costs_no_count(
             assert sum(o.duration.count for o in stats.operations if o.operation == "find") == 3
             assert stats.telemetry_errors > 0
         assert len([r for r in caplog.records if r.levelno == logging.ERROR]) == 1
-    finally:
-        otel.stop_tracing()
-        provider.shutdown()
 
 
 def test_tracing_goes_on_and_off_while_a_client_works(server_uri: str) -> None:
