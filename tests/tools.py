@@ -35,7 +35,7 @@ def package(name: str) -> Path:
 
 def run(*command: str, cwd: Path = FOLDER) -> str:
     """Run a program and return what it prints."""
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
     if done.returncode:
         raise RuntimeError(f"{command[0]} failed in {cwd}: {done.stderr[-2000:]}")
     return done.stdout
