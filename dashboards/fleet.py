@@ -21,7 +21,7 @@ from dashboards.panels import (
 from pool_telemetry import catalog
 from pool_telemetry.alerts import Thresholds
 from pool_telemetry.catalog import CLIENT_INFO
-from pool_telemetry.promql import POOL, PROCESS, Promql, label
+from pool_telemetry.promql import HOST, POOL, PORT, PROCESS, Promql, label
 
 UID: Final = "pool-telemetry-fleet"
 CONNECTION_LIMIT: Final = 1500
@@ -33,6 +33,10 @@ _POOL: Final = f"{_PROCESS} {{{{{POOL}}}}}"
 _BY_POOL: Final = ", ".join((*PROCESS, POOL))
 _COUNT: Final = f"count(count by ({', '.join(PROCESS)}) ({_ASK.of(CLIENT_INFO)}))"
 _GROWN: Final = f"(1 + $more / {_COUNT})"
+# A limit is one server's: of several, the one with the most connections is the first to reach it.
+_SERVER: Final = (HOST, PORT)
+_FULLEST: Final = f"max({_ASK.size(*_SERVER)})"
+_POSSIBLE: Final = f"max(sum by ({', '.join(_SERVER)}) ({_ASK.of(catalog.MAX_SIZE)}))"
 
 
 def fleet(limits: Thresholds, connection_limit: int = CONNECTION_LIMIT) -> Dashboard:
@@ -41,13 +45,13 @@ def fleet(limits: Thresholds, connection_limit: int = CONNECTION_LIMIT) -> Dashb
         "MongoDB connection pools: fleet",
         UID,
         "Every process of every service: how many connections they have and may open, against the "
-        "limit that you set above; which pools suffer, and who differs from his peers.",
+        "limit of one server, set above; which pools suffer, and who differs from his peers.",
         [
             *processes(),
             given(
                 "limit",
                 "Connection limit",
-                "How many connections the servers take: the tier's limit in Atlas, "
+                "How many connections one server takes: the tier's limit in Atlas, "
                 "net.maxIncomingConnections of a mongod.",
                 str(connection_limit),
             ),
@@ -73,22 +77,25 @@ def _all(limits: Thresholds) -> list[Panel]:
         ),
         number(
             "Connections",
-            "All open connections, those being opened included.",
+            "All open connections of all pools, those being opened included. Each client has two "
+            "more to each server, for monitoring.",
             Query(_ASK.size()),
         ),
         number(
             "Share of the limit",
-            "Open connections of the limit above. Normal: with room for a deployment, when old and "
-            "new processes run together. At the limit the servers refuse connections.",
-            Query(f"({_ASK.size()}) / $limit"),
+            "Open connections of the limit above, of the server that has the most. Normal: with "
+            "room for a deployment, when old and new processes run together. At the limit the "
+            "server refuses connections.",
+            Query(f"{_FULLEST} / $limit"),
             unit="percentunit",
             steps=warn(limits.in_use_warning, limits.in_use_critical),
         ),
         number(
             "Share if all fill up",
-            "The sum of every maxPoolSize, of the limit. Above 100 % a bad moment of all services "
-            "at once would reach the limit: lower maxPoolSize, or raise the tier.",
-            Query(f"sum({_ASK.of(catalog.MAX_SIZE)}) / $limit"),
+            "If every pool grows to maxPoolSize, of the limit, of the server that has the most. "
+            "Above 100 % a bad moment of all services at once would reach the limit: lower "
+            "maxPoolSize, or raise the tier.",
+            Query(f"{_POSSIBLE} / $limit"),
             unit="percentunit",
             steps=warn(limits.in_use_warning, 1),
         ),
@@ -142,13 +149,20 @@ def _which(limits: Thresholds) -> list[Panel]:
 def _services(limits: Thresholds) -> list[Panel]:
     return [
         lines(
-            "Connections by service",
-            "Open connections of each service, against the limit, and what they may open in all.",
-            Query(_ASK.size("job"), _JOB),
-            Query(f"sum({_ASK.of(catalog.MAX_SIZE)})", "possible"),
+            "Connections by server",
+            "Open connections of each server, against the limit of one, and what the one with the "
+            "most would have if every pool grew to maxPoolSize. Normal: all well below the limit.",
+            Query(_ASK.size(*_SERVER), f"{{{{{HOST}}}}}:{{{{{PORT}}}}}"),
+            Query(_POSSIBLE, "possible"),
             Query("vector($limit)", "limit"),
-            stacked=True,
             colors={"limit": "red", "possible": "orange"},
+        ),
+        lines(
+            "Connections by service",
+            "Open connections of each service, to all servers. Normal: steady; a step is a "
+            "deployment or a burst.",
+            Query(_ASK.size("job"), _JOB),
+            stacked=True,
         ),
         lines(
             "Wait time by service (p99)",
@@ -157,21 +171,21 @@ def _services(limits: Thresholds) -> list[Panel]:
             Query(_ASK.quantile(0.99, catalog.WAIT_SECONDS, "job"), _JOB),
             unit="s",
             steps=warn(limits.wait_p99_seconds),
-        ),
+        ).span(8),
         lines(
             "Exhausted share of time by service",
             "Of the worst pool of each service. Normal: 0 %.",
             Query(f"max by (job) ({_ASK.rate(catalog.EXHAUSTED_SECONDS)})", _JOB),
             unit="percentunit",
             steps=[(limits.exhausted_share, CRITICAL)],
-        ),
+        ).span(8),
         lines(
             "New connections by service",
             "Connections opened per second. Normal: near 0, but for a deployment. A plateau is "
             "churn, and costs the servers a handshake each.",
             Query(f"sum by (job) ({_ASK.rate(catalog.CREATED)})", _JOB),
             unit="cps",
-        ),
+        ).span(8),
     ]
 
 
@@ -185,8 +199,9 @@ def _more(limits: Thresholds) -> list[Panel]:
         ).span(6),
         number(
             "Share of the limit, at today's use",
-            "The same, of the connection limit. Normal: with room for a deployment.",
-            Query(f"({_ASK.size()}) * {_GROWN} / $limit"),
+            "The same, of the limit, of the server that has the most. Normal: with room for a "
+            "deployment.",
+            Query(f"{_FULLEST} * {_GROWN} / $limit"),
             unit="percentunit",
             steps=warn(limits.in_use_warning, limits.in_use_critical),
         ).span(6),
@@ -194,7 +209,7 @@ def _more(limits: Thresholds) -> list[Panel]:
             "Share of the limit, if all fill up",
             "If every pool of the old and the new processes grows to maxPoolSize. Above 100 % the "
             "servers would refuse some.",
-            Query(f"sum({_ASK.of(catalog.MAX_SIZE)}) * {_GROWN} / $limit"),
+            Query(f"{_POSSIBLE} * {_GROWN} / $limit"),
             unit="percentunit",
             steps=warn(limits.in_use_warning, 1),
         ).span(6),

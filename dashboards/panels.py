@@ -59,7 +59,7 @@ def number(
     steps: Steps = (),
     mappings: Sequence[d.ValueMap] = (),
 ) -> Panel:
-    """Return one number, coloured by its steps, over its past; or words, on a coloured ground."""
+    """Return one number, coloured by its steps, over its past; or a word, on a coloured ground."""
     panel = (
         stat.Panel()
         .graph_mode(c.BigValueGraphMode.AREA)
@@ -70,7 +70,7 @@ def number(
     )
     if mappings:
         panel.mappings(list(mappings)).graph_mode(c.BigValueGraphMode.NONE)
-    return _dressed(panel, title, description, queries, unit, steps)
+    return _dressed(panel, title, description, queries, unit, steps, instant=bool(mappings))
 
 
 def lines(

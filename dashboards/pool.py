@@ -111,9 +111,10 @@ def _now(limits: Thresholds) -> list[Panel]:
         ),
         number(
             "Why callers wait",
-            "Held for longer: the mean use time is more than twice that of the last day, so look "
-            "at Operations. Not given back: a connection is out for more than a minute. More "
-            "callers: neither, so the load is too much for maxPoolSize. Normal: nobody waits.",
+            "Held for longer: the mean use time is more than twice that of the last day, or no "
+            "connection came back, so look at Operations. Not given back: one is out for more than "
+            "a minute. More callers: neither, so the load is too much for maxPoolSize. Normal: "
+            "nobody waits.",
             Query(_why()),
             mappings=mapping(
                 {
@@ -174,8 +175,9 @@ def _why() -> str:
         for part in ("_sum", "_count")
     )
     longer = f"{_ASK.mean(catalog.USE_SECONDS)} > bool 2 * {total} / {count}"
+    none = f"sum({_ASK.rate(catalog.USE_SECONDS, part='_count')}) == bool 0"  # then the mean is NaN
     kept = f"max({_ASK.of(catalog.LONGEST_CHECKOUT)}) > bool 60"
-    return f"({queued}) * (1 + ({longer}) + 2 * ({kept}))"
+    return f"({queued}) * (1 + ({longer}) + ({none}) + 2 * ({kept}))"
 
 
 def _connections(limits: Thresholds) -> list[Panel]:
@@ -343,11 +345,18 @@ def _servers() -> list[Panel]:
         states(
             "Servers",
             "Whether each server answers heartbeats, and whether its pool is ready. Normal: all "
-            "green. A red server while others are green is a failover. A red pool with a green "
-            "server had an error and waits for the next heartbeat.",
+            "green. One server down while others are up is a failover. A paused pool of a server "
+            "that is up belongs to an arbiter, or to a member that serves no data now.",
             Query(f"min by ({HOST}, {PORT}) ({_ASK.of(catalog.SERVER_UP)})", f"server {_SERVER}"),
-            Query(f"min by ({POOL}) ({_ASK.of(catalog.READY)})", f"pool {_POOL}"),
-            mappings=mapping({1: ("up", OK), 0: ("down", CRITICAL)}),
+            Query(f"2 + min by ({POOL}) ({_ASK.of(catalog.READY)})", f"pool {_POOL}"),
+            mappings=mapping(
+                {
+                    0: ("down", CRITICAL),
+                    1: ("up", OK),
+                    2: ("paused", WARNING),
+                    3: ("ready", OK),
+                }
+            ),
         ),
         lines(
             "Round-trip time",

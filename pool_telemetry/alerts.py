@@ -192,12 +192,14 @@ def alerts(job: str = "", thresholds: Thresholds | None = None) -> tuple[Alert, 
         Alert(
             name="MongoDBPoolPaused",
             severity="critical",
-            value=f"(1 - {ready}) unless on ({process}) {up} == 0",
+            # An arbiter's pool is never ready.
+            value=f"(1 - {ready}) and max_over_time({ready}[1h]) == 1 "
+            f"unless on ({process}) {up} == 0",
             limit=0,
             hold="1m",
             summary="Pool {pool} of {process} is paused",
-            text="Pool {pool} in {process} ({job}) is paused after an error, though its server "
-            "answers heartbeats: checkouts fail or wait.",
+            text="Pool {pool} in {process} ({job}) is paused, though its server answers "
+            "heartbeats: it takes no operations at the moment.",
             panel="Servers",
         ),
         Alert(

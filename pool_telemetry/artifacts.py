@@ -41,7 +41,7 @@ def dashboards(
     Args:
         datasource: The UID of Grafana's Prometheus data source; by default its default one.
         job: The job to show at first; by default all.
-        connection_limit: How many connections the servers take; for the Fleet dashboard.
+        connection_limit: How many connections one server takes; for the Fleet dashboard.
         thresholds: The limits that are drawn.
     """
     chosen = {"datasource": datasource, "job": job, "limit": connection_limit}

@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         "--connection-limit",
         type=int,
         metavar="N",
-        help="how many connections the servers take, for the Fleet dashboard",
+        help="how many connections one server takes, for the Fleet dashboard",
     )
     boards.set_defaults(run=_dashboards)
     rules = commands.add_parser(

@@ -178,8 +178,8 @@ CASES = {
         a_pool(20, ready=level((1, 10), (0, 10))),
         13,
         "Pool chat@db:27017 of app:8000 is paused",
-        "Pool chat@db:27017 in app:8000 (chat) is paused after an error, though its server answers "
-        "heartbeats: checkouts fail or wait.",
+        "Pool chat@db:27017 in app:8000 (chat) is paused, though its server answers heartbeats: it "
+        "takes no operations at the moment.",
     ),
     "MongoDBServerDown": Case(
         a_pool(20, ready=level((1, 10), (0, 10)), up=level((1, 10), (0, 10))),
@@ -255,7 +255,16 @@ RESTART = a_pool(  # counters begin at 0 again, pools are empty and fill up
     created=f"{level((9000, 30))} 0 0 {level((8, 29))}",
     errors=f"{level((5, 30))} {level((0, 30))}",
 )
-SILENT = {"busy but fine": (BUSY, 90), "a spike": (SPIKE, 60), "a restart": (RESTART, 60)}
+ARBITER = a_pool(90, used=level((0, 90)), ready=level((0, 90)))  # never is it asked for data
+UNLIMITED = a_pool(90, used=level((500, 90)))
+del UNLIMITED[series(catalog.MAX_SIZE)]
+SILENT = {
+    "busy but fine": (BUSY, 90),
+    "a spike": (SPIKE, 60),
+    "a restart": (RESTART, 60),
+    "an arbiter": (ARBITER, 90),
+    "an unlimited pool": (UNLIMITED, 90),
+}
 
 
 @pytest.mark.parametrize("name", NAMES)
