@@ -169,15 +169,17 @@ def _now(limits: Thresholds) -> list[Panel]:
 
 
 def _why() -> str:
-    queued = f"max({_ASK.rate(catalog.EXHAUSTED_SECONDS)}) > bool 0"
-    total, count = (
-        f"sum(increase({_ASK.over(catalog.USE_SECONDS, part=part, window='1d')}))"
+    """Return the cause of the pool that is worst off: each is compared with itself."""
+    exhausted = f"({_ASK.rate(catalog.EXHAUSTED_SECONDS)} > bool 0)"
+    total, count = (_ASK.rate(catalog.USE_SECONDS, part=part) for part in ("_sum", "_count"))
+    day = " / ".join(
+        f"increase({_ASK.over(catalog.USE_SECONDS, part=part, window='1d')})"
         for part in ("_sum", "_count")
     )
-    longer = f"{_ASK.mean(catalog.USE_SECONDS)} > bool 2 * {total} / {count}"
-    none = f"sum({_ASK.rate(catalog.USE_SECONDS, part='_count')}) == bool 0"  # then the mean is NaN
-    kept = f"max({_ASK.of(catalog.LONGEST_CHECKOUT)}) > bool 60"
-    return f"({queued}) * (1 + ({longer}) + ({none}) + 2 * ({kept}))"
+    longer = f"({total} / {count} > bool 2 * {day})"
+    none_back = f"({count} == bool 0)"  # then the mean is NaN
+    kept = f"({_ASK.of(catalog.LONGEST_CHECKOUT)} > bool 60)"
+    return f"max({exhausted} * (1 + {longer} + {none_back} + 2 * {kept}))"
 
 
 def _connections(limits: Thresholds) -> list[Panel]:

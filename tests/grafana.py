@@ -33,9 +33,10 @@ class Prometheus:
         except urllib.error.HTTPError as error:
             raise AssertionError(f"{arguments}: {error.read().decode()}") from error
 
-    def value(self, expr: str) -> float | None:
-        """Return the only value that a query has now; None without one."""
-        found = self.get("query", query=expr)["result"]
+    def value(self, expr: str, time: float | None = None) -> float | None:
+        """Return the only value that a query has, by default now; None without one."""
+        at = {} if time is None else {"time": time}
+        found = self.get("query", query=expr, **at)["result"]
         assert len(found) <= 1, f"{expr} has several values"
         return float(found[0]["value"][1]) if found else None
 

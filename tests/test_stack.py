@@ -41,7 +41,8 @@ class Story:
 
     received: Received
     prometheus: Prometheus
-    start: float  # in Unix time
+    start: float  # in Unix time, as all
+    exhausted: float = 0.0  # since when
     seen: dict[str, Seen] = field(default_factory=dict)
     alert: dict[str, Any] = field(default_factory=dict)
     firing_seconds: float = 0.0
@@ -113,7 +114,7 @@ def story(server_uri: str) -> Iterator[Story]:
         wait(lambda: prometheus.value(queued), "callers who wait")
         story.seen["rush"] = look(prometheus, start - 20)
 
-        start = service.hold("exhausted")
+        story.exhausted = start = service.hold("exhausted")
         story.alert = wait(lambda: service.alert("firing"), "the alert")
         story.firing_seconds = time.time() - start
         story.seen["exhausted"] = look(prometheus, start)
@@ -126,6 +127,25 @@ def story(server_uri: str) -> Iterator[Story]:
 @pytest.mark.parametrize("phase", ["calm", "rush", "exhausted"])
 def test_every_query_of_every_panel_has_an_answer(story: Story, phase: str) -> None:
     assert story.seen[phase].problems == []
+
+
+@pytest.mark.parametrize(
+    ("phase", "expected"),
+    [("calm", ["Healthy", "Nobody waits"]), ("exhausted", ["Exhausted", "Held for longer"])],
+)
+def test_the_dashboard_says_in_words_what_is_wrong(
+    story: Story, phase: str, expected: list[str]
+) -> None:
+    dashboard = board("pool")
+    values = variables(dashboard, story.prometheus, STEP_SECONDS)
+    said = []
+    for panel in list(panels(dashboard))[:2]:
+        ((mapping,), (target,)) = panel["fieldConfig"]["defaults"]["mappings"], panel["targets"]
+        # Soon after it began: these are minutes to compare with, not a day.
+        at = story.exhausted + 25 if phase == "exhausted" else story.seen[phase].end
+        value = story.prometheus.value(filled(target["expr"], values), at)
+        said.append(mapping["options"][f"{value:g}"]["text"])
+    assert said == expected
 
 
 def test_calm_alerts_nobody(story: Story) -> None:
