@@ -33,6 +33,7 @@ _POOL: Final = f"{_PROCESS} {{{{{POOL}}}}}"
 _BY_POOL: Final = ", ".join((*PROCESS, POOL))
 _COUNT: Final = f"count(count by ({', '.join(PROCESS)}) ({_ASK.of(CLIENT_INFO)}))"
 _GROWN: Final = f"(1 + $more / {_COUNT})"
+_OF_LIMIT: Final = warn(0.75, 1)
 # A limit is one server's: of several, the one with the most connections is the first to reach it.
 _SERVER: Final = (HOST, PORT)
 _FULLEST: Final = f"max({_ASK.size(*_SERVER)})"
@@ -58,16 +59,16 @@ def fleet(limits: Thresholds, connection_limit: int = CONNECTION_LIMIT) -> Dashb
             given("more", "More processes", "What if so many more processes start?", "10"),
         ],
         [
-            ("All", _all(limits)),
+            ("All", _all()),
             ("Which pools", _which(limits)),
             ("By service", _services(limits)),
-            ("What if more processes start", _more(limits)),
+            ("What if more processes start", _more()),
             ("Versions", _versions()),
         ],
     )
 
 
-def _all(limits: Thresholds) -> list[Panel]:
+def _all() -> list[Panel]:
     return [
         number(
             "Processes",
@@ -88,7 +89,7 @@ def _all(limits: Thresholds) -> list[Panel]:
             "server refuses connections.",
             Query(f"{_FULLEST} / $limit"),
             unit="percentunit",
-            steps=warn(limits.in_use_warning, limits.in_use_critical),
+            steps=_OF_LIMIT,
         ),
         number(
             "Share if all fill up",
@@ -97,7 +98,7 @@ def _all(limits: Thresholds) -> list[Panel]:
             "maxPoolSize, or raise the tier.",
             Query(f"{_POSSIBLE} / $limit"),
             unit="percentunit",
-            steps=warn(limits.in_use_warning, 1),
+            steps=_OF_LIMIT,
         ),
         number(
             "Exhausted pools",
@@ -189,7 +190,7 @@ def _services(limits: Thresholds) -> list[Panel]:
     ]
 
 
-def _more(limits: Thresholds) -> list[Panel]:
+def _more() -> list[Panel]:
     per_process = f"/ {_COUNT}"
     return [
         number(
@@ -203,7 +204,7 @@ def _more(limits: Thresholds) -> list[Panel]:
             "deployment.",
             Query(f"{_FULLEST} * {_GROWN} / $limit"),
             unit="percentunit",
-            steps=warn(limits.in_use_warning, limits.in_use_critical),
+            steps=_OF_LIMIT,
         ).span(6),
         number(
             "Share of the limit, if all fill up",
@@ -211,7 +212,7 @@ def _more(limits: Thresholds) -> list[Panel]:
             "servers would refuse some.",
             Query(f"{_POSSIBLE} * {_GROWN} / $limit"),
             unit="percentunit",
-            steps=warn(limits.in_use_warning, 1),
+            steps=_OF_LIMIT,
         ).span(6),
         number(
             "Handshakes at the start",

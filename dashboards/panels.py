@@ -192,9 +192,9 @@ def states(title: str, description: str, *queries: Query, mappings: list[Any]) -
     return _dressed(panel, title, description, queries, "short", [(1, OK)], base=CRITICAL)
 
 
-def words(title: str, description: str, markdown: str) -> Panel:
-    """Return a text."""
-    panel = text.Panel().mode(TextMode.MARKDOWN).content(markdown).span(24).height(24)
+def words(title: str, description: str, markdown: str, ident: int) -> Panel:
+    """Return a text, in a panel of this number."""
+    panel = text.Panel().mode(TextMode.MARKDOWN).content(markdown).span(12).height(4).id(ident)
     return panel.title(title).description(description)
 
 
@@ -265,7 +265,7 @@ def board(
             built.with_panel(panel)
     model = built.build()
     for ident, one in enumerate(model.panels or (), 1):
-        one.id_val = RUNBOOKS_PANEL if one.type_val == "text" else ident
+        one.id_val = one.id_val or ident
     return model
 
 
@@ -300,6 +300,11 @@ def given(name: str, shown: str, description: str, value: str) -> Any:
     return (
         dashboard.TextBoxVariable(name).label(shown).description(description).default_value(value)
     )
+
+
+def constant(name: str, value: str) -> Any:
+    """Return a variable that nobody sees."""
+    return dashboard.ConstantVariable(name).value(value)
 
 
 def _datasource() -> Any:

@@ -1,5 +1,6 @@
 """The Pool dashboard: one service, from "is it healthy" down to the command that is slow."""
 
+import re
 from pathlib import Path
 from typing import Final
 
@@ -9,11 +10,13 @@ from dashboards.panels import (
     CRITICAL,
     OK,
     PROCESSES,
+    RUNBOOKS_PANEL,
     WARNING,
     Panel,
     Query,
     board,
     choice,
+    constant,
     heat_map,
     lines,
     mapping,
@@ -58,6 +61,7 @@ def pool(limits: Thresholds) -> Dashboard:
         [
             *processes(),
             choice("pool", "Pool", f"label_values({Promql(PROCESSES).of(catalog.READY)}, {POOL})"),
+            constant("held", f"{limits.longest_checkout_seconds:g}"),
         ],
         [
             ("Now", _now(limits)),
@@ -66,16 +70,32 @@ def pool(limits: Thresholds) -> Dashboard:
             ("How long: waiting, working, connecting", _times(limits)),
             ("Checkouts and churn", _churn(limits)),
             ("Servers", _servers()),
-            (
-                "Runbooks",
-                [words("Runbooks", "What each alert means, and what to do.", RUNBOOKS.read_text())],
-            ),
+            ("Runbooks", _runbooks()),
         ],
         [
             ("Exhausted", CRITICAL, f"max by ({POOL}) ({_recent(catalog.EXHAUSTED_SECONDS)}) > 0"),
             ("Pool cleared", WARNING, f"max by ({POOL}) ({_recent(catalog.CLEARED)}) > 0"),
         ],
     )
+
+
+def _runbooks() -> list[Panel]:
+    """Return a panel for each, so that a link can lead to one; Grafana drops headings' anchors."""
+    texts = re.split(r"^## (\w+)\n", RUNBOOKS.read_text(), flags=re.MULTILINE)
+    idents = {name: RUNBOOKS_PANEL + 1 + n for n, name in enumerate(texts[1::2])}
+
+    def linked(text: str) -> str:
+        places = {f"(#{name.lower()})": f"(?viewPanel={ident})" for name, ident in idents.items()}
+        for ours, theirs in places.items():
+            text = text.replace(ours, theirs)
+        return text.strip()
+
+    start = texts[0].removeprefix("# Runbooks\n")
+    panels = [words("Runbooks", "How to read them.", linked(start), RUNBOOKS_PANEL).span(24)]
+    return panels + [
+        words(name, "What the alert means, and what to do.", linked(text), idents[name]).height(12)
+        for name, text in zip(texts[1::2], texts[2::2], strict=True)
+    ]
 
 
 def _recent(metric: Metric) -> str:
@@ -112,9 +132,9 @@ def _now(limits: Thresholds) -> list[Panel]:
         number(
             "Why callers wait",
             "Held for longer: the mean use time is more than twice that of the last day, or no "
-            "connection came back, so look at Operations. Not given back: one is out for more than "
-            "a minute. More callers: neither, so the load is too much for maxPoolSize. Normal: "
-            "nobody waits.",
+            "connection came back, so look at Operations. Not given back: one is out for longer "
+            "than its alert allows. More callers: neither, so the load is too much for "
+            "maxPoolSize. Normal: nobody waits.",
             Query(_why()),
             mappings=mapping(
                 {
@@ -178,7 +198,7 @@ def _why() -> str:
     )
     longer = f"({total} / {count} > bool 2 * {day})"
     none_back = f"({count} == bool 0)"  # then the mean is NaN
-    kept = f"({_ASK.of(catalog.LONGEST_CHECKOUT)} > bool 60)"
+    kept = f"({_ASK.of(catalog.LONGEST_CHECKOUT)} > bool $held)"
     return f"max({exhausted} * (1 + {longer} + {none_back} + 2 * {kept}))"
 
 

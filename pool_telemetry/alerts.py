@@ -5,8 +5,8 @@ Prometheus and for Grafana. What each means and what to do is in `dashboards/run
 """
 
 import json
-from dataclasses import dataclass, fields
-from typing import Final, Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Final, Literal
 
 from pool_telemetry import catalog
 from pool_telemetry.catalog import Metric
@@ -18,42 +18,48 @@ Unit = Literal["share", "seconds", "number"]
 
 ALSO: Final = {"waiting": catalog.WAITING, "max_size": catalog.MAX_SIZE}
 
-_SHARES: Final = ("exhausted_share", "in_use_warning", "in_use_critical", "timeout_share")
+
+def _limit(default: float, meaning: str) -> Any:
+    return field(default=default, metadata={"meaning": meaning})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thresholds:
     """Where numbers are too high, for the alerts and as drawn in the dashboards.
 
-    Shares are 0.0 to 1.0, the others above 0.
+    Shares are above 0 and below 1, all others above 0. `meaning` says of what each is the limit.
 
-    Attributes:
-        exhausted_share: Of two minutes, while the pool is exhausted.
-        in_use_warning: Of maxPoolSize, on average over 5 minutes.
-        in_use_critical: The same.
-        timeout_share: Of all checkouts of 5 minutes.
-        wait_p99_seconds: For a connection, over 5 minutes.
-        oldest_wait_seconds: For one minute somebody has waited for so long. The guide's
-            waitQueueTimeoutMS is 5 s.
-        longest_checkout_seconds: Of a connection that is still out.
-        created_per_second: New connections of one pool, over 5 minutes.
+    Raises:
+        PoolConfigurationError: One is out of range, or a warning is above what is critical.
     """
 
-    exhausted_share: float = 0.25
-    in_use_warning: float = 0.8
-    in_use_critical: float = 0.95
-    timeout_share: float = 0.01
-    wait_p99_seconds: float = 0.5
-    oldest_wait_seconds: float = 3.0
-    longest_checkout_seconds: float = 60.0
-    created_per_second: float = 2.0
+    exhausted_share: float = _limit(0.25, "share of two minutes in which the pool was exhausted")
+    in_use_warning: float = _limit(0.8, "share of maxPoolSize in use, on average over 5 minutes")
+    in_use_critical: float = _limit(0.95, "share of maxPoolSize in use that is critical")
+    timeout_share: float = _limit(0.01, "share of the checkouts of 5 minutes that timed out")
+    wait_p99_seconds: float = _limit(0.5, "seconds that 1 % waited, over 5 minutes")
+    oldest_wait_seconds: float = _limit(3.0, "seconds that somebody has waited, for one minute")
+    longest_checkout_seconds: float = _limit(60.0, "seconds that a connection has been out")
+    created_per_second: float = _limit(2.0, "new connections of one pool, over 5 minutes")
+
+    @staticmethod
+    def meaning(name: str) -> str:
+        """Return of what a threshold is the limit."""
+        (found,) = (one.metadata["meaning"] for one in fields(Thresholds) if one.name == name)
+        return str(found)
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value, share = getattr(self, field.name), field.name in _SHARES
+        for one in fields(self):
+            value, share = getattr(self, one.name), one.metadata["meaning"].startswith("share")
             if not 0.0 < value < (1.0 if share else float("inf")):
-                words = "between 0 and 1" if share else "a number above 0"
-                raise PoolConfigurationError(f"{field.name} is {value!r}: use {words}")
+                words = "a share, above 0 and below 1" if share else "a number above 0"
+                example = f"such as {one.default:g}"
+                raise PoolConfigurationError(f"{one.name} is {value!r}: use {words}, {example}")
+        if self.in_use_warning >= self.in_use_critical:
+            raise PoolConfigurationError(
+                f"in_use_warning is {self.in_use_warning:g}: use less than in_use_critical, "
+                f"{self.in_use_critical:g}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +89,7 @@ class Alert:
 def alerts(job: str = "", thresholds: Thresholds | None = None) -> tuple[Alert, ...]:
     """Return all alerts, for the jobs that match a regular expression; empty for every job."""
     limits = thresholds or Thresholds()
-    promql = Promql(f"job=~{json.dumps(job)}" if job else "")
+    promql = Promql(f"job=~{json.dumps(job, ensure_ascii=False)}" if job else "")
     used, process = promql.in_use(), ", ".join((*PROCESS, POOL))
     exhausted = Promql(promql.where, "2m").rate(catalog.EXHAUSTED_SECONDS)
     up, ready = promql.of(catalog.SERVER_UP), promql.of(catalog.READY)

@@ -67,8 +67,9 @@ def _dashboards(options: argparse.Namespace) -> int:
 
 def _rules(options: argparse.Namespace) -> int:
     files = artifacts.rules(
-        datasource=options.datasource or "prometheus",
-        job=options.job or "",
+        datasource=options.datasource,
+        job=options.job,
+        grafana=options.grafana,
         runbooks=options.runbooks,
         thresholds=_thresholds(options),
     )
@@ -86,7 +87,7 @@ def _write(folder: Path, files: Mapping[str, str]) -> int:
             (folder / name).write_text(text, encoding="utf-8")
             print(folder / name)
     except OSError as error:
-        raise PoolTelemetryError(f"can't write to {folder}: {error.strerror}") from error
+        raise PoolTelemetryError(f"can't write {error.filename}: {error.strerror}") from error
     return 0
 
 
@@ -113,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Write the Grafana dashboards: pool.json and fleet.json, for import or "
         "provisioning.",
     )
-    boards.add_argument("--job", help="the job to show at first (default: all)")
+    boards.add_argument("--job", help="the job to show at first, by its name (default: all)")
     boards.add_argument(
         "--connection-limit",
         type=int,
@@ -129,19 +130,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     rules.add_argument("--job", help="a regular expression of the jobs to watch (default: every)")
     rules.add_argument(
+        "--grafana",
+        metavar="URL",
+        default=artifacts.GRAFANA,
+        help="Grafana's address: runbook_url leads to the Pool dashboard (default: %(default)s)",
+    )
+    rules.add_argument(
         "--runbooks",
         metavar="URL",
-        default=artifacts.RUNBOOKS,
-        help="where runbook_url leads (default: %(default)s)",
+        help="where runbooks.md is instead, on a forge or a wiki; #NAME is added",
     )
     rules.set_defaults(run=_rules)
-    for command in (boards, rules):
+    for command, source in ((boards, "its default one"), (rules, "prometheus")):
         command.add_argument("folder", metavar="DIR", type=Path, help="where to; made if needed")
         command.add_argument(
             "--datasource",
             metavar="UID",
-            help="of Grafana's Prometheus data source (default: its default one; "
-            "for alerts: prometheus)",
+            help=f"of Grafana's Prometheus data source (default: {source})",
         )
         for field in fields(Thresholds):
             command.add_argument(
@@ -149,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
                 type=float,
                 metavar="N",
                 default=field.default,
-                help="threshold (default: %(default)s)",
+                help=f"{Thresholds.meaning(field.name)} (default: %(default)s)",
             )
     return parser
 

@@ -11,36 +11,35 @@ from typing import Any, Final
 from pool_telemetry.alerts import ALSO, Alert, recorded
 from pool_telemetry.promql import POOL, PROCESS, Promql
 
-RUNBOOKS: Final = "runbooks.md"
 FOLDER: Final = "MongoDB connection pools"
 
 _FORMATS: Final = {"share": "humanizePercentage", "seconds": "humanizeDuration"}
 _SERIES: Final = (*PROCESS, POOL)
 
 
-def prometheus_rules(alerts: tuple[Alert, ...], runbooks: str) -> str:
+def prometheus_rules(alerts: tuple[Alert, ...], runbooks: Mapping[str, str]) -> str:
     """Return a rule file.
 
     Args:
         alerts: Which.
-        runbooks: Where the runbooks are; an alert's is at `#` and its name in lower case.
+        runbooks: Their addresses, by the alerts' names.
     """
     rules = [{"record": name, "expr": expr} for name, expr in recorded().items()]
     groups = {
         "pool_telemetry.recorded": rules,
-        "pool_telemetry.alerts": [_prometheus(alert, runbooks) for alert in alerts],
+        "pool_telemetry.alerts": [_prometheus(alert, runbooks[alert.name]) for alert in alerts],
     }
     return "\n".join(("# Made by `pool-telemetry rules`.", "groups:", *_yaml(groups))) + "\n"
 
 
-def _prometheus(alert: Alert, runbooks: str) -> dict[str, Any]:
+def _prometheus(alert: Alert, runbook: str) -> dict[str, Any]:
     also = {name: _asked(Promql().of(metric)) for name, metric in ALSO.items()}
     return {
         "alert": alert.name,
-        "expr": f"({alert.value}) > {alert.limit:g}",
+        "expr": f"({alert.value}) > {_exact(alert.limit)}",
         "for": alert.hold,
         "labels": {"severity": alert.severity},
-        "annotations": _annotations(alert, runbooks, "$value", also),
+        "annotations": _annotations(alert, runbook, "$value", also),
     }
 
 
@@ -74,7 +73,7 @@ def _yaml(groups: Mapping[str, list[dict[str, Any]]]) -> Iterator[str]:
 
 def grafana_alerts(
     alerts: tuple[Alert, ...],
-    runbooks: str,
+    runbooks: Mapping[str, str],
     *,
     datasource: str,
     dashboard: str,
@@ -90,7 +89,7 @@ def grafana_alerts(
         panels: Its panels' numbers, by title.
     """
     rules = [
-        _grafana(alert, runbooks, datasource)
+        _grafana(alert, runbooks[alert.name], datasource)
         | {"dashboardUid": dashboard, "panelId": panels[alert.panel]}
         for alert in alerts
     ]
@@ -98,7 +97,7 @@ def grafana_alerts(
     return json.dumps({"apiVersion": 1, "groups": [{**group, "rules": rules}]}, indent=2) + "\n"
 
 
-def _grafana(alert: Alert, runbooks: str, datasource: str) -> dict[str, Any]:
+def _grafana(alert: Alert, runbook: str, datasource: str) -> dict[str, Any]:
     wanted = {field for _, field, _, _ in string.Formatter().parse(alert.text)}
     also = {name: metric for name, metric in ALSO.items() if name in wanted}
     source = {"type": "prometheus", "uid": datasource}
@@ -135,16 +134,14 @@ def _grafana(alert: Alert, runbooks: str, datasource: str) -> dict[str, Any]:
         "labels": {"severity": alert.severity},
         "annotations": _annotations(
             alert,
-            runbooks,
+            runbook,
             "$values.A.Value",
             {name: f"{{{{ $values.ALSO_{name}.Value }}}}" for name in also},
         ),
     }
 
 
-def _annotations(
-    alert: Alert, runbooks: str, value: str, also: Mapping[str, str]
-) -> dict[str, str]:
+def _annotations(alert: Alert, runbook: str, value: str, also: Mapping[str, str]) -> dict[str, str]:
     job, process, pool = (f"{{{{ $labels.{label} }}}}" for label in _SERIES)
     shape = _FORMATS.get(alert.unit, "printf `%.3g`")
     words = {
@@ -152,13 +149,17 @@ def _annotations(
         "process": process,
         "pool": pool,
         "value": f"{{{{ {value} | {shape} }}}}",
-        "limit": f"{alert.limit:.0%}"
+        "limit": f"{_exact(100 * alert.limit)}%"
         if alert.unit == "share"
-        else f"{alert.limit:g}" + " s" * (alert.unit == "seconds"),
+        else _exact(alert.limit) + " s" * (alert.unit == "seconds"),
         **also,
     }
     return {
         "summary": alert.summary.format(**words),
         "description": alert.text.format(**words),
-        "runbook_url": f"{runbooks}#{alert.name.lower()}",
+        "runbook_url": runbook,
     }
+
+
+def _exact(number: float) -> str:
+    return f"{number:.12g}"

@@ -97,7 +97,7 @@ def variables(dashboard: dict[str, Any], prometheus: Prometheus, step: float) ->
             found = prometheus.get(f"label/{asked[2]}/values", **{"match[]": asked[1]})
             assert found, f"{variable['name']} has nothing to choose: {query}"
             values[variable["name"]] = variable["allValue"]
-        elif variable["type"] == "textbox":
+        elif variable["type"] in ("textbox", "constant"):
             values[variable["name"]] = variable["query"]
     return values
 

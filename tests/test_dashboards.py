@@ -37,7 +37,7 @@ def test_the_files_are_what_the_source_makes(
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Thresholds)])
 def test_a_threshold_is_drawn_where_the_source_would_draw_it(name: str) -> None:
-    other = replace(Thresholds(), **{name: getattr(Thresholds(), name) * 0.77})
+    other = replace(Thresholds(), **{name: getattr(Thresholds(), name) * 1.02})
     made, adapted = generate.dashboards(other), artifacts.dashboards(thresholds=other)
     assert made == adapted
     drawn = name != "timeout_share"  # what is drawn is the rate of timeouts
@@ -104,18 +104,34 @@ def test_the_runbooks_name_panels_that_are_there() -> None:
     assert {re.sub(r"\s+", " ", one) for one in named} <= titles
     anchors = set(re.findall(r"\]\(#(\w+)\)", runbooks()))
     assert anchors <= {alert.name.lower() for alert in ALERTS}
-    (panel,) = (one for one in board("pool")["panels"] if one["type"] == "text")
-    assert all(f"viewPanel={panel['id']}" in one["links"][0]["url"] for one in map(board, BOARDS))
-    assert artifacts.RUNBOOKS.endswith(board("pool")["links"][0]["url"])
+    ident = texts()["Runbooks"]["id"]
+    assert all(one["links"][0]["url"].endswith(f"viewPanel={ident}") for one in map(board, BOARDS))
+
+
+def texts() -> dict[str, dict[str, Any]]:
+    return {one["title"]: one for one in board("pool")["panels"] if one["type"] == "text"}
 
 
 def runbooks() -> str:
     return (HERE / "runbooks.md").read_text()
 
 
-def test_the_runbooks_are_in_the_dashboard_too() -> None:
-    (panel,) = (one for one in board("pool")["panels"] if one["type"] == "text")
-    assert panel["options"]["content"] == runbooks()
+def test_the_runbooks_are_in_the_dashboard_too_and_linked() -> None:
+    start, *sections = re.split(r"^## \w+\n", runbooks(), flags=re.MULTILINE)
+    shown = [panel["options"]["content"] for panel in texts().values()]
+    assert list(texts()) == ["Runbooks", *(alert.name for alert in ALERTS)]
+    by_ident = {str(panel["id"]): title for title, panel in texts().items()}
+
+    def named(match: re.Match[str]) -> str:
+        return f"(#{by_ident[match[1]].lower()})"
+
+    named_links = [re.sub(r"\(\?viewPanel=(\d+)\)", named, text) for text in shown]
+    assert named_links == [start.partition("\n")[2].strip(), *(one.strip() for one in sections)]
+    for rule in grafana():
+        _, _, ident = rule["annotations"]["runbook_url"].partition(
+            "/d/pool-telemetry-pool?viewPanel="
+        )
+        assert by_ident[ident] == rule["title"]
 
 
 def grafana() -> list[dict[str, Any]]:
@@ -135,7 +151,7 @@ def test_grafana_gets_the_same_alerts() -> None:
         (condition,) = data["B"]["conditions"]
         assert data["B"]["expression"] == "A"
         assert condition["evaluator"] == {"type": "gt", "params": [alert.limit]}
-        assert theirs["expr"] == f"({data['A']['expr']}) > {alert.limit:g}"
+        assert theirs["expr"] == f"({data['A']['expr']}) > {alert.limit:.12g}"
         assert (theirs["alert"], theirs["for"]) == (ours["title"], ours["for"])
         assert theirs["labels"] == ours["labels"]
         assert ours["annotations"].keys() == {"summary", "description", "runbook_url"}
@@ -186,8 +202,15 @@ def test_the_commands_write_what_is_asked_for(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--in-use-warning", "80"], "in_use_warning is 80.0: use between 0 and 1"),
+        (["--in-use-warning", "80"], "in_use_warning is 80.0: use a share, above 0 and below 1"),
+        (["--wait-p99-seconds", "nan"], "wait_p99_seconds is nan: use a number above 0"),
+        (["--in-use-warning", "0.96"], "in_use_warning is 0.96: use less than in_use_critical"),
         (["--job", "chat("], "job is no regular expression"),
+        (["--job", "chat(?!room)"], "job has '(?!', which Prometheus does not know"),
+        (["--runbooks", "wiki page"], "runbooks is 'wiki page': use an address"),
+        (["--runbooks", "https://wiki/{{ .X }}"], "use an address"),
+        (["--grafana", "https://grafana/#top"], "use an address"),
+        (["--datasource", 'my "source"'], "use its UID"),
     ],
 )
 def test_what_can_not_be_is_said_in_a_line(
@@ -205,7 +228,35 @@ def test_a_folder_that_can_not_be_written_is_said(
 ) -> None:
     (tmp_path / "file").touch()
     assert cli.main(["rules", str(tmp_path / "file")]) == 1
-    assert "can't write to" in capsys.readouterr().err
+    assert f"can't write {tmp_path / 'file'}: File exists" in capsys.readouterr().err
+
+
+def test_limits_are_exact_in_words_and_rules() -> None:
+    odd = Thresholds(timeout_share=0.00123, in_use_critical=0.995, created_per_second=1234567.8)
+    text = artifacts.rules(thresholds=odd)["rules.yml"]
+    assert "> 1234567.8\n" in text
+    assert "(alert above 0.123%)" in text
+    assert "(alert above 99.5%)" in text
+
+
+@pytest.mark.parametrize("job", ["日本é😀", 'a"b\\\\c', "chat.*|shop", "{{x}}", "it's $1"])
+def test_a_job_of_any_name_makes_rules_that_load(job: str, tmp_path: Path) -> None:
+    needs("promtool", package="prometheus")
+    (tmp_path / "rules.yml").write_text(artifacts.rules(job=job)["rules.yml"])
+    done = subprocess.run(
+        ["promtool", "check", "rules", tmp_path / "rules.yml"], capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_limit_of_no_connections_is_refused() -> None:
+    with pytest.raises(PoolConfigurationError, match="connection_limit is 0: use 1 or more"):
+        artifacts.dashboards(connection_limit=0)
+
+
+def test_an_empty_job_is_every_job() -> None:
+    assert artifacts.dashboards(job="") == artifacts.dashboards()
+    assert artifacts.rules(job="") == artifacts.rules()
 
 
 def test_the_library_does_not_need_the_generator() -> None:

@@ -277,7 +277,7 @@ def test_it_fires_and_says_why(name: str, tmp_path: Path) -> None:
         "exp_annotations": {
             "summary": case.summary,
             "description": case.text,
-            "runbook_url": f"runbooks.md#{name.lower()}",
+            "runbook_url": f"https://wiki/runbooks.md#{name.lower()}",
         },
     }
     silent = {*NAMES} - {name} - WITH_IT.get(name, set())
@@ -379,7 +379,9 @@ def a_test(pool: Mapping[str, str], *questions: Asked) -> dict[str, Any]:
 
 def judged(folder: Path, tests: list[dict[str, Any]], thresholds: Thresholds | None = None) -> str:
     """Return what promtool says against it; nothing when all is as expected."""
-    for name, text in artifacts.rules(thresholds=thresholds, runbooks="runbooks.md").items():
+    for name, text in artifacts.rules(
+        thresholds=thresholds, runbooks="https://wiki/runbooks.md"
+    ).items():
         (folder / name).write_text(text)
     suite = {"rule_files": ["rules.yml"], "evaluation_interval": "15s", "tests": tests}
     (folder / "test.yml").write_text(json.dumps(suite))

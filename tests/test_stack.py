@@ -42,6 +42,7 @@ class Story:
     received: Received
     prometheus: Prometheus
     start: float  # in Unix time, as all
+    pages: dict[str, list[str]]
     exhausted: float = 0.0  # since when
     seen: dict[str, Seen] = field(default_factory=dict)
     alert: dict[str, Any] = field(default_factory=dict)
@@ -103,7 +104,7 @@ def story(server_uri: str) -> Iterator[Story]:
         ) as stack,
     ):
         service, prometheus = Service(stack.app), Prometheus(stack.prometheus)
-        story = Story(received, prometheus, start := time.time())
+        story = Story(received, prometheus, start := time.time(), stack.pages())
         scrapes = "min(count_over_time(mongodb_client_info[10m]))"
         wait(lambda: (prometheus.value(scrapes) or 0) >= 5, "scrapes of the calm")
         story.seen["calm"] = look(prometheus, start)
@@ -146,6 +147,14 @@ def test_the_dashboard_says_in_words_what_is_wrong(
         value = story.prometheus.value(filled(target["expr"], values), at)
         said.append(mapping["options"][f"{value:g}"]["text"])
     assert said == expected
+
+
+def test_every_address_that_is_printed_answers(story: Story) -> None:
+    urls = [url for urls in story.pages.values() for url in urls]
+    assert len(urls) == 5
+    for url in urls:
+        with urllib.request.urlopen(url, timeout=20) as answer:
+            assert answer.status == 200
 
 
 def test_calm_alerts_nobody(story: Story) -> None:

@@ -57,17 +57,21 @@ class Load:
         self._callers = Chats(MongoDBConnectionPool.get_client()[NAME].chats)
         cycle = CYCLE if self._server.obeys else CROWDED_CYCLE
         self._cycle = [replace(phase, seconds=SLOWER * phase.seconds) for phase in cycle]
-        self.held = os.environ.get("LOAD", "cycle")
+        self.held = self._known(os.environ.get("LOAD", "cycle"))
         self._changed = threading.Event()
         self._over = False
         self._player = threading.Thread(target=self._play)
 
     def hold(self, name: str) -> None:
         """Go to a phase and stay there; `cycle` goes on with all."""
-        if name not in {"cycle", *(phase.name for phase in self._cycle)}:
-            raise HTTPException(404, f"there is no phase {name!r}")
-        self.held = name
+        self.held = self._known(name)
         self._changed.set()
+
+    def _known(self, name: str) -> str:
+        names = ["cycle", *(phase.name for phase in self._cycle)]
+        if name not in names:
+            raise HTTPException(404, f"there is no phase {name!r}: use {', '.join(names)}")
+        return name
 
     def _play(self) -> None:
         named = {phase.name: phase for phase in self._cycle}

@@ -17,10 +17,13 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+from pymongo import MongoClient
+from pymongo.errors import PyMongoError
 
 from pool_telemetry import artifacts
 from pool_telemetry.embedded import EmbeddedServer
@@ -32,11 +35,24 @@ START_SECONDS: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """What runs, by its addresses."""
+    """What runs: addresses, and processes by name."""
 
     app: str
     prometheus: str
     alertmanager: str
+    processes: Mapping[str, subprocess.Popen[bytes]]
+
+    def pages(self) -> dict[str, list[str]]:
+        """Return what there is to look at."""
+        # Debian's Prometheus comes with its old pages only, and its Alertmanager with none.
+        alerts = f"{self.prometheus}/alerts"
+        if not _answers(alerts):
+            alerts = f"{self.prometheus}/classic/alerts"
+        return {
+            "service": [f"{self.app}/health", f"{self.app}/metrics"],
+            "Prometheus": [alerts, f"{self.prometheus}/graph"],
+            "Alertmanager": [f"{self.alertmanager}/api/v2/alerts"],
+        }
 
 
 def missing() -> list[str]:
@@ -69,17 +85,18 @@ def running(uri: str, **environ: str) -> Iterator[Stack]:
                 text = text.replace(theirs, ours)
             # There is no collector here.
             (folder / Path(name).name).write_text(text.partition("\n  # The other")[0] + "\n")
+        processes: dict[str, subprocess.Popen[bytes]] = {}
         for address, load in ((app, environ.get("LOAD", "cycle")), (calm, "calm")):
             host, _, port = address.partition(":")
             uvicorn = ["-m", "uvicorn", "--app-dir", str(HERE), "--log-level", "warning"]
-            stack.enter_context(
+            processes[f"the service at {address}"] = stack.enter_context(
                 _process(
                     [sys.executable, *uvicorn, "--host", host, "--port", port, "app:app"],
                     f"http://{address}/health/live",
                     {"MONGODB_URI": uri, **environ, "LOAD": load},
                 )
             )
-        stack.enter_context(
+        processes["Alertmanager"] = stack.enter_context(
             _process(
                 [
                     "prometheus-alertmanager",
@@ -92,7 +109,7 @@ def running(uri: str, **environ: str) -> Iterator[Stack]:
                 f"http://{alertmanager}/-/ready",
             )
         )
-        stack.enter_context(
+        processes["Prometheus"] = stack.enter_context(
             _process(
                 [
                     "prometheus",
@@ -105,13 +122,18 @@ def running(uri: str, **environ: str) -> Iterator[Stack]:
                 f"http://{prometheus}/-/ready",
             )
         )
-        yield Stack(*(f"http://{address}" for address in (app, prometheus, alertmanager)))
+        yield Stack(
+            app=f"http://{app}",
+            prometheus=f"http://{prometheus}",
+            alertmanager=f"http://{alertmanager}",
+            processes=processes,
+        )
 
 
 @contextlib.contextmanager
 def _process(
     command: list[str], ready: str, environ: dict[str, str] | None = None
-) -> Iterator[None]:
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run a program while the block runs, which begins when it answers."""
     process = subprocess.Popen(  # noqa: S603  # our own commands, no shell
         command,
@@ -124,7 +146,7 @@ def _process(
             if process.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit(f"{command[0]} did not start")
             time.sleep(0.05)
-        yield
+        yield process
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait()
@@ -136,6 +158,14 @@ def _answers(url: str) -> bool:
             return bool(answer.status == 200)
     except (urllib.error.URLError, ConnectionError, TimeoutError):
         return False
+
+
+def _ping(uri: str) -> None:
+    try:
+        with MongoClient[Any](uri, serverSelectionTimeoutMS=3000) as client:
+            client.admin.command("ping")
+    except PyMongoError as error:  # whose words may have parts of the address
+        raise SystemExit(f"no server answers at MONGODB_URI: {type(error).__name__}") from None
 
 
 def _free_port() -> int:
@@ -151,15 +181,14 @@ def main() -> None:
             f"{' and '.join(needed)} not installed: apt-get install {' '.join(needed)}"
         )
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
     with contextlib.ExitStack() as stack:
         uri = os.environ.get("MONGODB_URI") or stack.enter_context(EmbeddedServer()).uri
+        _ping(uri)
         one = stack.enter_context(running(uri))
         print(
-            f"service       {one.app}/health  {one.app}/metrics",
-            f"Prometheus    {one.prometheus}/alerts  {one.prometheus}/graph",
-            f"Alertmanager  {one.alertmanager}",
+            *(f"{name:<13} {'  '.join(urls)}" for name, urls in one.pages().items()),
             "",
             "The pool runs dry about every five minutes; its alerts are printed here. At once:",
             f"  curl -X PUT {one.app}/load/exhausted    and back: .../load/cycle",
@@ -168,7 +197,9 @@ def main() -> None:
             flush=True,
         )
         while not stop.wait(1.0):
-            pass
+            for name, process in one.processes.items():
+                if process.poll() is not None:
+                    raise SystemExit(f"{name} ended, and so does all else")
     print("Everything is stopped.")
 
 
