@@ -36,8 +36,11 @@ _GROWN: Final = f"(1 + $more / {_COUNT})"
 _OF_LIMIT: Final = warn(0.75, 1)
 # A limit is one server's: of several, the one with the most connections is the first to reach it.
 _SERVER: Final = (HOST, PORT)
-_FULLEST: Final = f"max({_ASK.size(*_SERVER)})"
-_POSSIBLE: Final = f"max(sum by ({', '.join(_SERVER)}) ({_ASK.of(catalog.MAX_SIZE)}))"
+# Beside the pool's, each client has two connections to each server, to watch it.
+_WATCHING: Final = f"2 * count by ({', '.join(_SERVER)}) ({_ASK.of(catalog.SERVER_UP)})"
+_EACH: Final = f"{_ASK.size(*_SERVER)} + {_WATCHING}"
+_FULLEST: Final = f"max({_EACH})"
+_POSSIBLE: Final = f"max(sum by ({', '.join(_SERVER)}) ({_ASK.of(catalog.MAX_SIZE)}) + {_WATCHING})"
 
 
 def fleet(limits: Thresholds, connection_limit: int = CONNECTION_LIMIT) -> Dashboard:
@@ -72,14 +75,14 @@ def _all() -> list[Panel]:
     return [
         number(
             "Processes",
-            "Processes that report a pool. A sudden change is a deployment, or metrics that do not "
-            "arrive.",
+            "Processes that report a pool. Normal: as many as were deployed. A sudden change is "
+            "a deployment, or metrics that do not arrive.",
             Query(_COUNT),
         ),
         number(
             "Connections",
-            "All open connections of all pools, those being opened included. Each client has two "
-            "more to each server, for monitoring.",
+            "All connections of all pools, those being opened included. Normal: steady. Each "
+            "client has two more to each server, to watch it; the shares count them.",
             Query(_ASK.size()),
         ),
         number(
@@ -93,9 +96,9 @@ def _all() -> list[Panel]:
         ),
         number(
             "Share if all fill up",
-            "If every pool grows to maxPoolSize, of the limit, of the server that has the most. "
-            "Above 100 % a bad moment of all services at once would reach the limit: lower "
-            "maxPoolSize, or raise the tier.",
+            "If every pool grows to maxPoolSize, of the limit, of the server that has the most; "
+            "unlimited pools are left out. Normal: below 100 %. Above, a bad moment of all "
+            "services at once would reach the limit: lower maxPoolSize, or raise the tier.",
             Query(f"{_POSSIBLE} / $limit"),
             unit="percentunit",
             steps=_OF_LIMIT,
@@ -119,18 +122,22 @@ def _all() -> list[Panel]:
 def _which(limits: Thresholds) -> list[Panel]:
     wait = _ASK.quantile(0.99, catalog.WAIT_SECONDS, *PROCESS, POOL)
     mine = _ASK.mean(catalog.WAIT_SECONDS, *PROCESS)
-    median = f"quantile by (job) (0.5, ({mine}) >= 0)"  # of the idle it is NaN
+    # Of the idle it is NaN; and below a millisecond all are equal.
+    felt = f"clamp_min(({mine}) >= 0, 0.001)"
+    median = f"quantile by (job) (0.5, {felt})"
     return [
         ranking(
             "Longest waits (p99)",
-            "The ten pools whose callers wait longest. Open the Pool dashboard for the first.",
-            Query(f"topk(10, {wait})", _POOL),
+            "The ten pools whose callers wait longest. Normal: milliseconds. Open the Pool "
+            "dashboard for the first.",
+            Query(f"topk(10, {wait} >= 0)", _POOL),
             "s",
             warn(limits.wait_p99_seconds, limits.oldest_wait_seconds),
         ),
         ranking(
             "Fullest pools",
-            "The ten pools with the largest share of maxPoolSize in use.",
+            "The ten pools with the largest share of maxPoolSize in use. Normal: below the orange "
+            "line. Open the Pool dashboard for the first.",
             Query(f"topk(10, max by ({_BY_POOL}) ({_ASK.share_of_max()}))", _POOL),
             "percentunit",
             warn(limits.in_use_warning, limits.in_use_critical),
@@ -140,7 +147,7 @@ def _which(limits: Thresholds) -> list[Panel]:
             "How many times longer a process waits on average than the median one of its service. "
             "Normal: about 1. Far above: uneven load, or a process that is ill; restart or drain "
             "that one. Of two processes neither is an outlier.",
-            Query(f"topk(10, ({mine}) / on (job) group_left () {median})", _PROCESS),
+            Query(f"topk(10, {felt} / on (job) group_left () {median})", _PROCESS),
             "none",
             warn(5),
         ),
@@ -153,7 +160,7 @@ def _services(limits: Thresholds) -> list[Panel]:
             "Connections by server",
             "Open connections of each server, against the limit of one, and what the one with the "
             "most would have if every pool grew to maxPoolSize. Normal: all well below the limit.",
-            Query(_ASK.size(*_SERVER), f"{{{{{HOST}}}}}:{{{{{PORT}}}}}"),
+            Query(_EACH, f"{{{{{HOST}}}}}:{{{{{PORT}}}}}"),
             Query(_POSSIBLE, "possible"),
             Query("vector($limit)", "limit"),
             colors={"limit": "red", "possible": "orange"},
@@ -195,7 +202,8 @@ def _more() -> list[Panel]:
     return [
         number(
             "Connections, at today's use",
-            "If as many processes start as are set above, each with today's average.",
+            "If as many processes start as are set above, each with today's average of the chosen "
+            "jobs, of which alone this row speaks. Normal: a number that the servers can take.",
             Query(f"({_ASK.size()}) * {_GROWN}"),
         ).span(6),
         number(
@@ -208,15 +216,16 @@ def _more() -> list[Panel]:
         ).span(6),
         number(
             "Share of the limit, if all fill up",
-            "If every pool of the old and the new processes grows to maxPoolSize. Above 100 % the "
-            "servers would refuse some.",
+            "If every pool of the old and the new processes grows to maxPoolSize. Normal: below "
+            "100 %. Above, servers would refuse some.",
             Query(f"{_POSSIBLE} * {_GROWN} / $limit"),
             unit="percentunit",
             steps=_OF_LIMIT,
         ).span(6),
         number(
             "Handshakes at the start",
-            "minPoolSize of the new processes: connections that open at once when they start.",
+            "minPoolSize of the new processes: connections that open at once when they start. "
+            "Normal: few; else start the processes one after the other.",
             Query(f"$more * sum({_ASK.of(catalog.MIN_SIZE)}) {per_process}"),
         ).span(6),
     ]
@@ -228,8 +237,8 @@ def _versions() -> list[Panel]:
     return [
         rows_of(
             "Versions",
-            "Clients by service and version. Several in one service: a deployment is under way, or "
-            "one did not finish. The server's is empty where nobody learned it.",
+            "Clients by service and version. Normal: one line a service. Several: a deployment is "
+            "under way, or one did not finish. The server's is empty where nobody learned it.",
             Query(f"count by ({by}) ({_ASK.of(CLIENT_INFO)})"),
             {
                 "job": "Service",

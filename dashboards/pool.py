@@ -68,7 +68,7 @@ def pool(limits: Thresholds) -> Dashboard:
             ("Connections and queue", _connections(limits)),
             ("Operations", _operations()),
             ("How long: waiting, working, connecting", _times(limits)),
-            ("Checkouts and churn", _churn(limits)),
+            ("Checkouts and churn", _churn()),
             ("Servers", _servers()),
             ("Runbooks", _runbooks()),
         ],
@@ -107,15 +107,16 @@ def _now(limits: Thresholds) -> list[Panel]:
     ready, waiting, exhausted = (
         _ASK.of(metric) for metric in (catalog.READY, catalog.WAITING, catalog.EXHAUSTED)
     )
+    client = f'label_replace({ready}, "client", "$1", "{POOL}", "(.*)@.*")'
     health = (
-        f"4 * (min(max by (job, instance) ({ready})) == bool 0) "
+        f"4 * (min(max by (job, instance, client) ({client})) == bool 0) "
         f"+ 2 * max({exhausted}) + (max({waiting}) > bool 0)"
     )
     no_server = ("No server", CRITICAL)
     return [
         number(
             "Health",
-            "The worst of the processes. Normal: healthy; 'callers wait' for moments. Exhausted: "
+            "The worst of the clients. Normal: healthy; 'callers wait' for moments. Exhausted: "
             "look who holds connections (use time) before you raise maxPoolSize. No server: see "
             "the Servers row.",
             Query(health),
@@ -131,17 +132,19 @@ def _now(limits: Thresholds) -> list[Panel]:
         ),
         number(
             "Why callers wait",
-            "Held for longer: the mean use time is more than twice that of the last day, or no "
-            "connection came back, so look at Operations. Not given back: one is out for longer "
-            "than its alert allows. More callers: neither, so the load is too much for "
-            "maxPoolSize. Normal: nobody waits.",
+            "Held for longer: the mean use time is more than twice that of the service's last day, "
+            "or no connection came back: look at Operations. Not given back: one is out for longer "
+            "than its alert allows. Slow to open: callers wait though connections are free to "
+            "open, so look at Create time. More callers: none of these, so the load is too much "
+            "for maxPoolSize. Normal: not exhausted.",
             Query(_why()),
             mappings=mapping(
                 {
-                    0: ("Nobody waits", OK),
+                    0: ("Not exhausted", OK),
                     1: ("More callers", WARNING),
                     2: ("Held for longer", WARNING),
                     **dict.fromkeys((3, 4), ("Not given back", CRITICAL)),
+                    5: ("Slow to open", WARNING),
                 }
             ),
         ).span(5),
@@ -189,17 +192,26 @@ def _now(limits: Thresholds) -> list[Panel]:
 
 
 def _why() -> str:
-    """Return the cause of the pool that is worst off: each is compared with itself."""
-    exhausted = f"({_ASK.rate(catalog.EXHAUSTED_SECONDS)} > bool 0)"
+    """Return the cause of the pool that is worst off."""
+    now = _ASK.rate(catalog.EXHAUSTED_SECONDS)
     total, count = (_ASK.rate(catalog.USE_SECONDS, part=part) for part in ("_sum", "_count"))
-    day = " / ".join(
-        f"increase({_ASK.over(catalog.USE_SECONDS, part=part, window='1d')})"
-        for part in ("_sum", "_count")
-    )
-    longer = f"({total} / {count} > bool 2 * {day})"
+    # Of all its instances: after a deployment they have other names. Not of the last hour, which
+    # may be this very trouble; but of a service that is younger, of all there is.
+    days = (_usual("1d] offset 1h"), _usual("1d]"))
+    longer = f"({total} / {count} > bool on (job, {POOL}) group_left () 2 * ({' or '.join(days)}))"
     none_back = f"({count} == bool 0)"  # then the mean is NaN
     kept = f"({_ASK.of(catalog.LONGEST_CHECKOUT)} > bool $held)"
-    return f"max({exhausted} * (1 + {longer} + {none_back} + 2 * {kept}))"
+    opening = f"({now} == bool 0) * (min_over_time({_ASK.of(catalog.WAITING)}[1m]) > bool 0)"
+    return f"max(({now} > bool 0) * (1 + {longer} + {none_back} + 2 * {kept}) + 5 * {opening})"
+
+
+def _usual(window: str) -> str:
+    """Return the mean use time of each service's pools over a time."""
+    total, count = (
+        f"sum by (job, {POOL}) (increase({_ASK.of(catalog.USE_SECONDS, part=part)}[{window}))"
+        for part in ("_sum", "_count")
+    )
+    return f"{total} / {count}"
 
 
 def _connections(limits: Thresholds) -> list[Panel]:
@@ -243,8 +255,9 @@ def _connections(limits: Thresholds) -> list[Panel]:
         lines(
             "Oldest wait and longest checkout",
             "The age of the first in the queue, and of the connection that is out for longest. "
-            "Normal: both short. A checkout that grows with time is a leak, an open cursor or "
-            "transaction, or an operation without a limit: find it in the traces.",
+            "Normal: both short. A checkout that grows with time is an operation that is slow or "
+            "hangs, or an exhaust cursor (behind a load balancer any open cursor or transaction): "
+            "find it in the traces.",
             Query(f"max by ({POOL}) ({_ASK.of(catalog.OLDEST_WAIT)})", f"wait {_POOL}"),
             Query(f"max by ({POOL}) ({_ASK.of(catalog.LONGEST_CHECKOUT)})", f"checkout {_POOL}"),
             unit="s",
@@ -258,7 +271,7 @@ def _times(limits: Thresholds) -> list[Panel]:
         (
             "Wait time",
             catalog.WAIT_SECONDS,
-            "How long callers waited for a connection. Normal: below a millisecond. Diamonds are "
+            "How long those waited who got a connection. Normal: below a millisecond. Diamonds are "
             "single requests: click one for its trace. High with a short use time: too many "
             "callers, raise maxPoolSize. High with a long use time: operations are slow.",
             warn(limits.wait_p99_seconds),
@@ -291,8 +304,8 @@ def _times(limits: Thresholds) -> list[Panel]:
             lines(title, description, *quantiles, unit="s", steps=steps, colors=colors),
             heat_map(
                 f"{title}, all",
-                f"{title} of every checkout: the darker, the more. Two bands are two kinds of "
-                "callers; a band that moves up is everybody.",
+                f"{title}, each one counted: the darker, the more. Normal: a narrow band, low "
+                "down. Two bands are two kinds of callers; a band that moves up is everybody.",
                 Query(buckets, "{{le}}"),
             ),
         ]
@@ -307,7 +320,7 @@ def _quantile(q: float, metric: Metric) -> str:
     return f"{now} >= 0 or {ever}"  # a rate of nothing is NaN
 
 
-def _churn(limits: Thresholds) -> list[Panel]:
+def _churn() -> list[Panel]:
     closed = f"sum by ({REASON}) ({_ASK.rate(catalog.CLOSED)})"
     return [
         lines(
@@ -327,7 +340,6 @@ def _churn(limits: Thresholds) -> list[Panel]:
             Query(closed, f"closed {{{{{REASON}}}}}"),
             Query(f"sum({_ASK.rate(catalog.CLEARED)})", "cleared"),
             unit="cps",
-            steps=warn(limits.created_per_second),
             colors={"created": "blue", "cleared": "red"},
         ),
     ]
@@ -340,14 +352,16 @@ def _operations() -> list[Panel]:
     return [
         lines(
             "Commands",
-            "Commands per second. A rise is load; a fall while callers wait is a slow server.",
+            "Commands per second. Normal: as at this hour. A rise is load; a fall while callers "
+            "wait is a slow server.",
             Query(f"sum by ({COMMAND}) ({every})", _COMMAND),
             unit="ops",
         ).span(8),
         lines(
             "Command time, p99",
-            "From the first byte to the reply, without the wait for a connection. The command that "
-            "rose with the use time is the one to look at: its plan, its index, its result's size.",
+            "From the first byte to the reply, without the wait for a connection. Normal: "
+            "steady. The command that rose with the use time is the one to look at: its plan, "
+            "its index, its result's size.",
             # Of one that nobody asks now the quantile is NaN.
             Query(f"{slowest} >= 0", _COMMAND, exemplar=True),
             unit="s",
@@ -367,8 +381,9 @@ def _servers() -> list[Panel]:
         states(
             "Servers",
             "Whether each server answers heartbeats, and whether its pool is ready. Normal: all "
-            "green. One server down while others are up is a failover. A paused pool of a server "
-            "that is up belongs to an arbiter, or to a member that serves no data now.",
+            "green; shown as the process sees it that sees it worst. One server down while "
+            "others are up is a failover. A paused pool of a server that is up belongs to an "
+            "arbiter, or to a member that serves no data now.",
             Query(f"min by ({HOST}, {PORT}) ({_ASK.of(catalog.SERVER_UP)})", f"server {_SERVER}"),
             Query(f"2 + min by ({POOL}) ({_ASK.of(catalog.READY)})", f"pool {_POOL}"),
             mappings=mapping(

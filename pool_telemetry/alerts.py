@@ -12,7 +12,7 @@ from pool_telemetry import catalog
 from pool_telemetry.catalog import Metric
 from pool_telemetry.errors import PoolConfigurationError
 from pool_telemetry.prometheus import prometheus_name
-from pool_telemetry.promql import OUTCOME, POOL, PROCESS, Promql
+from pool_telemetry.promql import OUTCOME, POOL, PROCESS, REASON, Promql
 
 Unit = Literal["share", "seconds", "number"]
 
@@ -91,17 +91,31 @@ def alerts(job: str = "", thresholds: Thresholds | None = None) -> tuple[Alert, 
     limits = thresholds or Thresholds()
     promql = Promql(f"job=~{json.dumps(job, ensure_ascii=False)}" if job else "")
     used, process = promql.in_use(), ", ".join((*PROCESS, POOL))
-    exhausted = Promql(promql.where, "2m").rate(catalog.EXHAUSTED_SECONDS)
+    exhausted, still = (
+        Promql(promql.where, window).rate(catalog.EXHAUSTED_SECONDS) for window in ("2m", "1m")
+    )
     up, ready = promql.of(catalog.SERVER_UP), promql.of(catalog.READY)
     info = promql.of(catalog.CLIENT_INFO)
-    lately = f"present_over_time({info}[1h])"
-    in_use = promql.share_of_max(f"avg_over_time({used}[5m])")
+    lately = f"present_over_time({info}[1d])"
+    nobody = json.dumps(job or "any job", ensure_ascii=False)
+    waiting = promql.of(catalog.WAITING)
+    # Of a pool that was there: the first minutes are no average.
+    in_use = (
+        f"{promql.share_of_max(f'avg_over_time({used}[5m])')} "
+        f"and {promql.of(catalog.MAX_SIZE)} offset 5m"
+    )
+    failed = promql.rate(catalog.CHECKOUTS, f'{OUTCOME}=~"connection_error|pool_closed"')
+    every = f"sum without ({OUTCOME}) ({promql.rate(catalog.CHECKOUTS)})"
+    errors = promql.of(catalog.TELEMETRY_ERRORS)
+    smooth = f"avg_over_time({used}[10m])"
     return (
         Alert(
             name="MongoDBPoolExhausted",
             severity="critical",
-            # Now, and for some while: a burst of seconds is what the queue is for.
-            value=f"{exhausted} and max_over_time({promql.of(catalog.EXHAUSTED)}[1m]) == 1",
+            # Now, for some while, and so that it is felt: a burst is what the queue is for, and
+            # a small pool that is used well has many waits of milliseconds.
+            value=f"{exhausted} and {still} > 0 and "
+            f"max_over_time({promql.of(catalog.OLDEST_WAIT)}[2m]) > 0.1",
             limit=limits.exhausted_share,
             unit="share",
             hold="0s",
@@ -126,7 +140,8 @@ def alerts(job: str = "", thresholds: Thresholds | None = None) -> tuple[Alert, 
         Alert(
             name="MongoDBPoolFull",
             severity="critical",
-            value=in_use,
+            # Where nobody waits it is just as large as it has to be.
+            value=f"{in_use} and avg_over_time({waiting}[5m]) > 0.5",
             limit=limits.in_use_critical,
             unit="share",
             hold="2m",
@@ -138,14 +153,29 @@ def alerts(job: str = "", thresholds: Thresholds | None = None) -> tuple[Alert, 
         Alert(
             name="MongoDBPoolCheckoutTimeouts",
             severity="critical",
-            value=f"{promql.rate(catalog.TIMEOUTS)} / "
-            f"sum without ({OUTCOME}) ({promql.rate(catalog.CHECKOUTS)})",
+            # Of a quiet pool's few checkouts one is a large share.
+            value=f"{promql.rate(catalog.TIMEOUTS)} / {every} "
+            f"and increase({promql.over(catalog.TIMEOUTS)}) > 2",
             limit=limits.timeout_share,
             unit="share",
             hold="1m",
             summary="{value} of the checkouts of pool {pool} of {process} time out",
             text="{value} of the callers of pool {pool} in {process} ({job}) gave up after "
             "waitQueueTimeoutMS in the last 5 minutes (alert above {limit}): users see errors.",
+            panel="Checkouts by outcome",
+        ),
+        Alert(
+            name="MongoDBPoolCheckoutFailures",
+            severity="critical",
+            value=f"sum without ({OUTCOME}) ({failed}) / {every} "
+            f"and sum without ({OUTCOME}) ({failed.replace('rate(', 'increase(')}) > 2",
+            limit=limits.timeout_share,
+            unit="share",
+            hold="1m",
+            summary="{value} of the checkouts of pool {pool} of {process} fail",
+            text="{value} of the callers of pool {pool} in {process} ({job}) got no connection in "
+            "the last 5 minutes (alert above {limit}), as none could be opened or the pool was "
+            "paused: users see errors.",
             panel="Checkouts by outcome",
         ),
         Alert(
@@ -156,8 +186,8 @@ def alerts(job: str = "", thresholds: Thresholds | None = None) -> tuple[Alert, 
             unit="seconds",
             hold="5m",
             summary="Callers of pool {pool} of {process} wait {value} (p99) for a connection",
-            text="One caller in a hundred of pool {pool} in {process} ({job}) waited {value} or "
-            "longer over 5 minutes (alert above {limit}).",
+            text="One in a hundred of those who got a connection of pool {pool} in {process} "
+            "({job}) waited {value} or longer for it, over 5 minutes (alert above {limit}).",
             panel="Wait time",
         ),
         Alert(
@@ -181,13 +211,15 @@ def alerts(job: str = "", thresholds: Thresholds | None = None) -> tuple[Alert, 
             hold="1m",
             summary="A connection of pool {pool} of {process} is out for {value}",
             text="Somebody in {process} ({job}) holds a connection of pool {pool} for {value} "
-            "(alert above {limit}): a slow operation, an open cursor or transaction, or a leak.",
+            "(alert above {limit}): an operation that is slow or hangs, or an exhaust cursor.",
             panel="Oldest wait and longest checkout",
         ),
         Alert(
             name="MongoDBPoolConnectionStorm",
             severity="warning",
-            value=promql.rate(catalog.CREATED),
+            # Who grows opens many at once, and closes none.
+            value=f"{promql.rate(catalog.CREATED)} and sum without ({REASON}) "
+            f"({promql.rate(catalog.CLOSED)}) > {limits.created_per_second / 2:.12g}",
             limit=limits.created_per_second,
             hold="2m",
             summary="Pool {pool} of {process} opens {value} connections per second",
@@ -198,8 +230,8 @@ def alerts(job: str = "", thresholds: Thresholds | None = None) -> tuple[Alert, 
         Alert(
             name="MongoDBPoolPaused",
             severity="critical",
-            # An arbiter's pool is never ready.
-            value=f"(1 - {ready}) and max_over_time({ready}[1h]) == 1 "
+            # An arbiter's pool is never ready, nor a new member's before it has its data.
+            value=f"(1 - {ready}) and max_over_time({ready}[1d]) == 1 "
             f"unless on ({process}) {up} == 0",
             limit=0,
             hold="1m",
@@ -221,7 +253,8 @@ def alerts(job: str = "", thresholds: Thresholds | None = None) -> tuple[Alert, 
         Alert(
             name="MongoDBPoolTelemetryErrors",
             severity="warning",
-            value=f"increase({promql.over(catalog.TELEMETRY_ERRORS, window='15m')})",
+            # At the start, too: what is there when a series begins is no increase.
+            value=f"increase({errors}[15m]) > 0 or ({errors} unless {errors} offset 15m)",
             limit=0,
             hold="0s",
             summary="The telemetry of pool {pool} of {process} fails",
@@ -232,15 +265,17 @@ def alerts(job: str = "", thresholds: Thresholds | None = None) -> tuple[Alert, 
         Alert(
             name="MongoDBPoolExhaustionPredicted",
             severity="warning",
-            # Where it is busy already, and was there half an hour ago: a start is no trend.
-            value=f"{promql.share_of_max(f'predict_linear({used}[30m], 3600)')} "
-            f"and {promql.share_of_max(f'avg_over_time({used}[10m])')} > 0.5 "
-            f"and {promql.of(catalog.MAX_SIZE)} offset 30m",
+            # A trend of two hours that goes on, where it is busy already: neither noise, nor a step
+            # from one level to another, nor a start.
+            value=f"{promql.share_of_max(f'predict_linear({smooth}[2h:5m], 3600)')} "
+            f"and {promql.share_of_max(f'deriv({smooth}[30m:5m])')} > 0.00001 "
+            f"and {promql.share_of_max(smooth)} > 0.5 "
+            f"and {promql.of(catalog.MAX_SIZE)} offset 2h",
             limit=1.0,
             unit="share",
             hold="10m",
             summary="Pool {pool} of {process} will be full within the hour",
-            text="At the pace of the last 30 minutes pool {pool} in {process} ({job}) will have "
+            text="At the pace of the last two hours pool {pool} in {process} ({job}) will have "
             "{value} of its {max_size} connections in use in an hour.",
             panel="Share of max in use",
         ),
@@ -248,7 +283,7 @@ def alerts(job: str = "", thresholds: Thresholds | None = None) -> tuple[Alert, 
             name="MongoDBPoolNoData",
             severity="warning",
             value=f"(count by (job) ({lately}) unless count by (job) ({info})) or "
-            f'label_replace(absent({info}) unless on () {lately}, "job", "any job", "", "")',
+            f'label_replace(absent({info}) unless on () {lately}, "job", {nobody}, "", "")',
             limit=0,
             hold="5m",
             summary="No pool of {job} reports any more",

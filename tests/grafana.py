@@ -82,7 +82,8 @@ def panels(dashboard: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def filled(text: str, values: Mapping[str, str]) -> str:
     """Put the variables' values in, as Grafana does for Prometheus."""
-    return re.sub(r"\$\{?(\w+)\}?", lambda match: values[match[1]], text)
+    # "$1" is label_replace's.
+    return re.sub(r"\$\{?([A-Za-z_]\w*)\}?", lambda match: values[match[1]], text)
 
 
 def variables(dashboard: dict[str, Any], prometheus: Prometheus, step: float) -> dict[str, str]:

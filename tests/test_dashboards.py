@@ -40,7 +40,7 @@ def test_a_threshold_is_drawn_where_the_source_would_draw_it(name: str) -> None:
     other = replace(Thresholds(), **{name: getattr(Thresholds(), name) * 1.02})
     made, adapted = generate.dashboards(other), artifacts.dashboards(thresholds=other)
     assert made == adapted
-    drawn = name != "timeout_share"  # what is drawn is the rate of timeouts
+    drawn = name not in ("timeout_share", "created_per_second")  # a share, and of each pool
     assert (made != generate.dashboards(Thresholds())) == drawn
 
 
@@ -73,7 +73,7 @@ def test_every_panel_says_what_is_normal(name: str) -> None:
     found = list(panels(board(name)))
     assert len(found) > 12
     for panel in found:
-        assert len(panel["description"]) > 40, panel["title"]
+        assert "ormal:" in panel["description"], panel["title"]
         assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
     titles = [panel["title"] for panel in found]
     assert len(titles) == len(set(titles))
@@ -174,7 +174,7 @@ def test_the_commands_write_what_is_asked_for(
     fleet = ["dashboards", str(folder / "more"), *more]
     assert cli.main(fleet) == 0
     pool = json.loads((folder / "pool.json").read_text())
-    current = {v["name"]: v["current"] for v in pool["templating"]["list"]}
+    current = {v["name"]: v.get("current") for v in pool["templating"]["list"]}
     assert current["datasource"]["value"] == "mimir"
     assert current["job"]["value"] == ["chat"]
     assert current["instance"]["value"] == "$__all"

@@ -1,6 +1,7 @@
 """Each alert fires where it should, and stays silent where it should; `promtool` is the judge."""
 
 import json
+import random
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pool_telemetry import artifacts, catalog
 from pool_telemetry.alerts import Thresholds, alerts, recorded
 from pool_telemetry.catalog import Metric
 from pool_telemetry.prometheus import prometheus_name
-from pool_telemetry.promql import OUTCOME, POOL, STATE
+from pool_telemetry.promql import OUTCOME, POOL, REASON, STATE
 from tests.needs import needs
 
 
@@ -65,12 +66,14 @@ def a_pool(minutes: int, **changed: str | Mapping[str, str]) -> dict[str, str]:
         "waiting": level((0, minutes)),
         "timeouts": rising((0, minutes)),
         "ok": rising((100, minutes)),
+        "failed": rising((0, minutes)),
         "waits": waits(minutes),
         "exhausted": level((0, minutes)),
         "exhausted_time": rising((0, minutes)),
         "oldest": level((0, minutes)),
         "longest": level((0.05, minutes)),
         "created": rising((0.001, minutes)),
+        "closed": rising((0.001, minutes)),
         "ready": level((1, minutes)),
         "up": level((1, minutes)),
         "errors": level((0, minutes)),
@@ -83,11 +86,13 @@ def a_pool(minutes: int, **changed: str | Mapping[str, str]) -> dict[str, str]:
         "waiting": series(catalog.WAITING),
         "timeouts": series(catalog.TIMEOUTS),
         "ok": series(catalog.CHECKOUTS, **{OUTCOME: "ok"}),
+        "failed": series(catalog.CHECKOUTS, **{OUTCOME: "connection_error"}),
         "exhausted": series(catalog.EXHAUSTED),
         "exhausted_time": series(catalog.EXHAUSTED_SECONDS),
         "oldest": series(catalog.OLDEST_WAIT),
         "longest": series(catalog.LONGEST_CHECKOUT),
         "created": series(catalog.CREATED),
+        "closed": series(catalog.CLOSED, **{REASON: "error"}),
         "ready": series(catalog.READY),
         "up": series(catalog.SERVER_UP),
         "errors": series(catalog.TELEMETRY_ERRORS),
@@ -119,6 +124,7 @@ CASES = {
             exhausted=level((0, 10), (1, 2)),
             exhausted_time=rising((0, 10), (1, 2)),
             waiting=level((0, 10), (15, 2)),
+            oldest=level((0, 10), (0.6, 2)),
         ),
         11,
         "Pool chat@db:27017 of app:8000 is exhausted",
@@ -146,12 +152,20 @@ CASES = {
         "5% of the callers of pool chat@db:27017 in app:8000 (chat) gave up after "
         "waitQueueTimeoutMS in the last 5 minutes (alert above 1%): users see errors.",
     ),
+    "MongoDBPoolCheckoutFailures": Case(
+        a_pool(20, failed=rising((0, 10), (25, 10))),
+        19,
+        "20% of the checkouts of pool chat@db:27017 of app:8000 fail",
+        "20% of the callers of pool chat@db:27017 in app:8000 (chat) got no connection in the last "
+        "5 minutes (alert above 1%), as none could be opened or the pool was paused: users see "
+        "errors.",
+    ),
     "MongoDBPoolWaitHigh": Case(
         a_pool(20, waits=waits(20, 0.5, 0.5)),
         19,
         "Callers of pool chat@db:27017 of app:8000 wait 990ms (p99) for a connection",
-        "One caller in a hundred of pool chat@db:27017 in app:8000 (chat) waited 990ms or longer "
-        "over 5 minutes (alert above 0.5 s).",
+        "One in a hundred of those who got a connection of pool chat@db:27017 in app:8000 (chat) "
+        "waited 990ms or longer for it, over 5 minutes (alert above 0.5 s).",
     ),
     "MongoDBPoolOldestWaiter": Case(
         a_pool(20, oldest=level((0, 10), (4.5, 10))),
@@ -165,10 +179,10 @@ CASES = {
         13,
         "A connection of pool chat@db:27017 of app:8000 is out for 1m 30s",
         "Somebody in app:8000 (chat) holds a connection of pool chat@db:27017 for 1m 30s (alert "
-        "above 60 s): a slow operation, an open cursor or transaction, or a leak.",
+        "above 60 s): an operation that is slow or hangs, or an exhaust cursor.",
     ),
     "MongoDBPoolConnectionStorm": Case(
-        a_pool(20, created=rising((0, 5), (4, 15))),
+        a_pool(20, created=rising((0, 5), (4, 15)), closed=rising((0, 5), (4, 15))),
         19,
         "Pool chat@db:27017 of app:8000 opens 4 connections per second",
         "Pool chat@db:27017 in app:8000 (chat) opened 4 connections per second over 5 minutes "
@@ -195,10 +209,10 @@ CASES = {
         "numbers may be off. The application is not affected.",
     ),
     "MongoDBPoolExhaustionPredicted": Case(
-        a_pool(60, used=a_trend(3, 4, 60)),
-        55,
+        a_pool(180, used=a_trend(3, 1.6, 180)),
+        175,
         "Pool chat@db:27017 of app:8000 will be full within the hour",
-        "At the pace of the last 30 minutes pool chat@db:27017 in app:8000 (chat) will have 133.3% "
+        "At the pace of the last two hours pool chat@db:27017 in app:8000 (chat) will have 114.2% "
         "of its 8 connections in use in an hour.",
     ),
     "MongoDBPoolNoData": Case(
@@ -213,11 +227,15 @@ SEVERE = {
     "MongoDBPoolExhausted",
     "MongoDBPoolFull",
     "MongoDBPoolCheckoutTimeouts",
+    "MongoDBPoolCheckoutFailures",
     "MongoDBPoolPaused",
     "MongoDBServerDown",
 }
 # What fires with it, and rightly so.
-WITH_IT = {"MongoDBPoolFull": {"MongoDBPoolNearlyFull"}}
+WITH_IT = {
+    name: {"MongoDBPoolNearlyFull"}
+    for name in ("MongoDBPoolFull", "MongoDBPoolExhaustionPredicted")
+}
 
 BUSY = a_pool(
     90,
@@ -230,7 +248,8 @@ BUSY = a_pool(
     oldest=level((2.5, 90)),
     longest=level((50, 90)),
     created=rising((1.8, 90)),
-    errors=level((7, 90)),  # of long ago
+    closed=rising((1.8, 90)),
+    failed=rising((0.9, 90)),
 )
 SPIKE = a_pool(  # of 15 to 30 s, after half an hour
     60,
@@ -253,9 +272,36 @@ RESTART = a_pool(  # counters begin at 0 again, pools are empty and fill up
     waits={k: rising((100, 30), (100, 30), restart=True) for k in waits(1)},
     exhausted_time=f"{level((900, 30))} {level((0, 30))}",
     created=f"{level((9000, 30))} 0 0 {level((8, 29))}",
-    errors=f"{level((5, 30))} {level((0, 30))}",
+    errors=f"{level((0, 30))} {level((0, 30))}",
 )
 ARBITER = a_pool(90, used=level((0, 90)), ready=level((0, 90)))  # never is it asked for data
+SMALL = a_pool(  # of one connection, used well: many short waits
+    40,
+    used=level((0.7, 40)),
+    max=level((1, 40)),
+    exhausted=" ".join(["1 0 1"] * 54),
+    exhausted_time=rising((0.3, 40)),
+    oldest=level((0.01, 40)),
+)
+GROWN = a_pool(  # at once, by a hundred connections; and a few callers of a quiet pool gave up
+    60,
+    created=f"{level((2, 30))} {level((902, 30))}",
+    ok=rising((0.02, 60)),
+    timeouts=f"{level((0, 30))} {level((2, 30))}",
+    failed=f"{level((0, 40))} {level((1, 20))}",
+)
+STEP = a_pool(240, used=level((3, 130), (5.5, 110)))
+
+
+def noise(minutes: int, seed: int) -> str:
+    """Return samples about 5.5, of which each is much like the one before."""
+    chance, at, samples = random.Random(seed), 0.0, []
+    for _ in range(minutes * MINUTE):
+        at = 0.92 * at + chance.gauss(0, 0.47)
+        samples.append(f"{min(8, max(0, round(5.5 + at)))}")
+    return " ".join(samples)
+
+
 UNLIMITED = a_pool(90, used=level((500, 90)))
 del UNLIMITED[series(catalog.MAX_SIZE)]
 SILENT = {
@@ -264,6 +310,9 @@ SILENT = {
     "a restart": (RESTART, 60),
     "an arbiter": (ARBITER, 90),
     "an unlimited pool": (UNLIMITED, 90),
+    "a small pool": (SMALL, 40),
+    "a pool that grew, and few errors": (GROWN, 60),
+    "a step": (STEP, 240),
 }
 
 
@@ -296,6 +345,25 @@ def test_it_stays_silent(kind: str, tmp_path: Path) -> None:
     assert not judged(tmp_path, [a_test(pool, *nothing(NAMES, minutes))])
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_noise_is_no_trend(seed: int, tmp_path: Path) -> None:
+    pool = a_pool(600, used=noise(600, seed))
+    name = "MongoDBPoolExhaustionPredicted"
+    assert not judged(tmp_path, [a_test(pool, *nothing([name], 600))])
+
+
+def test_a_full_pool_where_nobody_waits_is_no_emergency(tmp_path: Path) -> None:
+    pool = a_pool(30, used=level((8, 30)))
+    assert not judged(tmp_path, [a_test(pool, *nothing(["MongoDBPoolFull"], 30))])
+    assert judged(tmp_path, [a_test(pool, ("MongoDBPoolNearlyFull", 20, []))])
+
+
+def test_errors_at_the_start_are_told_and_later_forgotten(tmp_path: Path) -> None:
+    pool, name = a_pool(40, errors=level((5, 40))), "MongoDBPoolTelemetryErrors"
+    assert "5 events" in judged(tmp_path, [a_test(pool, (name, 5, []))])
+    assert not judged(tmp_path, [a_test(pool, *((name, minute, []) for minute in range(16, 40)))])
+
+
 def test_without_data_the_one_alert_for_that_fires(tmp_path: Path) -> None:
     others = nothing(NAMES[:-1], 30)
     said = judged(tmp_path, [a_test({}, *others), a_test(a_pool(10), *others)])
@@ -304,14 +372,17 @@ def test_without_data_the_one_alert_for_that_fires(tmp_path: Path) -> None:
     assert "No pool of any job reports" in told
 
 
-def test_a_job_that_ended_an_hour_ago_is_not_missed(tmp_path: Path) -> None:
-    other = {key.replace("chat", "other"): value for key, value in a_pool(90).items()}
-    assert not judged(tmp_path, [a_test(a_pool(10) | other, (NAMES[-1], 80, []))])
-    assert "No pool of chat" in judged(tmp_path, [a_test(a_pool(10) | other, (NAMES[-1], 60, []))])
+def test_a_job_that_ended_is_missed_for_a_day(tmp_path: Path) -> None:
+    day = 24 * 60
+    info = {"job": "other", "instance": "app:9000", POOL: "other"}
+    other = {series(catalog.CLIENT_INFO, **info): level((1, day + 60))}
+    assert not judged(tmp_path, [a_test(a_pool(10) | other, (NAMES[-1], day + 30, []))])
+    assert "No pool of chat" in judged(tmp_path, [a_test(a_pool(10) | other, (NAMES[-1], day, []))])
 
 
-def test_a_short_gap_is_no_silence(tmp_path: Path) -> None:
-    gap = {key: f"{value} _x{4 * MINUTE} {value}" for key, value in a_pool(10).items()}
+@pytest.mark.parametrize("silence", [f"_x{4 * MINUTE}", f"stale _x{4 * MINUTE - 1}"])
+def test_a_short_gap_is_no_silence(silence: str, tmp_path: Path) -> None:
+    gap = {key: f"{value} {silence} {value}" for key, value in a_pool(10).items()}
     assert not judged(tmp_path, [a_test(gap, *((NAMES[-1], m, []) for m in range(24)))])
 
 
