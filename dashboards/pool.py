@@ -93,7 +93,7 @@ def _runbooks() -> list[Panel]:
     start = texts[0].removeprefix("# Runbooks\n")
     panels = [words("Runbooks", "How to read them.", linked(start), RUNBOOKS_PANEL).span(24)]
     return panels + [
-        words(name, "What the alert means, and what to do.", linked(text), idents[name]).height(12)
+        words(name, "What the alert means, and what to do.", linked(text), idents[name]).height(9)
         for name, text in zip(texts[1::2], texts[2::2], strict=True)
     ]
 
