@@ -47,6 +47,7 @@ def main(extra: str) -> None:
         print(once.stdout.splitlines()[-1])
     else:
         assert "pool-telemetry[fastapi]" in import_error("pool_telemetry.fastapi")
+        assert "pool-telemetry[strands]" in import_error("pool_telemetry.sessions")
         refused = run("demo")
         assert refused.returncode == 2, refused
         assert "pool-telemetry[demo]" in refused.stderr

@@ -1,0 +1,251 @@
+"""Strands' sessions as documents, on a real server; Strands' own tests run over them, too."""
+
+import threading
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pymongo import MongoClient
+from strands.types.exceptions import SessionException
+from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
+
+from pool_telemetry import PoolTelemetry
+from pool_telemetry.sessions import InvalidIdError, MongoDBSessionRepository
+
+Client = MongoClient[dict[str, Any]]
+S, A = "session-1", "agent.with.dots"
+
+
+@pytest.fixture
+def telemetry() -> PoolTelemetry:
+    return PoolTelemetry("sessions")
+
+
+@pytest.fixture
+def client(server_uri: str, telemetry: PoolTelemetry) -> Iterator[Client]:
+    with Client(server_uri, event_listeners=telemetry.listeners) as client:
+        yield client
+
+
+@pytest.fixture
+def database(client: Client) -> Iterator[str]:
+    name = f"sessions_{uuid.uuid4().hex[:12]}"
+    yield name
+    client.drop_database(name)
+
+
+@pytest.fixture
+def repository(client: Client, database: str) -> MongoDBSessionRepository:
+    return MongoDBSessionRepository(client, database)
+
+
+@pytest.fixture
+def begun(repository: MongoDBSessionRepository) -> MongoDBSessionRepository:
+    repository.create_session(Session(S, SessionType.AGENT))
+    repository.create_agent(S, an_agent())
+    return repository
+
+
+def an_agent(**state: Any) -> SessionAgent:
+    return SessionAgent(A, state, {"removed_message_count": 0})
+
+
+def a_message(number: int, *content: Any) -> SessionMessage:
+    blocks = content or ({"text": f"message {number}"},)
+    return SessionMessage({"role": "user", "content": list(blocks)}, number)
+
+
+def commands(telemetry: PoolTelemetry) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for one in telemetry.stats().operations:
+        found[one.operation] = found.get(one.operation, 0) + one.duration.count
+    return found
+
+
+def test_what_is_written_is_read(begun: MongoDBSessionRepository) -> None:
+    odd = {"$ref": 1, "a.b": {"$x": [None, 0.5]}, "": "é😀", "bytes": b"\0\xff"}
+    message = a_message(0, {"toolUse": {"toolUseId": "1", "name": "t", "input": odd}})
+    begun.create_message(S, A, message)
+    assert begun.read_message(S, A, 0) == message
+    assert begun.list_messages(S, A) == [message]
+    agent = begun.read_agent(S, A)
+    assert agent == an_agent_like(agent)
+    session = begun.read_session(S)
+    assert session is not None
+    assert (session.session_id, session.session_type) == (S, SessionType.AGENT)
+
+
+def an_agent_like(other: SessionAgent | None) -> SessionAgent:
+    assert other is not None
+    agent = an_agent()
+    agent.created_at, agent.updated_at = other.created_at, other.updated_at
+    return agent
+
+
+def test_what_is_missing_reads_as_nothing(repository: MongoDBSessionRepository) -> None:
+    assert repository.read_session(S) is None
+    assert repository.read_agent(S, A) is None
+    assert repository.read_message(S, A, 0) is None
+    assert repository.read_multi_agent(S, A) is None
+    assert repository.list_messages(S, A) == []
+
+
+def test_an_update_replaces_all_but_its_beginning(begun: MongoDBSessionRepository) -> None:
+    begun.create_message(S, A, first := a_message(0, {"text": "s3cr3t"}))
+    later = SessionMessage(first.message, 0, {"role": "user", "content": [{"text": "redacted"}]})
+    begun.update_message(S, A, later)
+    found = begun.read_message(S, A, 0)
+    assert found is not None
+    assert found.to_message()["content"] == [{"text": "redacted"}]
+    assert found.created_at == later.created_at == first.created_at
+    assert found.updated_at > first.updated_at
+    before = begun.read_agent(S, A)
+    begun.update_agent(S, an_agent(**{"$set": {"a.b": 1}}))
+    after = begun.read_agent(S, A)
+    assert before is not None
+    assert after is not None
+    assert after.state == {"$set": {"a.b": 1}}
+    assert (after.created_at, after.updated_at > before.updated_at) == (before.created_at, True)
+
+
+def test_what_is_written_twice_or_below_nothing_is_refused(
+    repository: MongoDBSessionRepository,
+) -> None:
+    with pytest.raises(SessionException, match="session 'session-1' does not exist"):
+        repository.create_agent(S, an_agent())
+    repository.create_session(Session(S, SessionType.AGENT))
+    with pytest.raises(SessionException, match="session 'session-1' exists"):
+        repository.create_session(Session(S, SessionType.AGENT))
+    with pytest.raises(SessionException, match=r"agent 'agent.with.dots' of .* is missing"):
+        repository.create_message(S, A, a_message(0))
+    with pytest.raises(SessionException, match=r"^agent 'agent.with.dots' .* does not exist"):
+        repository.update_agent(S, an_agent())
+    with pytest.raises(SessionException, match=r"^message 0 of agent .* does not exist"):
+        repository.update_message(S, A, a_message(0))
+    repository.create_agent(S, an_agent())
+    with pytest.raises(SessionException, match=r"agent 'agent.with.dots' of .* exists"):
+        repository.create_agent(S, an_agent())
+    with pytest.raises(SessionException, match="does not exist"):
+        repository.delete_session("another")
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("", "is empty"),
+        ("a/b", "has '/'"),
+        ("a\\b", "has"),
+        ("a\0b", "has '\\\\x00'"),
+        ("$where", "begins with '\\$'"),
+        ("x" * 10_000, "has more than 512 bytes"),
+        ({"$ne": ""}, "is dict, not str"),
+        (None, "is NoneType, not str"),
+    ],
+)
+def test_an_id_that_can_not_be_is_refused(
+    value: Any, reason: str, begun: MongoDBSessionRepository, telemetry: PoolTelemetry
+) -> None:
+    before = commands(telemetry)
+    for call in (
+        lambda: begun.create_session(Session(value, SessionType.AGENT)),
+        lambda: begun.read_session(value),
+        lambda: begun.delete_session(value),
+        lambda: begun.read_agent(value, A),
+        lambda: begun.read_agent(S, value),
+        lambda: begun.create_message(value, A, a_message(0)),
+        lambda: begun.list_messages(S, value),
+    ):
+        with pytest.raises(SessionException, match=reason) as caught:
+            call()
+        assert isinstance(caught.value, InvalidIdError)
+        assert len(str(caught.value)) < 100
+    assert commands(telemetry) == before  # the server was not asked
+
+
+def test_a_message_beyond_16_mb_is_refused_and_the_next_is_not(
+    begun: MongoDBSessionRepository,
+) -> None:
+    with pytest.raises(SessionException, match=r"message 0 .* is larger than MongoDB's 16 MB"):
+        begun.create_message(S, A, a_message(0, {"text": "x" * 17_000_000}))
+    begun.create_message(S, A, a_message(0))
+    assert begun.count_messages(S, A) == 1
+
+
+def test_a_value_that_bson_has_not_is_refused_without_being_shown(
+    begun: MongoDBSessionRepository,
+) -> None:
+    for value in (2**70, {"s3cr3t\0": 1}, object()):
+        with pytest.raises(SessionException, match="has a value that BSON has not") as caught:
+            begun.create_message(S, A, a_message(0, {"text": "s3cr3t", "x": value}))
+        assert "s3cr3t" not in repr(caught.value)
+        assert caught.value.__cause__ is None
+
+
+def test_of_two_writers_one_is_told(begun: MongoDBSessionRepository) -> None:
+    barrier, refused = threading.Barrier(8), list[str]()
+
+    def write() -> None:
+        barrier.wait()
+        try:
+            begun.create_message(S, A, a_message(0))
+        except SessionException as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=write) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    words = f"message 0 of agent {A!r} of session {S!r} exists: somebody else wrote it"
+    assert refused == [words] * 7
+    assert begun.count_messages(S, A) == 1
+
+
+def test_messages_come_in_the_order_of_their_ids(begun: MongoDBSessionRepository) -> None:
+    for number in (10, 2, 0, 1, 9):
+        begun.create_message(S, A, a_message(number))
+
+    def ids(found: list[SessionMessage]) -> list[int]:
+        return [one.message_id for one in found]
+
+    assert ids(begun.list_messages(S, A)) == [0, 1, 2, 9, 10]
+    assert ids(begun.list_messages(S, A, limit=2, offset=1)) == [1, 2]
+    assert ids(begun.list_messages(S, A, limit=0)) == []
+    assert ids(begun.list_messages(S, A, offset=9)) == []
+    assert ids(begun.last_messages(S, A, 2)) == [9, 10]
+    assert ids(begun.last_messages(S, A, 99)) == [0, 1, 2, 9, 10]
+    with pytest.raises(ValueError, match="limit is 0"):
+        begun.last_messages(S, A, 0)
+
+
+def test_a_deleted_session_leaves_nothing(
+    begun: MongoDBSessionRepository, client: Client, database: str
+) -> None:
+    begun.create_message(S, A, a_message(0))
+    begun.create_session(Session("kept", SessionType.AGENT))
+    begun.delete_session(S)
+    left = {name: client[database][name].count_documents({}) for name in ("agents", "messages")}
+    assert left == {"agents": 0, "messages": 0}
+    assert begun.read_session("kept") is not None
+    with pytest.raises(SessionException, match="is missing"):  # it is not remembered
+        begun.create_message(S, A, a_message(0))
+
+
+def test_a_message_costs_one_command_and_indexes_are_made_once(
+    begun: MongoDBSessionRepository, client: Client, database: str, telemetry: PoolTelemetry
+) -> None:
+    before = commands(telemetry)
+    for number in range(5):
+        begun.create_message(S, A, a_message(number))
+    begun.list_messages(S, A)
+    threads = [
+        threading.Thread(target=MongoDBSessionRepository, args=(client, database))
+        for _ in range(20)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    spent = {key: count - before.get(key, 0) for key, count in commands(telemetry).items()}
+    assert {key: count for key, count in spent.items() if count} == {"insert": 5, "find": 1}
