@@ -4,6 +4,7 @@
 # make soak         150,000 operations behind a broken network  (ARGS="--seed 7")
 # make stack-local  a service, Prometheus and Alertmanager on loopback, without containers
 # make test-tools   what the dashboards' tests need from npm; without it they are skipped
+# make test-strands Strands' own tests over our session repository
 # make dashboards   what is made in dashboards/, from its source
 # make bench        what the telemetry costs
 # Each sets itself up in .venv: Python 3.11 or newer, pip and make are all they need.
@@ -14,7 +15,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: dashboards demo stack-local test test-tools test-matrix soak lint bench clean
+.PHONY: dashboards demo stack-local test test-strands test-tools test-matrix soak lint bench clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/pool-telemetry demo $(ARGS)
@@ -24,6 +25,9 @@ test: lint
 	$(BIN)/python -m coverage run -m pytest $(ARGS)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
+
+test-strands: $(VENV)/.dev
+	@$(BIN)/python -m tests.strands_own
 
 test-tools: $(VENV)/.dev
 	@$(BIN)/python -m tests.tools
@@ -51,7 +55,7 @@ bench: $(VENV)/.dev
 	@$(BIN)/python -m tests.benchmarks $(ARGS)
 
 clean:
-	rm -rf $(VENV) .matrix .npm .pictures dist .coverage* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .matrix .npm .pictures .strands dist .coverage* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 $(VENV)/.demo: pyproject.toml | $(BIN)/python
 	@echo "setting up: the library and what the demo shows"
