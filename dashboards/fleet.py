@@ -21,7 +21,8 @@ from dashboards.panels import (
 from pool_telemetry import catalog
 from pool_telemetry.alerts import Thresholds
 from pool_telemetry.catalog import CLIENT_INFO
-from pool_telemetry.promql import HOST, POOL, PORT, PROCESS, Promql, label
+from pool_telemetry.prometheus import prometheus_label
+from pool_telemetry.promql import HOST, POOL, PORT, PROCESS, Promql
 
 UID: Final = "pool-telemetry-fleet"
 CONNECTION_LIMIT: Final = 1500
@@ -198,7 +199,6 @@ def _services(limits: Thresholds) -> list[Panel]:
 
 
 def _more() -> list[Panel]:
-    per_process = f"/ {_COUNT}"
     return [
         number(
             "Connections, at today's use",
@@ -226,13 +226,13 @@ def _more() -> list[Panel]:
             "Handshakes at the start",
             "minPoolSize of the new processes: connections that open at once when they start. "
             "Normal: few; else start the processes one after the other.",
-            Query(f"$more * sum({_ASK.of(catalog.MIN_SIZE)}) {per_process}"),
+            Query(f"$more * sum({_ASK.of(catalog.MIN_SIZE)}) / {_COUNT}"),
         ).span(6),
     ]
 
 
 def _versions() -> list[Panel]:
-    ours, drivers, servers = map(label, CLIENT_INFO.attributes)
+    ours, drivers, servers = map(prometheus_label, CLIENT_INFO.attributes)
     by = ", ".join(("job", ours, drivers, servers))
     return [
         rows_of(

@@ -197,7 +197,7 @@ def _why() -> str:
     total, count = (_ASK.rate(catalog.USE_SECONDS, part=part) for part in ("_sum", "_count"))
     # Of all its instances: after a deployment they have other names. Not of the last hour, which
     # may be this very trouble; but of a service that is younger, of all there is.
-    days = (_usual("1d] offset 1h"), _usual("1d]"))
+    days = (_usual(offset="1h"), _usual())
     longer = f"({total} / {count} > bool on (job, {POOL}) group_left () 2 * ({' or '.join(days)}))"
     none_back = f"({count} == bool 0)"  # then the mean is NaN
     kept = f"({_ASK.of(catalog.LONGEST_CHECKOUT)} > bool $held)"
@@ -205,10 +205,11 @@ def _why() -> str:
     return f"max(({now} > bool 0) * (1 + {longer} + {none_back} + 2 * {kept}) + 5 * {opening})"
 
 
-def _usual(window: str) -> str:
-    """Return the mean use time of each service's pools over a time."""
+def _usual(offset: str = "") -> str:
+    """Return the mean use time of each service's pools over a day."""
+    day = {"window": "1d", "offset": offset}
     total, count = (
-        f"sum by (job, {POOL}) (increase({_ASK.of(catalog.USE_SECONDS, part=part)}[{window}))"
+        f"sum by (job, {POOL}) ({_ASK.increase(catalog.USE_SECONDS, part=part, **day)})"
         for part in ("_sum", "_count")
     )
     return f"{total} / {count}"
@@ -299,7 +300,7 @@ def _times(limits: Thresholds) -> list[Panel]:
             for name, q in {"p50": 0.5, "p95": 0.95, "p99": 0.99}.items()
         ]
         colors = {"p50": "green", "p95": "yellow", "p99": "red"}
-        buckets = f"sum by (le) (increase({_ASK.over(metric, part='_bucket')}))"
+        buckets = f"sum by (le) ({_ASK.increase(metric, part='_bucket')})"
         panels += [
             lines(title, description, *quantiles, unit="s", steps=steps, colors=colors),
             heat_map(
@@ -406,7 +407,7 @@ def _servers() -> list[Panel]:
             "Telemetry errors",
             "Failures inside the telemetry itself, in the time that is shown. Normal: 0. If not, "
             "do not trust the numbers, and report it: it is a bug of ours.",
-            Query(f"sum(increase({_ALL.over(catalog.TELEMETRY_ERRORS, window='$__range')}))"),
+            Query(f"sum({_ALL.increase(catalog.TELEMETRY_ERRORS, window='$__range')})"),
             steps=[(1, CRITICAL)],
         ).height(8),
     ]

@@ -27,7 +27,8 @@ def _limit(default: float, meaning: str) -> Any:
 class Thresholds:
     """Where numbers are too high, for the alerts and as drawn in the dashboards.
 
-    Shares are above 0 and below 1, all others above 0. `meaning` says of what each is the limit.
+    Shares are above 0 and below 1, all others above 0. A field's metadata
+    has its `meaning`.
 
     Raises:
         PoolConfigurationError: One is out of range, or a warning is above what is critical.
@@ -41,12 +42,6 @@ class Thresholds:
     oldest_wait_seconds: float = _limit(3.0, "seconds that somebody has waited, for one minute")
     longest_checkout_seconds: float = _limit(60.0, "seconds that a connection has been out")
     created_per_second: float = _limit(2.0, "new connections of one pool, over 5 minutes")
-
-    @staticmethod
-    def meaning(name: str) -> str:
-        """Return of what a threshold is the limit."""
-        (found,) = (one.metadata["meaning"] for one in fields(Thresholds) if one.name == name)
-        return str(found)
 
     def __post_init__(self) -> None:
         for one in fields(self):
@@ -104,7 +99,7 @@ def alerts(job: str = "", thresholds: Thresholds | None = None) -> tuple[Alert, 
         f"{promql.share_of_max(f'avg_over_time({used}[5m])')} "
         f"and {promql.of(catalog.MAX_SIZE)} offset 5m"
     )
-    failed = promql.rate(catalog.CHECKOUTS, f'{OUTCOME}=~"connection_error|pool_closed"')
+    failures = f'{OUTCOME}=~"connection_error|pool_closed"'
     every = f"sum without ({OUTCOME}) ({promql.rate(catalog.CHECKOUTS)})"
     errors = promql.of(catalog.TELEMETRY_ERRORS)
     smooth = f"avg_over_time({used}[10m])"
@@ -155,7 +150,7 @@ def alerts(job: str = "", thresholds: Thresholds | None = None) -> tuple[Alert, 
             severity="critical",
             # Of a quiet pool's few checkouts one is a large share.
             value=f"{promql.rate(catalog.TIMEOUTS)} / {every} "
-            f"and increase({promql.over(catalog.TIMEOUTS)}) > 2",
+            f"and {promql.increase(catalog.TIMEOUTS)} > 2",
             limit=limits.timeout_share,
             unit="share",
             hold="1m",
@@ -167,8 +162,8 @@ def alerts(job: str = "", thresholds: Thresholds | None = None) -> tuple[Alert, 
         Alert(
             name="MongoDBPoolCheckoutFailures",
             severity="critical",
-            value=f"sum without ({OUTCOME}) ({failed}) / {every} "
-            f"and sum without ({OUTCOME}) ({failed.replace('rate(', 'increase(')}) > 2",
+            value=f"sum without ({OUTCOME}) ({promql.rate(catalog.CHECKOUTS, failures)}) / {every} "
+            f"and sum without ({OUTCOME}) ({promql.increase(catalog.CHECKOUTS, failures)}) > 2",
             limit=limits.timeout_share,
             unit="share",
             hold="1m",
@@ -254,7 +249,8 @@ def alerts(job: str = "", thresholds: Thresholds | None = None) -> tuple[Alert, 
             name="MongoDBPoolTelemetryErrors",
             severity="warning",
             # At the start, too: what is there when a series begins is no increase.
-            value=f"increase({errors}[15m]) > 0 or ({errors} unless {errors} offset 15m)",
+            value=f"{promql.increase(catalog.TELEMETRY_ERRORS, window='15m')} > 0 "
+            f"or ({errors} unless {errors} offset 15m)",
             limit=0,
             hold="0s",
             summary="The telemetry of pool {pool} of {process} fails",

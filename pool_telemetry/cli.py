@@ -154,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
                 type=float,
                 metavar="N",
                 default=field.default,
-                help=f"{Thresholds.meaning(field.name)} (default: %(default)s)",
+                help=f"{field.metadata['meaning']} (default: %(default)s)",
             )
     return parser
 

@@ -87,6 +87,11 @@ def prometheus_name(metric: Metric) -> str:
     return _family_name(metric) + ("_total" if metric.instrument == "counter" else "")
 
 
+def prometheus_label(attribute: str) -> str:
+    """Return an attribute's name in Prometheus."""
+    return attribute.replace(".", "_")
+
+
 def _family_name(metric: Metric) -> str:
     return metric.name.replace(".", "_") + ("_seconds" if metric.unit == "s" else "")
 
@@ -95,7 +100,7 @@ def _family(metric: Metric) -> Any:
     kind: Any = {"counter": CounterMetricFamily, "histogram": HistogramMetricFamily}.get(
         metric.instrument, GaugeMetricFamily
     )
-    labels = [name.replace(".", "_") for name in (*POOL_ATTRIBUTES, *metric.attributes)]
+    labels = [prometheus_label(name) for name in (*POOL_ATTRIBUTES, *metric.attributes)]
     unit = "seconds" if metric.unit == "s" else ""
     return kind(_family_name(metric), metric.description, labels=labels, unit=unit)
 

@@ -9,21 +9,14 @@ from typing import Final
 
 from pool_telemetry import catalog
 from pool_telemetry.catalog import POOL_ATTRIBUTES, Metric
-from pool_telemetry.prometheus import prometheus_name
+from pool_telemetry.prometheus import prometheus_label, prometheus_name
 
-
-def label(attribute: str) -> str:
-    """Return an attribute's name in Prometheus."""
-    return attribute.replace(".", "_")
-
-
-POOL, HOST, PORT = map(label, POOL_ATTRIBUTES)
-STATE: Final = label(catalog.CONNECTIONS.attributes[0])
-OUTCOME: Final = label(catalog.CHECKOUTS.attributes[0])
-REASON: Final = label(catalog.CLOSED.attributes[0])
-COMMAND: Final = label("db.operation.name")
-COLLECTION: Final = label("db.collection.name")
-ERROR: Final = label("error.type")
+POOL, HOST, PORT = map(prometheus_label, POOL_ATTRIBUTES)
+STATE: Final = prometheus_label(catalog.CONNECTIONS.attributes[0])
+OUTCOME: Final = prometheus_label(catalog.CHECKOUTS.attributes[0])
+REASON: Final = prometheus_label(catalog.CLOSED.attributes[0])
+COMMAND: Final = prometheus_label("db.operation.name")
+ERROR: Final = prometheus_label("error.type")
 PROCESS: Final = ("job", "instance")
 """Prometheus' labels of a process; by OTLP the service's name and `service.instance.id`."""
 
@@ -52,6 +45,13 @@ class Promql:
     def rate(self, metric: Metric, *matchers: str, part: str = "") -> str:
         """Return how fast a counter rises, per second."""
         return f"rate({self.over(metric, *matchers, part=part)})"
+
+    def increase(
+        self, metric: Metric, *matchers: str, part: str = "", window: str = "", offset: str = ""
+    ) -> str:
+        """Return how much a counter rose; `offset` says until how long ago."""
+        ago = f" offset {offset}" if offset else ""
+        return f"increase({self.over(metric, *matchers, part=part, window=window)}{ago})"
 
     def quantile(self, q: float | str, metric: Metric, *by: str) -> str:
         """Return a quantile of a histogram, over all of the selected series, or by labels."""

@@ -52,7 +52,7 @@ GAPS: Final = (
 )
 
 _GENERATOR: Final = """
-const fs = require("fs"), path = require("path");
+const fs = require("fs");
 const { createGenerator } = require("ts-json-schema-generator");
 const grafana = "./node_modules/@grafana/";
 const raw = grafana + "schema/dist/esm/raw/";

@@ -15,8 +15,7 @@ from dashboards import generate
 from pool_telemetry import PoolConfigurationError, artifacts, catalog, cli
 from pool_telemetry.alerts import Thresholds, alerts
 from pool_telemetry.catalog import CATALOG, POOL_ATTRIBUTES
-from pool_telemetry.prometheus import prometheus_name
-from pool_telemetry.promql import label
+from pool_telemetry.prometheus import prometheus_label, prometheus_name
 from tests.grafana import BOARDS, ROOT, board, panels
 from tests.needs import needs
 
@@ -63,7 +62,7 @@ def test_no_name_is_foreign_to_the_catalog(name: str) -> None:
         *names,
         *(f"{one}{part}" for one in names for part in ("_bucket", "_sum", "_count")),
         *(one.removesuffix("_total") for one in names),  # recorded
-        *(label(a) for m in CATALOG for a in (*POOL_ATTRIBUTES, *m.attributes)),
+        *(prometheus_label(a) for m in CATALOG for a in (*POOL_ATTRIBUTES, *m.attributes)),
     }
     assert set(re.findall(r"\b(?:db|mongodb)_\w+", (HERE / name).read_text())) <= known
 

@@ -1,4 +1,4 @@
-"""Strands' SessionRepository in MongoDB: each call one command, once a session's agent is known."""
+"""Strands' SessionRepository in MongoDB: a message is one command, once its agent is known."""
 
 import threading
 from collections import OrderedDict
@@ -245,8 +245,7 @@ class MongoDBSessionRepository(SessionRepository):
 
 
 def _agent(session_id: str, agent_id: str, kind: str = "agent") -> Document:
-    ids = {"session_id": checked("session", session_id), "agent_id": checked("agent", agent_id)}
-    return {**ids, "kind": kind}
+    return {**_messages(session_id, agent_id), "kind": kind}
 
 
 def _messages(session_id: str, agent_id: str) -> Document:
