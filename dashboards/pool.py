@@ -70,6 +70,7 @@ def pool(limits: Thresholds) -> Dashboard:
             ("How long: waiting, working, connecting", _times(limits)),
             ("Checkouts and churn", _churn()),
             ("Servers", _servers()),
+            ("Agents", _agents()),
             ("Runbooks", _runbooks()),
         ],
         [
@@ -374,6 +375,31 @@ def _operations() -> list[Panel]:
             Query(f"sum by ({COMMAND}) ({errors}) or 0 * sum by ({COMMAND}) ({every})", _COMMAND),
             unit="ops",
         ).span(8),
+    ]
+
+
+def _agents() -> list[Panel]:
+    turns, operations, conflicts = (
+        f"sum({_ALL.rate(metric)})"
+        for metric in (catalog.AGENT_TURNS, catalog.AGENT_OPERATIONS, catalog.AGENT_CONFLICTS)
+    )
+    return [
+        lines(
+            "Agents' turns",
+            "Turns of Strands agents whose sessions are here. Normal: as at this hour, and no "
+            "conflicts: each is a message of a user that was refused, for two requests, or two "
+            "processes, had his session open at once.",
+            Query(turns, "turns"),
+            Query(conflicts, "conflicts"),
+            unit="ops",
+            colors={"turns": "blue", "conflicts": "red"},
+        ),
+        lines(
+            "Operations per turn",
+            "What a turn asks of the database, opening its session included. Normal: below 10, "
+            "and steady. A rise is agents with more messages, or more state, a turn.",
+            Query(f"{operations} / ({turns} > 0)", "operations per turn"),
+        ),
     ]
 
 

@@ -56,6 +56,8 @@ What it can't know
     AsyncMongoClient does in the background is in the trace in which the client was opened.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from pool_telemetry import presets
 from pool_telemetry.async_pool import AsyncMongoDBConnectionPool
 from pool_telemetry.errors import (
@@ -71,12 +73,23 @@ from pool_telemetry.stats import ClientStats, PoolStats
 from pool_telemetry.telemetry import PoolTelemetry
 from pool_telemetry.version import __version__ as __version__
 
+if TYPE_CHECKING:
+    from pool_telemetry.sessions import (
+        MongoDBSessionManager,
+        MongoDBSessionManagerFactory,
+        close_global_factory,
+        get_global_factory,
+        initialize_global_factory,
+    )
+
 __all__ = [
     "AsyncMongoDBConnectionPool",
     "ClientStats",
     "Health",
     "HealthLimits",
     "MongoDBConnectionPool",
+    "MongoDBSessionManager",
+    "MongoDBSessionManagerFactory",
     "PoolConfigurationError",
     "PoolNotInitializedError",
     "PoolReport",
@@ -85,5 +98,19 @@ __all__ = [
     "PoolTelemetryError",
     "TelemetryOptions",
     "assess",
+    "close_global_factory",
+    "get_global_factory",
+    "initialize_global_factory",
     "presets",
 ]
+
+# Those of sessions need the extra `strands`, and are imported when they are first asked for.
+_OF_SESSIONS = frozenset(name for name in __all__ if name not in globals())
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _OF_SESSIONS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from pool_telemetry import sessions
+
+    return getattr(sessions, name)

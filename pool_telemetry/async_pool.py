@@ -28,7 +28,7 @@ from pool_telemetry.options import TelemetryOptions
 _Client = AsyncMongoClient[dict[str, Any]]
 
 
-class _AsyncPool(Managed[_Client]):
+class ManagedAsyncPool(Managed[_Client]):
     """The I/O of one managed client."""
 
     def __init__(self, settings: Settings) -> None:
@@ -100,8 +100,8 @@ class AsyncMongoDBConnectionPool(Singleton[_Client]):
     _initializing: ClassVar[asyncio.Lock] = asyncio.Lock()
     _loop_lock: ClassVar[threading.Lock] = threading.Lock()
     _loop: ClassVar[asyncio.AbstractEventLoop | None] = None
-    _current: ClassVar[_AsyncPool | None] = None
-    _draining: ClassVar[list[tuple[_AsyncPool, "asyncio.Task[None]"]]] = []
+    _current: ClassVar[ManagedAsyncPool | None] = None
+    _draining: ClassVar[list[tuple[ManagedAsyncPool, "asyncio.Task[None]"]]] = []
     _closes: ClassVar[int] = 0
 
     @classmethod
@@ -124,7 +124,7 @@ class AsyncMongoDBConnectionPool(Singleton[_Client]):
             settings = Settings.of(connection_string, telemetry, kwargs, current)
             if current is not None and current.is_usable(settings):
                 return current.client
-            new = _AsyncPool(settings)
+            new = ManagedAsyncPool(settings)
             await new.start()
             if cls._closes == closes:
                 old, cls._current = cls._current, new

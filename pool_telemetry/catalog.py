@@ -12,7 +12,7 @@ from typing import Final, Literal
 import pymongo
 
 from pool_telemetry.histogram import OPERATION_BOUNDS, POOL_BOUNDS
-from pool_telemetry.stats import ClientStats, HistogramStats, PoolStats
+from pool_telemetry.stats import AgentStats, ClientStats, HistogramStats, PoolStats
 from pool_telemetry.version import __version__
 
 Instrument = Literal["counter", "updowncounter", "gauge", "histogram"]
@@ -128,6 +128,13 @@ def _operations(client: ClientStats) -> Points:
 
 def _info(client: ClientStats) -> Points:
     yield (client.name, "", "", __version__, pymongo.version, client.server_version or ""), 1
+
+
+def _of_agents(read: Callable[[AgentStats], int]) -> Callable[[ClientStats], Points]:
+    def points(client: ClientStats) -> Points:
+        yield (client.name, "", ""), read(client.agents)
+
+    return points
 
 
 def _telemetry_errors(client: ClientStats) -> Points:
@@ -283,6 +290,27 @@ CATALOG: Final = (
         "s",
         "Age of the longest checkout still open, 0 when none is",
         _value(lambda pool: pool.longest_checkout),
+    ),
+    AGENT_TURNS := Metric(
+        "mongodb.client.agent.turns",
+        "counter",
+        "{turn}",
+        "Turns that agents with sessions here ended",
+        _of_agents(lambda agents: agents.turns),
+    ),
+    AGENT_OPERATIONS := Metric(
+        "mongodb.client.agent.operations",
+        "counter",
+        "{operation}",
+        "Operations for agents' sessions",
+        _of_agents(lambda agents: agents.operations),
+    ),
+    AGENT_CONFLICTS := Metric(
+        "mongodb.client.agent.conflicts",
+        "counter",
+        "{conflict}",
+        "Messages refused, for somebody else had continued the session",
+        _of_agents(lambda agents: agents.conflicts),
     ),
     CLIENT_INFO := Metric(
         "mongodb.client.info",

@@ -28,7 +28,7 @@ from pool_telemetry.options import TelemetryOptions
 _Client = MongoClient[dict[str, Any]]
 
 
-class _Pool(Managed[_Client]):
+class ManagedPool(Managed[_Client]):
     """The I/O of one managed client."""
 
     def __init__(self, settings: Settings) -> None:
@@ -101,8 +101,8 @@ class MongoDBConnectionPool(Singleton[_Client]):
     # Taken in this order. The first is held while a new client is pinged, the second for a moment.
     _initializing: ClassVar[threading.Lock] = threading.Lock()
     _lock: ClassVar[threading.Lock] = threading.Lock()
-    _current: ClassVar[_Pool | None] = None
-    _draining: ClassVar[list[tuple[_Pool, threading.Thread]]] = []
+    _current: ClassVar[ManagedPool | None] = None
+    _draining: ClassVar[list[tuple[ManagedPool, threading.Thread]]] = []
     _closes: ClassVar[int] = 0
 
     @classmethod
@@ -136,7 +136,7 @@ class MongoDBConnectionPool(Singleton[_Client]):
             settings = Settings.of(connection_string, telemetry, kwargs, current)
             if current is not None and current.is_usable(settings):
                 return current.client
-            new = _Pool(settings)
+            new = ManagedPool(settings)
             with cls._lock:
                 if cls._closes == closes:
                     old, cls._current = cls._current, new

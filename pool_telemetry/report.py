@@ -79,6 +79,14 @@ class Connections(TypedDict):
     cleared: int
 
 
+class Agents(TypedDict):
+    """Strands' agents with sessions here: turns, operations for them, refused writes."""
+
+    turns: int
+    operations: int
+    conflicts: int
+
+
 class _Live(TypedDict):
     pool: PoolCounts
     checkouts: Checkouts
@@ -101,6 +109,7 @@ class LiveStats(_Live):
 
     operations: dict[str, Operation]
     servers: dict[str, Server]
+    agents: Agents
 
 
 class _PoolReport(LiveStats):
@@ -139,6 +148,7 @@ def live_stats(stats: ClientStats) -> LiveStats:
             }
             for pool in stats.pools
         },
+        "agents": Agents(**stats.agents._asdict()),  # type: ignore[typeddict-item]  # its fields
     }
 
 

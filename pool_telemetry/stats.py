@@ -193,6 +193,14 @@ class OperationStats:
     duration: HistogramStats
 
 
+class AgentStats(NamedTuple):
+    """What agents whose sessions are in this client's database did."""
+
+    turns: int = 0  # invocations of agents, graphs and swarms that ended
+    operations: int = 0  # asked of the database for their sessions
+    conflicts: int = 0  # messages refused, for somebody else had continued the session
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientStats:
     """All that is known of one client at one moment."""
@@ -203,6 +211,7 @@ class ClientStats:
     telemetry_errors: int  # failures inside our own listeners; anything but 0 is a bug of ours
     since: float = 0.0  # Unix time from which its counters count
     server_version: str | None = None  # None while nobody learned it
+    agents: AgentStats = field(default_factory=AgentStats)
 
     def pool_name(self, pool: PoolStats) -> str:
         """Return the name of one of its pools in metrics."""

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any, Final
 
 from pool_telemetry.actor import notice_greenlets
+from pool_telemetry.agents import AgentCounts
 from pool_telemetry.commands import CommandState
 from pool_telemetry.listeners import HeartbeatListener, OperationListener, PoolListener, Pools
 from pool_telemetry.options import TelemetryOptions
@@ -31,6 +32,8 @@ _CLOSED_POOLS_KEPT: Final = 50
 
 _registry_lock = threading.RLock()
 _registry: "weakref.WeakSet[PoolTelemetry]" = weakref.WeakSet()
+_by_listener: "weakref.WeakKeyDictionary[PoolListener, PoolTelemetry]"
+_by_listener = weakref.WeakKeyDictionary()
 _lately_closed: "deque[PoolTelemetry]" = deque(maxlen=10)  # kept for who pushes, to say the last
 _ordinals = itertools.count()
 
@@ -53,6 +56,7 @@ class PoolTelemetry:
     Attributes:
         name: The name in use: the one asked for, or with a number where that was taken.
         options: The telemetry's own options.
+        agents: Counts of the agents whose sessions this client's database has.
         server_version: What somebody learned of it, as the singletons do; None while nobody did.
         on_reconnected: Called when a server is back, while PyMongo holds its pool lock. What holds
             the client keeps it alive until `close()`.
@@ -74,6 +78,7 @@ class PoolTelemetry:
         self._pools = Pools()
         self._owners: dict[Address, object] = {}
         self._commands = CommandState(self.options.max_operation_series)
+        self.agents = AgentCounts()
         self._errors = 0
         self._since = time.time()
         self._closed = False
@@ -106,6 +111,7 @@ class PoolTelemetry:
             pool_name=self._pool_name,
             options=self.options,
         )
+        _by_listener[pool] = self
         # It holds this telemetry, which knows its client weakly: what it saw is still to be told.
         weakref.finalize(pool, _abandoned, self, owner).atexit = False
         found: list[Any] = [pool, HeartbeatListener(self._pools, self._on_error)]
@@ -133,6 +139,7 @@ class PoolTelemetry:
             telemetry_errors=self._errors,
             since=self._since,
             server_version=self.server_version,
+            agents=self.agents.stats(),
         )
 
     def pool_stats(self) -> list[PoolStats]:
@@ -235,6 +242,7 @@ class PoolTelemetry:
         self._pools.clear()
         self._owners.clear()
         self._commands.reset()
+        self.agents.reset()
 
 
 def _abandoned(telemetry: PoolTelemetry, owner: object) -> None:
@@ -254,6 +262,12 @@ def live() -> list[PoolTelemetry]:
 def ended() -> list[PoolTelemetry]:
     """Return the telemetry of clients that are no more, the last few of them at least."""
     return [telemetry for telemetry in _every() if not telemetry.active]
+
+
+def of(client: Any) -> PoolTelemetry | None:
+    """Return the telemetry whose listeners a client has; None where it has none."""
+    ours = (one for one in client.options.event_listeners if isinstance(one, PoolListener))
+    return next((_by_listener[one] for one in ours if one in _by_listener), None)
 
 
 def _every() -> list[PoolTelemetry]:

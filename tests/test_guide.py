@@ -2,6 +2,7 @@
 
 import ast
 import asyncio
+import contextlib
 import re
 from itertools import accumulate
 from pathlib import Path
@@ -15,12 +16,10 @@ from pymongo.errors import OperationFailure
 import pool_telemetry
 from pool_telemetry import MongoDBConnectionPool
 from pool_telemetry.options import DEFAULTS
+from tests.scripted import agent_with
 from tests.web import serving
 
 GUIDE = Path(__file__).parent / "guide" / "connection-pooling-guide.md"
-
-# Sessions do not exist yet: these have to fail until they do, and then this set has to shrink.
-NEEDS_SESSIONS = re.compile(r"MongoDBSessionManager|close_global_factory")
 
 Snippet = tuple[str, str]
 
@@ -35,18 +34,13 @@ def snippets() -> list[Any]:
             heading = part[1]
             continue
         code = part[2]
-        sessions = pytest.mark.xfail(
-            strict=True, raises=(ImportError, NameError), reason="needs sessions"
-        )
-        marks = [sessions] if NEEDS_SESSIONS.search(code) else []
         name = re.sub(r"\W+", "-", heading).strip("-").lower()
-        found.append(pytest.param(code, id=f"{len(found):02}-{name}", marks=marks))
+        found.append(pytest.param(code, id=f"{len(found):02}-{name}"))
     return found
 
 
 def test_the_guide_was_read_whole() -> None:
     assert len(snippets()) == 24
-    assert sum(bool(one.marks) for one in snippets()) == 3
 
 
 @pytest.fixture
@@ -75,7 +69,9 @@ def test_snippet(
     code = code.replace(", ...)", ")")  # the guide's "and so on" is no syntax
     # What a snippet takes for granted from the prose or the snippets before it.
     names: dict[str, Any] = {
+        "Agent": agent_with,  # an offline one
         "MongoClient": MongoClient,
+        "MongoDBSessionManager": pool_telemetry.MongoDBSessionManager,
         "MongoDBConnectionPool": MongoDBConnectionPool,
         "app": FastAPI(),
     }
@@ -83,15 +79,27 @@ def test_snippet(
         MongoDBConnectionPool.initialize(f"mongodb://{host}/")
 
     exec(compile(code, "guide", "exec"), names)
-    if "async def chat" in code:
-        asyncio.run(names["chat"]("session-1", "hello"))
+    with asyncio.Runner() as runner, contextlib.ExitStack() as running:
+        if "lifespan" in names:
+            application = names["lifespan"](names["app"])
+            runner.run(application.__aenter__())
+            running.callback(lambda: runner.run(application.__aexit__(None, None, None)))
+        if "async def chat" in code:
+            runner.run(names["chat"]("session-1", "hello"))
+            with MongoClient[dict[str, Any]](f"mongodb://{host}/") as client:
+                assert client["chat_db"]["sessions"].count_documents({"_id": "session-1"}) == 1
+        look_at(code, names, capsys.readouterr().out)
+    assert "Traceback" not in caplog.text
+    if "lifespan" in names:
+        assert MongoDBConnectionPool.get_pool_stats()["status"] == "not_initialized"
 
-    printed = capsys.readouterr().out
+
+def look_at(code: str, names: dict[str, Any], printed: str) -> None:
+    """Check what a snippet has done, while its application runs."""
     tree = ast.parse(code)
     for call in ast.walk(tree):
         if isinstance(call, ast.Call) and ast.unparse(call.func).endswith(".initialize"):
             last = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
-    assert "Traceback" not in caplog.text
     if "initialize(" in code:
         stats = MongoDBConnectionPool.get_pool_stats()
         assert stats["status"] == "connected"

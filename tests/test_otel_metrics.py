@@ -69,7 +69,12 @@ def test_every_metric_of_the_catalog_arrives(everything: PoolTelemetry, protocol
             found = attributes(point.attributes)
             assert found.keys() <= {*POOL_ATTRIBUTES, *metric.attributes}
             assert "" not in found.values()
-            if metric.name not in ("mongodb.client.info", "mongodb.client.pool.telemetry_errors"):
+            if metric.name.startswith("mongodb.client.agent.") or metric.name in (
+                "mongodb.client.info",
+                "mongodb.client.pool.telemetry_errors",
+            ):
+                assert found["db.client.connection.pool.name"] == "golden"
+            else:
                 assert found["db.client.connection.pool.name"] == "golden@db.example:27017"
                 assert (found["server.address"], found["server.port"]) == ("db.example", 27017)
 

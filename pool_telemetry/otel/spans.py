@@ -155,7 +155,7 @@ class _Spans:
     def _checkout(self, address: Address, began: int, name: PoolName) -> Span | None:
         if _suppressed(get_current()):
             return None
-        attributes = _of_pool(address, name)
+        attributes = {**_of_pool(address, name), **(tracing.about.get() or {})}
         return self._tracer.start_span("checkout", attributes=attributes, start_time=began)
 
     # Commands
@@ -184,6 +184,8 @@ class _Spans:
                 return _OthersCommand(parent)
         name, described = _described(series)
         attributes = described.copy()
+        if (about := tracing.about.get()) is not None:
+            attributes.update(about)
         if waited is not None:
             attributes[WAIT_TIME] = waited
         operation = series[3]

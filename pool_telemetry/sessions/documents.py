@@ -6,17 +6,23 @@
 | `agents` | each agent, graph or swarm of a session | `session_id`, `kind`, `agent_id` |
 | `messages` | each message | `session_id`, `agent_id`, `message_id` |
 
-A document carries `schema`, the version of this form.
+A document carries `schema`, the version of this form, and `expires_at` if its session expires: the
+same moment in all documents of a session.
 """
 
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, NamedTuple
 
 from strands.types.exceptions import SessionException
-from strands.types.session import SessionAgent, SessionMessage
+from strands.types.session import SessionAgent, SessionMessage, encode_bytes_values
 
 SCHEMA: Final = 1
 MAX_ID_BYTES: Final = 512
+
+# A session's end is moved when a tenth of its time to live went by: a turn seldom has to.
+_SLACK: Final = 0.1
 
 Document = dict[str, Any]
 
@@ -25,12 +31,81 @@ class InvalidIdError(SessionException, ValueError):
     """An id that no document can have; Strands' own managers raise ValueError for some."""
 
 
+class SessionConflictError(SessionException):
+    """Somebody else wrote this first: another process has the session open, or had."""
+
+
+class Lease(NamedTuple):
+    """How long a session lives after it was last used, and until when it does by now."""
+
+    ttl: timedelta
+    expires_at: datetime
+
+    @classmethod
+    def of(cls, ttl: timedelta) -> "Lease":
+        """Return one that begins now.
+
+        It ends later than asked for, so that it lasts `ttl` from any use, also by a process that
+        does not know of a later end.
+        """
+        return cls(ttl, datetime.now(UTC) + ttl * (1 + 2 * _SLACK))
+
+    @classmethod
+    def in_document(cls, document: Mapping[str, Any]) -> "Lease | None":
+        """Return what a session's or an agent's document says; None where it never expires."""
+        if "expires_at" not in document:
+            return None
+        # PyMongo gives a naive time unless the client is tz_aware; it is UTC.
+        expires_at = document["expires_at"].replace(tzinfo=UTC)
+        return cls(timedelta(seconds=document["ttl_seconds"]), expires_at)
+
+    @property
+    def is_stale(self) -> bool:
+        """Return whether it has to begin again."""
+        return self.expires_at - datetime.now(UTC) < self.ttl * (1 + _SLACK)
+
+    @property
+    def is_over(self) -> bool:
+        """Return whether the session expired: what is left of it is yet to be deleted."""
+        return self.expires_at <= datetime.now(UTC)
+
+    @property
+    def fields(self) -> Document:
+        """Return what a session and its agents have of it."""
+        return {"ttl_seconds": self.ttl.total_seconds(), "expires_at": self.expires_at}
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """A session in a list. Times are ISO 8601 in UTC."""
+
+    session_id: str
+    application: str | None
+    user: str | None
+    metadata: Mapping[str, Any]
+    created_at: str
+    updated_at: str  # when it was last opened, or its metadata changed
+
+
+@dataclass(frozen=True, slots=True)
+class SessionUsage:
+    """What models reported for a session's messages, summed. Tokens, and milliseconds."""
+
+    messages: int  # all of the session's, also those without a report
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    cache_read_input_tokens: int
+    cache_write_input_tokens: int
+    latency_ms: int
+
+
 def checked(kind: str, value: object) -> str:
     """Return an id of a session or an agent.
 
     Raises:
         InvalidIdError: It is no string, is empty or longer than 512 bytes, has a slash, a backslash
-            or a null byte, or begins with `$`.
+            or a null byte, begins with `$`, or is no Unicode text.
     """
     if not isinstance(value, str):
         reason = f"is {type(value).__name__}, not str"
@@ -38,7 +113,7 @@ def checked(kind: str, value: object) -> str:
         reason = "is empty"
     elif len(value.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
         reason = f"{value[:20]!r}… has more than {MAX_ID_BYTES} bytes"
-    elif found := next((c for c in "/\\\0" if c in value), ""):
+    elif found := next((c for c in value if c in "/\\\0" or "\ud800" <= c <= "\udfff"), ""):
         reason = f"{value!r} has {found!r}"
     elif value.startswith("$"):
         reason = f"{value!r} begins with '$'"
@@ -47,14 +122,36 @@ def checked(kind: str, value: object) -> str:
     raise InvalidIdError(f"{kind}_id {reason}")
 
 
-def of_agent(session_id: str, agent: SessionAgent) -> Document:
+def agent_ids(session_id: str, agent_id: str) -> Document:
+    """Return what an agent's messages have in common."""
+    return {"session_id": checked("session", session_id), "agent_id": checked("agent", agent_id)}
+
+
+def message_ids(session_id: str, agent_id: str, message_id: int) -> Document:
+    """Return what only one message has."""
+    if isinstance(message_id, bool) or not isinstance(message_id, int):
+        words = f"message_id is {message_id!r}: use a whole number"
+        raise ValueError(words)  # noqa: TRY004  # what Strands' own repositories raise
+    return {**agent_ids(session_id, agent_id), "message_id": message_id}
+
+
+def name_of(ids: Mapping[str, Any]) -> str:
+    """Return a session, agent or message in words."""
+    shown = {
+        "message": ids.get("message_id"),
+        ids.get("kind", "agent"): ids.get("agent_id"),
+        "session": ids.get("session_id"),
+    }
+    return " of ".join(f"{key} {value!r}" for key, value in shown.items() if value is not None)
+
+
+def of_agent(ids: Mapping[str, Any], agent: SessionAgent) -> Document:
     """Return an agent's document."""
-    return {"session_id": session_id, "kind": "agent", "schema": SCHEMA, **agent.to_dict()}
+    return {**ids, "schema": SCHEMA, **agent.to_dict()}
 
 
-def of_message(session_id: str, agent_id: str, message: SessionMessage) -> Document:
+def of_message(ids: Mapping[str, Any], message: SessionMessage) -> Document:
     """Return a message's document."""
-    ids = {"session_id": session_id, "agent_id": agent_id}
     return {**ids, "schema": SCHEMA, **message.to_dict()}
 
 
@@ -65,3 +162,28 @@ def replacing(document: Mapping[str, Any]) -> list[Document]:
     """
     kept = {key: value for key, value in document.items() if key != "created_at"}
     return [{"$set": {key: {"$literal": value} for key, value in kept.items()}}]
+
+
+def metadata_fields(paths: Iterable[str]) -> list[str]:
+    """Return where the document has what these paths (`customer.plan`) name.
+
+    Raises:
+        SessionException: A path is empty, has an empty part, a null byte, or a part with `$` first.
+    """
+    found = []
+    for path in paths:
+        parts = path.split(".") if isinstance(path, str) else [""]
+        if any(not part or part.startswith("$") or "\0" in part for part in parts):
+            raise SessionException(
+                f"metadata path {str(path)[:40]!r}: use names with dots between, none empty, "
+                "none beginning with '$'"
+            )
+        found.append(f"metadata.{path}")
+    return found
+
+
+def of_metadata(values: Mapping[str, Any]) -> Document:
+    """Return the fields to set for values by their paths; bytes as Strands encodes them."""
+    return dict(
+        zip(metadata_fields(values), map(encode_bytes_values, values.values()), strict=True)
+    )

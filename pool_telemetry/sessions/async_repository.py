@@ -1,0 +1,378 @@
+"""Sessions, agents and messages: what is read and written, once for both kinds of client."""
+
+import asyncio
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from pymongo import ASCENDING, DESCENDING
+from strands.types.exceptions import SessionException
+from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
+
+from pool_telemetry.sessions.calls import Way, way_for
+from pool_telemetry.sessions.directory import Directory
+from pool_telemetry.sessions.documents import (
+    SCHEMA,
+    Document,
+    Lease,
+    SessionConflictError,
+    agent_ids,
+    checked,
+    message_ids,
+    name_of,
+    of_agent,
+    of_message,
+    of_metadata,
+    replacing,
+)
+from pool_telemetry.sessions.store import AnyClient, Store
+
+if TYPE_CHECKING:
+    from strands.multiagent.base import MultiAgentBase
+
+KNOWN: Final = 10_000  # sessions and agents that a repository remembers to exist
+
+_NO_ID: Final = {"_id": False}
+_LEASE: Final = {"_id": False, "ttl_seconds": True, "expires_at": True}
+
+
+class AsyncMongoDBSessionRepository(Directory):
+    """Sessions, their agents and messages, in three collections of one database.
+
+    What is missing reads as None, or as no messages. Tasks may share it; with a MongoClient each
+    call runs in a thread.
+
+    Args:
+        client: The application's; it is never closed here.
+        database_name: Where the collections are.
+        prefix: Of the collections' names, which are `sessions`, `agents` and `messages`.
+
+    Raises:
+        SessionException: Something is written below what is missing; a document is larger than
+            16 MB or has what BSON has not. SessionConflictError, which is one, if it exists
+            already; InvalidIdError for an id that can't be. Errors of the server and the network
+            are PyMongo's.
+    """
+
+    def __init__(
+        self,
+        client: AnyClient,
+        database_name: str = "strands",
+        *,
+        prefix: str = "",
+        _way: Way | None = None,  # how the synchronous repository makes its calls
+    ) -> None:
+        super().__init__(Store(client, database_name, prefix, _way or way_for(client)))
+        self._indexing = asyncio.Lock() if _way is None else None
+        # (session, "") and (session, agent) that exist, with how long.
+        self._known: OrderedDict[tuple[str, str], Lease | None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    # Sessions
+
+    async def open_session(
+        self,
+        session_id: str,
+        *,
+        application: str | None = None,
+        user: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        ttl: timedelta | None = None,
+    ) -> tuple[Session, bool]:
+        """Return a session, and whether it is new; one command, also if many open it at once.
+
+        Args:
+            session_id: Its id.
+            application: Whose session it is, for lists; kept as it was if the session exists.
+            user: As `application`.
+            metadata: What a new session begins with; as in `update_metadata`.
+            ttl: How long it lives, with all that belongs to it, after it was last used; kept as it
+                was if None. Moving the end takes three commands more, once in a tenth of it.
+        """
+        if ttl is not None and ttl <= timedelta():
+            raise ValueError(f"ttl is {ttl}: use more than 0")
+        await self._prepare()
+        ids = {"session_id": checked("session", session_id)}
+        session = Session(session_id, SessionType.AGENT)
+        whose = {"application": application, "user": user}
+        lease = None if ttl is None else Lease.of(ttl)
+        first = {
+            "schema": SCHEMA,
+            **session.to_dict(),
+            **{key: value for key, value in whose.items() if value is not None},
+            **(of_metadata(metadata or {}) or {"metadata": {}}),
+            **(lease.fields if lease else {}),
+        }
+        update = {"$set": {"updated_at": first.pop("updated_at")}, "$setOnInsert": first}
+        which = {"_id": session_id}
+        method = self._store.sessions.find_one_and_update
+        try:
+            before = await self._store.do(ids, method, which, update, upsert=True)
+        except SessionConflictError:  # another upsert was first: now it is there
+            before = await self._store.do(ids, method, which, update, upsert=True)
+        found = None if before is None else Lease.in_document(before)
+        if found is not None and found.is_over:
+            await self._delete(ids)
+            return await self.open_session(
+                session_id, application=application, user=user, metadata=metadata, ttl=ttl
+            )
+        if before is None:
+            if lease is not None:
+                await self._delete_expired(ids)
+        else:
+            lease = await self._renew(ids, found, ttl)
+            session = Session.from_dict(before)
+        self._remember(session_id, "", lease)
+        return session, before is None
+
+    async def create_session(self, session: Session) -> Session:
+        """Create a session; SessionConflictError if it exists."""
+        await self._prepare()
+        ids = {"session_id": checked("session", session.session_id)}
+        document = {"_id": session.session_id, "schema": SCHEMA, **session.to_dict()}
+        await self._store.do(ids, self._store.sessions.insert_one, {**document, "metadata": {}})
+        return session
+
+    async def read_session(self, session_id: str) -> Session | None:
+        """Return a session, or None."""
+        found = await self._session(session_id)
+        return None if found is None else Session.from_dict(found)
+
+    async def delete_session(self, session_id: str) -> None:
+        """Delete a session with all that belongs to it; SessionException if there is none."""
+        ids = {"session_id": checked("session", session_id)}
+        if not await self._delete(ids):
+            raise SessionException(f"{name_of(ids)} does not exist")
+
+    # Agents
+
+    async def create_agent(self, session_id: str, session_agent: SessionAgent) -> None:
+        """Create an agent; SessionException if it exists, or its session does not."""
+        ids = _agent(session_id, session_agent.agent_id)
+        await self._create(ids, of_agent(ids, session_agent))
+
+    async def read_agent(self, session_id: str, agent_id: str) -> SessionAgent | None:
+        """Return an agent, or None."""
+        ids = _agent(session_id, agent_id)
+        found = await self._store.do(ids, self._store.agents.find_one, ids, _NO_ID)
+        if found is None:
+            return None
+        self._remember(session_id, agent_id, Lease.in_document(found))
+        return SessionAgent.from_dict(found)
+
+    async def update_agent(self, session_id: str, session_agent: SessionAgent) -> None:
+        """Replace an agent but for `created_at`; SessionException if there is none."""
+        ids = _agent(session_id, session_agent.agent_id)
+        document = of_agent(ids, session_agent)
+        session_agent.created_at = await self._replace(self._store.agents, ids, document)
+
+    async def list_agents(self, session_id: str) -> list[Document]:
+        """Return the documents of a session's agents, graphs and swarms."""
+        ids = {"session_id": checked("session", session_id)}
+        found = await self._store.do(ids, self._store.agents.find(ids, _NO_ID).to_list)
+        for one in found:
+            if one["kind"] == "agent":
+                self._remember(session_id, one["agent_id"], Lease.in_document(one))
+        agents: list[Document] = found
+        return agents
+
+    # Graphs and swarms
+
+    async def create_multi_agent(self, session_id: str, multi_agent: "MultiAgentBase") -> None:
+        """Create the state of a graph or swarm; SessionException if it exists."""
+        ids = _agent(session_id, multi_agent.id, "multi_agent")
+        await self._create(ids, {**ids, "schema": SCHEMA, "state": multi_agent.serialize_state()})
+
+    async def read_multi_agent(self, session_id: str, multi_agent_id: str) -> Document | None:
+        """Return the state of a graph or swarm, or None."""
+        ids = _agent(session_id, multi_agent_id, "multi_agent")
+        found = await self._store.do(ids, self._store.agents.find_one, ids)
+        state: Document | None = None if found is None else found["state"]
+        return state
+
+    async def update_multi_agent(self, session_id: str, multi_agent: "MultiAgentBase") -> None:
+        """Replace the state of a graph or swarm; SessionException if there is none."""
+        ids = _agent(session_id, multi_agent.id, "multi_agent")
+        await self._replace(self._store.agents, ids, {"state": multi_agent.serialize_state()})
+
+    # Messages
+
+    async def create_message(
+        self,
+        session_id: str,
+        agent_id: str,
+        session_message: SessionMessage,
+        *,
+        again: bool = False,
+    ) -> None:
+        """Create a message; SessionException if that id is taken, or there is no such agent.
+
+        Args:
+            session_id: Of which session.
+            agent_id: Of which agent.
+            session_message: The message.
+            again: An earlier try failed, and may have arrived nevertheless: then it is taken for
+                this one.
+        """
+        ids = message_ids(session_id, agent_id, session_message.message_id)
+        lease = await self._lease_of(session_id, agent_id)
+        document = of_message(ids, session_message)
+        if lease is not None:
+            document["expires_at"] = lease.expires_at
+        try:
+            await self._store.do(ids, self._store.messages.insert_one, document)
+        except SessionConflictError:
+            if again and await self.read_message(*ids.values()) == session_message:
+                return
+            self._store.counts.add(conflicts=1)
+            raise
+
+    async def read_message(
+        self, session_id: str, agent_id: str, message_id: int
+    ) -> SessionMessage | None:
+        """Return a message, or None."""
+        ids = message_ids(session_id, agent_id, message_id)
+        found = await self._store.do(ids, self._store.messages.find_one, ids, _NO_ID)
+        return None if found is None else SessionMessage.from_dict(found)
+
+    async def update_message(
+        self, session_id: str, agent_id: str, session_message: SessionMessage
+    ) -> None:
+        """Replace a message but for `created_at`; SessionException if there is none."""
+        ids = message_ids(session_id, agent_id, session_message.message_id)
+        document = of_message(ids, session_message)
+        session_message.created_at = await self._replace(self._store.messages, ids, document)
+
+    async def list_messages(
+        self, session_id: str, agent_id: str, limit: int | None = None, offset: int = 0
+    ) -> list[SessionMessage]:
+        """Return messages in the order of their ids, `limit` of them after the first `offset`."""
+        if limit == 0:
+            return []  # to MongoDB 0 is no limit
+        return await self._find(agent_ids(session_id, agent_id), ASCENDING, offset, limit or 0)
+
+    async def last_messages(
+        self, session_id: str, agent_id: str, limit: int
+    ) -> list[SessionMessage]:
+        """Return the last messages, in the order of their ids, without reading the others.
+
+        Raises:
+            ValueError: The limit is below 1.
+        """
+        if limit < 1:
+            raise ValueError(f"limit is {limit}: use 1 or more")
+        return (await self._find(agent_ids(session_id, agent_id), DESCENDING, 0, limit))[::-1]
+
+    async def count_messages(self, session_id: str, agent_id: str) -> int:
+        """Return how many messages an agent has."""
+        ids = agent_ids(session_id, agent_id)
+        count: int = await self._store.do(ids, self._store.messages.count_documents, ids)
+        return count
+
+    # What several do
+
+    async def _prepare(self) -> None:
+        if self._store.is_indexed:
+            return
+        if self._indexing is None:
+            await self._store.create_indexes()
+            return
+        async with self._indexing:
+            await self._store.create_indexes()
+
+    async def _find(
+        self, ids: Document, direction: int, offset: int, limit: int
+    ) -> list[SessionMessage]:
+        cursor = self._store.messages.find(ids, _NO_ID)
+        cursor = cursor.sort("message_id", direction).skip(offset).limit(limit)
+        return [SessionMessage.from_dict(one) for one in await self._store.do(ids, cursor.to_list)]
+
+    async def _create(self, ids: Document, document: Document) -> None:
+        """Create an agent, graph or swarm in its session."""
+        session = ids["session_id"]
+        await self._prepare()
+        if (session, "") not in self._known:
+            found = await self._session(session)
+            if found is None:
+                raise SessionException(f"session {session!r} does not exist")
+            self._remember(session, "", Lease.in_document(found))
+        known = self._known.get((session, ""))
+        lease = await self._renew({"session_id": session}, known, None)
+        fields = lease.fields if lease else {}
+        await self._store.do(ids, self._store.agents.insert_one, {**document, **fields})
+        if ids["kind"] == "agent":
+            self._remember(session, ids["agent_id"], lease)
+
+    async def _replace(self, collection: Any, ids: Document, document: Document) -> str:
+        """Replace all but `created_at`, which is returned."""
+        method = collection.find_one_and_update
+        before = await self._store.do(ids, method, ids, replacing(document), {"created_at": True})
+        if before is None:
+            raise SessionException(f"{name_of(ids)} does not exist")
+        return str(before.get("created_at", ""))
+
+    async def _delete(self, ids: Document) -> bool:
+        """Delete a session and what belongs to it; return whether it was there."""
+        session = ids["session_id"]
+        with self._lock:
+            for pair in [pair for pair in self._known if pair[0] == session]:
+                del self._known[pair]
+        await self._store.do(ids, self._store.messages.delete_many, ids)
+        await self._store.do(ids, self._store.agents.delete_many, ids)
+        # At last, so that one that fails half-way can be repeated.
+        gone = await self._store.do(ids, self._store.sessions.delete_one, {"_id": session})
+        return bool(gone.deleted_count)
+
+    # How long a session lives
+
+    async def _delete_expired(self, ids: Document) -> None:
+        """Delete what an expired session of this id has left: MongoDB deletes in its own time."""
+        expired = {**ids, "expires_at": {"$lte": datetime.now(UTC)}}
+        for collection in (self._store.messages, self._store.agents):
+            await self._store.do(ids, collection.delete_many, expired)
+
+    async def _lease_of(self, session_id: str, agent_id: str) -> Lease | None:
+        """Return until when an agent lives, at least; it is looked up the first time."""
+        ids = _agent(session_id, agent_id)
+        if (session_id, agent_id) not in self._known:
+            found = await self._store.do(ids, self._store.agents.find_one, ids, _LEASE)
+            if found is None:
+                raise SessionException(f"{name_of(ids)} is missing")
+            self._remember(session_id, agent_id, Lease.in_document(found))
+        lease = self._known.get((session_id, agent_id))
+        if lease is not None and lease.is_stale:
+            lease = await self._renew({"session_id": session_id}, lease, None)
+            self._remember(session_id, agent_id, lease)
+        return lease
+
+    async def _renew(
+        self, ids: Document, lease: Lease | None, ttl: timedelta | None
+    ) -> Lease | None:
+        """Move the end of a session and of all that belongs to it, if it is time to."""
+        if lease is not None and (ttl is None or ttl == lease.ttl) and not lease.is_stale:
+            return lease
+        ttl = ttl or (lease and lease.ttl)
+        if ttl is None:
+            return None
+        new = Lease.of(ttl)
+        for collection, which in (
+            (self._store.messages, ids),
+            (self._store.agents, ids),
+            (self._store.sessions, {"_id": ids["session_id"]}),
+        ):
+            await self._store.do(ids, collection.update_many, which, {"$set": new.fields})
+        self._remember(ids["session_id"], "", new)
+        return new
+
+    def _remember(self, session_id: str, agent_id: str, lease: Lease | None) -> None:
+        with self._lock:
+            self._known[session_id, agent_id] = lease
+            self._known.move_to_end((session_id, agent_id))
+            if len(self._known) > KNOWN:
+                self._known.popitem(last=False)
+
+
+def _agent(session_id: str, agent_id: str, kind: str = "agent") -> Document:
+    return {**agent_ids(session_id, agent_id), "kind": kind}

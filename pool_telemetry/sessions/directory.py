@@ -1,0 +1,176 @@
+"""What Strands does not ask for: metadata, feedback, lists of sessions, and what models used."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from pymongo import ASCENDING, DESCENDING
+from strands.types.exceptions import SessionException
+from strands.types.session import decode_bytes_values, encode_bytes_values
+
+from pool_telemetry.sessions.documents import (
+    Document,
+    SessionInfo,
+    SessionUsage,
+    agent_ids,
+    checked,
+    message_ids,
+    metadata_fields,
+    name_of,
+    of_metadata,
+)
+from pool_telemetry.sessions.store import Store
+
+_MAX_LISTED: Final = 1_000
+_USAGE: Final = {
+    "input_tokens": "usage.inputTokens",
+    "output_tokens": "usage.outputTokens",
+    "total_tokens": "usage.totalTokens",
+    "cache_read_input_tokens": "usage.cacheReadInputTokens",
+    "cache_write_input_tokens": "usage.cacheWriteInputTokens",
+    "latency_ms": "metrics.latencyMs",
+}  # in a message's metadata, where Strands keeps what the model reported
+
+
+class Directory:
+    """Reads and writes beside the conversation."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.counts = store.counts
+
+    async def get_metadata(self, session_id: str) -> Document:
+        """Return a session's metadata; SessionException if there is no session."""
+        ids = {"session_id": checked("session", session_id)}
+        found = await self._session(session_id)
+        if found is None:
+            raise SessionException(f"{name_of(ids)} does not exist")
+        metadata: Document = decode_bytes_values(found.get("metadata", {}))
+        return metadata
+
+    async def update_metadata(self, session_id: str, values: Mapping[str, Any]) -> None:
+        """Set values by their paths, and keep the others: `{"customer.plan": "pro"}`.
+
+        Raises:
+            SessionException: There is no session; a path can't be, or leads through a value.
+        """
+        await self._set_metadata(session_id, {"$set": of_metadata(values)})
+
+    async def delete_metadata(self, session_id: str, *paths: str) -> None:
+        """Delete values by their paths. One that is not there is no error."""
+        await self._set_metadata(session_id, {"$unset": dict.fromkeys(metadata_fields(paths), "")})
+
+    async def add_feedback(
+        self, session_id: str, agent_id: str, message_id: int, feedback: Mapping[str, Any]
+    ) -> None:
+        """Add what somebody said of a message; it gets `created_at`.
+
+        Raises:
+            SessionException: There is no such message.
+        """
+        ids = message_ids(session_id, agent_id, message_id)
+        said = {"created_at": _now(), **encode_bytes_values(dict(feedback))}
+        update = {"$push": {"feedback": {"$each": [said]}}}
+        done = await self._store.do(ids, self._store.messages.update_one, ids, update)
+        if not done.matched_count:
+            raise SessionException(f"{name_of(ids)} does not exist")
+
+    async def list_feedback(self, session_id: str, agent_id: str) -> list[Document]:
+        """Return all feedback on an agent's messages, each with its `message_id`, in order."""
+        ids = agent_ids(session_id, agent_id)
+        shown = {"_id": False, "message_id": True, "feedback": True}
+        cursor = self._store.messages.find({**ids, "feedback": {"$exists": True}}, shown)
+        found = await self._store.do(ids, cursor.sort("message_id", ASCENDING).to_list)
+        return [
+            {"message_id": one["message_id"], **decode_bytes_values(said)}
+            for one in found
+            for said in one["feedback"]
+        ]
+
+    async def list_sessions(
+        self,
+        *,
+        application: str | None = None,
+        user: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        limit: int = 50,
+        after: SessionInfo | None = None,
+    ) -> list[SessionInfo]:
+        """Return sessions, the one that was opened last first.
+
+        Args:
+            application: Those of this application only.
+            user: Those of this user only.
+            since: Those opened at this time or later; a time zone is needed.
+            until: Those opened before this time.
+            limit: How many, 1 to 1,000.
+            after: The last one of the page before: what follows it.
+
+        Raises:
+            ValueError: The limit is out of range, or a time has no time zone.
+        """
+        if not 1 <= limit <= _MAX_LISTED:
+            raise ValueError(f"limit is {limit}: use 1 to {_MAX_LISTED}")
+        which: Document = {
+            key: value
+            for key, value in (("application", application), ("user", user))
+            if value is not None
+        }
+        times = {"$gte": _utc("since", since), "$lt": _utc("until", until)}
+        if bounds := {key: value for key, value in times.items() if value is not None}:
+            which["updated_at"] = bounds
+        if after is not None:
+            same = {"updated_at": after.updated_at, "_id": {"$gt": after.session_id}}
+            which["$or"] = [{"updated_at": {"$lt": after.updated_at}}, same]
+        cursor = self._store.sessions.find(which)
+        cursor = cursor.sort([("updated_at", DESCENDING), ("_id", ASCENDING)]).limit(limit)
+        return [
+            SessionInfo(
+                one["_id"],
+                one.get("application"),
+                one.get("user"),
+                decode_bytes_values(one.get("metadata", {})),
+                one["created_at"],
+                one["updated_at"],
+            )
+            for one in await self._store.do({}, cursor.to_list)
+        ]
+
+    async def usage(self, session_id: str) -> SessionUsage:
+        """Return what models reported for all messages of a session, summed by the server."""
+        ids = {"session_id": checked("session", session_id)}
+        sums = {key: {"$sum": f"$message.metadata.{path}"} for key, path in _USAGE.items()}
+        group = {"_id": None, "messages": {"$sum": 1}, **sums}
+        pipeline = [{"$match": ids}, {"$group": group}]
+        cursor = await self._store.do(ids, self._store.messages.aggregate, pipeline)
+        found = await self._store.way(cursor.to_list)
+        total = found[0] if found else {}
+        return SessionUsage(**{key: int(total.get(key, 0)) for key in ("messages", *_USAGE)})
+
+    async def _session(self, session_id: str) -> Document | None:
+        ids = {"session_id": checked("session", session_id)}
+        method = self._store.sessions.find_one
+        found: Document | None = await self._store.do(ids, method, {"_id": session_id})
+        return found
+
+    async def _set_metadata(self, session_id: str, update: Document) -> None:
+        ids = {"session_id": checked("session", session_id)}
+        update = {key: fields for key, fields in update.items() if fields}
+        update["$set"] = {**update.get("$set", {}), "updated_at": _now()}
+        method = self._store.sessions.update_one
+        done = await self._store.do(ids, method, {"_id": session_id}, update)
+        if not done.matched_count:
+            raise SessionException(f"{name_of(ids)} does not exist")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()
+
+
+def _utc(name: str, time: datetime | None) -> str | None:
+    if time is None:
+        return None
+    if time.tzinfo is None:
+        raise ValueError(f"{name} has no time zone: use datetime.now(UTC)")
+    return time.astimezone(UTC).isoformat()

@@ -1,0 +1,189 @@
+"""Strands' Storage in MongoDB: bytes under keys, for SnapshotSessionManager and whatever else.
+
+A blob is a document; one too large for that is a GridFS file that its document points to. A write
+makes a new file and then moves the pointer, so a reader sees the old blob or the new one, whole.
+"""
+
+import asyncio
+import builtins
+import contextlib
+import re
+from collections.abc import Coroutine
+from datetime import UTC, datetime
+from typing import Any, Final, TypeVar
+
+from bson import ObjectId
+from bson.binary import Binary
+from gridfs import GridFSBucket
+from gridfs.asynchronous import AsyncGridFSBucket
+from gridfs.errors import CorruptGridFile, NoFile
+from pymongo import AsyncMongoClient
+from pymongo.errors import PyMongoError
+from strands.storage import Storage
+from strands.types.exceptions import StorageError
+
+from pool_telemetry.sessions.calls import way_for
+from pool_telemetry.sessions.documents import SCHEMA, Document
+from pool_telemetry.sessions.manager import shared_client
+from pool_telemetry.sessions.store import AnyClient
+
+T = TypeVar("T")
+
+INLINE_BYTES: Final = 15 * 1024 * 1024  # a document has 16 MB, its key included
+MAX_KEY_BYTES: Final = 1024
+
+_READS: Final = 10  # of a blob that is replaced as often
+_LOOP_SECONDS: Final = 5.0
+
+
+class MongoDBStorage(Storage):
+    """Keeps blobs in the collection `blobs`, and large ones in the GridFS bucket of that name.
+
+    A key is 1 to 1,024 bytes; slashes part it, runs of them are one, and `..` is none.
+
+    Over an AsyncMongoClient, make a SnapshotSessionManager's agent in a thread, for it restores on
+    a loop of its own: `await asyncio.to_thread(Agent, session_manager=manager)`. A guardrail's
+    redaction does so, too, within the turn: with guardrails use a MongoClient, whose calls run in
+    threads.
+
+    Args:
+        client: The application's; never closed here. By default that of the shared pool.
+        database_name: Where the collections are.
+        prefix: Of the collections' names.
+        inline_bytes: Beyond it a blob is a file; at most INLINE_BYTES.
+
+    Raises:
+        StorageError: A key can't be, or the server or the network fails.
+    """
+
+    def __init__(
+        self,
+        client: AnyClient | None = None,
+        database_name: str = "strands",
+        *,
+        prefix: str = "",
+        inline_bytes: int = INLINE_BYTES,
+    ) -> None:
+        if not 0 <= inline_bytes <= INLINE_BYTES:
+            raise ValueError(f"inline_bytes is {inline_bytes}: use 0 to {INLINE_BYTES}")
+        client = client or shared_client()
+        database: Any = client[database_name]
+        asynchronous = isinstance(client, AsyncMongoClient)
+        name = f"{prefix}blobs"
+        self._blobs = database[name]
+        self._files: Any = (AsyncGridFSBucket if asynchronous else GridFSBucket)(database, name)
+        self._way = way_for(client)
+        self._inline_bytes = inline_bytes
+        self._loop = _running_loop() if asynchronous else None  # which the client is used on
+
+    async def write(self, key: str, data: bytes) -> None:
+        """Store bytes under a key; what was there is replaced at once."""
+        await self._run(_normalized(key), self._write(_normalized(key), bytes(data)))
+
+    async def read(self, key: str) -> bytes | None:
+        """Return the bytes under a key, or None."""
+        return await self._run(_normalized(key), self._read(_normalized(key)))
+
+    async def delete(self, key: str) -> None:
+        """Delete what is under a key. Nothing there is no error."""
+        await self._run(_normalized(key), self._delete(_normalized(key)))
+
+    async def list(self, query: str = "") -> builtins.list[str]:
+        """Return the keys that begin with a text, sorted."""
+        prefix = _without_runs(query).lstrip("/")
+        return await self._run(prefix, self._list(prefix))
+
+    async def _write(self, key: str, data: bytes) -> None:
+        blob: Document = {
+            "schema": SCHEMA,
+            "size": len(data),
+            "updated_at": datetime.now(UTC).isoformat(),
+        }
+        if len(data) <= self._inline_bytes:
+            blob["data"] = Binary(data)
+        else:
+            blob["file"] = ObjectId()
+            await self._way(self._files.upload_from_stream_with_id, blob["file"], key, data)
+        method = self._blobs.find_one_and_replace
+        before = await self._way(method, {"_id": key}, blob, {"file": True}, upsert=True)
+        await self._drop_file(before)
+
+    async def _read(self, key: str) -> bytes | None:
+        for attempt in range(_READS):
+            found = await self._way(self._blobs.find_one, {"_id": key})
+            if found is None:
+                return None
+            if "data" in found:
+                return bytes(found["data"])
+            try:
+                stream = await self._way(self._files.open_download_stream, found["file"])
+                data: bytes = await self._way(stream.read)
+            except (NoFile, CorruptGridFile):  # replaced while it was read
+                if attempt == _READS - 1:
+                    raise
+            else:
+                return data
+        raise AssertionError
+
+    async def _delete(self, key: str) -> None:
+        await self._drop_file(await self._way(self._blobs.find_one_and_delete, {"_id": key}))
+
+    async def _list(self, prefix: str) -> builtins.list[str]:
+        which = {"_id": {"$regex": f"^{re.escape(prefix)}"}} if prefix else {}
+        cursor = self._blobs.find(which, {"_id": True}).sort("_id")
+        return [one["_id"] for one in await self._way(cursor.to_list)]
+
+    async def _drop_file(self, blob: Document | None) -> None:
+        if blob is not None and "file" in blob:
+            with contextlib.suppress(NoFile):  # another writer was first
+                await self._way(self._files.delete, blob["file"])
+
+    async def _run(self, key: str, work: Coroutine[Any, Any, T]) -> T:
+        """Do it on the client's loop; what fails is a StorageError."""
+        try:
+            here = asyncio.get_running_loop()
+            if not isinstance(self._blobs.database.client, AsyncMongoClient):
+                return await work
+            if self._loop is None:
+                self._loop = here
+            if self._loop is here:
+                return await work
+            return await self._elsewhere(self._loop, work)
+        except PyMongoError as error:
+            raise StorageError(f"blob {key!r}: {type(error).__name__}") from error
+
+    async def _elsewhere(self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
+        answers = asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop)
+        try:
+            async with asyncio.timeout(_LOOP_SECONDS):
+                await asyncio.wrap_future(answers)
+        except TimeoutError:
+            work.close()
+            raise StorageError(
+                "the event loop of the AsyncMongoClient is blocked by who waits for this: make the "
+                "agent in a thread, `await asyncio.to_thread(Agent, ...)`, or use a MongoClient"
+            ) from None
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
+
+
+def _normalized(key: str) -> str:
+    found = _without_runs(key).strip("/")
+    if not 1 <= len(found.encode("utf-8", "surrogatepass")) <= MAX_KEY_BYTES:
+        raise StorageError(f"storage key {found[:40]!r}: use 1 to {MAX_KEY_BYTES} bytes")
+    return found
+
+
+def _without_runs(key: str) -> str:
+    found = re.sub(r"/+", "/", key)
+    if ".." in found.split("/") or any(c in "\\\0" or "\ud800" <= c <= "\udfff" for c in found):
+        raise StorageError(
+            f"storage key {found[:40]!r}: '..', backslashes and null bytes are not allowed"
+        )
+    return found
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

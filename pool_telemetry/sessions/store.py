@@ -1,0 +1,108 @@
+"""The three collections: their indexes, and how each call of PyMongo's is made, counted and named.
+
+Here is also what fails, in words: never with a document's values.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+from bson.errors import InvalidDocument
+from pymongo import ASCENDING, DESCENDING, AsyncMongoClient, IndexModel, MongoClient
+from pymongo.errors import DocumentTooLarge, DuplicateKeyError, OperationFailure, WriteError
+from strands.types.exceptions import SessionException
+
+from pool_telemetry import telemetry, tracing
+from pool_telemetry.agents import AgentCounts
+from pool_telemetry.sessions.calls import Way
+from pool_telemetry.sessions.documents import Document, SessionConflictError, name_of
+
+AnyClient = MongoClient[Document] | AsyncMongoClient[Document]
+
+_TOO_LARGE: Final = (10334, 17419, 17420)  # the server's codes for what an update would exceed
+_ATTRIBUTES: Final = {"session_id": "gen_ai.conversation.id", "agent_id": "gen_ai.agent.id"}
+_UNIQUE: Final = {"unique": True}
+_INDEXES: Final[tuple[tuple[tuple[str, dict[str, Any]], ...], ...]] = (
+    (("-updated_at _id", {}), ("application -updated_at _id", {}), ("user -updated_at _id", {})),
+    (("session_id kind agent_id", _UNIQUE),),
+    (("session_id agent_id message_id", _UNIQUE),),
+)  # of sessions, agents, messages
+_EXPIRY: Final = (
+    "expires_at",
+    {"expireAfterSeconds": 0, "partialFilterExpression": {"expires_at": {"$exists": True}}},
+)
+
+_indexed: "WeakKeyDictionary[AnyClient, set[str]]" = WeakKeyDictionary()
+indexing = threading.Lock()
+
+
+class Store:
+    """The collections of one database."""
+
+    def __init__(self, client: AnyClient, database_name: str, prefix: str, way: Way) -> None:
+        database: Any = client[database_name]
+        self.sessions = database[f"{prefix}sessions"]
+        self.agents = database[f"{prefix}agents"]
+        self.messages = database[f"{prefix}messages"]
+        self._client = client
+        self.way = way
+        self.counts = found.agents if (found := telemetry.of(client)) else AgentCounts()
+
+    @property
+    def is_indexed(self) -> bool:
+        """Return whether this process made the indexes, for this client and these collections."""
+        return self.messages.full_name in _indexed.get(self._client, ())
+
+    async def create_indexes(self) -> None:
+        """Make them where they are not; once for each client and database."""
+        if self.is_indexed:
+            return
+        every = (self.sessions, self.agents, self.messages)
+        for collection, indexes in zip(every, _INDEXES, strict=True):
+            models = [_index(keys, options) for keys, options in (*indexes, _EXPIRY)]
+            await self.way(collection.create_indexes, models)
+        _indexed.setdefault(self._client, set()).add(self.messages.full_name)
+
+    async def do(
+        self, ids: Mapping[str, Any], method: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Call a method of PyMongo's; `ids` are of what it is about, for spans and errors."""
+        named = {_ATTRIBUTES[key]: ids[key] for key in _ATTRIBUTES if key in ids}
+        token = tracing.about.set({**(tracing.about.get() or {}), **named})
+        self.counts.add(operations=1)
+        try:
+            with self._explained(ids):
+                return await self.way(method, *args, **kwargs)
+        finally:
+            tracing.about.reset(token)
+
+    @contextmanager
+    def _explained(self, ids: Mapping[str, Any]) -> Iterator[None]:
+        """Turn what can't be written into SessionException; its words have no values."""
+        try:
+            yield
+        except DuplicateKeyError as error:
+            raise SessionConflictError(f"{name_of(ids)} exists: somebody else wrote it") from error
+        except DocumentTooLarge as error:
+            raise SessionException(f"{name_of(ids)} is larger than MongoDB's 16 MB") from error
+        except OperationFailure as error:
+            # The server's words may have values.
+            if error.code in _TOO_LARGE:
+                raise SessionException(f"{name_of(ids)} is larger than MongoDB's 16 MB") from None
+            if isinstance(error, WriteError):
+                words = f"{name_of(ids)}: the server refused it (code {error.code})"
+                raise SessionException(words) from None
+            raise
+        except (InvalidDocument, OverflowError) as error:
+            # PyMongo's words have the whole document.
+            kind = type(error).__name__
+            raise SessionException(
+                f"{name_of(ids)} has a value that BSON has not ({kind})"
+            ) from None
+
+
+def _index(keys: str, options: Mapping[str, Any]) -> IndexModel:
+    named = [(key.lstrip("-"), DESCENDING if key[0] == "-" else ASCENDING) for key in keys.split()]
+    return IndexModel(named, **options)

@@ -1,0 +1,96 @@
+"""A model that says what a test wrote down, and so needs no network."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterable
+from typing import Any
+
+from strands import Agent
+from strands.models import Model
+from strands.types.content import Messages
+
+Step = str | dict[str, Any] | Exception
+"""A text, a tool call `{"tool": name, "input": {...}}`, `{"redact": what it is replaced by}`."""
+
+
+class ScriptedModel(Model):
+    """Says one step each time it is asked; after the last it says what it was asked.
+
+    Args:
+        steps: What it says.
+        seconds: How long it takes.
+
+    Attributes:
+        asked: The messages that it was given, each time.
+    """
+
+    def __init__(self, steps: Iterable[Step] = (), *, seconds: float = 0.0) -> None:
+        self.asked: list[Messages] = []
+        self._steps = iter(steps)
+        self._seconds = seconds
+
+    def update_config(self, **model_config: Any) -> None: ...
+
+    def get_config(self) -> dict[str, Any]:
+        return {"model_id": "scripted"}
+
+    def structured_output(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+    async def stream(
+        self, messages: Messages, *args: Any, **kwargs: Any
+    ) -> AsyncGenerator[Any, None]:
+        self.asked.append([*messages])
+        await asyncio.sleep(self._seconds)
+        words = [block["text"] for block in messages[-1]["content"] if "text" in block]
+        step = next(self._steps, f"You said: {' '.join(words)}")
+        if isinstance(step, Exception):
+            raise step
+        for chunk in chunks(step, len(self.asked)):
+            yield chunk
+
+
+def chunks(step: str | dict[str, Any], turn: int) -> Iterable[dict[str, Any]]:
+    """What a provider streams."""
+    reason = "end_turn"
+    yield {"messageStart": {"role": "assistant"}}
+    if isinstance(step, dict) and "tool" in step:
+        reason = "tool_use"
+        start = {"toolUse": {"toolUseId": f"call-{turn}", "name": step["tool"]}}
+        yield {"contentBlockStart": {"start": start}}
+        text = str(step["input"]).replace("'", '"')
+        yield {"contentBlockDelta": {"delta": {"toolUse": {"input": text}}}}
+    else:
+        yield {"contentBlockStart": {"start": {}}}
+        if isinstance(step, dict):
+            reason = "guardrail_intervened"
+            yield {"redactContent": {"redactUserContentMessage": step["redact"]}}
+            step = "I can't help with that."
+        yield {"contentBlockDelta": {"delta": {"text": step}}}
+    yield {"contentBlockStop": {}}
+    yield {"messageStop": {"stopReason": reason}}
+    usage = {"inputTokens": 10, "outputTokens": 5, "totalTokens": 15}
+    yield {"metadata": {"usage": usage, "metrics": {"latencyMs": 7}}}
+
+
+def texts(agent: Agent) -> list[str]:
+    """Return the texts of an agent's conversation, with who said them."""
+    return [
+        f"{message['role']}: {block['text']}"
+        for message in agent.messages
+        for block in message["content"]
+        if "text" in block
+    ]
+
+
+def agent_with(
+    session_manager: Any, *steps: Step, tools: Iterable[Callable[..., Any]] = (), **kwargs: Any
+) -> Agent:
+    """Return an agent that says these steps, and prints nothing."""
+    model = kwargs.pop("model", None) or ScriptedModel(steps)
+    return Agent(
+        model=model,
+        session_manager=session_manager,
+        tools=[*tools],
+        callback_handler=None,
+        **kwargs,
+    )
