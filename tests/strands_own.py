@@ -1,8 +1,8 @@
-"""Strands' own tests over our repository: `make test-strands` fetches, overlays and runs them.
+"""Strands' own tests over our classes: `make test-strands` fetches, overlays and runs them.
 
 They come from the source distribution of the version that is installed here, into `.strands/`;
-nothing of them is committed. Its tests of RepositorySessionManager use a repository in memory:
-`MockedSessionRepository` is ours instead, each in a database of its own on a real server.
+nothing of them is committed. Its repository in memory, its file session manager and its two
+storages are ours instead, each in a database of its own on a real server.
 """
 
 import importlib.metadata
@@ -17,23 +17,64 @@ from pool_telemetry.embedded import EmbeddedServer
 
 ROOT: Final = Path(__file__).parent.parent
 FOLDER: Final = ROOT / ".strands"
-TESTS: Final = ("tests/strands/session/test_repository_session_manager.py",)
-
+SESSION: Final = "tests/strands/session"
+STORAGE: Final = "tests/strands/storage"
+TESTS: Final = (
+    f"{SESSION}/test_repository_session_manager.py",
+    f"{SESSION}/test_file_session_manager.py",
+    f"{SESSION}/test_snapshot_session_manager.py",
+    f"{STORAGE}/test_storage.py",
+    f"{STORAGE}/test_in_memory_storage.py",
+)
 SETTINGS: Final = """
 [pytest]
 asyncio_mode = auto
 asyncio_default_fixture_loop_scope = function
 """
 OVERLAY: Final = """
-import os, uuid
+import hashlib, inspect, os, uuid
+import pytest, strands.session.file_session_manager, strands.storage
 from pymongo import MongoClient
-from pool_telemetry.sessions import MongoDBSessionRepository
+from pool_telemetry.sessions import *
 
-_client = MongoClient(os.environ["MONGODB_URI"])
+client = MongoClient(os.environ["MONGODB_URI"])
 
 class MockedSessionRepository(MongoDBSessionRepository):
-    def __init__(self):
-        super().__init__(_client, f"strands_{uuid.uuid4().hex[:12]}")
+    def __init__(self, **kwargs):
+        super().__init__(client, f"strands_{uuid.uuid4().hex[:12]}")
+
+def database(folder):
+    return f"strands_{hashlib.sha1(str(folder or uuid.uuid4()).encode()).hexdigest()[:12]}"
+
+class FileSessionManager(MongoDBSessionManager):
+    def __init__(self, session_id, storage_dir=None, **kwargs):
+        super().__init__(session_id, client, database_name=database(storage_dir))
+
+    def __getattr__(self, name):
+        return getattr(self.repository, name)
+
+class LocalFileStorage(MongoDBStorage):
+    def __init__(self, folder=None):
+        super().__init__(client, database(folder))
+
+strands.session.file_session_manager.FileSessionManager = FileSessionManager
+strands.storage.InMemoryStorage = strands.storage.LocalFileStorage = LocalFileStorage
+
+# What only the replaced classes have: files, clear(), the search by strategies.
+THEIRS = "file_manager._", "multi_agent_manager._", "storage.clear()", "scoped.clear()", "strategy ="
+
+def pytest_collection_modifyitems(config, items):
+    def is_theirs(item):
+        return any(word in inspect.getsource(item.function) for word in THEIRS)
+    config.hook.pytest_deselected(items=[item for item in items if is_theirs(item)])
+    items[:] = [item for item in items if not is_theirs(item)]
+
+@pytest.fixture
+def agenerator():
+    async def agenerator(items):
+        for item in items:
+            yield item
+    return agenerator
 """
 
 
@@ -51,8 +92,9 @@ def fetch() -> None:
     unpack = ("tar", "-xzf", archive, "-C", FOLDER, "--strip-components=1", "--wildcards")
     subprocess.run([*unpack, "*/tests/*"], check=True)
     (FOLDER / "pytest.ini").write_text(SETTINGS)  # not ours, nor theirs
-    (FOLDER / "tests" / "conftest.py").write_text("")  # theirs is for the tests of AWS
-    (FOLDER / "tests" / "fixtures" / "mock_session_repository.py").write_text(OVERLAY)
+    (FOLDER / "tests" / "conftest.py").write_text(OVERLAY)  # theirs is for the tests of AWS
+    mock = FOLDER / "tests" / "fixtures" / "mock_session_repository.py"
+    mock.write_text("from tests.conftest import MockedSessionRepository\n")
 
 
 def main() -> int:

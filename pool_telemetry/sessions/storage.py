@@ -7,10 +7,11 @@ makes a new file and then moves the pointer, so a reader sees the old blob or th
 import asyncio
 import builtins
 import contextlib
+import copy
 import re
 from collections.abc import Coroutine
 from datetime import UTC, datetime
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from bson import ObjectId
 from bson.binary import Binary
@@ -20,6 +21,7 @@ from gridfs.errors import CorruptGridFile, NoFile
 from pymongo import AsyncMongoClient
 from pymongo.errors import PyMongoError
 from strands.storage import Storage
+from strands.storage import storage as strands_storage
 from strands.types.exceptions import StorageError
 
 from pool_telemetry.sessions.calls import way_for
@@ -56,6 +58,8 @@ class MongoDBStorage(Storage):
         StorageError: A key can't be, or the server or the network fails.
     """
 
+    _namespaced: object = None  # what Strands asks, to know whether its own prefix is needed
+
     def __init__(
         self,
         client: AnyClient | None = None,
@@ -75,23 +79,36 @@ class MongoDBStorage(Storage):
         self._way = way_for(client)
         self._inline_bytes = inline_bytes
         self._loop = _running_loop() if asynchronous else None  # which the client is used on
+        self._prefix = ""
+
+    def namespace(self, prefix: str) -> Self:
+        """Return the same storage, for keys below a prefix only; its keys begin after it."""
+        below = _without_runs(prefix).strip("/")
+        scoped = copy.copy(self)
+        scoped._prefix = f"{self._prefix}{below}/" if below else self._prefix
+        scoped._namespaced = getattr(strands_storage, "_NAMESPACED", None)  # else Strands adds its
+        return scoped
 
     async def write(self, key: str, data: bytes) -> None:
         """Store bytes under a key; what was there is replaced at once."""
-        await self._run(_normalized(key), self._write(_normalized(key), bytes(data)))
+        name = self._prefix + _normalized(key)
+        await self._run(name, self._write(name, bytes(data)))
 
     async def read(self, key: str) -> bytes | None:
         """Return the bytes under a key, or None."""
-        return await self._run(_normalized(key), self._read(_normalized(key)))
+        name = self._prefix + _normalized(key)
+        return await self._run(name, self._read(name))
 
     async def delete(self, key: str) -> None:
         """Delete what is under a key. Nothing there is no error."""
-        await self._run(_normalized(key), self._delete(_normalized(key)))
+        name = self._prefix + _normalized(key)
+        await self._run(name, self._delete(name))
 
     async def list(self, query: str = "") -> builtins.list[str]:
         """Return the keys that begin with a text, sorted."""
-        prefix = _without_runs(query).lstrip("/")
-        return await self._run(prefix, self._list(prefix))
+        prefix = self._prefix + _without_runs(query).lstrip("/")
+        keys = await self._run(prefix, self._list(prefix))
+        return [key[len(self._prefix) :] for key in keys]
 
     async def _write(self, key: str, data: bytes) -> None:
         blob: Document = {
