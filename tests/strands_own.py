@@ -61,7 +61,7 @@ strands.session.file_session_manager.FileSessionManager = FileSessionManager
 strands.storage.InMemoryStorage = strands.storage.LocalFileStorage = LocalFileStorage
 
 # What only the replaced classes have: files, clear(), the search by strategies.
-THEIRS = "file_manager._", "multi_agent_manager._", "storage.clear()", "scoped.clear()", "strategy ="
+THEIRS = "file_manager._", "agent_manager._", "storage.clear()", "scoped.clear()", "strategy ="
 
 def pytest_collection_modifyitems(config, items):
     def is_theirs(item):

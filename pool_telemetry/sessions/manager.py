@@ -138,6 +138,8 @@ class MongoDBSessionManager(_Manager):
             messages that the session has not: open it again.
         PyMongoError: The server is gone. What could not be written is kept and written by the next
             turn.
+        EventLoopException: Strands' own, around either of them in the middle of a turn; it is the
+            `__cause__`.
 
     Attributes:
         repository: Where the session is, for all that goes beyond it.
@@ -311,7 +313,8 @@ class AsyncMongoDBSessionManager(_Manager):
     async def _on_invocation(self, event: AfterInvocationEvent) -> None:
         self._counts.add(turns=1)
         self.sync_agent(event.agent)
-        await self._flush(event.agent)
+        if not self._opened.is_behind:  # else this turn has failed, and waited for the server
+            await self._flush(event.agent)
 
     def _on_multi_agent(self, event: MultiAgentInitializedEvent) -> None:
         self.initialize_multi_agent(event.source)

@@ -101,10 +101,21 @@ class OpenedSession(SessionRepository):
         for key in [key for key in self._pending if key[1] == agent_id]:
             del self._pending[key]
 
+    @property
+    def is_behind(self) -> bool:
+        """Return whether something could not be written, and is to be tried with what comes."""
+        return any(write.tried for write in self._pending.values())
+
     def write(self, key: Key, do: Callable[..., Coroutine[Any, Any, None]]) -> None:
-        """Do it now, after what could not be done before."""
+        """Do it now, after what could not be done before.
+
+        While the server is gone, an agent's state waits for the next message: a turn that failed
+        shall not wait for the server once more to say so.
+        """
+        waits = key[0] == "state" and self.is_behind
         self._pending[key] = _Write(do)
-        finish(self.flush())
+        if not waits:
+            finish(self.flush())
 
     # Sessions
 

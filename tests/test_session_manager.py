@@ -1,0 +1,825 @@
+"""Real Strands agents, offline, with sessions on a real server: called, awaited, in threads."""
+
+import asyncio
+import json
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Coroutine, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from pymongo import AsyncMongoClient, MongoClient
+from pymongo.errors import InvalidOperation, PyMongoError
+from strands import Agent, ToolContext, tool
+from strands.agent.conversation_manager import SlidingWindowConversationManager
+from strands.multiagent import GraphBuilder
+from strands.types.exceptions import EventLoopException, SessionException
+
+from pool_telemetry import (
+    AsyncMongoDBConnectionPool,
+    MongoDBConnectionPool,
+    PoolConfigurationError,
+    PoolNotInitializedError,
+    PoolTelemetry,
+    prometheus,
+)
+from pool_telemetry.sessions import (
+    AsyncMongoDBSessionManager,
+    InvalidIdError,
+    MongoDBSessionManager,
+    MongoDBSessionManagerFactory,
+    MongoDBSessionRepository,
+    SessionConflictError,
+    close_global_factory,
+    get_global_factory,
+    initialize_global_factory,
+)
+from tests.proxy import Proxy
+from tests.scripted import ScriptedModel, Step, agent_with, texts
+from tests.support import traced_to, until
+
+T = TypeVar("T")
+Client = MongoClient[dict[str, Any]]
+Documents = list[dict[str, Any]]
+
+
+@tool
+def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+class Chat:
+    """Opens sessions and has turns, in one of the three ways."""
+
+    def __init__(self, way: str, uri: str, database: str, runner: asyncio.Runner) -> None:
+        self.way, self.uri, self.database = way, uri, database
+        self.telemetry = PoolTelemetry(f"chat {way}")
+        self._runner = runner
+        self.clients: list[Any] = []
+        self.client = self.connect(uri, self.telemetry)
+        self.direct = Client(uri)[database]
+
+    def connect(self, uri: str, telemetry: PoolTelemetry, **kwargs: Any) -> Any:
+        kind: Any = AsyncMongoClient if self.way == "awaited" else MongoClient
+        client = self.run(_made(kind, uri, event_listeners=telemetry.listeners, **kwargs))
+        self.clients.append(client)
+        return client
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return self._runner.run(coroutine)
+
+    def open(self, session_id: str, client: Any = None, **kwargs: Any) -> Any:
+        kwargs = {"client": client or self.client, "database_name": self.database, **kwargs}
+        if self.way == "called":
+            return MongoDBSessionManager(session_id, **kwargs)
+        return self.run(AsyncMongoDBSessionManager.open(session_id, **kwargs))
+
+    def say(self, agent: Any, prompt: Any) -> Any:
+        return agent(prompt) if self.way == "called" else self.run(agent.invoke_async(prompt))
+
+    def commands(self) -> dict[str, int]:
+        """Return what went to the server so far, by our own counters."""
+        return {
+            f"{one.operation} {one.collection}": one.duration.count
+            for one in self.telemetry.stats().operations
+        }
+
+    def spent(self, before: dict[str, int]) -> dict[str, int]:
+        now = self.commands()
+        return {key: n - before.get(key, 0) for key, n in now.items() if n > before.get(key, 0)}
+
+    def stored(self, session_id: str) -> Documents:
+        return list(self.direct["messages"].find({"session_id": session_id}).sort("message_id"))
+
+    def close(self) -> None:
+        for client in self.clients:
+            closing = client.close()
+            if closing is not None:
+                self.run(closing)
+        self.direct.client.drop_database(self.database)
+        self.direct.client.close()
+
+
+async def _made(kind: Any, *args: Any, **kwargs: Any) -> Any:
+    return kind(*args, **kwargs)
+
+
+@pytest.fixture
+def runner() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(params=["called", "awaited", "in threads"])
+def chat(request: pytest.FixtureRequest, server_uri: str, runner: asyncio.Runner) -> Iterator[Chat]:
+    chat = Chat(request.param, server_uri, f"chat_{uuid.uuid4().hex[:12]}", runner)
+    yield chat
+    chat.close()
+
+
+# What an agent says
+
+
+def test_a_conversation_is_restored(chat: Chat) -> None:
+    agent = agent_with(
+        chat.open("s"), "hi", {"tool": "add", "input": {"a": 1, "b": 2}}, "3", tools=[add]
+    )
+    chat.say(agent, "hello")
+    chat.say(agent, "1 + 2?")
+    agent.state.set("plan", "pro")
+    chat.say(agent, "thanks")
+    again = agent_with(chat.open("s"))
+    assert again.messages == agent.messages
+    assert len(again.messages) == 8
+    assert again.state.get("plan") == "pro"
+    chat.say(again, "still there?")
+    assert chat.open("s").session.session_id == "s"
+    assert texts(agent_with(chat.open("s")))[-2:] == [
+        "user: still there?",
+        "assistant: You said: still there?",
+    ]
+
+
+def test_another_process_restores_it(chat: Chat) -> None:
+    code = f"""
+import sys
+from pymongo import MongoClient
+from pool_telemetry import MongoDBSessionManager
+from tests.scripted import agent_with
+uri, database = {chat.uri!r}, {chat.database!r}
+with MongoDBSessionManager("s", connection_string=uri, database_name=database) as manager:
+    agent_with(manager, "noted")("my name is Ann")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
+    agent = agent_with(chat.open("s"), "Ann")
+    chat.say(agent, "who am I?")
+    assert texts(agent) == [
+        "user: my name is Ann",
+        "assistant: noted",
+        "user: who am I?",
+        "assistant: Ann",
+    ]
+
+
+def test_what_a_turn_costs(chat: Chat) -> None:
+    chat.open("other")  # the indexes
+    before = chat.commands()
+    agent = agent_with(
+        chat.open("s"), "hi", {"tool": "add", "input": {"a": 1, "b": 2}}, "3", tools=[add]
+    )
+    if chat.way == "called":
+        assert chat.spent(before) == {"findAndModify sessions": 1, "insert agents": 1}
+        before = chat.commands()
+        chat.say(agent, "hello")
+        assert chat.spent(before) == {"insert messages": 2}
+    else:
+        chat.say(agent, "hello")  # an agent is created with its first message
+        assert chat.spent(before) == {
+            "findAndModify sessions": 1,
+            "insert agents": 1,
+            "insert messages": 2,
+        }
+    before = chat.commands()
+    chat.say(agent, "1 + 2?")
+    assert chat.spent(before) == {"insert messages": 4, "findAndModify agents": 1}
+
+    before = chat.commands()
+    again = agent_with(chat.open("s"), "hi")
+    assert chat.spent(before) == {
+        "findAndModify sessions": 1,
+        "find agents": 1,
+        "find messages": 1,
+    }
+    before = chat.commands()
+    chat.say(again, "hello")
+    assert chat.spent(before) == {"insert messages": 2}
+    agents = chat.telemetry.stats().agents
+    assert (agents.turns, agents.conflicts) == (3, 0)
+    operations = sum(count for key, count in chat.commands().items() if "createIndexes" not in key)
+    assert agents.operations == operations
+
+
+def test_what_is_redacted_is_nowhere(chat: Chat) -> None:
+    agent = agent_with(chat.open("s"), {"redact": "[redacted]"})
+    chat.say(agent, "my password is s3cr3t")
+    assert texts(agent)[0] == "user: [redacted]"
+    assert texts(agent_with(chat.open("s"))) == texts(agent)
+    assert "s3cr3t" not in str(chat.stored("s"))
+
+
+def test_an_interrupt_goes_on_elsewhere(chat: Chat) -> None:
+    @tool(context=True)
+    def delete(tool_context: ToolContext) -> str:
+        """Delete everything."""
+        answer = tool_context.interrupt("approval", reason="sure?")
+        return f"deleted: {answer}"
+
+    steps: list[Step] = [{"tool": "delete", "input": {}}, "done"]
+    agent = agent_with(chat.open("s"), *steps[:1], tools=[delete])
+    result = chat.say(agent, "delete all")
+    assert result.stop_reason == "interrupt"
+    (interrupt,) = result.interrupts
+    again = agent_with(chat.open("s"), *steps[1:], tools=[delete])
+    response = {"interruptResponse": {"interruptId": interrupt.id, "response": "yes"}}
+    result = chat.say(again, [response])
+    assert result.stop_reason == "end_turn"
+    assert "deleted: yes" in str(again.messages)
+    assert texts(agent_with(chat.open("s")))[-1] == "assistant: done"
+
+
+def test_a_graph_goes_on_where_it_was(chat: Chat) -> None:
+    @tool(context=True)
+    def publish(tool_context: ToolContext) -> str:
+        """Publish it."""
+        return f"published: {tool_context.interrupt('approval', reason='sure?')}"
+
+    def graph(*steps: Step) -> Any:
+        builder = GraphBuilder()
+        writer, publisher = ScriptedModel(steps[:1]), ScriptedModel(steps[1:])
+        builder.add_node(Agent(model=writer, callback_handler=None), "writer")
+        node = Agent(model=publisher, tools=[publish], callback_handler=None)
+        builder.add_node(node, "publisher")
+        builder.add_edge("writer", "publisher")
+        builder.set_entry_point("writer")
+        builder.set_execution_timeout(60)
+        builder.set_graph_id("newspaper")
+        builder.set_session_manager(chat.open("s"))
+        return builder.build()
+
+    result = chat.say(graph("an article", {"tool": "publish", "input": {}}), "write")
+    assert result.status.value == "interrupted"
+    (stored,) = chat.direct["agents"].find({"session_id": "s"})
+    assert (stored["kind"], stored["agent_id"]) == ("multi_agent", "newspaper")
+    (interrupt,) = result.interrupts
+    response = {"interruptResponse": {"interruptId": interrupt.id, "response": "yes"}}
+    result = chat.say(graph(AssertionError("it was written"), "done"), [response])
+    assert result.status.value == "completed"
+    assert "an article" in str(result.results["writer"])
+    assert "done" in str(result.results["publisher"])
+    assert chat.telemetry.stats().agents.turns == 2
+
+
+def test_the_last_messages_are_restored_alone(chat: Chat) -> None:
+    agent = agent_with(chat.open("s"), "a", "b", "c", "d", "e")
+    for number in range(5):
+        chat.say(agent, str(number))
+    before = chat.commands()
+    again = agent_with(chat.open("s", restore_last=3), "f")
+    assert texts(again) == ["user: 4", "assistant: e"]  # it begins with a prompt
+    assert chat.spent(before)["find messages"] == 1
+    chat.say(again, "5")
+    assert len(texts(agent_with(chat.open("s", restore_last=99)))) == 12
+    # What a window removes later is counted from the beginning.
+    window = SlidingWindowConversationManager(window_size=2)
+    small = agent_with(chat.open("s", restore_last=4), "g", conversation_manager=window)
+    chat.say(small, "6")
+    assert window.removed_message_count == 12
+    assert texts(agent_with(chat.open("s"))) == ["user: 6", "assistant: g"]
+    with pytest.raises(ValueError, match="restore_last is 0"):
+        chat.open("s", restore_last=0)
+
+
+# Several at once
+
+
+def test_50_first_opens_make_one_session(chat: Chat) -> None:
+    chat.open("other")
+    barrier = threading.Barrier(50)
+    new = list[bool]()
+
+    def begin() -> None:
+        barrier.wait()
+        manager = MongoDBSessionManager("s", chat.client, None, chat.database)
+        new.append(manager._is_new_session)
+
+    if chat.way == "called":
+        threads = [threading.Thread(target=begin) for _ in range(50)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    else:
+
+        async def all_at_once() -> list[Any]:
+            opening = (
+                AsyncMongoDBSessionManager.open("s", chat.client, None, chat.database)
+                for _ in range(50)
+            )
+            return await asyncio.gather(*opening)
+
+        new = [manager._is_new_session for manager in chat.run(all_at_once())]
+    assert sorted(new) == [False] * 49 + [True]
+    assert chat.direct["sessions"].count_documents({"_id": "s"}) == 1
+
+
+def test_an_agent_that_appears_meanwhile_is_restored(chat: Chat) -> None:
+    late = chat.open("s")
+    chat.say(agent_with(chat.open("s"), "hi"), "hello")
+    agent = agent_with(late)
+    if chat.way == "called":
+        assert texts(agent) == ["user: hello", "assistant: hi"]
+    else:  # it was read when it was opened
+        with pytest.raises(SessionConflictError):
+            chat.say(agent, "me, too")
+
+
+def test_who_comes_second_is_told_and_nothing_is_mixed(chat: Chat) -> None:
+    agent_with(chat.open("s"))
+    chat.say(agent_with(chat.open("s"), "hi"), "hello")
+    first, second = agent_with(chat.open("s"), "one"), agent_with(chat.open("s"), "two")
+    chat.say(first, "1")
+    before = chat.stored("s")
+    words = r"message 2 of agent 'default' of session 's' exists: somebody else wrote it"
+    with pytest.raises(SessionConflictError, match=words):
+        chat.say(second, "2")
+    assert chat.telemetry.stats().agents.conflicts == 1
+    with pytest.raises(SessionConflictError, match="open the session again"):
+        chat.say(second, "3")
+    assert chat.stored("s") == before
+    again = agent_with(chat.open("s"), "two")
+    chat.say(again, "2")
+    assert texts(again)[-4:] == ["user: 1", "assistant: one", "user: 2", "assistant: two"]
+
+
+def test_two_processes_lose_nothing(chat: Chat) -> None:
+    code = f"""
+import asyncio, json, sys
+from pymongo import AsyncMongoClient, MongoClient
+from strands.types.exceptions import EventLoopException
+from pool_telemetry.sessions import *
+from tests.scripted import agent_with
+name, way = sys.argv[1:]
+told = []
+async def main():
+    client = (AsyncMongoClient if way == "awaited" else MongoClient)({chat.uri!r})
+    for number in range(15):
+        while True:
+            if way == "called":
+                manager = MongoDBSessionManager("s", client, database_name={chat.database!r})
+            else:
+                manager = await AsyncMongoDBSessionManager.open(
+                    "s", client, database_name={chat.database!r})
+            try:
+                agent = agent_with(manager)
+                prompt = f"{{name}} {{number}}"
+                agent(prompt) if way == "called" else await agent.invoke_async(prompt)
+            except SessionConflictError:  # of the prompt
+                continue
+            except EventLoopException as error:  # of the answer: somebody went on before it
+                assert isinstance(error.__cause__, SessionConflictError), error
+                continue
+            told.append(prompt)
+            break
+    if (closing := client.close()) is not None:
+        await closing
+asyncio.run(main())
+print(json.dumps(told))
+"""
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    processes = [
+        subprocess.Popen([*command, name, chat.way], stdout=subprocess.PIPE, text=True)
+        for name in ("ann", "bob")
+    ]
+    told = [json.loads(process.communicate(timeout=120)[0]) for process in processes]
+    stored = chat.stored("s")
+    assert [one["message_id"] for one in stored] == sorted({one["message_id"] for one in stored})
+    said = [
+        one["message"]["content"][0]["text"] for one in stored if one["message"]["role"] == "user"
+    ]
+    answered = [
+        one["message"]["content"][0]["text"].removeprefix("You said: ")
+        for one in stored
+        if one["message"]["role"] == "assistant"
+    ]
+    for mine in told:
+        assert len(mine) == 15
+        # Each turn that succeeded is there once, with its answer, in the order that it was said.
+        assert [text for text in answered if text in mine] == mine
+        assert [text for text in dict.fromkeys(said) if text in mine] == mine
+
+
+# What fails
+
+
+def test_a_server_that_goes_mid_turn_leaves_no_hole(chat: Chat) -> None:
+    port = int(chat.uri.rpartition(":")[2].strip("/"))
+    with Proxy(port) as proxy:
+        telemetry = PoolTelemetry("proxied")
+        client = chat.connect(
+            proxy.uri, telemetry, serverSelectionTimeoutMS=300, heartbeatFrequencyMS=500
+        )
+
+        @tool
+        def unplug() -> str:
+            """Break the network."""
+            proxy.refuse()
+            proxy.cut()
+            return "done"
+
+        steps: list[Step] = ["hi", {"tool": "unplug", "input": {}}, "fine"]
+        agent = agent_with(chat.open("s", client), *steps, tools=[unplug])
+        chat.say(agent, "hello")
+        with pytest.raises(EventLoopException) as caught:
+            chat.say(agent, "unplug it")
+        assert isinstance(caught.value.__cause__, PyMongoError)
+        proxy.accept()
+        chat.run(until(lambda: telemetry.pool_stats()[0].up))
+        chat.say(agent, "are you there?")
+        assert texts(agent)[-1] == "assistant: fine"
+        again = agent_with(chat.open("s", client))
+        assert again.messages == agent.messages
+        assert [one["message_id"] for one in chat.stored("s")] == list(range(len(agent.messages)))
+        chat.clients.remove(client)
+        if (closing := client.close()) is not None:
+            chat.run(closing)
+
+
+@pytest.mark.parametrize("error", [{"errorCode": 91}, {"closeConnection": True}])
+def test_a_write_that_is_retried_is_there_once(chat: Chat, error: dict[str, Any]) -> None:
+    telemetry = PoolTelemetry("retried")
+    client = chat.connect(chat.uri, telemetry, appName=chat.database, heartbeatFrequencyMS=500)
+    agent = agent_with(chat.open("s", client), "hi")
+    control = chat.direct.client.admin
+    data = {"failCommands": ["insert"], "appName": chat.database, **error}
+    if "errorCode" in error:
+        data["errorLabels"] = ["RetryableWriteError"]
+    control.command("configureFailPoint", "failCommand", mode={"times": 1}, data=data)
+    try:
+        chat.say(agent, "hello")
+    finally:
+        control.command("configureFailPoint", "failCommand", mode="off")
+    failed = [one for one in telemetry.stats().operations if one.error_type]
+    assert [one.duration.count for one in failed] == [1]
+    assert [one["message_id"] for one in chat.stored("s")] == [0, 1]
+
+
+def test_a_write_that_arrived_though_its_answer_did_not_is_there_once(chat: Chat) -> None:
+    agent = agent_with(chat.open("s"), "hi")
+    control = chat.direct.client.admin
+    concern = {"code": 64, "errmsg": "timed out", "errInfo": {"wtimeout": True}}
+    data = {"failCommands": ["insert"], "writeConcernError": concern}
+    control.command("configureFailPoint", "failCommand", mode={"times": 1}, data=data)
+    try:
+        with pytest.raises(PyMongoError):
+            chat.say(agent, "hello")
+    finally:
+        control.command("configureFailPoint", "failCommand", mode="off")
+    assert len(chat.stored("s")) == (1 if chat.way == "called" else 0)
+    chat.say(agent, "again")
+    assert texts(agent_with(chat.open("s"))) == texts(agent)
+    assert texts(agent) == ["user: hello", "user: again", "assistant: hi"]
+    assert chat.telemetry.stats().agents.conflicts == 0
+
+
+def test_a_message_that_is_too_large_leaves_the_session_usable(chat: Chat) -> None:
+    agent = agent_with(chat.open("s"), "hi", "fine")
+    chat.say(agent, "hello")
+    with pytest.raises(SessionException, match=r"message 2 of .* is larger than MongoDB's 16 MB"):
+        chat.say(agent, "x" * 17_000_000)
+    agent.messages.pop()
+    chat.say(agent, "shorter")
+    assert texts(agent_with(chat.open("s"))) == texts(agent)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a\0b", "$where", "x" * 10_000, "\ud800"])
+def test_a_bad_session_id_is_refused(chat: Chat, name: str) -> None:
+    with pytest.raises(InvalidIdError, match="session_id"):
+        chat.open(name)
+    with pytest.raises(SessionException):
+        chat.open(name)
+
+
+def test_an_agent_that_could_not_begin_begins_again(chat: Chat) -> None:
+    manager = chat.open("s")
+    for _ in range(2):
+        with pytest.raises((InvalidIdError, ValueError)):
+            agent_with(manager, agent_id="a/b")
+    agent = agent_with(manager, "hi", agent_id="a")
+    chat.say(agent, "hello")
+    with pytest.raises(SessionException, match="must be unique"):
+        agent_with(manager, agent_id="a")
+    assert len(chat.stored("s")) == 2
+
+
+# How long it lives
+
+
+def test_a_session_expires_whole(chat: Chat) -> None:
+    hour = timedelta(hours=1)
+    chat.say(agent_with(chat.open("s", ttl=hour), "hi"), "hello")
+
+    def ends() -> set[datetime]:
+        return {
+            one["expires_at"]
+            for name in ("sessions", "agents", "messages")
+            for one in chat.direct[name].find()
+        }
+
+    (end,) = ends()
+    assert 1.0 < (end.replace(tzinfo=UTC) - datetime.now(UTC)) / hour <= 1.2
+    before = chat.commands()
+    chat.say(agent_with(chat.open("s"), "hi"), "again")
+    assert "update messages" not in chat.spent(before)  # it is not moved each time
+    assert ends() == {end}
+    for name in ("sessions", "agents", "messages"):
+        chat.direct[name].update_many({}, {"$set": {"expires_at": end - hour / 5}})
+    chat.say(agent_with(chat.open("s"), "hi"), "later")
+    (moved,) = ends()
+    assert moved > end
+    keys = chat.direct["messages"].index_information()["expires_at_1"]
+    assert keys["expireAfterSeconds"] == 0
+
+    for name in ("sessions", "agents", "messages"):
+        past = datetime.now(UTC) - hour
+        chat.direct[name].update_many({}, {"$set": {"expires_at": past}})
+    agent = agent_with(chat.open("s", ttl=hour), "new")
+    assert agent.messages == []
+    chat.say(agent, "hello?")
+    assert texts(agent_with(chat.open("s"))) == ["user: hello?", "assistant: new"]
+    with pytest.raises(ValueError, match="ttl is 0:00:00"):
+        chat.open("s", ttl=timedelta())
+
+
+def test_an_agent_in_use_moves_the_end(chat: Chat) -> None:
+    agent = agent_with(chat.open("s", ttl=timedelta(seconds=0.5)), "hi")
+    chat.say(agent, "hello")
+    (session,) = chat.direct["sessions"].find()
+    first = session["expires_at"]
+
+    def moved() -> bool:
+        chat.say(agent, "hello")
+        (session,) = chat.direct["sessions"].find()
+        return bool(session["expires_at"] > first)
+
+    for _ in range(1_000):
+        if moved():
+            break
+    else:
+        pytest.fail("it never moved")
+
+
+# Beside the conversation
+
+
+def test_metadata_and_feedback(chat: Chat) -> None:
+    manager = chat.open("s", metadata={"customer.plan": "free"}, application="shop", user="ann")
+
+    def do(result: Any) -> Any:
+        return chat.run(result) if chat.way != "called" else result
+
+    do(manager.update_metadata({"customer.plan": "pro", "customer.name": "Ann", "score": 3}))
+    do(manager.delete_metadata("customer.name", "nothing"))
+    assert do(manager.get_metadata()) == {"customer": {"plan": "pro"}, "score": 3}
+    chat.open("s", metadata={"other": 1}, user="bob")  # it exists: they are as they were
+    assert do(manager.get_metadata()) == {"customer": {"plan": "pro"}, "score": 3}
+    for path in ("", "a..b", ".a", "$set", "a.$b", "a\0b"):
+        with pytest.raises(SessionException, match="metadata path"):
+            do(manager.update_metadata({path: 1}))
+    with pytest.raises(SessionException, match="refused it") as caught:
+        do(manager.update_metadata({"score.s3cr3t": "s3cr3t"}))  # through a value
+    assert "s3cr3t" not in repr(caught.value)
+
+    agent = agent_with(manager, "hi")
+    with pytest.raises(SessionException, match="say which agent_id"):
+        do(manager.add_feedback({"rating": "up"}))
+    chat.say(agent, "hello")
+    do(manager.add_feedback({"rating": "up", "comment": "good"}))
+    do(manager.add_feedback({"rating": "down"}, "default"))
+    found = do(manager.repository.list_feedback("s", "default"))
+    assert [(one["message_id"], one["rating"]) for one in found] == [(1, "up"), (1, "down")]
+    usage = do(manager.usage())
+    assert (usage.messages, usage.input_tokens, usage.total_tokens, usage.latency_ms) == (
+        (2, 10, 15, 7)
+    )
+    (one,) = do(manager.repository.list_sessions(application="shop", user="ann"))
+    assert (one.session_id, one.metadata["score"]) == ("s", 3)
+    assert do(manager.repository.list_sessions(user="bob")) == []
+
+
+# Whose client it is
+
+
+def test_a_client_that_is_given_stays_open(chat: Chat) -> None:
+    manager = chat.open("s")
+    closing = manager.close()
+    if closing is not None:
+        chat.run(closing)
+    assert len(agent_with(chat.open("s")).messages) == 0
+
+
+def test_a_client_that_is_made_is_closed_and_watched(server_uri: str) -> None:
+    database = f"owned_{uuid.uuid4().hex[:12]}"
+    with MongoDBSessionManager(
+        "s", connection_string=server_uri, database_name=database, maxPoolSize=3
+    ) as manager:
+        agent_with(manager, "hi")("hello")
+        assert manager._owned is not None
+        stats = manager._owned.telemetry.stats()
+        assert stats.pools[0].max_size == 3
+        assert stats.agents.turns == 1
+    manager.close()
+    with pytest.raises(InvalidOperation):
+        manager.get_metadata()
+
+    async def awaited() -> None:
+        manager = await AsyncMongoDBSessionManager.open(
+            "s", connection_string=server_uri, database_name=database
+        )
+        async with manager:
+            assert len(agent_with(manager).messages) == 2
+        await manager.close()
+        with pytest.raises(InvalidOperation):
+            await manager.get_metadata()
+
+    asyncio.run(awaited())
+    with Client(server_uri) as client:
+        client.drop_database(database)
+
+
+def test_without_a_client_it_is_the_shared_pools(server_uri: str) -> None:
+    with pytest.raises(PoolNotInitializedError):
+        MongoDBSessionManager("s")
+    database = f"shared_{uuid.uuid4().hex[:12]}"
+    client = MongoDBConnectionPool.initialize(server_uri)
+    with MongoDBSessionManager("s", database_name=database) as manager:
+        agent_with(manager, "hi")("hello")
+    assert client.admin.command("ping")["ok"]
+    assert MongoDBConnectionPool.get_pool_stats()["agents"]["turns"] == 1
+
+    async def awaited() -> None:
+        for _ in range(2):  # of the one singleton, and of the other
+            manager = await AsyncMongoDBSessionManager.open("s", database_name=database)
+            await agent_with(manager, "hi").invoke_async("hello")
+            await AsyncMongoDBConnectionPool.initialize(server_uri)
+        assert AsyncMongoDBConnectionPool.get_pool_stats()["agents"]["turns"] == 1
+        await AsyncMongoDBConnectionPool.close()
+
+    asyncio.run(awaited())
+    client.drop_database(database)
+
+
+def test_who_describes_two_clients_is_told(server_uri: str) -> None:
+    with Client(server_uri) as client:
+        with pytest.raises(PoolConfigurationError, match="both given"):
+            MongoDBSessionManager("s", client, server_uri)
+        with pytest.raises(PoolConfigurationError, match="maxPoolSize: options of a client"):
+            MongoDBSessionManager("s", client, maxPoolSize=3)
+        with pytest.raises(PoolConfigurationError, match="both given"):
+            MongoDBSessionManagerFactory(client, server_uri)
+
+
+def test_no_secret_is_in_what_fails() -> None:
+    uri = "mongodb://ann:s3cr3t@127.0.0.1:1/?serverSelectionTimeoutMS=50"
+    for make in (
+        lambda: MongoDBSessionManager("s", connection_string=uri),
+        lambda: asyncio.run(AsyncMongoDBSessionManager.open("s", connection_string=uri)),
+        lambda: MongoDBSessionManagerFactory(connection_string=uri),
+    ):
+        with pytest.raises(PyMongoError) as caught:
+            make()
+        assert "s3cr3t" not in repr(caught.value) + str(caught.value)
+
+
+# The factory
+
+
+def test_a_session_per_request_costs_no_connection_and_no_index(server_uri: str) -> None:
+    database = f"factory_{uuid.uuid4().hex[:12]}"
+    client = MongoDBConnectionPool.initialize(server_uri, maxPoolSize=2)
+    telemetry = MongoDBConnectionPool.get_telemetry()
+    assert telemetry is not None
+    with pytest.raises(PoolNotInitializedError, match="initialize_global_factory"):
+        get_global_factory()
+    initialize_global_factory(database_name=database, application="shop")
+    factory = get_global_factory()
+    factory.create_session_manager("first")
+    created = telemetry.stats().pools[0].created
+    for number in range(20):
+        manager = factory.create_session_manager(f"s{number}", user="ann")
+        agent_with(manager, "hi")("hello")
+    operations = {
+        (one.operation, one.collection): one.duration.count
+        for one in telemetry.stats().operations
+        if one.namespace == database
+    }
+    assert operations["createIndexes", "messages"] == 1
+    assert operations["insert", "messages"] == 40
+    assert telemetry.stats().pools[0].created == created
+    sessions = MongoDBSessionRepository(client, database).list_sessions(
+        application="shop", user="ann"
+    )
+    assert len(sessions) == 20
+    close_global_factory()
+    close_global_factory()
+    with pytest.raises(PoolNotInitializedError):
+        get_global_factory()
+    assert client.admin.command("ping")["ok"]  # it is the pool's
+    client.drop_database(database)
+
+
+def test_a_factory_closes_what_it_made(server_uri: str) -> None:
+    database = f"factory_{uuid.uuid4().hex[:12]}"
+    first = initialize_global_factory(server_uri, database)
+    manager = first.create_session_manager("s")
+    second = initialize_global_factory(server_uri, database)
+    assert get_global_factory() is second
+    with pytest.raises(InvalidOperation):
+        manager.get_metadata()
+    with second:
+
+        async def awaited() -> None:
+            opened = await second.open_session_manager("s")
+            await agent_with(opened, "hi").invoke_async("hello")
+
+        asyncio.run(awaited())
+        second.create_session_manager("s").repository.delete_session("s")
+    close_global_factory()
+
+    async def asynchronous() -> None:
+        async with AsyncMongoClient[dict[str, Any]](server_uri) as client:
+            factory = MongoDBSessionManagerFactory(client, database_name=database)
+            with pytest.raises(TypeError, match="await open_session_manager"):
+                factory.create_session_manager("s")
+            await factory.open_session_manager("s")
+            await client.drop_database(database)
+
+    asyncio.run(asynchronous())
+
+
+# What is seen of it
+
+
+def test_spans_say_which_conversation_and_metrics_do_not(chat: Chat) -> None:
+    exporter = InMemorySpanExporter()
+    with traced_to(SimpleSpanProcessor(exporter)):
+        agent = agent_with(chat.open("s-42"), "hi", name="Concierge")
+        chat.say(agent, "hello")
+        chat.direct["other"].find_one()
+    spans = [span for span in exporter.get_finished_spans() if span.kind.name == "CLIENT"]
+    found = {
+        span.name: {
+            key: value
+            for key, value in (span.attributes or {}).items()
+            if key.startswith("gen_ai.")
+        }
+        for span in spans
+    }
+    assert found["findAndModify sessions"] == {"gen_ai.conversation.id": "s-42"}
+    assert found["insert messages"] == {
+        "gen_ai.conversation.id": "s-42",
+        "gen_ai.agent.id": "default",
+        "gen_ai.agent.name": "Concierge",
+    }
+    text = prometheus.generate()[0].decode()
+    assert "s-42" not in text
+    assert "Concierge" not in text
+
+
+def test_1000_sessions_at_once_on_a_pool_of_20(
+    server_uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database = f"crowd_{uuid.uuid4().hex[:12]}"
+
+    async def all_at_once() -> None:
+        telemetry = PoolTelemetry("crowd")
+        client = AsyncMongoClient[dict[str, Any]](
+            server_uri, maxPoolSize=20, event_listeners=telemetry.listeners
+        )
+        factory = MongoDBSessionManagerFactory(client, database_name=database)
+        await factory.open_session_manager("first")
+        most = 0
+
+        async def converse(number: int) -> None:
+            nonlocal most
+            manager = await factory.open_session_manager(f"s{number}")
+            agent = agent_with(manager, "hi")
+            await agent.invoke_async("hello")
+            if number % 50 == 0:
+                most = max(most, telemetry.pool_stats()[0].waiting)
+
+        await asyncio.gather(*map(converse, range(1_000)))
+        pool = telemetry.stats().pools[0]
+        agents = telemetry.stats().agents
+        with capsys.disabled():
+            print(
+                f"\n1,000 sessions at once: {agents.turns} turns, {agents.operations} operations, "
+                f"{pool.created} connections, up to {most} waiting seen, p95 wait "
+                f"{(pool.wait_time.quantile(0.95) or 0) * 1e3:.1f} ms, "
+                f"exhausted for {pool.exhausted_time:.2f} s"
+            )
+        assert (agents.turns, agents.conflicts) == (1_000, 0)
+        assert pool.size <= 20
+        assert {name for name, count in pool.checkouts.items() if count} == {"ok"}
+        assert (pool.waiting, pool.in_use) == (0, 0)
+        assert await client[database]["messages"].count_documents({}) == 2_000
+        await client.drop_database(database)
+        await client.close()
+
+    asyncio.run(all_at_once())
