@@ -1,17 +1,25 @@
 """Strands' sessions as documents, on a real server; Strands' own tests run over them, too."""
 
+import asyncio
 import threading
 import uuid
 from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from pymongo import MongoClient
+from pymongo import AsyncMongoClient, MongoClient
 from strands.types.exceptions import SessionException
 from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
 
 from pool_telemetry import PoolTelemetry
-from pool_telemetry.sessions import InvalidIdError, MongoDBSessionRepository
+from pool_telemetry.sessions import (
+    AsyncMongoDBSessionRepository,
+    InvalidIdError,
+    MongoDBSessionRepository,
+    SessionConflictError,
+    SessionInfo,
+)
 
 Client = MongoClient[dict[str, Any]]
 S, A = "session-1", "agent.with.dots"
@@ -249,3 +257,99 @@ def test_a_message_costs_one_command_and_indexes_are_made_once(
         thread.join()
     spent = {key: count - before.get(key, 0) for key, count in commands(telemetry).items()}
     assert {key: count for key, count in spent.items() if count} == {"insert": 5, "find": 1}
+
+
+def test_sessions_are_listed_page_by_page(repository: MongoDBSessionRepository) -> None:
+    for number in range(25):
+        repository.open_session(
+            f"s{number:02}",
+            application=("shop", "help")[number % 2],
+            user=f"user-{number % 5}",
+            metadata={"number": number},
+        )
+    every = repository.list_sessions()
+    assert [one.metadata["number"] for one in every] == list(range(24, -1, -1))
+    pages, last = list[SessionInfo](), None
+    while page := repository.list_sessions(limit=7, after=last):
+        pages += page
+        last = page[-1]
+    assert pages == every
+    shop = repository.list_sessions(application="shop", user="user-0")
+    assert [one.session_id for one in shop] == ["s20", "s10", "s00"]
+    middle = datetime.fromisoformat(every[10].updated_at)
+    assert repository.list_sessions(since=middle) == every[:11]
+    assert repository.list_sessions(until=middle) == every[11:]
+    assert (
+        repository.list_sessions(since=middle.astimezone(timezone(timedelta(hours=5))))
+        == (every[:11])
+    )
+    repository.open_session("s00")  # who is opened again comes first
+    assert repository.list_sessions(limit=1)[0].session_id == "s00"
+    assert repository.list_sessions(user="nobody") == []
+    for wrong in ({"limit": 0}, {"limit": 1_001}, {"since": datetime(2026, 1, 1)}):
+        with pytest.raises(ValueError, match=r"limit is|no time zone"):
+            repository.list_sessions(**wrong)
+
+
+def test_pages_are_whole_where_times_are_equal(
+    repository: MongoDBSessionRepository, client: Client, database: str
+) -> None:
+    for number in range(10):
+        repository.open_session(f"s{number}")
+    client[database]["sessions"].update_many({}, {"$set": {"updated_at": "2026-01-01T00:00:00"}})
+    first = repository.list_sessions(limit=4)
+    second = repository.list_sessions(limit=99, after=first[-1])
+    assert [one.session_id for one in first + second] == [f"s{n}" for n in range(10)]
+
+
+def test_an_open_session_moves_and_keeps_its_times(repository: MongoDBSessionRepository) -> None:
+    first, is_new = repository.open_session(S)
+    again, was_new = repository.open_session(S)
+    read = repository.read_session(S)
+    assert read is not None
+    assert (is_new, was_new) == (True, False)
+    assert first.created_at == again.created_at == read.created_at
+    assert read.updated_at > first.updated_at
+
+
+def test_both_kinds_of_client_do_the_same(
+    begun: MongoDBSessionRepository, server_uri: str, database: str
+) -> None:
+    begun.create_message(S, A, a_message(0))
+
+    async def use() -> None:
+        async with AsyncMongoClient[dict[str, Any]](server_uri) as client:
+            same = AsyncMongoDBSessionRepository(client, database)
+            assert await same.list_messages(S, A) == begun.list_messages(S, A)
+            await same.create_message(S, A, a_message(1))
+            with pytest.raises(SessionConflictError):
+                await same.create_message(S, A, a_message(1))
+            assert await same.read_message(S, A, 1) == begun.read_message(S, A, 1)
+            assert await same.count_messages(S, A) == 2
+            assert await same.usage(S) == begun.usage(S)
+            await same.update_metadata(S, {"a.b": b"\0"})
+            assert await same.get_metadata(S) == begun.get_metadata(S) == {"a": {"b": b"\0"}}
+            await same.add_feedback(S, A, 1, {"$odd": b"\0"})
+            assert await same.list_feedback(S, A) == begun.list_feedback(S, A)
+            with pytest.raises(SessionException, match=r"message 9 of .* does not exist"):
+                await same.add_feedback(S, A, 9, {})
+            await same.delete_session(S)
+
+    asyncio.run(use())
+    assert begun.read_session(S) is None
+    for call in (
+        lambda: begun.get_metadata(S),
+        lambda: begun.update_metadata(S, {"a": 1}),
+        lambda: begun.delete_metadata(S, "a"),
+    ):
+        with pytest.raises(SessionException, match="session 'session-1' does not exist"):
+            call()
+
+
+def test_a_document_says_its_schema(
+    begun: MongoDBSessionRepository, client: Client, database: str
+) -> None:
+    begun.create_message(S, A, a_message(0))
+    for name in ("sessions", "agents", "messages"):
+        (document,) = client[database][name].find()
+        assert document["schema"] == 1
