@@ -32,11 +32,11 @@ class Web:
     def __init__(self, port: int) -> None:
         self.port = port
 
-    def get(self, path: str, **headers: str) -> Answer:
-        """Get a path; redirections are not followed."""
+    def get(self, path: str, method: str = "GET", **headers: str) -> Answer:
+        """Get a path, or post to it; redirections are not followed."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         try:
-            connection.request("GET", path, headers=headers)
+            connection.request(method, path, headers=headers)
             response = connection.getresponse()
             body = response.read().decode()
             return Answer(response.status, response.headers.get("content-type", ""), body)

@@ -1,0 +1,138 @@
+"""A chat service: Strands agents whose sessions are in MongoDB, on one shared pool.
+
+Run it:  MONGODB_URI=mongodb://localhost:27017/ uvicorn examples.chat_app:app
+Talk:    curl -X POST 'localhost:8000/chat?session_id=ann&message=what+is+2+%2B+3'
+Look at: /chat/ann, /health, /metrics, /metrics/mongodb
+
+The model is a script that can add and needs no network. With CHAT_MODEL, the id of a model on
+Amazon Bedrock (and AWS credentials), it is a real one.
+"""
+
+import json
+import os
+import re
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from pymongo.errors import PyMongoError
+from strands import Agent, tool
+from strands.models import Model
+from strands.types.content import Messages
+from strands.types.exceptions import EventLoopException
+
+from pool_telemetry import AsyncMongoDBConnectionPool, TelemetryOptions
+from pool_telemetry.fastapi import create_router, pool_lifespan
+from pool_telemetry.sessions import (
+    AsyncMongoDBSessionRepository,
+    InvalidIdError,
+    SessionConflictError,
+    close_global_factory,
+    get_global_factory,
+    initialize_global_factory,
+)
+
+DATABASE = "chat_db"
+
+
+@tool
+def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+class ScriptedModel(Model):
+    """Asks the tool where it is asked for a sum, and repeats everything else."""
+
+    def update_config(self, **model_config: Any) -> None:
+        """Do nothing: there is nothing to configure."""
+
+    def get_config(self) -> dict[str, Any]:
+        """Return its name."""
+        return {"model_id": "scripted"}
+
+    def structured_output(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse: a script has no types."""
+        raise NotImplementedError
+
+    async def stream(
+        self, messages: Messages, *args: Any, **kwargs: Any
+    ) -> AsyncGenerator[Any, None]:
+        """Yield what a provider streams."""
+        asked = messages[-1]["content"][0]
+        yield {"messageStart": {"role": "assistant"}}
+        if found := re.search(r"(\d+) \+ (\d+)", asked.get("text", "")):
+            use = {"toolUseId": f"add-{len(messages)}", "name": "add"}
+            numbers = json.dumps({"a": int(found[1]), "b": int(found[2])})
+            yield {"contentBlockStart": {"start": {"toolUse": use}}}
+            yield {"contentBlockDelta": {"delta": {"toolUse": {"input": numbers}}}}
+        else:
+            text = f"You said: {asked.get('text')}"
+            if "toolResult" in asked:
+                text = f"That is {asked['toolResult']['content'][0]['text']}."
+            yield {"contentBlockDelta": {"delta": {"text": text}}}
+        yield {"contentBlockStop": {}}
+        yield {"messageStop": {"stopReason": "tool_use" if found else "end_turn"}}
+        usage = {"inputTokens": len(messages), "outputTokens": 1, "totalTokens": len(messages) + 1}
+        yield {"metadata": {"usage": usage, "metrics": {"latencyMs": 0}}}
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """One pool, and one factory over it, for the life of the service."""
+    pool = pool_lifespan(
+        pool=AsyncMongoDBConnectionPool, telemetry=TelemetryOptions(name="chat"), maxPoolSize=20
+    )
+    async with pool(app):
+        initialize_global_factory(database_name=DATABASE, application="chat")
+        yield
+        close_global_factory()
+
+
+app = FastAPI(lifespan=lifespan)
+app.include_router(create_router())
+
+
+@app.post("/chat")
+async def chat(session_id: str, message: str) -> dict[str, Any]:
+    """Say something, and get the answer."""
+    manager = await get_global_factory().open_session_manager(session_id)
+    model = os.environ.get("CHAT_MODEL") or ScriptedModel()
+    agent = Agent(model=model, tools=[add], session_manager=manager, callback_handler=None)
+    result = await agent.invoke_async(message)
+    return {"session": session_id, "response": str(result).strip()}
+
+
+@app.get("/chat/{session_id}")
+async def conversation(session_id: str) -> dict[str, Any]:
+    """Return what was said, and what the model used for it."""
+    sessions = AsyncMongoDBSessionRepository(AsyncMongoDBConnectionPool.get_client(), DATABASE)
+    messages = await sessions.list_messages(session_id, "default")
+    usage = await sessions.usage(session_id)
+    return {
+        "messages": [
+            {"role": one.to_message()["role"], "text": block["text"]}
+            for one in messages
+            for block in one.to_message()["content"]
+            if "text" in block
+        ],
+        "total_tokens": usage.total_tokens,
+    }
+
+
+@app.exception_handler(InvalidIdError)
+@app.exception_handler(SessionConflictError)
+@app.exception_handler(PyMongoError)
+@app.exception_handler(EventLoopException)
+async def refused(request: Request, error: Exception) -> JSONResponse:
+    """Say why, in a word; what fails within a turn is inside Strands' own exception."""
+    cause = error.__cause__ if isinstance(error, EventLoopException) else error
+    if isinstance(cause, InvalidIdError):
+        return JSONResponse({"error": str(cause)}, status_code=422)
+    if isinstance(cause, SessionConflictError):
+        return JSONResponse({"error": "another request was first: try again"}, status_code=409)
+    if isinstance(cause, PyMongoError):
+        return JSONResponse({"error": "the database is busy or gone"}, status_code=503)
+    return JSONResponse({"error": "the model failed"}, status_code=502)
