@@ -305,7 +305,7 @@ class AsyncMongoDBSessionManager(_Manager):
     def _on_agent(self, event: AgentInitializedEvent) -> None:
         self.initialize(event.agent)
 
-    async def _on_message(self, event: MessageAddedEvent[Any]) -> None:
+    async def _on_message(self, event: "MessageAddedEvent[Any]") -> None:
         self.append_message(event.message, event.agent)
         self.sync_agent(event.agent)
         await self._flush(event.agent)
