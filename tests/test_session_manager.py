@@ -27,6 +27,7 @@ from pool_telemetry import (
     PoolConfigurationError,
     PoolNotInitializedError,
     PoolTelemetry,
+    TelemetryOptions,
     prometheus,
 )
 from pool_telemetry.sessions import (
@@ -508,6 +509,22 @@ def test_an_agent_that_could_not_begin_begins_again(chat: Chat) -> None:
     assert len(chat.stored("s")) == 2
 
 
+def test_a_session_that_is_deleted_elsewhere_is_noticed(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pool_telemetry.sessions.async_repository.KNOWN_SECONDS", 0.0)
+    agent = agent_with(chat.open("s"), "hi", "there")
+    chat.say(agent, "hello")
+    (before,) = chat.direct["sessions"].find()
+    chat.say(agent, "still there?")
+    (after,) = chat.direct["sessions"].find()
+    assert after["updated_at"] > before["updated_at"]
+    MongoDBSessionRepository(chat.direct.client, chat.database).delete_session("s")
+    with pytest.raises(SessionException, match="session 's' was deleted"):
+        chat.say(agent, "and now?")
+    assert chat.stored("s") == []
+
+
 # How long it lives
 
 
@@ -758,10 +775,14 @@ def test_a_factory_closes_what_it_made(server_uri: str) -> None:
 
 def test_spans_say_which_conversation_and_metrics_do_not(chat: Chat) -> None:
     exporter = InMemorySpanExporter()
+    telemetry = PoolTelemetry("traced", options=TelemetryOptions(query_text=True))
+    client = chat.connect(chat.uri, telemetry)
     with traced_to(SimpleSpanProcessor(exporter)):
-        agent = agent_with(chat.open("s-42"), "hi", name="Concierge")
-        chat.say(agent, "hello")
+        agent = agent_with(chat.open("s-42", client, user="ann"), "s3cr3t", name="Concierge")
+        chat.say(agent, "my password is s3cr3t")
         chat.direct["other"].find_one()
+    ours = [span.to_json() for span in exporter.get_finished_spans() if span.kind.name == "CLIENT"]
+    assert not [text for text in ours if "s3cr3t" in text or "ann" in text]
     spans = [span for span in exporter.get_finished_spans() if span.kind.name == "CLIENT"]
     found = {
         span.name: {

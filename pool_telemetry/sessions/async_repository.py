@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from strands.multiagent.base import MultiAgentBase
 
 KNOWN: Final = 10_000  # sessions and agents that a repository remembers to exist
+KNOWN_SECONDS: Final = 300.0  # for so long: then a message asks whether the session still does
 
 _NO_ID: Final = {"_id": False}
 _LEASE: Final = {"_id": False, "ttl_seconds": True, "expires_at": True}
@@ -66,8 +68,8 @@ class AsyncMongoDBSessionRepository(Directory):
     ) -> None:
         super().__init__(Store(client, database_name, prefix, _way or way_for(client)))
         self._indexing = asyncio.Lock() if _way is None else None
-        # (session, "") and (session, agent) that exist, with how long.
-        self._known: OrderedDict[tuple[str, str], Lease | None] = OrderedDict()
+        # (session, "") and (session, agent) that exist; how long they do, and when that was asked.
+        self._known: OrderedDict[tuple[str, str], tuple[Lease | None, float]] = OrderedDict()
         self._lock = threading.Lock()
 
     # Sessions
@@ -114,7 +116,7 @@ class AsyncMongoDBSessionRepository(Directory):
             before = await self._store.do(ids, method, which, update, upsert=True)
         found = None if before is None else Lease.in_document(before)
         if found is not None and found.is_over:
-            await self._delete(ids)
+            await self._delete_expired(ids)
             return await self.open_session(
                 session_id, application=application, user=user, metadata=metadata, ttl=ttl
             )
@@ -224,10 +226,12 @@ class AsyncMongoDBSessionRepository(Directory):
         try:
             await self._store.do(ids, self._store.messages.insert_one, document)
         except SessionConflictError:
-            if again and await self.read_message(*ids.values()) == session_message:
-                return
-            self._store.counts.add(conflicts=1)
-            raise
+            stored = await self.read_message(*ids.values()) if again else None
+            if stored is None or stored.created_at != session_message.created_at:
+                self._store.counts.add(conflicts=1)
+                raise
+            if stored != session_message:  # it was changed since
+                await self.update_message(session_id, agent_id, session_message)
 
     async def read_message(
         self, session_id: str, agent_id: str, message_id: int
@@ -298,8 +302,8 @@ class AsyncMongoDBSessionRepository(Directory):
             if found is None:
                 raise SessionException(f"session {session!r} does not exist")
             self._remember(session, "", Lease.in_document(found))
-        known = self._known.get((session, ""))
-        lease = await self._renew({"session_id": session}, known, None)
+        lease, _ = self._known.get((session, ""), (None, 0.0))
+        lease = await self._renew({"session_id": session}, lease, None)
         fields = lease.fields if lease else {}
         await self._store.do(ids, self._store.agents.insert_one, {**document, **fields})
         if ids["kind"] == "agent":
@@ -316,9 +320,7 @@ class AsyncMongoDBSessionRepository(Directory):
     async def _delete(self, ids: Document) -> bool:
         """Delete a session and what belongs to it; return whether it was there."""
         session = ids["session_id"]
-        with self._lock:
-            for pair in [pair for pair in self._known if pair[0] == session]:
-                del self._known[pair]
+        self._forget(session)
         await self._store.do(ids, self._store.messages.delete_many, ids)
         await self._store.do(ids, self._store.agents.delete_many, ids)
         # At last, so that one that fails half-way can be repeated.
@@ -328,22 +330,33 @@ class AsyncMongoDBSessionRepository(Directory):
     # How long a session lives
 
     async def _delete_expired(self, ids: Document) -> None:
-        """Delete what an expired session of this id has left: MongoDB deletes in its own time."""
-        expired = {**ids, "expires_at": {"$lte": datetime.now(UTC)}}
-        for collection in (self._store.messages, self._store.agents):
-            await self._store.do(ids, collection.delete_many, expired)
+        """Delete what has expired of this id, and nothing newer: MongoDB takes its time for it."""
+        over = {"expires_at": {"$lte": datetime.now(UTC)}}
+        await self._store.do(ids, self._store.messages.delete_many, {**ids, **over})
+        await self._store.do(ids, self._store.agents.delete_many, {**ids, **over})
+        session = {"_id": ids["session_id"], **over}
+        await self._store.do(ids, self._store.sessions.delete_one, session)
 
     async def _lease_of(self, session_id: str, agent_id: str) -> Lease | None:
-        """Return until when an agent lives, at least; it is looked up the first time."""
+        """Return until when an agent lives, at least. Mostly it is known."""
         ids = _agent(session_id, agent_id)
         if (session_id, agent_id) not in self._known:
             found = await self._store.do(ids, self._store.agents.find_one, ids, _LEASE)
             if found is None:
                 raise SessionException(f"{name_of(ids)} is missing")
             self._remember(session_id, agent_id, Lease.in_document(found))
-        lease = self._known.get((session_id, agent_id))
+        session = {"session_id": session_id}
+        lease, asked = self._known.get((session_id, agent_id), (None, time.monotonic()))
+        if time.monotonic() - asked > KNOWN_SECONDS:
+            touched = {"$set": {"updated_at": datetime.now(UTC).isoformat()}}
+            method = self._store.sessions.update_one
+            done = await self._store.do(session, method, {"_id": session_id}, touched)
+            if not done.matched_count:
+                self._forget(session_id)
+                raise SessionException(f"session {session_id!r} was deleted")
+            self._remember(session_id, agent_id, lease)
         if lease is not None and lease.is_stale:
-            lease = await self._renew({"session_id": session_id}, lease, None)
+            lease = await self._renew(session, lease, None)
             self._remember(session_id, agent_id, lease)
         return lease
 
@@ -368,10 +381,15 @@ class AsyncMongoDBSessionRepository(Directory):
 
     def _remember(self, session_id: str, agent_id: str, lease: Lease | None) -> None:
         with self._lock:
-            self._known[session_id, agent_id] = lease
+            self._known[session_id, agent_id] = lease, time.monotonic()
             self._known.move_to_end((session_id, agent_id))
             if len(self._known) > KNOWN:
                 self._known.popitem(last=False)
+
+    def _forget(self, session_id: str) -> None:
+        with self._lock:
+            for pair in [pair for pair in self._known if pair[0] == session_id]:
+                del self._known[pair]
 
 
 def _agent(session_id: str, agent_id: str, kind: str = "agent") -> Document:

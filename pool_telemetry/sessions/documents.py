@@ -55,8 +55,9 @@ class Lease(NamedTuple):
         """Return what a session's or an agent's document says; None where it never expires."""
         if "expires_at" not in document:
             return None
-        # PyMongo gives a naive time unless the client is tz_aware; it is UTC.
-        expires_at = document["expires_at"].replace(tzinfo=UTC)
+        expires_at = document["expires_at"]
+        if expires_at.tzinfo is None:  # unless the client is tz_aware
+            expires_at = expires_at.replace(tzinfo=UTC)
         return cls(timedelta(seconds=document["ttl_seconds"]), expires_at)
 
     @property
