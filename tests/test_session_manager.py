@@ -15,7 +15,7 @@ import pytest
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from pymongo import AsyncMongoClient, MongoClient
-from pymongo.errors import InvalidOperation, PyMongoError
+from pymongo.errors import InvalidOperation, OperationFailure, PyMongoError
 from strands import Agent, ToolContext, tool
 from strands.agent.conversation_manager import SlidingWindowConversationManager
 from strands.multiagent import GraphBuilder
@@ -176,7 +176,11 @@ def test_what_a_turn_costs(chat: Chat) -> None:
         chat.open("s"), "hi", {"tool": "add", "input": {"a": 1, "b": 2}}, "3", tools=[add]
     )
     if chat.way == "called":
-        assert chat.spent(before) == {"findAndModify sessions": 1, "insert agents": 1}
+        assert chat.spent(before) == {
+            "findAndModify sessions": 1,
+            "insert sessions": 1,
+            "insert agents": 1,
+        }
         before = chat.commands()
         chat.say(agent, "hello")
         assert chat.spent(before) == {"insert messages": 2}
@@ -184,6 +188,7 @@ def test_what_a_turn_costs(chat: Chat) -> None:
         chat.say(agent, "hello")  # an agent is created with its first message
         assert chat.spent(before) == {
             "findAndModify sessions": 1,
+            "insert sessions": 1,
             "insert agents": 1,
             "insert messages": 2,
         }
@@ -486,6 +491,23 @@ def test_a_message_that_is_too_large_leaves_the_session_usable(chat: Chat) -> No
         chat.say(agent, "x" * 17_000_000)
     agent.messages.pop()
     chat.say(agent, "shorter")
+    assert texts(agent_with(chat.open("s"))) == texts(agent)
+
+
+def test_what_can_not_be_written_does_not_stop_what_comes_next(chat: Chat) -> None:
+    agent = agent_with(chat.open("s"), "hi", "fine")
+    chat.say(agent, "hello")
+    with pytest.raises(SessionException, match=r"message 2 .* BSON has not") as caught:
+        chat.say(agent, "s3cr3t \ud800")
+    assert "s3cr3t" not in repr(caught.value)
+    agent.messages.pop()
+    control = chat.direct.client.admin
+    data = {"failCommands": ["insert"], "errorCode": 13}
+    control.command("configureFailPoint", "failCommand", mode={"times": 1}, data=data)
+    with pytest.raises(OperationFailure):  # not authorized
+        chat.say(agent, "what?")
+    agent.messages.pop()
+    chat.say(agent, "how are you?")
     assert texts(agent_with(chat.open("s"))) == texts(agent)
 
 

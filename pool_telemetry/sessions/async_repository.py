@@ -23,9 +23,9 @@ from pool_telemetry.sessions.documents import (
     checked,
     message_ids,
     name_of,
+    nested,
     of_agent,
     of_message,
-    of_metadata,
     replacing,
 )
 from pool_telemetry.sessions.store import AnyClient, Store
@@ -83,7 +83,7 @@ class AsyncMongoDBSessionRepository(Directory):
         metadata: Mapping[str, Any] | None = None,
         ttl: timedelta | None = None,
     ) -> tuple[Session, bool]:
-        """Return a session, and whether it is new; one command, also if many open it at once.
+        """Return a session, and whether it is new: one command, two to create it.
 
         Args:
             session_id: Its id.
@@ -98,36 +98,35 @@ class AsyncMongoDBSessionRepository(Directory):
         await self._prepare()
         ids = {"session_id": checked("session", session_id)}
         session = Session(session_id, SessionType.AGENT)
-        whose = {"application": application, "user": user}
-        lease = None if ttl is None else Lease.of(ttl)
-        first = {
-            "schema": SCHEMA,
-            **session.to_dict(),
-            **{key: value for key, value in whose.items() if value is not None},
-            **(of_metadata(metadata or {}) or {"metadata": {}}),
-            **(lease.fields if lease else {}),
-        }
-        update = {"$set": {"updated_at": first.pop("updated_at")}, "$setOnInsert": first}
-        which = {"_id": session_id}
+        touched = {"$set": {"updated_at": session.updated_at}}
         method = self._store.sessions.find_one_and_update
-        try:
-            before = await self._store.do(ids, method, which, update, upsert=True)
-        except SessionConflictError:  # another upsert was first: now it is there
-            before = await self._store.do(ids, method, which, update, upsert=True)
-        found = None if before is None else Lease.in_document(before)
+        while (before := await self._store.do(ids, method, {"_id": session_id}, touched)) is None:
+            lease = None if ttl is None else Lease.of(ttl)
+            document = {
+                "_id": session_id,
+                "schema": SCHEMA,
+                **session.to_dict(),
+                "application": application,
+                "user": user,
+                "metadata": nested(metadata or {}),
+                **(lease.fields if lease else {}),
+            }
+            if lease is not None:
+                await self._delete_expired(ids)
+            try:
+                await self._store.do(ids, self._store.sessions.insert_one, document)
+            except SessionConflictError:
+                continue  # somebody else was first
+            self._remember(session_id, "", lease)
+            return session, True
+        found = Lease.in_document(before)
         if found is not None and found.is_over:
             await self._delete_expired(ids)
             return await self.open_session(
                 session_id, application=application, user=user, metadata=metadata, ttl=ttl
             )
-        if before is None:
-            if lease is not None:
-                await self._delete_expired(ids)
-        else:
-            lease = await self._renew(ids, found, ttl)
-            session = Session.from_dict(before)
-        self._remember(session_id, "", lease)
-        return session, before is None
+        self._remember(session_id, "", await self._renew(ids, found, ttl))
+        return Session.from_dict(before), False
 
     async def create_session(self, session: Session) -> Session:
         """Create a session; SessionConflictError if it exists."""

@@ -183,6 +183,25 @@ def metadata_fields(paths: Iterable[str]) -> list[str]:
     return found
 
 
+def nested(values: Mapping[str, Any]) -> Document:
+    """Return metadata as it is stored, of values by their paths.
+
+    Raises:
+        SessionException: A path can't be, or leads through a value.
+    """
+    metadata_fields(values)
+    metadata: Document = {}
+    for path, value in values.items():
+        *parents, name = path.split(".")
+        place = metadata
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise SessionException(f"metadata path {path[:40]!r} leads through a value")
+        place[name] = encode_bytes_values(value)
+    return metadata
+
+
 def of_metadata(values: Mapping[str, Any]) -> Document:
     """Return the fields to set for values by their paths; bytes as Strands encodes them."""
     return dict(

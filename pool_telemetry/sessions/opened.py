@@ -9,8 +9,8 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from pymongo.errors import ConnectionFailure, PyMongoError, WriteConcernError
 from strands.session.session_repository import SessionRepository
-from strands.types.exceptions import SessionException
 from strands.types.session import Session, SessionAgent, SessionMessage
 
 from pool_telemetry.sessions.async_repository import AsyncMongoDBSessionRepository
@@ -70,8 +70,8 @@ class OpenedSession(SessionRepository):
         """Write what is pending, in order.
 
         Raises:
-            SessionException: It can't be written, and is dropped.
             PyMongoError: The server is gone; what is left is written next time.
+            Exception: Any other: one can't be written, and is dropped.
         """
         while self._pending:
             key, write = next(iter(self._pending.items()))
@@ -89,8 +89,9 @@ class OpenedSession(SessionRepository):
                 del self._pending[key]
                 if not (again or self.adopts):
                     raise
-            except SessionException:
-                del self._pending[key]
+            except Exception as error:
+                if not _may_pass(error):
+                    del self._pending[key]
                 raise
             else:
                 if self._pending[key] is write:  # else there is news meanwhile
@@ -282,6 +283,15 @@ class PreloadedSession(OpenedSession):
     def _read(self, kind: str, name: str) -> Document | None:
         kinds = (one for one in self._agents if (one["kind"], one["agent_id"]) == (kind, name))
         return next(kinds, None)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Return whether the same write may succeed later, or has arrived."""
+    return isinstance(error, PyMongoError) and (
+        isinstance(error, ConnectionFailure | WriteConcernError)
+        or error.timeout
+        or error.has_error_label("RetryableWriteError")
+    )
 
 
 def _from_a_prompt(messages: list[SessionMessage]) -> list[SessionMessage]:

@@ -54,7 +54,7 @@ class MongoDBSessionRepository(SessionRepository):
         metadata: Mapping[str, Any] | None = None,
         ttl: timedelta | None = None,
     ) -> tuple[Session, bool]:
-        """Return a session, and whether it is new; one command, also if many open it at once."""
+        """Return a session, and whether it is new: one command, two to create it."""
         return finish(
             self.asynchronous.open_session(
                 session_id, application=application, user=user, metadata=metadata, ttl=ttl

@@ -15,8 +15,7 @@ from typing import Any, Final, Self, TypeVar
 
 from bson import ObjectId
 from bson.binary import Binary
-from gridfs import GridFSBucket
-from gridfs.asynchronous import AsyncGridFSBucket
+from gridfs import AsyncGridFSBucket, GridFSBucket
 from gridfs.errors import CorruptGridFile, NoFile
 from pymongo import AsyncMongoClient
 from pymongo.errors import PyMongoError

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from bson.errors import InvalidDocument
+from bson.errors import BSONError
 from pymongo import ASCENDING, DESCENDING, AsyncMongoClient, IndexModel, MongoClient
 from pymongo.errors import DocumentTooLarge, DuplicateKeyError, OperationFailure, WriteError
 from strands.types.exceptions import SessionException
@@ -95,8 +95,8 @@ class Store:
                 words = f"{name_of(ids)}: the server refused it (code {error.code})"
                 raise SessionException(words) from None
             raise
-        except (InvalidDocument, OverflowError) as error:
-            # PyMongo's words have the whole document.
+        except (BSONError, OverflowError, UnicodeError, RecursionError) as error:
+            # Their words have the whole document.
             kind = type(error).__name__
             raise SessionException(
                 f"{name_of(ids)} has a value that BSON has not ({kind})"
