@@ -39,6 +39,11 @@ In every exporter
     OTLP and the Prometheus text say the same at the same moment, whole: test_otel_metrics.py; a
     collector of others hands it on as it came: test_rotel.py. Each checkout that failed has its
     span: test_chaos.py. What one tells is asserted as a receiver got it: test_spans.py.
+In sessions of agents
+    No message is lost, doubled or moved silently, between threads, tasks and processes, and where
+    the server goes in the middle of a turn; what a turn costs is counted: test_session_manager.py.
+    A reader of a blob sees it whole: test_session_storage.py. Strands' own tests pass over them:
+    `make test-strands`.
 On every supported version
     `make test-matrix`: four PyMongos, the oldest to the newest, on every Python here, and gevent.
 

@@ -353,3 +353,7 @@ def test_a_document_says_its_schema(
     for name in ("sessions", "agents", "messages"):
         (document,) = client[database][name].find()
         assert document["schema"] == 1
+    client[database]["sessions"].update_one({}, {"$set": {"schema": 2}})
+    for call in (begun.read_session, begun.open_session, begun.get_metadata):
+        with pytest.raises(SessionException, match="has schema 2, and this pool_telemetry knows 1"):
+            call(S)

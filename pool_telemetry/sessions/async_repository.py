@@ -26,6 +26,7 @@ from pool_telemetry.sessions.documents import (
     nested,
     of_agent,
     of_message,
+    readable,
     replacing,
 )
 from pool_telemetry.sessions.store import AnyClient, Store
@@ -119,7 +120,7 @@ class AsyncMongoDBSessionRepository(Directory):
                 continue  # somebody else was first
             self._remember(session_id, "", lease)
             return session, True
-        found = Lease.in_document(before)
+        found = Lease.in_document(readable(before))
         if found is not None and found.is_over:
             await self._delete_expired(ids)
             return await self.open_session(

@@ -18,6 +18,7 @@ from pool_telemetry.sessions.documents import (
     metadata_fields,
     name_of,
     of_metadata,
+    readable,
 )
 from pool_telemetry.sessions.store import Store
 
@@ -152,7 +153,7 @@ class Directory:
         ids = {"session_id": checked("session", session_id)}
         method = self._store.sessions.find_one
         found: Document | None = await self._store.do(ids, method, {"_id": session_id})
-        return found
+        return found and readable(found)
 
     async def _set_metadata(self, session_id: str, update: Document) -> None:
         ids = {"session_id": checked("session", session_id)}

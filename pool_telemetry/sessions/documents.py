@@ -6,8 +6,9 @@
 | `agents` | each agent, graph or swarm of a session | `session_id`, `kind`, `agent_id` |
 | `messages` | each message | `session_id`, `agent_id`, `message_id` |
 
-A document carries `schema`, the version of this form, and `expires_at` if its session expires: the
-same moment in all documents of a session.
+A document carries `schema`, the version of this form: 1 since the beginning. Keys may be added to a
+form; when one changes its meaning the version rises, a newer library reads both, and an older one
+refuses the session. It carries `expires_at` if its session expires: one moment for all of it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -121,6 +122,16 @@ def checked(kind: str, value: object) -> str:
     else:
         return value
     raise InvalidIdError(f"{kind}_id {reason}")
+
+
+def readable(session: Document) -> Document:
+    """Return a session's document; SessionException if a newer library wrote it."""
+    if session.get("schema", SCHEMA) > SCHEMA:
+        raise SessionException(
+            f"session {session['_id']!r} has schema {session['schema']}, and this pool_telemetry "
+            f"knows {SCHEMA}: upgrade it"
+        )
+    return session
 
 
 def agent_ids(session_id: str, agent_id: str) -> Document:
