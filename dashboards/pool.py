@@ -397,8 +397,8 @@ def _agents() -> list[Panel]:
         lines(
             "Operations per turn",
             "What a turn asks of the database, opening its session included. Normal: below 10, "
-            "and steady. A rise is agents with more messages, or more state, a turn.",
-            Query(f"{operations} / ({turns} > 0)", "operations per turn"),
+            "and steady; 0 while there is none. A rise is agents with more messages a turn.",
+            Query(f"{operations} / ({turns} > 0) or 0 * {turns}", "operations per turn"),
         ),
     ]
 
