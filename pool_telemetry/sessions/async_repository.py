@@ -13,6 +13,7 @@ from strands.types.exceptions import SessionException
 from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
 
 from pool_telemetry.sessions.calls import Way, way_for
+from pool_telemetry.sessions.clients import AnyClient
 from pool_telemetry.sessions.directory import Directory
 from pool_telemetry.sessions.documents import (
     SCHEMA,
@@ -29,7 +30,7 @@ from pool_telemetry.sessions.documents import (
     readable,
     replacing,
 )
-from pool_telemetry.sessions.store import AnyClient, Store
+from pool_telemetry.sessions.store import Store
 
 if TYPE_CHECKING:
     from strands.multiagent.base import MultiAgentBase

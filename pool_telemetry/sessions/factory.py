@@ -10,13 +10,11 @@ from pymongo import MongoClient
 from pool_telemetry.errors import PoolNotInitializedError
 from pool_telemetry.managed import Settings
 from pool_telemetry.pool import ManagedPool, MongoDBConnectionPool
+from pool_telemetry.sessions.clients import AnyClient, check_choice, shared_client
 from pool_telemetry.sessions.manager import (
     AsyncMongoDBSessionManager,
     MongoDBSessionManager,
-    check_choice,
-    shared_client,
 )
-from pool_telemetry.sessions.store import AnyClient
 
 
 class MongoDBSessionManagerFactory:

@@ -23,15 +23,14 @@ from strands.types.content import Message
 from strands.types.exceptions import SessionException
 
 from pool_telemetry import tracing
-from pool_telemetry.async_pool import AsyncMongoDBConnectionPool, ManagedAsyncPool
-from pool_telemetry.errors import PoolConfigurationError
+from pool_telemetry.async_pool import ManagedAsyncPool
 from pool_telemetry.managed import Settings
 from pool_telemetry.pool import ManagedPool, MongoDBConnectionPool
 from pool_telemetry.sessions.async_repository import AsyncMongoDBSessionRepository
+from pool_telemetry.sessions.clients import AnyClient, check_choice, shared_client
 from pool_telemetry.sessions.documents import Document, SessionConflictError, SessionUsage
 from pool_telemetry.sessions.opened import OpenedSession, PreloadedSession
 from pool_telemetry.sessions.repository import MongoDBSessionRepository
-from pool_telemetry.sessions.store import AnyClient
 
 
 class _Manager(RepositorySessionManager):
@@ -352,24 +351,3 @@ class AsyncMongoDBSessionManager(_Manager):
     async def usage(self) -> SessionUsage:
         """Return what models reported for the session so far."""
         return await self.repository.usage(self.session_id)
-
-
-def check_choice(
-    client: object | None, connection_string: str | None, kwargs: Mapping[str, Any]
-) -> None:
-    """Raise PoolConfigurationError where more than one client is described."""
-    if client is not None and connection_string is not None:
-        raise PoolConfigurationError(
-            "client and connection_string are both given: use one, or neither for the shared pool"
-        )
-    if kwargs and connection_string is None:
-        raise PoolConfigurationError(
-            f"{', '.join(sorted(kwargs))}: options of a client need a connection_string"
-        )
-
-
-def shared_client() -> AnyClient:
-    """Return the client of the asynchronous singleton, or of the other if that has none."""
-    if AsyncMongoDBConnectionPool.get_telemetry() is not None:
-        return AsyncMongoDBConnectionPool.get_client()
-    return MongoDBConnectionPool.get_client()

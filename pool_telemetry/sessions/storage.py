@@ -24,9 +24,8 @@ from strands.storage import storage as strands_storage
 from strands.types.exceptions import StorageError
 
 from pool_telemetry.sessions.calls import way_for
+from pool_telemetry.sessions.clients import AnyClient, shared_client
 from pool_telemetry.sessions.documents import SCHEMA, Document
-from pool_telemetry.sessions.manager import shared_client
-from pool_telemetry.sessions.store import AnyClient
 
 T = TypeVar("T")
 

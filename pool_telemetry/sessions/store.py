@@ -10,16 +10,15 @@ from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from bson.errors import BSONError
-from pymongo import ASCENDING, DESCENDING, AsyncMongoClient, IndexModel, MongoClient
+from pymongo import ASCENDING, DESCENDING, IndexModel
 from pymongo.errors import DocumentTooLarge, DuplicateKeyError, OperationFailure, WriteError
 from strands.types.exceptions import SessionException
 
 from pool_telemetry import telemetry, tracing
 from pool_telemetry.agents import AgentCounts
 from pool_telemetry.sessions.calls import Way
-from pool_telemetry.sessions.documents import Document, SessionConflictError, name_of
-
-AnyClient = MongoClient[Document] | AsyncMongoClient[Document]
+from pool_telemetry.sessions.clients import AnyClient
+from pool_telemetry.sessions.documents import SessionConflictError, name_of
 
 _TOO_LARGE: Final = (10334, 17419, 17420)  # the server's codes for what an update would exceed
 _ATTRIBUTES: Final = {"session_id": "gen_ai.conversation.id", "agent_id": "gen_ai.agent.id"}
