@@ -1,4 +1,4 @@
-"""Whose client a session is kept with: one that is given, one that is made, or the shared pool's."""
+"""Whose client a session is kept with: one that is given, one that is made, or the shared one."""
 
 from collections.abc import Mapping
 from typing import Any
