@@ -10,6 +10,7 @@ import asyncio
 import gc
 import os
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterable
 from threading import RLock, get_ident
@@ -112,6 +113,17 @@ def _look_into(actors: set[Actor]) -> set[Actor]:
         if found:
             inside.add(actor)
     return inside
+
+
+def name_of(actor: Actor) -> str:
+    """Return the name of a thread, a task or a greenlet; empty if it is no more."""
+    if isinstance(actor, int):
+        return next((t.name for t in threading.enumerate() if t.ident == actor), "")
+    one = actor()
+    if one is None:
+        return ""
+    named = getattr(one, "get_name", None)
+    return str(named() if named is not None else getattr(one, "name", "greenlet"))
 
 
 def may_hold(actors: Iterable[Actor]) -> set[Actor]:

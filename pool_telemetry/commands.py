@@ -5,9 +5,12 @@ in `state.py`: one leaf lock, nothing that grows.
 """
 
 import contextlib
+import time
+from collections.abc import Callable
 from threading import RLock
 from typing import Final, Protocol
 
+from pool_telemetry.actor import Actor
 from pool_telemetry.histogram import OPERATION_BOUNDS, Histogram
 from pool_telemetry.stats import Address, Link, OperationStats, checked
 
@@ -26,7 +29,30 @@ class Trace(Protocol):
 
 
 _OVERFLOW: Final = "_OTHER"  # OpenTelemetry's name for what a bounded attribute leaves out
-_INFLIGHT_LIMIT: Final = 10_000
+_LIMIT: Final = 10_000
+
+
+class Command:
+    """One command, as long as it is of interest.
+
+    Attributes:
+        series: What it is.
+        trace: Its part of a trace.
+        since: When it was sent, by the clock.
+        in_transaction: It belongs to one.
+        runs: No answer has come yet.
+    """
+
+    __slots__ = ("in_transaction", "runs", "series", "since", "trace")
+
+    def __init__(
+        self, series: Series, trace: Trace | None, since: float, in_transaction: bool
+    ) -> None:
+        self.series = series
+        self.trace = trace
+        self.since = since
+        self.in_transaction = in_transaction
+        self.runs = True
 
 
 class CommandState:
@@ -34,35 +60,60 @@ class CommandState:
 
     Args:
         max_series: Series kept; what comes later is counted in one more, under `_OTHER`.
+        clock: Monotonic seconds.
     """
 
-    def __init__(self, max_series: int) -> None:
+    def __init__(self, max_series: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_series = max_series
+        self._clock = clock
         self.reset()
 
     def reset(self) -> None:
         """Forget everything: in a forked child, with a fresh lock."""
         self._lock = RLock()
         self._series: dict[Series, Histogram] = {}
-        # request id -> its series, were it to succeed. A command cancelled in flight publishes no
-        # end, so the oldest make room for the newest.
-        self._inflight: dict[int, tuple[Series, Trace | None]] = {}
+        # A command cancelled in flight publishes no end, and who is gone sends no other: so the
+        # oldest make room for the newest.
+        self._inflight: dict[int, Command] = {}  # by request id
+        self._latest: dict[Actor, Command] = {}  # of each actor, running or not
 
-    def started(self, request_id: int, series: Series, trace: Trace | None = None) -> None:
-        """Remember what a request is about until it ends."""
-        inflight = self._inflight
-        inflight[request_id] = series, trace
-        if len(inflight) > _INFLIGHT_LIMIT:
-            with contextlib.suppress(RuntimeError):  # another thread does it at this moment
+    def started(
+        self,
+        request_id: int,
+        series: Series,
+        trace: Trace | None = None,
+        *,
+        actor: Actor = 0,
+        in_transaction: bool = False,
+    ) -> None:
+        """Remember what a request is about until it ends, and whose latest it is beyond that.
+
+        Args:
+            request_id: PyMongo's.
+            series: What it is, were it to succeed.
+            trace: Its part of a trace.
+            actor: Who sent it.
+            in_transaction: It belongs to one.
+        """
+        command = Command(series, trace, self._clock(), in_transaction)
+        inflight, latest = self._inflight, self._latest
+        inflight[request_id] = command
+        latest.pop(actor, None)  # so that the order is that of the commands
+        latest[actor] = command
+        with contextlib.suppress(RuntimeError):  # another thread makes room at this moment
+            if len(inflight) > _LIMIT:
                 inflight.pop(next(iter(inflight)), None)
+            if len(latest) > _LIMIT:
+                latest.pop(next(iter(latest)), None)
 
     def ended(
         self, request_id: int, seconds: float, error_type: str = "", status_code: str = ""
     ) -> None:
         """Count a command that the server answered; under its error, if it failed."""
-        found = self._inflight.pop(request_id, None)
-        if found is not None:
-            series, trace = found
+        command = self._inflight.pop(request_id, None)
+        if command is not None:
+            command.runs = False
+            series, trace = command.series, command.trace
             if error_type:
                 series = (*series[:4], error_type, status_code)
             with self._lock:
@@ -70,6 +121,10 @@ class CommandState:
                 histogram.observe(seconds, None if trace is None else trace.link)
             if trace is not None:
                 trace.end(error_type, status_code)
+
+    def latest(self, actor: Actor) -> Command | None:
+        """Return the command that an actor sent last; None if it is forgotten."""
+        return self._latest.get(actor)
 
     def _new(self, series: Series) -> Histogram:
         if len(self._series) >= self._max_series:

@@ -8,9 +8,10 @@ from typing import Final
 
 from pool_telemetry.actor import Actor
 from pool_telemetry.histogram import POOL_BOUNDS, Histogram
-from pool_telemetry.stats import CLOSE_REASONS, FindLink
+from pool_telemetry.stats import CLOSE_REASONS, NO_NOTE, FindLink, Note
 
-Holder = tuple[Actor, float]  # who has a connection, and since when
+Holder = tuple[Actor, float, Note]  # who has a connection, since when, and what he said of himself
+Opener = tuple[Actor, float]
 
 # So long after the next check-out of a connection the event of its check-in may still come.
 LATE_SECONDS: Final = 10.0
@@ -24,7 +25,7 @@ class Connections:
     """The books. `size` is opening and ready ones; a held one is ready."""
 
     def __init__(self) -> None:
-        self.opening: dict[int, Holder] = {}  # connection id -> who opens it, and since when
+        self.opening: dict[int, Opener] = {}  # connection id -> who opens it, and since when
         self.held: dict[int, Holder] = {}
         self.count = 0  # that were ever created
         self.closed = dict.fromkeys(CLOSE_REASONS, 0)
@@ -84,7 +85,7 @@ class Connections:
     # Events
 
     def created(
-        self, actor: Actor, conn_id: int, now: float, waiters: Mapping[Actor, float]
+        self, actor: Actor, conn_id: int, now: float, waiters: Mapping[Actor, object]
     ) -> None:
         """Add one that an actor opens: for himself if he waits, else to have one more."""
         self.opening[conn_id] = (actor, now)
@@ -123,7 +124,7 @@ class Connections:
         if (holder := self.held.pop(conn_id, None)) is not None:
             self.use_time.observe(now - holder[1])
 
-    def take(self, actor: Actor, conn_id: int, now: float) -> None:
+    def take(self, actor: Actor, conn_id: int, now: float, note: Note = NO_NOTE) -> None:
         """Give one to an actor."""
         if conn_id in self._silent:  # it was not closed: this is its second life
             self._silent.discard(conn_id)
@@ -132,10 +133,10 @@ class Connections:
         if conn_id not in self._ready:
             if None in (departed := self._departed.get(conn_id, [])):  # no event explains it
                 departed.remove(None)
-            self._depart(conn_id, (actor, now))
+            self._depart(conn_id, (actor, now, note))
             return
         before = self.held.get(conn_id)
-        self.held[conn_id] = (actor, now)
+        self.held[conn_id] = (actor, now, note)
         if self._new:
             self._new.pop(actor, None)
         if self._doubtful:
@@ -197,7 +198,7 @@ class Connections:
     # What no event tells: a task that is cancelled while it opens a connection, checks it in or
     # closes it, says nothing more of it (PyMongo 4.20).
 
-    def give_up(self, conn_id: int, opener: Holder) -> None:
+    def give_up(self, conn_id: int, opener: Opener) -> None:
         """Take out one whose opener is gone."""
         if self.opening.get(conn_id) == opener:
             del self.opening[conn_id]

@@ -13,8 +13,9 @@ from pool_telemetry import tracing
 from pool_telemetry.actor import current_actor
 from pool_telemetry.commands import CommandState
 from pool_telemetry.options import TelemetryOptions
+from pool_telemetry.owner import current_owner
 from pool_telemetry.state import PoolState
-from pool_telemetry.stats import Address, checked
+from pool_telemetry.stats import NO_NOTE, Address, Note, checked
 
 OnError = Callable[[Exception], None]
 
@@ -86,7 +87,10 @@ class PoolListener(cmap.ConnectionPoolListener):
     def connection_check_out_started(self, event: cmap.ConnectionCheckOutStartedEvent) -> None:
         """A caller enters the queue."""
         try:
-            self._pools[event.address].checkout_started(current_actor())
+            owner, spans, note = current_owner(), tracing.spans, NO_NOTE
+            if owner or spans is not None:
+                note = Note(owner, None if spans is None else spans.link())
+            self._pools[event.address].checkout_started(current_actor(), note)
         except Exception as error:
             self._on_error(error)
 
@@ -228,7 +232,13 @@ class OperationListener(cmap.CommandListener):
                 if spans is not None:
                     trace = spans.command_started(series, event.command, self._options, self._other)
             finally:
-                self._commands.started(event.request_id, series, trace)
+                self._commands.started(
+                    event.request_id,
+                    series,
+                    trace,
+                    actor=current_actor(),
+                    in_transaction="autocommit" in event.command,
+                )
         except Exception as error:
             self._on_error(error)
 

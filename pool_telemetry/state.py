@@ -11,11 +11,20 @@ from threading import RLock
 from typing import Final
 
 from pool_telemetry.actor import Actor, may_hold, still_in_pool
-from pool_telemetry.connections import Connections
+from pool_telemetry.connections import Connections, Holder
 from pool_telemetry.exhaustion import Exhaustion
 from pool_telemetry.heartbeat import Heartbeat
 from pool_telemetry.histogram import POOL_BOUNDS, Histogram
-from pool_telemetry.stats import OUTCOMES, Address, Crowd, FindLink, Phase, PoolStats
+from pool_telemetry.stats import (
+    NO_NOTE,
+    OUTCOMES,
+    Address,
+    Crowd,
+    FindLink,
+    Note,
+    Phase,
+    PoolStats,
+)
 
 Clock = Callable[[], float]
 Look = Callable[[Iterable[Actor]], set[Actor]]
@@ -46,7 +55,7 @@ class PoolState:
         still_waiting: Look = still_in_pool,
         may_hold: Look = may_hold,
     ) -> None:
-        self._address = address
+        self.address = address
         self._clock = clock
         self._still_waiting = still_waiting
         self._may_hold = may_hold
@@ -55,7 +64,7 @@ class PoolState:
         self._max_size: float = _UNLIMITED
         self._min_size = 0
         self._connections = Connections()
-        self._waiters: dict[Actor, float] = {}
+        self._waiters: dict[Actor, tuple[float, Note]] = {}
         self._exhaustion = Exhaustion()
         self._look_at = 0.0
         self._checkouts = dict.fromkeys(OUTCOMES, 0)
@@ -136,7 +145,7 @@ class PoolState:
 
     # Checkouts: the hot path
 
-    def checkout_started(self, actor: Actor) -> None:
+    def checkout_started(self, actor: Actor, note: Note = NO_NOTE) -> None:
         """Put an actor into the queue. A checkout of its own that still stands there is stale."""
         now = self._clock()
         with self._lock:
@@ -144,7 +153,7 @@ class PoolState:
             if actor in waiters:
                 self._checkouts["cancelled"] += 1
                 self._connections.do_without(actor)
-            waiters[actor] = now
+            waiters[actor] = now, note
             alarm = len(waiters) + len(self._connections.held) > self._exhaustion.alarm
         if alarm:
             self._examine(now)
@@ -155,7 +164,10 @@ class PoolState:
         """End an actor's wait with a connection; `link` finds where in a trace that was."""
         now = self._clock()
         with self._lock:
-            self._connections.take(actor, conn_id, now)  # an odd id fails here: nothing is changed
+            waited = self._waiters.get(actor)
+            note = NO_NOTE if waited is None else waited[1]
+            # An odd id fails here: nothing is changed.
+            self._connections.take(actor, conn_id, now, note)
             self._ok += 1
             self._waiters.pop(actor, None)
             self._wait_time.observe(wait_seconds, link)
@@ -225,7 +237,7 @@ class PoolState:
             connections.drop_stale(now)
             waiters, opening = self._waiters.copy(), connections.opening.copy()
             held = connections.held.copy()
-        waiting = {actor: since for actor, since in waiters.items() if now - since > MOMENT}
+        waiting = {actor: stay for actor, stay in waiters.items() if now - stay[0] > MOMENT}
         opening = {i: one for i, one in opening.items() if now - one[1] > MOMENT}
         held = {i: one for i, one in held.items() if now - one[1] > MOMENT}
         if waiting or opening:
@@ -243,7 +255,7 @@ class PoolState:
                         connections.give_up(conn_id, opener)
         # Behind a load balancer, which has no heartbeats, cursors and transactions keep theirs.
         if held and self._heartbeat.up is not None:
-            holding = self._may_hold({actor for actor, _ in held.values()})
+            holding = self._may_hold({holder[0] for holder in held.values()})
             for conn_id, holder in held.items():
                 if holder[0] not in holding:
                     with self._lock:
@@ -262,8 +274,8 @@ class PoolState:
     def waited(self, actor: Actor) -> float | None:
         """Return for how long an actor has been waiting; None: it is not."""
         with self._lock:
-            since = self._waiters.get(actor)
-        return _age(self._clock(), since)
+            stay = self._waiters.get(actor)
+        return None if stay is None else _age(self._clock(), stay[0])
 
     def crowd(self) -> Crowd:
         """Return what is to be said of a checkout that failed; unlike `stats()` it looks at nobody.
@@ -279,6 +291,12 @@ class PoolState:
                 max_size=int(self._max_size) if limited else None,
             )
 
+    def callers(self) -> tuple[dict[Actor, tuple[float, Note]], list[Holder]]:
+        """Return who waits, and who holds a connection, each since when by the clock."""
+        self._drop_ghosts(self._clock())
+        with self._lock:
+            return self._waiters.copy(), list(self._connections.held.values())
+
     def stats(self) -> PoolStats:
         """Return one consistent, frozen view; no I/O.
 
@@ -290,7 +308,8 @@ class PoolState:
             self._settle()
             now = self._latest
             phase, max_size, min_size = self.phase, self._max_size, self._min_size
-            waits, holders = list(self._waiters.values()), list(connections.held.values())
+            waits = [since for since, _ in self._waiters.values()]
+            holds = [since for _, since, _ in connections.held.values()]
             opening, size = len(connections.opening), connections.size
             checkouts, closed = {**self._checkouts, "ok": self._ok}, connections.closed.copy()
             created, cleared = connections.count, self._cleared
@@ -300,8 +319,8 @@ class PoolState:
             wait_time, use_time = self._wait_time.stats(), connections.use_time.stats()
             create_time = connections.create_time.stats()
         exhausted = exhausted_since is not None
-        silence = _age(now, unmet_since) or 0.0 if len(holders) >= max_size else 0.0
-        host, port = self._address
+        silence = _age(now, unmet_since) or 0.0 if len(holds) >= max_size else 0.0
+        host, port = self.address
         return PoolStats(
             host=host,
             port=port,
@@ -309,11 +328,11 @@ class PoolState:
             max_size=None if max_size == _UNLIMITED else int(max_size),
             min_size=min_size,
             size=size,
-            in_use=len(holders),
+            in_use=len(holds),
             opening=opening,
             waiting=len(waits),
             oldest_wait=_age(now, min(waits, default=now)) or 0.0,
-            longest_checkout=_age(now, min((since for _, since in holders), default=now)) or 0.0,
+            longest_checkout=_age(now, min(holds, default=now)) or 0.0,
             exhausted=exhausted,
             exhaustions=episodes.count,
             exhausted_time=episodes.seconds + (_age(now, exhausted_since) or 0.0),

@@ -113,6 +113,36 @@ def merge(histograms: Iterable[HistogramStats]) -> HistogramStats | None:
     )
 
 
+Doing = Literal["command", "cursor", "transaction", "waiting", ""]
+"""What a caller does: `cursor` and `transaction` hold a connection between two commands, too; empty
+is between two commands without either.
+"""
+
+
+class Note(NamedTuple):
+    """What a caller is, by what it said when it came."""
+
+    owner: str  # empty without one
+    link: Link | None  # where in a trace
+
+
+NO_NOTE: Final = Note("", None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallerStats:
+    """Who has a connection, or waits for one. Names only, never values."""
+
+    address: str
+    seconds: float  # since it has it, or waits
+    actor: str  # the thread's or task's name
+    owner: str  # see `owner()`; empty without one
+    doing: Doing
+    operation: str  # of the command that runs, or was last; empty without one
+    collection: str
+    trace_id: str | None  # 32 hexadecimal digits
+
+
 class Crowd(NamedTuple):
     """How full a pool is, of `PoolStats` the part that a span tells."""
 

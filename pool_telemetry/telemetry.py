@@ -11,24 +11,37 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from operator import attrgetter, itemgetter
 from typing import Any, Final
 
-from pool_telemetry.actor import notice_greenlets
+from pool_telemetry.actor import Actor, name_of, notice_greenlets
 from pool_telemetry.agents import AgentCounts
-from pool_telemetry.commands import CommandState
+from pool_telemetry.commands import Command, CommandState
+from pool_telemetry.connections import Holder
 from pool_telemetry.listeners import HeartbeatListener, OperationListener, PoolListener, Pools
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.report import LiveStats, live_stats
 from pool_telemetry.state import Clock, PoolState
-from pool_telemetry.stats import Address, ClientStats, PoolStats, pool_name
+from pool_telemetry.stats import (
+    Address,
+    CallerStats,
+    ClientStats,
+    Doing,
+    Link,
+    Note,
+    PoolStats,
+    pool_name,
+)
 
 _log = logging.getLogger("pool_telemetry.telemetry")
 
 # Servers come and go (hosts of a replica set in a cluster): so many closed pools are remembered.
 _CLOSED_POOLS_KEPT: Final = 50
+
+_CURSORS: Final = frozenset({"aggregate", "find", "getMore"})  # what may leave one open
 
 _registry_lock = threading.RLock()
 _registry: "weakref.WeakSet[PoolTelemetry]" = weakref.WeakSet()
@@ -77,7 +90,7 @@ class PoolTelemetry:
         self._lock = threading.RLock()
         self._pools = Pools()
         self._owners: dict[Address, object] = {}
-        self._commands = CommandState(self.options.max_operation_series)
+        self._commands = CommandState(self.options.max_operation_series, clock=clock)
         self.agents = AgentCounts()
         self._errors = 0
         self._since = time.time()
@@ -147,6 +160,54 @@ class PoolTelemetry:
         # A closed pool that was never used is the alias under which a server was first sought.
         states = [one for one in self._states() if not (one.phase == "closed" and one.unused)]
         return [state.stats() for state in states]
+
+    def callers(self) -> tuple[list[CallerStats], list[CallerStats]]:
+        """Return who holds connections, and who waits for one, the longest first."""
+        holders, waiters = list[CallerStats](), list[CallerStats]()
+        for state in self._states():
+            waiting, holding = state.callers()
+            now = self._clock()
+            waiters += (self._waiter(state, who, now, *stay) for who, stay in waiting.items())
+            holders += self._holders(state, holding, now)
+        oldest = attrgetter("seconds")
+        return sorted(holders, key=oldest, reverse=True), sorted(waiters, key=oldest, reverse=True)
+
+    def _waiter(
+        self, state: PoolState, actor: Actor, now: float, since: float, note: Note
+    ) -> CallerStats:
+        return CallerStats(
+            address=pool_name("", state.address),
+            seconds=max(0.0, now - since),
+            actor=name_of(actor),
+            owner=note.owner,
+            doing="waiting",
+            operation="",
+            collection="",
+            trace_id=_trace_id(note.link),
+        )
+
+    def _holders(
+        self, state: PoolState, holding: list[Holder], now: float
+    ) -> Iterator[CallerStats]:
+        newest = {actor: since for actor, since, _ in sorted(holding, key=itemgetter(1))}
+        for actor, since, note in holding:
+            command = self._commands.latest(actor)
+            # Of one who holds several, what he does belongs to the one that he took last.
+            if command is None or command.since < since or newest[actor] != since:
+                command = None
+            link = note.link
+            if command is not None and command.trace is not None:
+                link = command.trace.link() or link
+            yield CallerStats(
+                address=pool_name("", state.address),
+                seconds=max(0.0, now - since),
+                actor=name_of(actor),
+                owner=note.owner,
+                doing=_doing(command),
+                operation=command.series[3] if command else "",
+                collection=command.series[2] if command else "",
+                trace_id=_trace_id(link),
+            )
 
     def live_stats(self) -> LiveStats:
         """Return `stats()` as the live part of `get_pool_stats()`: a dict for JSON."""
@@ -243,6 +304,20 @@ class PoolTelemetry:
         self._owners.clear()
         self._commands.reset()
         self.agents.reset()
+
+
+def _doing(command: Command | None) -> Doing:
+    if command is None:
+        return ""
+    if command.runs:
+        return "command"
+    if command.in_transaction:
+        return "transaction"
+    return "cursor" if command.series[3] in _CURSORS else ""
+
+
+def _trace_id(link: Link | None) -> str | None:
+    return None if link is None else f"{link[0]:032x}"
 
 
 def _abandoned(telemetry: PoolTelemetry, owner: object) -> None:
