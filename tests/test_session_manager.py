@@ -623,6 +623,13 @@ def test_what_can_not_be_written_does_not_stop_what_comes_next(chat: Chat) -> No
         chat.say(agent, "s3cr3t \ud800")
     assert "s3cr3t" not in repr(caught.value)
     agent.messages.pop()
+    agent.state.set("plan", "\ud800")
+    with pytest.raises((SessionException, EventLoopException)):
+        chat.say(agent, "hm")
+    agent.messages[:] = agent_with(chat.open("s")).messages
+    agent.state.set("plan", "pro")
+    chat.say(agent, "hm")
+    assert agent_with(chat.open("s")).state.get("plan") == "pro"
     control = chat.direct.client.admin
     data = {"failCommands": ["insert"], "errorCode": 13}
     control.command("configureFailPoint", "failCommand", mode={"times": 1}, data=data)

@@ -113,6 +113,7 @@ class OpenedSession(SessionRepository):
             except Exception as error:
                 if not _may_pass(error):
                     del pending[key]
+                    agent.stored = {}  # if it was a state, it is not what is stored
                 raise
             else:
                 if pending.get(key) is write:  # else there is news meanwhile
