@@ -127,7 +127,7 @@ async def conversation(session_id: str) -> dict[str, Any]:
 @app.exception_handler(PyMongoError)
 @app.exception_handler(EventLoopException)
 async def refused(request: Request, error: Exception) -> JSONResponse:
-    """Say why, in a word; what fails within a turn is inside Strands' own exception."""
+    """Say why, in a word; what fails within a turn may be inside Strands' own exception."""
     cause = error.__cause__ if isinstance(error, EventLoopException) else error
     if isinstance(cause, InvalidIdError):
         return JSONResponse({"error": str(cause)}, status_code=422)
@@ -135,4 +135,4 @@ async def refused(request: Request, error: Exception) -> JSONResponse:
         return JSONResponse({"error": "another request was first: try again"}, status_code=409)
     if isinstance(cause, PyMongoError):
         return JSONResponse({"error": "the database is busy or gone"}, status_code=503)
-    return JSONResponse({"error": "the model failed"}, status_code=502)
+    return JSONResponse({"error": "the turn failed"}, status_code=502)

@@ -80,8 +80,10 @@ from pool_telemetry.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from pool_telemetry.sessions import (
+        AsyncMongoDBSessionManager,
         MongoDBSessionManager,
         MongoDBSessionManagerFactory,
+        MongoDBStorage,
         close_global_factory,
         get_global_factory,
         initialize_global_factory,
@@ -89,12 +91,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsyncMongoDBConnectionPool",
+    "AsyncMongoDBSessionManager",
     "ClientStats",
     "Health",
     "HealthLimits",
     "MongoDBConnectionPool",
     "MongoDBSessionManager",
     "MongoDBSessionManagerFactory",
+    "MongoDBStorage",
     "PoolConfigurationError",
     "PoolNotInitializedError",
     "PoolReport",

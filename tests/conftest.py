@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 
@@ -81,4 +82,9 @@ def nothing_left_over(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     # A snippet of the guide turns it up; records of a driver's errors keep its clients alive.
     driver_log.setLevel(level)
+    # Strands' tracer patches every thread of the process, for good.
+    if (threads := sys.modules.get("opentelemetry.instrumentation.threading")) is not None:
+        instrumentor = threads.ThreadingInstrumentor()
+        if instrumentor.is_instrumented_by_opentelemetry:
+            instrumentor.uninstrument()
     MongoDBConnectionPool.close()

@@ -61,8 +61,8 @@ def test_200_sessions_at_once(client: MongoClient[dict[str, Any]]) -> None:
         metrics = web.get("/metrics").text
         assert 'mongodb_client_agent_turns_total{db_client_connection_pool_name="chat"' in metrics
         assert "s7" not in metrics
-    assert client[DATABASE]["sessions"].count_documents({}) == 200
-    assert client[DATABASE]["messages"].count_documents({}) == 200 * 6
+    assert client[DATABASE]["strands_sessions"].count_documents({}) == 200
+    assert client[DATABASE]["strands_messages"].count_documents({}) == 200 * 6
 
 
 def test_a_session_goes_on_after_a_restart(client: MongoClient[dict[str, Any]]) -> None:

@@ -87,7 +87,9 @@ def test_snippet(
         if "async def chat" in code:
             runner.run(names["chat"]("session-1", "hello"))
             with MongoClient[dict[str, Any]](f"mongodb://{host}/") as client:
-                assert client["chat_db"]["sessions"].count_documents({"_id": "session-1"}) == 1
+                assert (
+                    client["chat_db"]["strands_sessions"].count_documents({"_id": "session-1"}) == 1
+                )
         look_at(code, names, capsys.readouterr().out)
     assert "Traceback" not in caplog.text
     if "lifespan" in names:

@@ -45,6 +45,13 @@ from tests.proxy import Proxy
 from tests.scripted import ScriptedModel, Step, agent_with, texts
 from tests.support import traced_to, until
 
+# What a session that nobody had costs: it clears what one of its name has left.
+BEGINS = {
+    "findAndModify sessions": 1,
+    "delete messages": 1,
+    "delete agents": 1,
+    "insert sessions": 1,
+}
 T = TypeVar("T")
 Client = MongoClient[dict[str, Any]]
 Documents = list[dict[str, Any]]
@@ -77,7 +84,12 @@ class Chat:
         return self._runner.run(coroutine)
 
     def open(self, session_id: str, client: Any = None, **kwargs: Any) -> Any:
-        kwargs = {"client": client or self.client, "database_name": self.database, **kwargs}
+        kwargs = {
+            "client": client or self.client,
+            "database_name": self.database,
+            "prefix": "",
+            **kwargs,
+        }
         if self.way == "called":
             return MongoDBSessionManager(session_id, **kwargs)
         return self.run(AsyncMongoDBSessionManager.open(session_id, **kwargs))
@@ -155,7 +167,7 @@ from pymongo import MongoClient
 from pool_telemetry import MongoDBSessionManager
 from tests.scripted import agent_with
 uri, database = {chat.uri!r}, {chat.database!r}
-with MongoDBSessionManager("s", connection_string=uri, database_name=database) as manager:
+with MongoDBSessionManager("s", None, uri, database, prefix="") as manager:
     agent_with(manager, "noted")("my name is Ann")
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
@@ -177,8 +189,7 @@ def test_what_a_turn_costs(chat: Chat) -> None:
     )
     if chat.way == "called":
         assert chat.spent(before) == {
-            "findAndModify sessions": 1,
-            "insert sessions": 1,
+            **BEGINS,
             "insert agents": 1,
         }
         before = chat.commands()
@@ -187,14 +198,17 @@ def test_what_a_turn_costs(chat: Chat) -> None:
     else:
         chat.say(agent, "hello")  # an agent is created with its first message
         assert chat.spent(before) == {
-            "findAndModify sessions": 1,
-            "insert sessions": 1,
+            **BEGINS,
             "insert agents": 1,
             "insert messages": 2,
         }
     before = chat.commands()
     chat.say(agent, "1 + 2?")
-    assert chat.spent(before) == {"insert messages": 4, "findAndModify agents": 1}
+    assert chat.spent(before) == {"insert messages": 4}
+    agent.state.set("plan", "pro")
+    before = chat.commands()
+    chat.say(agent, "hello")
+    assert chat.spent(before) == {"insert messages": 2, "findAndModify agents": 1}
 
     before = chat.commands()
     again = agent_with(chat.open("s"), "hi")
@@ -207,7 +221,7 @@ def test_what_a_turn_costs(chat: Chat) -> None:
     chat.say(again, "hello")
     assert chat.spent(before) == {"insert messages": 2}
     agents = chat.telemetry.stats().agents
-    assert (agents.turns, agents.conflicts) == (3, 0)
+    assert (agents.turns, agents.conflicts) == (4, 0)
     operations = sum(count for key, count in chat.commands().items() if "createIndexes" not in key)
     assert agents.operations == operations
 
@@ -287,9 +301,53 @@ def test_the_last_messages_are_restored_alone(chat: Chat) -> None:
     small = agent_with(chat.open("s", restore_last=4), "g", conversation_manager=window)
     chat.say(small, "6")
     assert window.removed_message_count == 12
-    assert texts(agent_with(chat.open("s"))) == ["user: 6", "assistant: g"]
-    with pytest.raises(ValueError, match="restore_last is 0"):
-        chat.open("s", restore_last=0)
+    for wrong in (0, True, "3"):
+        with pytest.raises(ValueError, match=f"restore_last is {wrong!r}"):
+            chat.open("s", restore_last=wrong)
+
+
+def test_what_is_restored_begins_with_a_prompt(chat: Chat) -> None:
+    steps: list[Step] = ["hi", {"tool": "add", "input": {"a": 1, "b": 2}}, "3"]
+    chat.say(agent := agent_with(chat.open("s"), *steps, tools=[add]), "hello")
+    chat.say(agent, "1 + 2?")
+    for last, number in ((1, 4), (3, 4), (4, 4), (5, 4), (6, 6), (7, 6)):
+        again = agent_with(chat.open("s", restore_last=last))
+        assert again.messages == agent.messages[-number:]
+        assert again.conversation_manager.removed_message_count == 6 - number
+
+
+def test_a_window_that_slides_costs_nothing_in_most_turns(chat: Chat) -> None:
+    def window() -> SlidingWindowConversationManager:
+        return SlidingWindowConversationManager(window_size=4)
+
+    agent = agent_with(chat.open("s"), conversation_manager=window())
+    before = chat.commands()
+    for number in range(30):
+        chat.say(agent, str(number))
+    assert chat.spent(before)["insert messages"] == 60
+    assert 1 <= chat.spent(before)["findAndModify agents"] <= 3
+    assert agent.conversation_manager.removed_message_count == 56
+    again = agent_with(chat.open("s"), conversation_manager=window())
+    assert again.messages[-4:] == agent.messages
+    assert len(again.messages) < 4 + 20
+    for one in (agent, again):
+        if one is again:
+            chat.say(one, "more")
+    assert len(again.messages) == 4
+    assert again.conversation_manager.removed_message_count == 58
+
+
+def test_a_message_that_was_refused_keeps_its_number(chat: Chat) -> None:
+    window = SlidingWindowConversationManager(window_size=4)
+    agent = agent_with(chat.open("s"), conversation_manager=window)
+    chat.say(agent, "one")
+    with pytest.raises(SessionException, match="16 MB"):
+        chat.say(agent, "x" * 17_000_000)
+    for number in range(15):
+        chat.say(agent, str(number))
+    again = agent_with(chat.open("s"))
+    assert again.messages[-4:] == agent.messages
+    assert again.messages[0]["role"] == "user"
 
 
 # Several at once
@@ -302,7 +360,7 @@ def test_50_first_opens_make_one_session(chat: Chat) -> None:
 
     def begin() -> None:
         barrier.wait()
-        manager = MongoDBSessionManager("s", chat.client, None, chat.database)
+        manager = MongoDBSessionManager("s", chat.client, None, chat.database, prefix="")
         new.append(manager._is_new_session)
 
     if chat.way == "called":
@@ -315,7 +373,7 @@ def test_50_first_opens_make_one_session(chat: Chat) -> None:
 
         async def all_at_once() -> list[Any]:
             opening = (
-                AsyncMongoDBSessionManager.open("s", chat.client, None, chat.database)
+                AsyncMongoDBSessionManager.open("s", chat.client, None, chat.database, prefix="")
                 for _ in range(50)
             )
             return await asyncio.gather(*opening)
@@ -362,16 +420,17 @@ from strands.types.exceptions import EventLoopException
 from pool_telemetry.sessions import *
 from tests.scripted import agent_with
 name, way = sys.argv[1:]
+where = {{"database_name": {chat.database!r}, "prefix": ""}}
 told = []
 async def main():
     client = (AsyncMongoClient if way == "awaited" else MongoClient)({chat.uri!r})
     for number in range(15):
         while True:
             if way == "called":
-                manager = MongoDBSessionManager("s", client, database_name={chat.database!r})
+                manager = MongoDBSessionManager("s", client, **where)
             else:
                 manager = await AsyncMongoDBSessionManager.open(
-                    "s", client, database_name={chat.database!r})
+                    "s", client, **where)
             try:
                 agent = agent_with(manager)
                 prompt = f"{{name}} {{number}}"
@@ -409,6 +468,69 @@ print(json.dumps(told))
         # Each turn that succeeded is there once, with its answer, in the order that it was said.
         assert [text for text in answered if text in mine] == mine
         assert [text for text in dict.fromkeys(said) if text in mine] == mine
+
+
+def test_agents_in_threads_share_a_manager(chat: Chat) -> None:
+    manager = chat.open("s")
+    told = list[Any]()
+
+    def work(number: int) -> None:
+        try:
+            agent = agent_with(manager, agent_id=f"agent-{number}")
+            for turn in range(5):
+                agent(f"{number} {turn}")
+        except Exception as error:  # noqa: BLE001  # any would be one too many
+            told.append(error)
+
+    async def await_them() -> None:
+        agents = [agent_with(manager, agent_id=f"agent-{number}") for number in range(8)]
+        for turn in range(5):
+            prompts = [f"{number} {turn}" for number in range(8)]
+            await asyncio.gather(*map(Agent.invoke_async, agents, prompts))
+
+    if chat.way == "awaited":  # an AsyncMongoClient is for one event loop
+        chat.run(await_them())
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads if chat.way != "awaited" else ():
+        thread.start()
+    for thread in threads if chat.way != "awaited" else ():
+        thread.join()
+    assert told == []
+    again = chat.open("s")
+    for number in range(8):
+        said = texts(agent_with(again, agent_id=f"agent-{number}"))
+        assert said[::2] == [f"user: {number} {turn}" for turn in range(5)]
+
+
+def test_what_a_deleted_session_left_does_not_come_back(chat: Chat) -> None:
+    agent = agent_with(chat.open("s"), "one", "two")
+    chat.say(agent, "secret one")
+    MongoDBSessionRepository(chat.direct.client, chat.database, prefix="").delete_session("s")
+    chat.say(agent, "secret two")  # it is noticed within a minute
+    again = agent_with(chat.open("s"), "new", "newer")
+    chat.say(again, "hello")
+    chat.say(again, "hello again")
+    assert "secret" not in str(chat.stored("s"))
+    assert texts(agent_with(chat.open("s"))) == texts(again)
+
+
+def test_uniqueness_needs_no_index(chat: Chat) -> None:
+    chat.open("other")
+    chat.direct.client.drop_database(chat.database)
+    first, second = agent_with(chat.open("s"), "hi"), agent_with(chat.open("s"), "hi")
+    chat.say(first, "one")
+    with pytest.raises(SessionConflictError):
+        chat.say(second, "two")
+    assert len(chat.stored("s")) == 2
+
+
+def test_documents_of_others_are_left_alone(chat: Chat) -> None:
+    chat.direct["messages"].insert_many([{"text": "hello"}, {"text": "hello"}])
+    chat.direct["sessions"].insert_one({"_id": "s", "token": "abc"})
+    with pytest.raises(SessionException, match="is none of ours: use another prefix="):
+        chat.open("s")
+    assert chat.direct["messages"].count_documents({"text": "hello"}) == 2
+    assert texts(agent_with(chat.open("s", prefix="strands_"))) == []
 
 
 # What fails
@@ -501,6 +623,13 @@ def test_what_can_not_be_written_does_not_stop_what_comes_next(chat: Chat) -> No
         chat.say(agent, "s3cr3t \ud800")
     assert "s3cr3t" not in repr(caught.value)
     agent.messages.pop()
+    agent.state.set("plan", "\ud800")
+    with pytest.raises((SessionException, EventLoopException)):
+        chat.say(agent, "hm")
+    agent.messages[:] = agent_with(chat.open("s")).messages
+    agent.state.set("plan", "pro")
+    chat.say(agent, "hm")
+    assert agent_with(chat.open("s")).state.get("plan") == "pro"
     control = chat.direct.client.admin
     data = {"failCommands": ["insert"], "errorCode": 13}
     control.command("configureFailPoint", "failCommand", mode={"times": 1}, data=data)
@@ -541,7 +670,7 @@ def test_a_session_that_is_deleted_elsewhere_is_noticed(
     chat.say(agent, "still there?")
     (after,) = chat.direct["sessions"].find()
     assert after["updated_at"] > before["updated_at"]
-    MongoDBSessionRepository(chat.direct.client, chat.database).delete_session("s")
+    MongoDBSessionRepository(chat.direct.client, chat.database, prefix="").delete_session("s")
     with pytest.raises(SessionException, match="session 's' was deleted"):
         chat.say(agent, "and now?")
     assert chat.stored("s") == []
@@ -582,7 +711,7 @@ def test_a_session_expires_whole(chat: Chat) -> None:
     assert agent.messages == []
     chat.say(agent, "hello?")
     assert texts(agent_with(chat.open("s"))) == ["user: hello?", "assistant: new"]
-    with pytest.raises(ValueError, match="ttl is 0:00:00"):
+    with pytest.raises(ValueError, match=r"ttl is datetime.timedelta\(0\)"):
         chat.open("s", ttl=timedelta())
 
 
@@ -621,18 +750,29 @@ def test_metadata_and_feedback(chat: Chat) -> None:
     for path in ("", "a..b", ".a", "$set", "a.$b", "a\0b"):
         with pytest.raises(SessionException, match="metadata path"):
             do(manager.update_metadata({path: 1}))
-    with pytest.raises(SessionException, match="refused it") as caught:
+    with pytest.raises(SessionException, match="a path leads through a value") as caught:
         do(manager.update_metadata({"score.s3cr3t": "s3cr3t"}))  # through a value
     assert "s3cr3t" not in repr(caught.value)
 
     agent = agent_with(manager, "hi")
-    with pytest.raises(SessionException, match="say which agent_id"):
+    with pytest.raises(SessionException, match="session 's' has no messages"):
         do(manager.add_feedback({"rating": "up"}))
     chat.say(agent, "hello")
     do(manager.add_feedback({"rating": "up", "comment": "good"}))
     do(manager.add_feedback({"rating": "down"}, "default"))
+    do(chat.open("s").add_feedback({"rating": "later"}))  # in a request of its own
     found = do(manager.repository.list_feedback("s", "default"))
-    assert [(one["message_id"], one["rating"]) for one in found] == [(1, "up"), (1, "down")]
+    ratings = [(one["message_id"], one["rating"]) for one in found]
+    assert ratings == [(1, "up"), (1, "down"), (1, "later")]
+    for word in ("good", None):
+        with pytest.raises(TypeError, match="use a dict"):
+            do(manager.add_feedback(word))
+    wrong: Any
+    for wrong in ({"$ne": 1}, 7, ""):
+        with pytest.raises(InvalidIdError, match=r"user is"):
+            chat.open("s", user=wrong)
+        with pytest.raises(InvalidIdError, match=r"user is"):
+            do(manager.repository.list_sessions(user=wrong))
     usage = do(manager.usage())
     assert (usage.messages, usage.input_tokens, usage.total_tokens, usage.latency_ms) == (
         (2, 10, 15, 7)
@@ -708,10 +848,10 @@ def test_who_describes_two_clients_is_told(server_uri: str) -> None:
     with Client(server_uri) as client:
         with pytest.raises(PoolConfigurationError, match="both given"):
             MongoDBSessionManager("s", client, server_uri)
-        with pytest.raises(PoolConfigurationError, match="maxPoolSize: options of a client"):
+        with pytest.raises(PoolConfigurationError, match="maxPoolSize: no option of ours"):
             MongoDBSessionManager("s", client, maxPoolSize=3)
         with pytest.raises(PoolConfigurationError, match="both given"):
-            MongoDBSessionManagerFactory(client, server_uri)
+            MongoDBSessionManagerFactory(server_uri, client=client)
 
 
 def test_no_secret_is_in_what_fails() -> None:
@@ -724,6 +864,27 @@ def test_no_secret_is_in_what_fails() -> None:
         with pytest.raises(PyMongoError) as caught:
             make()
         assert "s3cr3t" not in repr(caught.value) + str(caught.value)
+
+
+def test_who_gives_something_else_is_told(server_uri: str, runner: asyncio.Runner) -> None:
+    asynchronous = runner.run(_made(AsyncMongoClient, server_uri))
+    with Client(server_uri) as client:
+        wrong: Any
+        for wrong in (server_uri, client["shop"], asynchronous):
+            with pytest.raises(TypeError, match=r"client is (str|Database|Async.*): use Mongo"):
+                MongoDBSessionManager("s", wrong)
+        for wrong in (server_uri, client["shop"]):
+            with pytest.raises(TypeError, match="use AsyncMongoClient or MongoClient"):
+                runner.run(AsyncMongoDBSessionManager.open("s", wrong))
+        with pytest.raises(TypeError, match=r"use `await AsyncMongoDBSessionManager.open"):
+            AsyncMongoDBSessionManager("s", client=client)
+    with pytest.raises(PoolNotInitializedError, match="neither AsyncMongoDBConnectionPool nor"):
+        runner.run(AsyncMongoDBSessionManager.open("s"))
+    runner.run(AsyncMongoDBConnectionPool.initialize(server_uri))
+    with pytest.raises(TypeError, match="await open_session_manager"):
+        MongoDBSessionManagerFactory().create_session_manager("s")
+    runner.run(AsyncMongoDBConnectionPool.close())
+    runner.run(asynchronous.close())
 
 
 # The factory
@@ -748,8 +909,8 @@ def test_a_session_per_request_costs_no_connection_and_no_index(server_uri: str)
         for one in telemetry.stats().operations
         if one.namespace == database
     }
-    assert operations["createIndexes", "messages"] == 1
-    assert operations["insert", "messages"] == 40
+    assert operations["createIndexes", "strands_messages"] == 1
+    assert operations["insert", "strands_messages"] == 40
     assert telemetry.stats().pools[0].created == created
     sessions = MongoDBSessionRepository(client, database).list_sessions(
         application="shop", user="ann"
@@ -783,7 +944,7 @@ def test_a_factory_closes_what_it_made(server_uri: str) -> None:
 
     async def asynchronous() -> None:
         async with AsyncMongoClient[dict[str, Any]](server_uri) as client:
-            factory = MongoDBSessionManagerFactory(client, database_name=database)
+            factory = MongoDBSessionManagerFactory(client=client, database_name=database)
             with pytest.raises(TypeError, match="await open_session_manager"):
                 factory.create_session_manager("s")
             await factory.open_session_manager("s")
@@ -835,7 +996,7 @@ def test_1000_sessions_at_once_on_a_pool_of_20(
         client = AsyncMongoClient[dict[str, Any]](
             server_uri, maxPoolSize=20, event_listeners=telemetry.listeners
         )
-        factory = MongoDBSessionManagerFactory(client, database_name=database)
+        factory = MongoDBSessionManagerFactory(client=client, database_name=database)
         await factory.open_session_manager("first")
         most = 0
 
@@ -861,7 +1022,7 @@ def test_1000_sessions_at_once_on_a_pool_of_20(
         assert pool.size <= 20
         assert {name for name, count in pool.checkouts.items() if count} == {"ok"}
         assert (pool.waiting, pool.in_use) == (0, 0)
-        assert await client[database]["messages"].count_documents({}) == 2_000
+        assert await client[database]["strands_messages"].count_documents({}) == 2_000
         await client.drop_database(database)
         await client.close()
 

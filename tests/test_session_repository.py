@@ -45,7 +45,7 @@ def database(client: Client) -> Iterator[str]:
 
 @pytest.fixture
 def repository(client: Client, database: str) -> MongoDBSessionRepository:
-    return MongoDBSessionRepository(client, database)
+    return MongoDBSessionRepository(client, database, prefix="")
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def test_a_message_beyond_16_mb_is_refused_and_the_next_is_not(
 def test_a_value_that_bson_has_not_is_refused_without_being_shown(
     begun: MongoDBSessionRepository,
 ) -> None:
-    for value in (2**70, {"s3cr3t\0": 1}, object(), "s3cr3t \ud800"):
+    for value in (2**70, uuid.uuid4(), {"s3cr3t\0": 1}, object(), "s3cr3t \ud800"):
         with pytest.raises(SessionException, match="has a value that BSON has not") as caught:
             begun.create_message(S, A, a_message(0, {"text": "s3cr3t", "x": value}))
         assert "s3cr3t" not in repr(caught.value)
@@ -248,7 +248,9 @@ def test_a_message_costs_one_command_and_indexes_are_made_once(
         begun.create_message(S, A, a_message(number))
     begun.list_messages(S, A)
     threads = [
-        threading.Thread(target=MongoDBSessionRepository, args=(client, database))
+        threading.Thread(
+            target=MongoDBSessionRepository, args=(client, database), kwargs={"prefix": ""}
+        )
         for _ in range(20)
     ]
     for thread in threads:
@@ -319,7 +321,7 @@ def test_both_kinds_of_client_do_the_same(
 
     async def use() -> None:
         async with AsyncMongoClient[dict[str, Any]](server_uri) as client:
-            same = AsyncMongoDBSessionRepository(client, database)
+            same = AsyncMongoDBSessionRepository(client, database, prefix="")
             assert await same.list_messages(S, A) == begun.list_messages(S, A)
             await same.create_message(S, A, a_message(1))
             with pytest.raises(SessionConflictError):

@@ -89,16 +89,19 @@ def test_a_large_blob_is_a_file_and_leaves_nothing(
         large = os.urandom(17_000_000)
         await storage.write("large", large)
         assert await storage.read("large") == large
-        assert "data" not in database["blobs"].find_one()
+        assert "data" not in database["strands_blobs"].find_one()
         await storage.write("large", large[::-1])
         assert await storage.read("large") == large[::-1]
-        assert database["blobs.files"].count_documents({}) == 1
+        assert database["strands_blobs.files"].count_documents({}) == 1
         await storage.write("large", b"small")
         assert await storage.read("large") == b"small"
         await storage.write("large", large)
         await storage.delete("large")
-        left = {name: database[name].count_documents({}) for name in ("blobs", "blobs.chunks")}
-        assert left == {"blobs": 0, "blobs.chunks": 0}
+        left = {
+            name: database[name].count_documents({})
+            for name in ("strands_blobs", "strands_blobs.chunks")
+        }
+        assert left == {"strands_blobs": 0, "strands_blobs.chunks": 0}
         await closed(client)
 
     asyncio.run(use())

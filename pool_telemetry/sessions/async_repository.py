@@ -8,14 +8,15 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from pymongo import ASCENDING, DESCENDING
+from pymongo import ASCENDING, DESCENDING, AsyncMongoClient, MongoClient
 from strands.types.exceptions import SessionException
 from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
 
 from pool_telemetry.sessions.calls import Way, way_for
-from pool_telemetry.sessions.clients import AnyClient
+from pool_telemetry.sessions.clients import AnyClient, check_client
 from pool_telemetry.sessions.directory import Directory
 from pool_telemetry.sessions.documents import (
+    PREFIX,
     SCHEMA,
     Document,
     Lease,
@@ -25,6 +26,7 @@ from pool_telemetry.sessions.documents import (
     message_ids,
     name_of,
     nested,
+    now,
     of_agent,
     of_message,
     readable,
@@ -36,7 +38,9 @@ if TYPE_CHECKING:
     from strands.multiagent.base import MultiAgentBase
 
 KNOWN: Final = 10_000  # sessions and agents that a repository remembers to exist
-KNOWN_SECONDS: Final = 300.0  # for so long: then a message asks whether the session still does
+KNOWN_SECONDS: Final = 60.0  # for so long: then a message asks whether the session still does
+
+MAX_TTL: Final = timedelta(days=36_500)
 
 _NO_ID: Final = {"_id": False}
 _LEASE: Final = {"_id": False, "ttl_seconds": True, "expires_at": True}
@@ -51,7 +55,7 @@ class AsyncMongoDBSessionRepository(Directory):
     Args:
         client: The application's; it is never closed here.
         database_name: Where the collections are.
-        prefix: Of the collections' names, which are `sessions`, `agents` and `messages`.
+        prefix: Of the collections' names.
 
     Raises:
         SessionException: Something is written below what is missing; a document is larger than
@@ -65,9 +69,10 @@ class AsyncMongoDBSessionRepository(Directory):
         client: AnyClient,
         database_name: str = "strands",
         *,
-        prefix: str = "",
+        prefix: str = PREFIX,
         _way: Way | None = None,  # how the synchronous repository makes its calls
     ) -> None:
+        check_client(client, AsyncMongoClient, MongoClient)
         super().__init__(Store(client, database_name, prefix, _way or way_for(client)))
         self._indexing = asyncio.Lock() if _way is None else None
         # (session, "") and (session, agent) that exist; how long they do, and when that was asked.
@@ -85,18 +90,23 @@ class AsyncMongoDBSessionRepository(Directory):
         metadata: Mapping[str, Any] | None = None,
         ttl: timedelta | None = None,
     ) -> tuple[Session, bool]:
-        """Return a session, and whether it is new: one command, two to create it.
+        """Return a session, and whether it is new: one command, four to create it.
 
         Args:
             session_id: Its id.
             application: Whose session it is, for lists; kept as it was if the session exists.
             user: As `application`.
             metadata: What a new session begins with; as in `update_metadata`.
-            ttl: How long it lives, with all that belongs to it, after it was last used; kept as it
-                was if None. Moving the end takes three commands more, once in a tenth of it.
+            ttl: How long it lives, with all that belongs to it, after it was last used. None leaves
+                an existing session's as it is, and a new one lives for ever. To move the end takes
+                three commands more, once in a tenth of it.
         """
-        if ttl is not None and ttl <= timedelta():
-            raise ValueError(f"ttl is {ttl}: use more than 0")
+        if ttl is not None and not (isinstance(ttl, timedelta) and timedelta() < ttl <= MAX_TTL):
+            raise ValueError(
+                f"ttl is {ttl!r}: use a timedelta above 0, at most {MAX_TTL.days} days"
+            )
+        whose = {"application": application, "user": user}
+        whose = {key: checked(key, name) for key, name in whose.items() if name is not None}
         await self._prepare()
         ids = {"session_id": checked("session", session_id)}
         session = Session(session_id, SessionType.AGENT)
@@ -108,13 +118,14 @@ class AsyncMongoDBSessionRepository(Directory):
                 "_id": session_id,
                 "schema": SCHEMA,
                 **session.to_dict(),
-                "application": application,
-                "user": user,
+                **whose,
                 "metadata": nested(metadata or {}),
                 **(lease.fields if lease else {}),
             }
-            if lease is not None:
-                await self._delete_expired(ids)
+            # Left by one that expired, or was deleted while somebody still wrote to it.
+            before_it = {**ids, "created_at": {"$lt": session.created_at}}
+            await self._store.do(ids, self._store.messages.delete_many, before_it)
+            await self._store.do(ids, self._store.agents.delete_many, before_it)
             try:
                 await self._store.do(ids, self._store.sessions.insert_one, document)
             except SessionConflictError:
@@ -186,7 +197,8 @@ class AsyncMongoDBSessionRepository(Directory):
     async def create_multi_agent(self, session_id: str, multi_agent: "MultiAgentBase") -> None:
         """Create the state of a graph or swarm; SessionException if it exists."""
         ids = _agent(session_id, multi_agent.id, "multi_agent")
-        await self._create(ids, {**ids, "schema": SCHEMA, "state": multi_agent.serialize_state()})
+        document = {**ids, "schema": SCHEMA, "created_at": now()}
+        await self._create(ids, document | {"state": multi_agent.serialize_state()})
 
     async def read_multi_agent(self, session_id: str, multi_agent_id: str) -> Document | None:
         """Return the state of a graph or swarm, or None."""
@@ -221,7 +233,7 @@ class AsyncMongoDBSessionRepository(Directory):
         """
         ids = message_ids(session_id, agent_id, session_message.message_id)
         lease = await self._lease_of(session_id, agent_id)
-        document = of_message(ids, session_message)
+        document = {"_id": ids, **of_message(ids, session_message)}
         if lease is not None:
             document["expires_at"] = lease.expires_at
         try:
@@ -254,9 +266,18 @@ class AsyncMongoDBSessionRepository(Directory):
         self, session_id: str, agent_id: str, limit: int | None = None, offset: int = 0
     ) -> list[SessionMessage]:
         """Return messages in the order of their ids, `limit` of them after the first `offset`."""
+        if (limit is not None and limit < 0) or offset < 0:
+            raise ValueError(f"limit is {limit}, offset is {offset}: use 0 or more")
         if limit == 0:
             return []  # to MongoDB 0 is no limit
         return await self._find(agent_ids(session_id, agent_id), ASCENDING, offset, limit or 0)
+
+    async def messages_from(
+        self, session_id: str, agent_id: str, message_id: int
+    ) -> list[SessionMessage]:
+        """Return the messages from this id on."""
+        ids = agent_ids(session_id, agent_id)
+        return await self._find({**ids, "message_id": {"$gte": message_id}}, ASCENDING, 0, 0)
 
     async def last_messages(
         self, session_id: str, agent_id: str, limit: int
@@ -269,6 +290,18 @@ class AsyncMongoDBSessionRepository(Directory):
         if limit < 1:
             raise ValueError(f"limit is {limit}: use 1 or more")
         return (await self._find(agent_ids(session_id, agent_id), DESCENDING, 0, limit))[::-1]
+
+    async def last_prompt(self, session_id: str, agent_id: str, before: int) -> int | None:
+        """Return the id of the last message before this one that a user said; None without one."""
+        ids = agent_ids(session_id, agent_id)
+        prompt = {
+            "message_id": {"$lt": before},
+            "message.role": "user",
+            "message.content.toolResult": {"$exists": False},
+        }
+        method, order = self._store.messages.find_one, [("message_id", DESCENDING)]
+        found = await self._store.do(ids, method, {**ids, **prompt}, {"message_id": 1}, sort=order)
+        return None if found is None else int(found["message_id"])
 
     async def count_messages(self, session_id: str, agent_id: str) -> int:
         """Return how many messages an agent has."""
@@ -288,10 +321,11 @@ class AsyncMongoDBSessionRepository(Directory):
             await self._store.create_indexes()
 
     async def _find(
-        self, ids: Document, direction: int, offset: int, limit: int
+        self, which: Document, direction: int, offset: int, limit: int
     ) -> list[SessionMessage]:
-        cursor = self._store.messages.find(ids, _NO_ID)
+        cursor = self._store.messages.find(which, _NO_ID)
         cursor = cursor.sort("message_id", direction).skip(offset).limit(limit)
+        ids = {key: which[key] for key in ("session_id", "agent_id")}
         return [SessionMessage.from_dict(one) for one in await self._store.do(ids, cursor.to_list)]
 
     async def _create(self, ids: Document, document: Document) -> None:
@@ -305,8 +339,8 @@ class AsyncMongoDBSessionRepository(Directory):
             self._remember(session, "", Lease.in_document(found))
         lease, _ = self._known.get((session, ""), (None, 0.0))
         lease = await self._renew({"session_id": session}, lease, None)
-        fields = lease.fields if lease else {}
-        await self._store.do(ids, self._store.agents.insert_one, {**document, **fields})
+        document = {"_id": ids, **document, **(lease.fields if lease else {})}
+        await self._store.do(ids, self._store.agents.insert_one, document)
         if ids["kind"] == "agent":
             self._remember(session, ids["agent_id"], lease)
 
@@ -349,7 +383,7 @@ class AsyncMongoDBSessionRepository(Directory):
         session = {"session_id": session_id}
         lease, asked = self._known.get((session_id, agent_id), (None, time.monotonic()))
         if time.monotonic() - asked > KNOWN_SECONDS:
-            touched = {"$set": {"updated_at": datetime.now(UTC).isoformat()}}
+            touched = {"$set": {"updated_at": now()}}
             method = self._store.sessions.update_one
             done = await self._store.do(session, method, {"_id": session_id}, touched)
             if not done.matched_count:

@@ -6,10 +6,21 @@ from typing import Any
 from pymongo import AsyncMongoClient, MongoClient
 
 from pool_telemetry.async_pool import AsyncMongoDBConnectionPool
-from pool_telemetry.errors import PoolConfigurationError
+from pool_telemetry.errors import PoolConfigurationError, PoolNotInitializedError
 from pool_telemetry.pool import MongoDBConnectionPool
 
 AnyClient = MongoClient[dict[str, Any]] | AsyncMongoClient[dict[str, Any]]
+
+
+def check_client(client: object, *kinds: type) -> None:
+    """Raise TypeError where it is no client of these kinds."""
+    if not isinstance(client, kinds):
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        asynchronous = "; for an AsyncMongoClient there are the classes with Async in their names"
+        raise TypeError(
+            f"client is {type(client).__name__}: use {wanted}"
+            f"{asynchronous if isinstance(client, AsyncMongoClient) else ''}"
+        )
 
 
 def check_choice(
@@ -20,14 +31,20 @@ def check_choice(
         raise PoolConfigurationError(
             "client and connection_string are both given: use one, or neither for the shared pool"
         )
-    if kwargs and connection_string is None:
+    if connection_string is None and kwargs:
         raise PoolConfigurationError(
-            f"{', '.join(sorted(kwargs))}: options of a client need a connection_string"
+            f"{', '.join(sorted(kwargs))}: no option of ours, and MongoClient's need a "
+            "connection_string"
         )
 
 
 def shared_client() -> AnyClient:
     """Return the client of the asynchronous singleton, or of the other if that has none."""
-    if AsyncMongoDBConnectionPool.get_telemetry() is not None:
-        return AsyncMongoDBConnectionPool.get_client()
-    return MongoDBConnectionPool.get_client()
+    for pool in (AsyncMongoDBConnectionPool, MongoDBConnectionPool):
+        if pool.get_telemetry() is not None:
+            client: AnyClient = pool.get_client()
+            return client
+    raise PoolNotInitializedError(
+        "neither AsyncMongoDBConnectionPool nor MongoDBConnectionPool has a client: initialize one "
+        "of them first, or pass client= or connection_string="
+    )

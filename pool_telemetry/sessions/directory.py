@@ -17,6 +17,7 @@ from pool_telemetry.sessions.documents import (
     message_ids,
     metadata_fields,
     name_of,
+    now,
     of_metadata,
     readable,
 )
@@ -70,11 +71,28 @@ class Directory:
             SessionException: There is no such message.
         """
         ids = message_ids(session_id, agent_id, message_id)
-        said = {"created_at": _now(), **encode_bytes_values(dict(feedback))}
+        if not isinstance(feedback, Mapping):
+            raise TypeError(f"feedback is {type(feedback).__name__}: use a dict")
+        said = {"created_at": now(), **encode_bytes_values(dict(feedback))}
         update = {"$push": {"feedback": {"$each": [said]}}}
         done = await self._store.do(ids, self._store.messages.update_one, ids, update)
         if not done.matched_count:
             raise SessionException(f"{name_of(ids)} does not exist")
+
+    async def latest_message(self, session_id: str, agent_id: str | None = None) -> tuple[str, int]:
+        """Return the agent and the id of a session's latest message, or of one of its agents.
+
+        Raises:
+            SessionException: There is none.
+        """
+        ids = {"session_id": checked("session", session_id)}
+        if agent_id is not None:
+            ids = agent_ids(session_id, agent_id)
+        order = [("created_at", DESCENDING), ("message_id", DESCENDING)]
+        found = await self._store.do(ids, self._store.messages.find_one, ids, sort=order)
+        if found is None:
+            raise SessionException(f"{name_of(ids)} has no messages")
+        return found["agent_id"], found["message_id"]
 
     async def list_feedback(self, session_id: str, agent_id: str) -> list[Document]:
         """Return all feedback on an agent's messages, each with its `message_id`, in order."""
@@ -98,7 +116,9 @@ class Directory:
         limit: int = 50,
         after: SessionInfo | None = None,
     ) -> list[SessionInfo]:
-        """Return sessions, the one that was opened last first.
+        """Return sessions, the one that was last opened first.
+
+        A turn of an agent that stays open moves its session once a minute.
 
         Args:
             application: Those of this application only.
@@ -113,8 +133,10 @@ class Directory:
         """
         if not 1 <= limit <= _MAX_LISTED:
             raise ValueError(f"limit is {limit}: use 1 to {_MAX_LISTED}")
+        if not isinstance(after, SessionInfo | None):
+            raise TypeError(f"after is {type(after).__name__}: use the last one of the page before")
         which: Document = {
-            key: value
+            key: checked(key, value)
             for key, value in (("application", application), ("user", user))
             if value is not None
         }
@@ -158,20 +180,18 @@ class Directory:
     async def _set_metadata(self, session_id: str, update: Document) -> None:
         ids = {"session_id": checked("session", session_id)}
         update = {key: fields for key, fields in update.items() if fields}
-        update["$set"] = {**update.get("$set", {}), "updated_at": _now()}
+        update["$set"] = {**update.get("$set", {}), "updated_at": now()}
         method = self._store.sessions.update_one
         done = await self._store.do(ids, method, {"_id": session_id}, update)
         if not done.matched_count:
             raise SessionException(f"{name_of(ids)} does not exist")
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat()
-
-
 def _utc(name: str, time: datetime | None) -> str | None:
     if time is None:
         return None
+    if not isinstance(time, datetime):
+        raise TypeError(f"{name} is {type(time).__name__}: use a datetime with its time zone")
     if time.tzinfo is None:
         raise ValueError(f"{name} has no time zone: use datetime.now(UTC)")
     return time.astimezone(UTC).isoformat()

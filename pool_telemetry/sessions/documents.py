@@ -6,6 +6,9 @@
 | `agents` | each agent, graph or swarm of a session | `session_id`, `kind`, `agent_id` |
 | `messages` | each message | `session_id`, `agent_id`, `message_id` |
 
+Their names begin with a prefix, `strands_` unless you say otherwise. What makes a document unique
+is also its `_id`, so that no index has to be there for it.
+
 A document carries `schema`, the version of this form: 1 since the beginning. Keys may be added to a
 form; when one changes its meaning the version rises, a newer library reads both, and an older one
 refuses the session. It carries `expires_at` if its session expires: one moment for all of it.
@@ -20,6 +23,7 @@ from strands.types.exceptions import SessionException
 from strands.types.session import SessionAgent, SessionMessage, encode_bytes_values
 
 SCHEMA: Final = 1
+PREFIX: Final = "strands_"
 MAX_ID_BYTES: Final = 512
 
 # A session's end is moved when a tenth of its time to live went by: a turn seldom has to.
@@ -102,8 +106,13 @@ class SessionUsage:
     latency_ms: int
 
 
+def now() -> str:
+    """Return the time as Strands writes it: ISO 8601 in UTC."""
+    return datetime.now(UTC).isoformat()
+
+
 def checked(kind: str, value: object) -> str:
-    """Return an id of a session or an agent.
+    """Return an id of a session or an agent, or the name of an application or user.
 
     Raises:
         InvalidIdError: It is no string, is empty or longer than 512 bytes, has a slash, a backslash
@@ -121,11 +130,15 @@ def checked(kind: str, value: object) -> str:
         reason = f"{value!r} begins with '$'"
     else:
         return value
-    raise InvalidIdError(f"{kind}_id {reason}")
+    raise InvalidIdError(f"{kind if kind in ('application', 'user') else f'{kind}_id'} {reason}")
 
 
 def readable(session: Document) -> Document:
     """Return a session's document; SessionException if a newer library wrote it."""
+    if not {"session_id", "created_at", "updated_at"} <= session.keys():
+        raise SessionException(
+            f"the document of session {session['_id']!r} is none of ours: use another prefix="
+        )
     if session.get("schema", SCHEMA) > SCHEMA:
         raise SessionException(
             f"session {session['_id']!r} has schema {session['schema']}, and this pool_telemetry "

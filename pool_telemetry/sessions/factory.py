@@ -11,6 +11,7 @@ from pool_telemetry.errors import PoolNotInitializedError
 from pool_telemetry.managed import Settings
 from pool_telemetry.pool import ManagedPool, MongoDBConnectionPool
 from pool_telemetry.sessions.clients import AnyClient, check_choice, shared_client
+from pool_telemetry.sessions.documents import PREFIX
 from pool_telemetry.sessions.manager import (
     AsyncMongoDBSessionManager,
     MongoDBSessionManager,
@@ -21,11 +22,11 @@ class MongoDBSessionManagerFactory:
     """Makes session managers that share a client, and settings. Threads and tasks may share it.
 
     Args:
-        client: Who owns it closes it. An AsyncMongoClient makes asynchronous managers only.
-        connection_string: Instead of a client: the factory makes one, and closes it. With neither
-            each manager takes the client that MongoDBConnectionPool, or
-            AsyncMongoDBConnectionPool, has at that moment.
+        connection_string: The factory makes a client, and closes it.
         database_name: Where the collections are.
+        client: Instead: who owns it closes it. An AsyncMongoClient makes asynchronous managers
+            only. With neither each manager takes the client that MongoDBConnectionPool, or
+            AsyncMongoDBConnectionPool, has at that moment.
         prefix: Of the collections' names.
         application: Whose sessions they are, for lists.
         ttl: How long a session lives after it was last used; None for ever.
@@ -35,11 +36,11 @@ class MongoDBSessionManagerFactory:
 
     def __init__(
         self,
-        client: AnyClient | None = None,
         connection_string: str | None = None,
         database_name: str = "strands",
         *,
-        prefix: str = "",
+        client: AnyClient | None = None,
+        prefix: str = PREFIX,
         application: str | None = None,
         ttl: timedelta | None = None,
         restore_last: int | None = None,
@@ -77,9 +78,13 @@ class MongoDBSessionManagerFactory:
         Raises:
             TypeError: The factory's client is an AsyncMongoClient.
         """
-        client = self._client or MongoDBConnectionPool.get_client()
+        client = self._client
+        if client is None:
+            client = shared_client()
+            if not isinstance(client, MongoClient) and MongoDBConnectionPool.get_telemetry():
+                client = MongoDBConnectionPool.get_client()
         if not isinstance(client, MongoClient):
-            raise TypeError("the factory has an AsyncMongoClient: await open_session_manager()")
+            raise TypeError("there is an AsyncMongoClient only: await open_session_manager()")
         return MongoDBSessionManager(
             session_id, client, user=user, metadata=metadata, **self._settings
         )
@@ -92,7 +97,7 @@ class MongoDBSessionManagerFactory:
         metadata: Mapping[str, Any] | None = None,
     ) -> AsyncMongoDBSessionManager:
         """Open a session for an agent that is awaited; see AsyncMongoDBSessionManager."""
-        client: AnyClient = self._client or shared_client()
+        client = shared_client() if self._client is None else self._client
         return await AsyncMongoDBSessionManager.open(
             session_id, client, user=user, metadata=metadata, **self._settings
         )
@@ -113,7 +118,7 @@ def initialize_global_factory(
     database_name: str = "strands",
     *,
     client: AnyClient | None = None,
-    prefix: str = "",
+    prefix: str = PREFIX,
     application: str | None = None,
     ttl: timedelta | None = None,
     restore_last: int | None = None,
@@ -126,9 +131,9 @@ def initialize_global_factory(
     """
     global _global
     new = MongoDBSessionManagerFactory(
-        client,
         connection_string,
         database_name,
+        client=client,
         prefix=prefix,
         application=application,
         ttl=ttl,

@@ -20,7 +20,6 @@ from strands.hooks.events import (
 from strands.hooks.registry import HookRegistry
 from strands.session.repository_session_manager import RepositorySessionManager
 from strands.types.content import Message
-from strands.types.exceptions import SessionException
 
 from pool_telemetry import tracing
 from pool_telemetry.async_pool import ManagedAsyncPool
@@ -28,8 +27,17 @@ from pool_telemetry.managed import Settings
 from pool_telemetry.pool import ManagedPool, MongoDBConnectionPool
 from pool_telemetry.sessions.async_repository import AsyncMongoDBSessionRepository
 from pool_telemetry.sessions.clients import AnyClient, check_choice, shared_client
-from pool_telemetry.sessions.documents import Document, SessionConflictError, SessionUsage
-from pool_telemetry.sessions.opened import OpenedSession, PreloadedSession
+from pool_telemetry.sessions.documents import (
+    PREFIX,
+    Document,
+    SessionConflictError,
+    SessionUsage,
+)
+from pool_telemetry.sessions.opened import (
+    OpenedSession,
+    PreloadedSession,
+    check_restore_last,
+)
 from pool_telemetry.sessions.repository import MongoDBSessionRepository
 
 
@@ -54,11 +62,12 @@ class _Manager(RepositorySessionManager):
             if skipped := self._opened.skipped.pop(agent.agent_id, 0):
                 agent.conversation_manager.removed_message_count += skipped
             # What was just read or written need not be written by the first turn.
-            self._opened.quiet = True
+            opened = self._opened.agents[agent.agent_id]
+            opened.quiet = True
             try:
                 super().sync_agent(agent)
             finally:
-                self._opened.quiet = False
+                opened.quiet = False
 
     def append_message(self, message: Message, agent: Any, **kwargs: Any) -> None:
         """See RepositorySessionManager."""
@@ -85,7 +94,7 @@ class _Manager(RepositorySessionManager):
 
     def _forget(self, agent_id: str) -> None:
         self._latest_agent_message.pop(agent_id, None)
-        self._opened.drop(agent_id)
+        self._opened.agents.pop(agent_id, None)
 
     @contextmanager
     def _about(self, agent: Any) -> Iterator[None]:
@@ -96,18 +105,6 @@ class _Manager(RepositorySessionManager):
             yield
         finally:
             tracing.about.reset(token)
-
-    def _message_to_rate(self, agent_id: str | None) -> tuple[str, int]:
-        """Return the agent, if there is one only, and the id of its latest message."""
-        latest = {name: one for name, one in self._latest_agent_message.items() if one is not None}
-        if agent_id is None and len(latest) == 1:
-            agent_id = next(iter(latest))
-        if agent_id is None or (message := latest.get(agent_id)) is None:
-            raise SessionException(
-                f"session {self.session_id!r} has agents {sorted(latest)} with messages: "
-                "say which agent_id and message_id"
-            )
-        return agent_id, message.message_id
 
 
 class MongoDBSessionManager(_Manager):
@@ -123,18 +120,20 @@ class MongoDBSessionManager(_Manager):
         connection_string: Instead of a client: the manager makes one, and closes it. With neither
             it takes the client of MongoDBConnectionPool.
         database_name: Where the collections are.
-        prefix: Of the collections' names, which are `sessions`, `agents` and `messages`.
+        prefix: Of the collections' names.
         application: Whose session it is, for `list_sessions`.
         user: As `application`.
         metadata: What a new session begins with.
         ttl: How long it lives after it was last used; kept as it was if None.
-        restore_last: How many messages an agent begins with at most; None for all. It begins with
-            a prompt, so it may be fewer.
+        restore_last: With how many messages an agent begins at most; None for all. It begins with
+            a prompt, so there may be fewer, or more where one turn has more.
         **kwargs: MongoClient's, with a connection string.
 
     Raises:
-        SessionException: See MongoDBSessionRepository. After a SessionConflictError the agent has
-            messages that the session has not: open it again.
+        SessionException: See MongoDBSessionRepository. SessionConflictError where somebody else
+            continued the session since it was opened: the agent has messages that the session has
+            not, and what it stored of the turn stays. Open it again. Of an agent's state, who
+            writes last is right.
         PyMongoError: The server is gone. What could not be written is kept and written by the next
             turn.
         EventLoopException: Strands' own, around either of them in the middle of a turn; it is the
@@ -151,7 +150,7 @@ class MongoDBSessionManager(_Manager):
         connection_string: str | None = None,
         database_name: str = "strands",
         *,
-        prefix: str = "",
+        prefix: str = PREFIX,
         application: str | None = None,
         user: str | None = None,
         metadata: Mapping[str, Any] | None = None,
@@ -160,13 +159,16 @@ class MongoDBSessionManager(_Manager):
         **kwargs: Any,
     ) -> None:
         check_choice(client, connection_string, kwargs)
+        check_restore_last(restore_last)
         self._owned: ManagedPool | None = None
         if connection_string is not None:
             self._owned = ManagedPool(Settings.of(connection_string, None, kwargs, None))
             client = self._owned.client
         try:
             self.repository = MongoDBSessionRepository(
-                client or MongoDBConnectionPool.get_client(), database_name, prefix=prefix
+                MongoDBConnectionPool.get_client() if client is None else client,
+                database_name,
+                prefix=prefix,
             )
             session, is_new = self.repository.open_session(
                 session_id, application=application, user=user, metadata=metadata, ttl=ttl
@@ -211,8 +213,9 @@ class MongoDBSessionManager(_Manager):
         self.repository.delete_metadata(self.session_id, *paths)
 
     def add_feedback(self, feedback: Mapping[str, Any], agent_id: str | None = None) -> None:
-        """Add what somebody said of the latest message; of which agent, if there are several."""
-        self.repository.add_feedback(self.session_id, *self._message_to_rate(agent_id), feedback)
+        """Add what somebody said of the session's latest message, or of the agent's."""
+        which = self.repository.latest_message(self.session_id, agent_id)
+        self.repository.add_feedback(self.session_id, *which, feedback)
 
     def usage(self) -> SessionUsage:
         """Return what models reported for the session so far."""
@@ -226,8 +229,10 @@ class AsyncMongoDBSessionManager(_Manager):
         agent = Agent(session_manager=manager)
         await agent.invoke_async("hello")
 
-    `open` reads the session's agents and messages, for Strands makes an agent without awaiting.
-    Over an AsyncMongoClient use the loop that it is used on; a MongoClient's calls run in threads.
+    `open` reads the session's agents and messages, for Strands makes an agent without awaiting; a
+    guardrail's redaction is written with the next step. Over an AsyncMongoClient await the agent on
+    the client's loop (not `agent("hello")`, nor `agent.tool.add()`); a MongoClient's calls run in
+    threads, and allow both.
 
     Attributes:
         repository: Where the session is, for all that goes beyond it.
@@ -235,6 +240,11 @@ class AsyncMongoDBSessionManager(_Manager):
 
     repository: AsyncMongoDBSessionRepository
     _owned: ManagedAsyncPool | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if not args or not isinstance(args[0], OpenedSession):
+            raise TypeError("use `await AsyncMongoDBSessionManager.open(session_id, ...)`")
+        super().__init__(*args, **kwargs)
 
     @classmethod
     async def open(
@@ -244,7 +254,7 @@ class AsyncMongoDBSessionManager(_Manager):
         connection_string: str | None = None,
         database_name: str = "strands",
         *,
-        prefix: str = "",
+        prefix: str = PREFIX,
         application: str | None = None,
         user: str | None = None,
         metadata: Mapping[str, Any] | None = None,
@@ -258,6 +268,7 @@ class AsyncMongoDBSessionManager(_Manager):
         or of MongoDBConnectionPool if that one is not initialized.
         """
         check_choice(client, connection_string, kwargs)
+        check_restore_last(restore_last)
         owned: ManagedAsyncPool | None = None
         if connection_string is not None:
             owned = ManagedAsyncPool(Settings.of(connection_string, None, kwargs, None))
@@ -265,7 +276,7 @@ class AsyncMongoDBSessionManager(_Manager):
             client = owned.client
         try:
             repository = AsyncMongoDBSessionRepository(
-                client or shared_client(), database_name, prefix=prefix
+                shared_client() if client is None else client, database_name, prefix=prefix
             )
             session, is_new = await repository.open_session(
                 session_id, application=application, user=user, metadata=metadata, ttl=ttl
@@ -307,29 +318,30 @@ class AsyncMongoDBSessionManager(_Manager):
     async def _on_message(self, event: "MessageAddedEvent[Any]") -> None:
         self.append_message(event.message, event.agent)
         self.sync_agent(event.agent)
-        await self._flush(event.agent)
+        await self._flush(event.agent.agent_id, event.agent)
 
     async def _on_invocation(self, event: AfterInvocationEvent) -> None:
         self._counts.add(turns=1)
         self.sync_agent(event.agent)
-        if not self._opened.is_behind:  # else this turn has failed, and waited for the server
-            await self._flush(event.agent)
+        # Else this turn has failed, and waited for the server.
+        if not self._opened.agents[event.agent.agent_id].is_behind:
+            await self._flush(event.agent.agent_id, event.agent)
 
     def _on_multi_agent(self, event: MultiAgentInitializedEvent) -> None:
         self.initialize_multi_agent(event.source)
 
     async def _on_node(self, event: AfterNodeCallEvent) -> None:
         self.sync_multi_agent(event.source)
-        await self._flush(event.source)
+        await self._flush(event.source.id, event.source)
 
     async def _on_multi_agent_invocation(self, event: AfterMultiAgentInvocationEvent) -> None:
         self._counts.add(turns=1)
         self.sync_multi_agent(event.source)
-        await self._flush(event.source)
+        await self._flush(event.source.id, event.source)
 
-    async def _flush(self, agent: Any) -> None:
+    async def _flush(self, agent_id: str, agent: Any) -> None:
         with self._about(agent):
-            await self._opened.flush()
+            await self._opened.flush(agent_id)
 
     async def get_metadata(self) -> Document:
         """Return the session's metadata."""
@@ -344,8 +356,8 @@ class AsyncMongoDBSessionManager(_Manager):
         await self.repository.delete_metadata(self.session_id, *paths)
 
     async def add_feedback(self, feedback: Mapping[str, Any], agent_id: str | None = None) -> None:
-        """Add what somebody said of the latest message; of which agent, if there are several."""
-        which = self._message_to_rate(agent_id)
+        """Add what somebody said of the session's latest message, or of the agent's."""
+        which = await self.repository.latest_message(self.session_id, agent_id)
         await self.repository.add_feedback(self.session_id, *which, feedback)
 
     async def usage(self) -> SessionUsage:

@@ -5,9 +5,10 @@ the stored conversation has no hole where the agent's has none.
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pymongo.errors import ConnectionFailure, PyMongoError, WriteConcernError
 from strands.session.session_repository import SessionRepository
@@ -20,19 +21,40 @@ from pool_telemetry.sessions.documents import Document, SessionConflictError
 if TYPE_CHECKING:
     from strands.multiagent.base import MultiAgentBase
 
-Key = tuple[str, str, int]  # what is written, of which agent, which message
+Key = tuple[str, int]  # what is written, of which message
+Do = Callable[..., Coroutine[Any, Any, None]]
+
+# While nothing but the count of removed messages changes, an agent is written once in so many: a
+# sliding window changes it in each turn, and who begins with a few more removes them again.
+REMOVED_BY: Final = 20
 
 
 class _Write:
     """One that is to be done."""
 
-    def __init__(self, do: Callable[..., Coroutine[Any, Any, None]]) -> None:
+    def __init__(self, do: Do) -> None:
         self.do = do
         self.tried = False
 
 
+class _Agent:
+    """What is to be written of an agent, graph or swarm, and what is known of it."""
+
+    def __init__(self) -> None:
+        self.pending: dict[Key, _Write] = {}
+        self.outrun = False  # somebody else continued its conversation
+        self.stored: Document = {}  # its state, as it was written last
+        self.quiet = False  # it is not written, for it is what was just read
+        self.flushing = asyncio.Lock()
+
+    @property
+    def is_behind(self) -> bool:
+        """Return whether something could not be written, and is to be tried with what comes."""
+        return any(write.tried for write in self.pending.values())
+
+
 class OpenedSession(SessionRepository):
-    """Reads through, and writes in order.
+    """Reads through, and writes in order. Agents may run in threads of their own.
 
     Args:
         repository: Where it is.
@@ -41,8 +63,8 @@ class OpenedSession(SessionRepository):
         restore_last: How many messages to read at most; None for all.
 
     Attributes:
+        agents: What is to be written of each.
         skipped: By agent, how many messages that were not read come before those that were.
-        quiet: While true agents are not written, for they are what was just read.
         adopts: An agent that somebody else creates meanwhile is taken for this one.
     """
 
@@ -55,26 +77,25 @@ class OpenedSession(SessionRepository):
         is_new: bool,
         restore_last: int | None,
     ) -> None:
-        if restore_last is not None and restore_last < 1:
-            raise ValueError(f"restore_last is {restore_last}: use 1 or more, None for all")
+        check_restore_last(restore_last)
         self.session = session
+        self.agents: defaultdict[str, _Agent] = defaultdict(_Agent)
         self.skipped: dict[str, int] = {}
-        self.quiet = False
         self._repository = repository
         self._is_new = is_new
         self._restore_last = restore_last
-        self._pending: dict[Key, _Write] = {}
-        self._outrun: set[str] = set()  # agents whose conversation somebody else continued
 
-    async def flush(self) -> None:
-        """Write what is pending, in order.
+    async def flush(self, agent_id: str) -> None:
+        """Write what is pending of an agent, in order.
 
         Raises:
             PyMongoError: The server is gone; what is left is written next time.
             Exception: Any other: one can't be written, and is dropped.
         """
-        while self._pending:
-            key, write = next(iter(self._pending.items()))
+        agent = self.agents[agent_id]
+        pending = agent.pending
+        while pending:
+            key, write = next(iter(pending.items()))
             again, write.tried = write.tried, True
             try:
                 if again and key[0] == "message":
@@ -83,40 +104,32 @@ class OpenedSession(SessionRepository):
                     await write.do()
             except SessionConflictError:
                 if key[0] == "message":
-                    self._outrun.add(key[1])
-                    self.drop(key[1])
+                    agent.outrun = True
+                    pending.clear()
                     raise
-                del self._pending[key]
+                del pending[key]
                 if not (again or self.adopts):
                     raise
             except Exception as error:
                 if not _may_pass(error):
-                    del self._pending[key]
+                    del pending[key]
+                    agent.stored = {}  # if it was a state, it is not what is stored
                 raise
             else:
-                if self._pending[key] is write:  # else there is news meanwhile
-                    del self._pending[key]
+                if pending.get(key) is write:  # else there is news meanwhile
+                    del pending[key]
 
-    def drop(self, agent_id: str) -> None:
-        """Forget what is pending of an agent."""
-        for key in [key for key in self._pending if key[1] == agent_id]:
-            del self._pending[key]
-
-    @property
-    def is_behind(self) -> bool:
-        """Return whether something could not be written, and is to be tried with what comes."""
-        return any(write.tried for write in self._pending.values())
-
-    def write(self, key: Key, do: Callable[..., Coroutine[Any, Any, None]]) -> None:
+    def write(self, agent_id: str, key: Key, do: Do) -> None:
         """Do it now, after what could not be done before.
 
         While the server is gone, an agent's state waits for the next message: a turn that failed
         shall not wait for the server once more to say so.
         """
-        waits = key[0] == "state" and self.is_behind
-        self._pending[key] = _Write(do)
+        agent = self.agents[agent_id]
+        waits = key[0] == "state" and agent.is_behind
+        agent.pending[key] = _Write(do)
         if not waits:
-            finish(self.flush())
+            finish(self.flush(agent_id))
 
     # Sessions
 
@@ -133,7 +146,7 @@ class OpenedSession(SessionRepository):
     def create_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
         """See SessionRepository."""
         do = partial(self._repository.create_agent, session_id, session_agent)
-        self.write(("agent", session_agent.agent_id, -1), do)
+        self.write(session_agent.agent_id, ("agent", -1), do)
 
     def read_agent(self, session_id: str, agent_id: str, **kwargs: Any) -> SessionAgent | None:
         """See SessionRepository."""
@@ -141,9 +154,13 @@ class OpenedSession(SessionRepository):
 
     def update_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
         """See SessionRepository."""
-        if not self.quiet:
+        agent, state = self.agents[session_agent.agent_id], _state_of(session_agent)
+        if agent.quiet:
+            agent.stored = state
+        elif not _hardly_differ(agent.stored, state):
+            agent.stored = state
             do = partial(self._repository.update_agent, session_id, session_agent)
-            self.write(("state", session_agent.agent_id, -1), do)
+            self.write(session_agent.agent_id, ("state", -1), do)
 
     # Graphs and swarms
 
@@ -152,7 +169,7 @@ class OpenedSession(SessionRepository):
     ) -> None:
         """See SessionRepository."""
         do = partial(self._repository.create_multi_agent, session_id, multi_agent)
-        self.write(("agent", multi_agent.id, -2), do)
+        self.write(multi_agent.id, ("agent", -2), do)
 
     def read_multi_agent(
         self, session_id: str, multi_agent_id: str, **kwargs: Any
@@ -165,7 +182,7 @@ class OpenedSession(SessionRepository):
     ) -> None:
         """See SessionRepository."""
         do = partial(self._repository.update_multi_agent, session_id, multi_agent)
-        self.write(("state", multi_agent.id, -2), do)
+        self.write(multi_agent.id, ("state", -2), do)
 
     # Messages
 
@@ -173,13 +190,13 @@ class OpenedSession(SessionRepository):
         self, session_id: str, agent_id: str, session_message: SessionMessage, **kwargs: Any
     ) -> None:
         """See SessionRepository."""
-        if agent_id in self._outrun:
+        if self.agents[agent_id].outrun:
             raise SessionConflictError(
                 f"agent {agent_id!r} of session {session_id!r} was continued by somebody else: "
                 "open the session again"
             )
         do = partial(self._repository.create_message, session_id, agent_id, session_message)
-        self.write(("message", agent_id, session_message.message_id), do)
+        self.write(agent_id, ("message", session_message.message_id), do)
 
     def read_message(
         self, session_id: str, agent_id: str, message_id: int, **kwargs: Any
@@ -192,7 +209,7 @@ class OpenedSession(SessionRepository):
     ) -> None:
         """See SessionRepository."""
         do = partial(self._repository.update_message, session_id, agent_id, session_message)
-        self.write(("redaction", agent_id, session_message.message_id), do)
+        self.write(agent_id, ("redaction", session_message.message_id), do)
 
     def list_messages(
         self,
@@ -205,20 +222,26 @@ class OpenedSession(SessionRepository):
         """Return them all, or as many as are to be restored."""
         return finish(self.restored(session_id, agent_id, offset))
 
-    async def restored(self, session_id: str, agent_id: str, offset: int) -> list[SessionMessage]:
-        """Return an agent's messages, from an offset, but the last `restore_last` at most."""
+    async def restored(self, session_id: str, agent_id: str, removed: int) -> list[SessionMessage]:
+        """Return an agent's messages but the first ones, or the last `restore_last` of them.
+
+        They begin with a prompt, for models want no answer without its question: it is looked for
+        further back, if it has to be. A message that was refused has no document, but its number.
+        """
         read = self._repository
         if self._restore_last is None:
-            return await read.list_messages(session_id, agent_id, offset=offset)
-        left = await read.count_messages(session_id, agent_id) - offset
-        if left <= 0:
-            return []
-        last = min(self._restore_last, left)
-        messages = await read.last_messages(session_id, agent_id, last)
-        if len(messages) < left:
-            messages = _from_a_prompt(messages)
-            self.skipped[agent_id] = left - len(messages)
-        return messages
+            return await read.messages_from(session_id, agent_id, removed)
+        last = await read.last_messages(session_id, agent_id, self._restore_last)
+        messages = [one for one in last if one.message_id >= removed]
+        if len(messages) < len(last) or not messages or messages[0].message_id <= removed:
+            return messages  # that is all there is
+        begun = _from_a_prompt(messages)
+        if not begun:
+            first = messages[0].message_id
+            prompt = await read.last_prompt(session_id, agent_id, first)
+            begun = await read.messages_from(session_id, agent_id, max(prompt or 0, removed))
+        self.skipped[agent_id] = begun[0].message_id - removed
+        return begun
 
 
 class PreloadedSession(OpenedSession):
@@ -227,11 +250,9 @@ class PreloadedSession(OpenedSession):
     adopts = True  # when it is created, the agent is in use
     _agents: list[Document]
     _messages: dict[str, list[SessionMessage]]
-    _flushing: asyncio.Lock
 
     async def load(self) -> None:
         """Read the session's agents and their messages."""
-        self._flushing = asyncio.Lock()
         name = self.session.session_id
         self._agents = [] if self._is_new else await self._repository.list_agents(name)
         agents = [one for one in self._agents if one["kind"] == "agent"]
@@ -247,14 +268,14 @@ class PreloadedSession(OpenedSession):
         )
         self._messages = {one["agent_id"]: m for one, m in zip(agents, found, strict=True)}
 
-    async def flush(self) -> None:
-        """See OpenedSession; one at a time."""
-        async with self._flushing:
-            await super().flush()
+    async def flush(self, agent_id: str) -> None:
+        """See OpenedSession; one at a time, for a graph's nodes run side by side."""
+        async with self.agents[agent_id].flushing:
+            await super().flush(agent_id)
 
-    def write(self, key: Key, do: Callable[..., Coroutine[Any, Any, None]]) -> None:
+    def write(self, agent_id: str, key: Key, do: Do) -> None:
         """Keep it for `flush()`."""
-        self._pending[key] = _Write(do)
+        self.agents[agent_id].pending[key] = _Write(do)
 
     def read_agent(self, session_id: str, agent_id: str, **kwargs: Any) -> SessionAgent | None:
         """Return what was read."""
@@ -294,11 +315,34 @@ def _may_pass(error: Exception) -> bool:
     )
 
 
+def check_restore_last(number: object) -> None:
+    """Raise ValueError where it is no whole number above 0, nor None."""
+    if number is not None and (type(number) is not int or number < 1):
+        raise ValueError(f"restore_last is {number!r}: use a whole number above 0, None for all")
+
+
+def _state_of(agent: SessionAgent) -> Document:
+    """Return what of an agent is worth writing: all but its times."""
+    state = agent.to_dict()
+    del state["created_at"], state["updated_at"]
+    return state
+
+
+def _hardly_differ(before: Document, after: Document) -> bool:
+    """Return whether a few more messages were removed, and nothing else happened."""
+    if not before:
+        return False
+    key, count = "conversation_manager_state", "removed_message_count"
+    was, removed = (state[key].get(count, 0) for state in (before, after))
+    as_before = {**after, key: {**after[key], count: was}}
+    return 0 <= removed - was < REMOVED_BY and as_before == before
+
+
 def _from_a_prompt(messages: list[SessionMessage]) -> list[SessionMessage]:
-    """Return them from the first that a user said: models want no answer without its question."""
+    """Return them from the first that a user said; none without one."""
     for index, one in enumerate(messages):
         message = one.to_message()
         results = any("toolResult" in block for block in message["content"])
         if message["role"] == "user" and not results:
             return messages[index:]
-    return messages
+    return []

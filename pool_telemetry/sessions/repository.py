@@ -10,7 +10,8 @@ from strands.types.session import Session, SessionAgent, SessionMessage
 
 from pool_telemetry.sessions.async_repository import AsyncMongoDBSessionRepository
 from pool_telemetry.sessions.calls import at_once, finish
-from pool_telemetry.sessions.documents import Document, SessionInfo, SessionUsage
+from pool_telemetry.sessions.clients import check_client
+from pool_telemetry.sessions.documents import PREFIX, Document, SessionInfo, SessionUsage
 from pool_telemetry.sessions.store import indexing
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class MongoDBSessionRepository(SessionRepository):
     Args:
         client: The application's; it is never closed here.
         database_name: Where the collections are.
-        prefix: Of the collections' names, which are `sessions`, `agents` and `messages`.
+        prefix: Of the collections' names.
 
     Raises:
         SessionException: As AsyncMongoDBSessionRepository does, which says more of each method.
@@ -35,8 +36,9 @@ class MongoDBSessionRepository(SessionRepository):
     """
 
     def __init__(
-        self, client: MongoClient[Document], database_name: str = "strands", *, prefix: str = ""
+        self, client: MongoClient[Document], database_name: str = "strands", *, prefix: str = PREFIX
     ) -> None:
+        check_client(client, MongoClient)
         self.asynchronous = AsyncMongoDBSessionRepository(
             client, database_name, prefix=prefix, _way=at_once
         )
@@ -86,6 +88,10 @@ class MongoDBSessionRepository(SessionRepository):
     def update_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
         """Replace an agent but for `created_at`; SessionException if there is none."""
         finish(self.asynchronous.update_agent(session_id, session_agent))
+
+    def list_agents(self, session_id: str) -> list[Document]:
+        """Return the documents of a session's agents, graphs and swarms."""
+        return finish(self.asynchronous.list_agents(session_id))
 
     # Graphs and swarms
 
@@ -165,6 +171,10 @@ class MongoDBSessionRepository(SessionRepository):
     ) -> None:
         """Add what somebody said of a message; SessionException if there is no such message."""
         finish(self.asynchronous.add_feedback(session_id, agent_id, message_id, feedback))
+
+    def latest_message(self, session_id: str, agent_id: str | None = None) -> tuple[str, int]:
+        """Return the agent and the id of a session's latest message, or of one of its agents."""
+        return finish(self.asynchronous.latest_message(session_id, agent_id))
 
     def list_feedback(self, session_id: str, agent_id: str) -> list[Document]:
         """Return all feedback on an agent's messages, each with its `message_id`, in order."""

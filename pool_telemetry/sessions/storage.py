@@ -17,15 +17,15 @@ from bson import ObjectId
 from bson.binary import Binary
 from gridfs import AsyncGridFSBucket, GridFSBucket
 from gridfs.errors import CorruptGridFile, NoFile
-from pymongo import AsyncMongoClient
+from pymongo import AsyncMongoClient, MongoClient
 from pymongo.errors import PyMongoError
 from strands.storage import Storage
 from strands.storage import storage as strands_storage
 from strands.types.exceptions import StorageError
 
 from pool_telemetry.sessions.calls import way_for
-from pool_telemetry.sessions.clients import AnyClient, shared_client
-from pool_telemetry.sessions.documents import SCHEMA, Document
+from pool_telemetry.sessions.clients import AnyClient, check_client, shared_client
+from pool_telemetry.sessions.documents import PREFIX, SCHEMA, Document
 
 T = TypeVar("T")
 
@@ -63,12 +63,13 @@ class MongoDBStorage(Storage):
         client: AnyClient | None = None,
         database_name: str = "strands",
         *,
-        prefix: str = "",
+        prefix: str = PREFIX,
         inline_bytes: int = INLINE_BYTES,
     ) -> None:
         if not 0 <= inline_bytes <= INLINE_BYTES:
             raise ValueError(f"inline_bytes is {inline_bytes}: use 0 to {INLINE_BYTES}")
-        client = client or shared_client()
+        client = shared_client() if client is None else client
+        check_client(client, AsyncMongoClient, MongoClient)
         database: Any = client[database_name]
         asynchronous = isinstance(client, AsyncMongoClient)
         name = f"{prefix}blobs"
@@ -89,6 +90,8 @@ class MongoDBStorage(Storage):
 
     async def write(self, key: str, data: bytes) -> None:
         """Store bytes under a key; what was there is replaced at once."""
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise StorageError(f"data is {type(data).__name__}: use bytes")
         name = self._prefix + _normalized(key)
         await self._run(name, self._write(name, bytes(data)))
 

@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 from bson.errors import BSONError
 from pymongo import ASCENDING, DESCENDING, IndexModel
 from pymongo.errors import DocumentTooLarge, DuplicateKeyError, OperationFailure, WriteError
+from pymongo.write_concern import WriteConcern
 from strands.types.exceptions import SessionException
 
 from pool_telemetry import telemetry, tracing
@@ -21,12 +22,12 @@ from pool_telemetry.sessions.clients import AnyClient
 from pool_telemetry.sessions.documents import SessionConflictError, name_of
 
 _TOO_LARGE: Final = (10334, 17419, 17420)  # the server's codes for what an update would exceed
+_REFUSED: Final = {28: "a path leads through a value", 40: "two paths overlap"}
 _ATTRIBUTES: Final = {"session_id": "gen_ai.conversation.id", "agent_id": "gen_ai.agent.id"}
-_UNIQUE: Final = {"unique": True}
 _INDEXES: Final[tuple[tuple[tuple[str, dict[str, Any]], ...], ...]] = (
     (("-updated_at _id", {}), ("application -updated_at _id", {}), ("user -updated_at _id", {})),
-    (("session_id kind agent_id", _UNIQUE),),
-    (("session_id agent_id message_id", _UNIQUE),),
+    (("session_id kind agent_id", {}),),
+    (("session_id agent_id message_id", {}),),
 )  # of sessions, agents, messages
 _EXPIRY: Final = (
     "expires_at",
@@ -41,7 +42,9 @@ class Store:
     """The collections of one database."""
 
     def __init__(self, client: AnyClient, database_name: str, prefix: str, way: Way) -> None:
-        database: Any = client[database_name]
+        database: Any = client.get_database(database_name)
+        if not database.write_concern.acknowledged:  # a conflict has to be heard of
+            database = database.with_options(write_concern=WriteConcern(1))
         self.sessions = database[f"{prefix}sessions"]
         self.agents = database[f"{prefix}agents"]
         self.messages = database[f"{prefix}messages"]
@@ -91,10 +94,11 @@ class Store:
             if error.code in _TOO_LARGE:
                 raise SessionException(f"{name_of(ids)} is larger than MongoDB's 16 MB") from None
             if isinstance(error, WriteError):
-                words = f"{name_of(ids)}: the server refused it (code {error.code})"
+                reason = _REFUSED.get(error.code or 0, "the server refused it")
+                words = f"{name_of(ids)}: {reason} (code {error.code})"
                 raise SessionException(words) from None
             raise
-        except (BSONError, OverflowError, UnicodeError, RecursionError) as error:
+        except (BSONError, OverflowError, ValueError, RecursionError) as error:
             # Their words have the whole document.
             kind = type(error).__name__
             raise SessionException(
