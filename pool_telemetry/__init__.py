@@ -72,6 +72,7 @@ from pool_telemetry.errors import (
 )
 from pool_telemetry.health import Health, HealthLimits, assess
 from pool_telemetry.options import TelemetryOptions
+from pool_telemetry.owner import owner
 from pool_telemetry.pool import MongoDBConnectionPool
 from pool_telemetry.report import PoolReport
 from pool_telemetry.stats import ClientStats, PoolStats
@@ -110,6 +111,7 @@ __all__ = [
     "close_global_factory",
     "get_global_factory",
     "initialize_global_factory",
+    "owner",
     "presets",
 ]
 

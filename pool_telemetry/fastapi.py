@@ -40,6 +40,7 @@ def create_router(
     *,
     limits: HealthLimits = HealthLimits(),  # noqa: B008  # frozen
     registry: CollectorRegistry = REGISTRY,
+    holders: bool = False,
 ) -> APIRouter:
     """Return the routes `/health`, `/health/live`, `/health/ready`, `/metrics`, `/metrics/mongodb`.
 
@@ -48,17 +49,21 @@ def create_router(
             the asynchronous one first.
         limits: When the pool is degraded or unhealthy.
         registry: What `/metrics` shows; every client's metrics are added to it.
+        holders: Answer `/pool/holders`, too: who has connections and who waits, by the names of
+            threads, tasks, owners and collections.
     """
     prometheus.register(registry)
     router = APIRouter()
 
-    def current() -> tuple[PoolReport, ClientStats | None, Health]:
-        chosen = pool or (
+    def chosen() -> Pool:
+        return pool or (
             AsyncMongoDBConnectionPool
             if AsyncMongoDBConnectionPool.get_telemetry()
             else MongoDBConnectionPool
         )
-        report, stats = chosen.read()
+
+    def current() -> tuple[PoolReport, ClientStats | None, Health]:
+        report, stats = chosen().read()
         return report, stats, assess(stats, limits) if stats else _NOT_INITIALIZED
 
     @router.get("/health", response_model=None)
@@ -114,6 +119,13 @@ def create_router(
             }
         )
 
+    async def pool_holders() -> JSONResponse:
+        """Return who has connections, and who waits for one, the longest first."""
+        report = chosen().get_pool_stats(detail=True)
+        return JSONResponse({key: report[key] for key in ("pool", "holders", "waiters")})
+
+    if holders:
+        router.add_api_route("/pool/holders", pool_holders, response_model=None)
     return router
 
 

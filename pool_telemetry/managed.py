@@ -19,7 +19,7 @@ from pool_telemetry.options import (
     pool_config,
     shown,
 )
-from pool_telemetry.report import PoolReport, live_stats
+from pool_telemetry.report import PoolReport, callers, live_stats
 from pool_telemetry.stats import ClientStats
 from pool_telemetry.telemetry import PoolTelemetry
 from pool_telemetry.uri import check_credentials, identity, mask_uri, without_secrets
@@ -164,13 +164,20 @@ class Singleton(Generic[ClientT]):
         return client
 
     @classmethod
-    def get_pool_stats(cls) -> PoolReport:
+    def get_pool_stats(cls, *, detail: bool = False) -> PoolReport:
         """Return the pool's settings and live numbers, as `report.PoolReport` describes them.
 
         No I/O and no wait: it answers within milliseconds when the pool is exhausted or the
         server is gone. Safe to show: credentials are masked.
+
+        Args:
+            detail: Say also who holds connections and who waits for one, by name.
         """
-        return cls.read()[0]
+        report, current = cls.read()[0], cls._current
+        if detail:
+            holders, waiters = ([], []) if current is None else current.telemetry.callers()
+            report["holders"], report["waiters"] = callers(holders), callers(waiters)
+        return report
 
     @classmethod
     def read(cls) -> tuple[PoolReport, ClientStats | None]:

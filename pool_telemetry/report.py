@@ -3,12 +3,15 @@
 Durations and ages are seconds. Within a major version keys are added, never renamed or removed.
 """
 
+from collections.abc import Iterable
 from typing import Any, Literal, TypedDict
 
 from pool_telemetry.stats import (
     CLOSE_REASONS,
     OUTCOMES,
+    CallerStats,
     ClientStats,
+    Doing,
     HistogramStats,
     OperationStats,
     Phase,
@@ -104,6 +107,19 @@ class Server(_Live):
     rtt_seconds: float | None
 
 
+class Caller(TypedDict):
+    """Who has a connection or waits for one: see `stats.CallerStats`. Names only, never values."""
+
+    server: str
+    seconds: float
+    actor: str
+    owner: str
+    doing: Doing
+    operation: str
+    collection: str
+    trace_id: str | None
+
+
 class LiveStats(_Live):
     """What telemetry alone knows: totals over the servers, and each of them."""
 
@@ -124,10 +140,30 @@ class PoolReport(_PoolReport, total=False):
 
     `connection_string` has its credentials masked; `server_version` is None while unknown;
     `pool_config` holds every effective pool setting under PyMongo's names (None: no limit, except
-    maxPoolSize, where 0 is none). `error`, why it is disconnected, is absent otherwise.
+    maxPoolSize, where 0 is none). `error`, why it is disconnected, is absent otherwise; `holders`
+    and `waiters`, the longest first, where `detail` is not asked for.
     """
 
     error: str
+    holders: list[Caller]
+    waiters: list[Caller]
+
+
+def callers(stats: Iterable[CallerStats]) -> list[Caller]:
+    """Return callers as dicts for JSON."""
+    return [
+        {
+            "server": one.address,
+            "seconds": one.seconds,
+            "actor": one.actor,
+            "owner": one.owner,
+            "doing": one.doing,
+            "operation": one.operation,
+            "collection": one.collection,
+            "trace_id": one.trace_id,
+        }
+        for one in stats
+    ]
 
 
 def live_stats(stats: ClientStats) -> LiveStats:

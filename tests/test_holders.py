@@ -1,0 +1,167 @@
+"""Who has the connections, and who waits for one: by name, on a real server."""
+
+import asyncio
+import contextlib
+import json
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from pymongo import AsyncMongoClient, MongoClient
+from pymongo.cursor import CursorType
+
+from pool_telemetry import MongoDBConnectionPool, PoolTelemetry, owner
+from pool_telemetry.fastapi import create_router
+from pool_telemetry.stats import CallerStats
+from tests.support import slow, traced_to, until, wait_for
+from tests.web import serving
+
+Client = MongoClient[dict[str, Any]]
+APP = "held"  # whose commands are slow
+
+
+@pytest.fixture
+def telemetry() -> PoolTelemetry:
+    return PoolTelemetry("held")
+
+
+@pytest.fixture
+def client(server_uri: str, telemetry: PoolTelemetry) -> Iterator[Client]:
+    client = Client(server_uri, maxPoolSize=2, appName=APP, event_listeners=telemetry.listeners)
+    client["shop"]["orders"].insert_many([{"number": number} for number in range(100)])
+    yield client
+    client.drop_database("shop")
+    client.close()
+
+
+def holders(telemetry: PoolTelemetry) -> list[CallerStats]:
+    return telemetry.callers()[0]
+
+
+def waiters(telemetry: PoolTelemetry) -> list[CallerStats]:
+    return telemetry.callers()[1]
+
+
+def test_threads_are_named_with_what_they_do(
+    server_uri: str, client: Client, telemetry: PoolTelemetry
+) -> None:
+    def report(number: int) -> None:
+        with owner("report"):
+            client["shop"]["orders"].find_one({"secret": "s3cr3t"})
+
+    threads = [
+        threading.Thread(target=report, args=(number,), name=f"worker-{number}")
+        for number in range(4)
+    ]
+    with slow(server_uri, APP, 1_000):
+        for thread in threads:
+            thread.start()
+        wait_for(lambda: len(waiters(telemetry)) == 2 and len(holders(telemetry)) == 2)
+        wait_for(lambda: all(one.operation for one in holders(telemetry)))
+        held, waiting = telemetry.callers()
+        assert {(one.owner, one.doing, one.operation, one.collection) for one in held} == {
+            ("report", "command", "find", "orders")
+        }
+        assert {(one.owner, one.doing, one.operation) for one in waiting} == {
+            ("report", "waiting", "")
+        }
+        names = sorted(one.actor for one in held + waiting)
+        assert names == [f"worker-{number}" for number in range(4)]
+        assert held[0].seconds >= held[1].seconds > 0.0
+        assert "s3cr3t" not in str(telemetry.callers())
+    for thread in threads:
+        thread.join()
+    assert telemetry.callers() == ([], [])
+
+
+def test_tasks_are_named_with_what_they_do(server_uri: str, telemetry: PoolTelemetry) -> None:
+    async def use() -> None:
+        client = AsyncMongoClient[dict[str, Any]](
+            server_uri, maxPoolSize=1, appName=APP, event_listeners=telemetry.listeners
+        )
+        await client.admin.command("ping")
+
+        async def find() -> None:
+            with owner("page"):
+                await client["shop"]["orders"].find_one()
+
+        with slow(server_uri, APP, 1_000):
+            tasks = [asyncio.create_task(find(), name=f"task-{number}") for number in range(2)]
+            await until(lambda: waiters(telemetry) and holders(telemetry))
+            await until(lambda: holders(telemetry)[0].operation)
+            ((held,), (waiting,)) = telemetry.callers()
+            assert (held.actor, held.owner, held.doing, held.operation) == (
+                ("task-0", "page", "command", "find")
+            )
+            assert (waiting.actor, waiting.owner, waiting.doing) == ("task-1", "page", "waiting")
+            await asyncio.gather(*tasks)
+        await client.close()
+
+    asyncio.run(use())
+
+
+def test_a_cursor_that_keeps_its_connection_is_known(
+    client: Client, telemetry: PoolTelemetry
+) -> None:
+    orders = client["shop"]["orders"]
+    with contextlib.closing(orders.find(cursor_type=CursorType.EXHAUST, batch_size=10)) as cursor:
+        next(cursor)
+        (held,) = holders(telemetry)
+        assert (held.doing, held.operation, held.collection) == ("cursor", "find", "orders")
+        orders.find_one()  # over another connection: what it did is not the cursor's
+        (held,) = holders(telemetry)
+        assert held.actor == threading.current_thread().name
+    assert holders(telemetry) == []
+
+
+def test_the_trace_of_a_holder_is_told(
+    server_uri: str, client: Client, telemetry: PoolTelemetry
+) -> None:
+    with traced_to(SimpleSpanProcessor(InMemorySpanExporter())) as provider:
+        tracer = provider.get_tracer("test")
+        traces = list[str]()
+
+        def work() -> None:
+            with tracer.start_as_current_span("request") as span:
+                traces.append(f"{span.get_span_context().trace_id:032x}")
+                client["shop"]["orders"].find_one()
+
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        with slow(server_uri, APP, 500):
+            for thread in threads:
+                thread.start()
+            wait_for(lambda: len(waiters(telemetry)) == 1 and len(holders(telemetry)) == 2)
+            held, waiting = telemetry.callers()
+            assert sorted(str(one.trace_id) for one in held + waiting) == sorted(traces)
+        for thread in threads:
+            thread.join()
+
+
+def test_owners_are_names() -> None:
+    for wrong in ("", "x" * 201, None):
+        with pytest.raises(ValueError, match="1 to 200 characters"), owner(wrong):  # type: ignore[arg-type]  # that is it
+            pass
+
+
+def test_the_stats_and_the_endpoint_tell_it(server_uri: str) -> None:
+    assert MongoDBConnectionPool.get_pool_stats(detail=True)["holders"] == []
+    client = MongoDBConnectionPool.initialize(server_uri, appName=APP)
+    app = FastAPI()
+    app.include_router(create_router(holders=True))
+    with slow(server_uri, APP, 1_000), serving(app) as web:
+        thread = threading.Thread(target=lambda: client["shop"]["orders"].find_one(), name="worker")
+        thread.start()
+        wait_for(lambda: web.get("/pool/holders").json()["holders"])
+        stats = MongoDBConnectionPool.get_pool_stats(detail=True)
+        assert [one["actor"] for one in stats["holders"]] == ["worker"]
+        assert json.loads(json.dumps(stats["waiters"])) == []
+        assert "holders" not in MongoDBConnectionPool.get_pool_stats()
+        thread.join()
+    plain = FastAPI()
+    plain.include_router(create_router())
+    with serving(plain) as web:
+        assert web.get("/pool/holders").status == 404
