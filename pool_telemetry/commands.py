@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 from pool_telemetry.actor import Actor
 from pool_telemetry.histogram import OPERATION_BOUNDS, Histogram
-from pool_telemetry.stats import Address, Link, OperationStats, checked
+from pool_telemetry.stats import OVERFLOW, Address, Link, OperationStats, checked
 
 Series = tuple[Address, str, str, str, str, str]
 """Server, database, collection, command, error type, status code."""
@@ -28,7 +28,6 @@ class Trace(Protocol):
         """Return where in the trace it is."""
 
 
-_OVERFLOW: Final = "_OTHER"  # OpenTelemetry's name for what a bounded attribute leaves out
 _LIMIT: Final = 10_000
 
 
@@ -128,8 +127,8 @@ class CommandState:
 
     def _new(self, series: Series) -> Histogram:
         if len(self._series) >= self._max_series:
-            failed = _OVERFLOW if series[4] else ""
-            series = (("", None), "", "", _OVERFLOW, failed, "")
+            failed = OVERFLOW if series[4] else ""
+            series = (("", None), "", "", OVERFLOW, failed, "")
         checked(series[0])
         if not all(isinstance(name, str) for name in series[1:]):
             raise TypeError("a command's names are no texts")

@@ -8,7 +8,7 @@ from typing import Final
 
 from pool_telemetry.actor import Actor
 from pool_telemetry.histogram import POOL_BOUNDS, Histogram
-from pool_telemetry.stats import CLOSE_REASONS, NO_NOTE, FindLink, Note
+from pool_telemetry.stats import CLOSE_REASONS, NO_NOTE, OVERFLOW, FindLink, Note, OwnerStats
 
 Holder = tuple[Actor, float, Note]  # who has a connection, since when, and what he said of himself
 Opener = tuple[Actor, float]
@@ -17,6 +17,8 @@ Opener = tuple[Actor, float]
 LATE_SECONDS: Final = 10.0
 # So long after a clear what was idle is closed; a task cancelled meanwhile does not say so.
 STALE_SECONDS: Final = 1.0
+
+MAX_OWNERS: Final = 100  # what comes later is one more, under OVERFLOW
 
 _MANY: Final = 10_000  # so many ids are remembered of those that closed in silence, or departed
 
@@ -30,6 +32,7 @@ class Connections:
         self.count = 0  # that were ever created
         self.closed = dict.fromkeys(CLOSE_REASONS, 0)
         self.use_time = Histogram(POOL_BOUNDS)
+        self.owners: dict[str, list[float]] = {}  # owner -> uses that are over, their seconds
         self.create_time = Histogram(POOL_BOUNDS)
 
         self._ready: dict[int, int] = {}  # connection id -> the generation that it belongs to
@@ -122,7 +125,7 @@ class Connections:
         self._doubtful.discard(conn_id)
         # Closed by a clear between its check-in and the event of that: the use is over.
         if (holder := self.held.pop(conn_id, None)) is not None:
-            self.use_time.observe(now - holder[1])
+            self._used(holder, now)
 
     def take(self, actor: Actor, conn_id: int, now: float, note: Note = NO_NOTE) -> None:
         """Give one to an actor."""
@@ -142,7 +145,7 @@ class Connections:
         if self._doubtful:
             self._doubtful.discard(conn_id)
         if before is not None:  # it came back, or nobody else could have it
-            self.use_time.observe(now - before[1])
+            self._used(before, now)
             self._late[conn_id] = {**self._still_due(conn_id, now), before[0]: now}
 
     def give_back(
@@ -157,7 +160,7 @@ class Connections:
         else:
             holder = self.held.pop(conn_id, None)
         if holder is not None:
-            self.use_time.observe(now - holder[1], link)
+            self._used(holder, now, link)
 
     def _untangle(self, actor: Actor, conn_id: int, now: float) -> Holder | None:
         """Take out the checkout of this id that this actor ends; None if it ended before."""
@@ -214,7 +217,7 @@ class Connections:
         """Take back one whose holder can't have it any more."""
         if self.held.get(conn_id) == holder:
             del self.held[conn_id]
-            self.use_time.observe(now - holder[1])
+            self._used(holder, now)
             if self._ready[conn_id] < self._generation:  # it is closed at check-in
                 self._close_in_silence({conn_id}, "stale")
             else:
@@ -226,6 +229,33 @@ class Connections:
             self._cleared_at = None
             stale = {i for i, generation in self._ready.items() if generation < self._generation}
             self._close_in_silence(stale - self.held.keys(), "stale")
+
+    def _used(self, holder: Holder, now: float, link: FindLink | None = None) -> None:
+        """Count a use that is over."""
+        _, since, (owner, _) = holder
+        self.use_time.observe(now - since, link)
+        if owner:
+            used = self.owners.get(owner) or self._new_owner(owner)
+            used[0] += 1
+            used[1] += max(0.0, now - since)
+
+    def owner_stats(self, now: float) -> list[OwnerStats]:
+        """Return what each owner had, and has."""
+        if not self.owners and not any(note.owner for _, _, note in self.held.values()):
+            return []
+        found = {owner: [*used, 0] for owner, used in self.owners.items()}
+        for _, since, note in self.held.values():
+            if note.owner:
+                known = note.owner in found or len(found) < MAX_OWNERS
+                held = found.setdefault(note.owner if known else OVERFLOW, [0, 0.0, 0])
+                held[1] += max(0.0, now - since)
+                held[2] += 1
+        return [OwnerStats(name, int(n), s, int(now_)) for name, (n, s, now_) in found.items()]
+
+    def _new_owner(self, owner: str) -> list[float]:
+        if len(self.owners) >= MAX_OWNERS:
+            owner = OVERFLOW
+        return self.owners.setdefault(owner, [0, 0.0])
 
     def _close_in_silence(self, conn_ids: set[int], reason: str) -> None:
         for conn_id in conn_ids:

@@ -4,7 +4,7 @@ Durations and ages are seconds. Within a major version keys are added, never ren
 """
 
 from collections.abc import Iterable
-from typing import Any, Literal, TypedDict
+from typing import Any, Final, Literal, TypedDict
 
 from pool_telemetry.stats import (
     CLOSE_REASONS,
@@ -18,6 +18,8 @@ from pool_telemetry.stats import (
     PoolStats,
     merge,
 )
+
+TOP_OWNERS: Final = 10
 
 
 class Durations(TypedDict):
@@ -90,6 +92,14 @@ class Agents(TypedDict):
     conflicts: int
 
 
+class Owner(TypedDict):
+    """What happened on behalf of an owner: see `stats.OwnerStats`."""
+
+    checkouts: int
+    held_seconds: float
+    in_use: int
+
+
 class _Live(TypedDict):
     pool: PoolCounts
     checkouts: Checkouts
@@ -126,6 +136,7 @@ class LiveStats(_Live):
     operations: dict[str, Operation]
     servers: dict[str, Server]
     agents: Agents
+    top_owners: dict[str, Owner]
 
 
 class _PoolReport(LiveStats):
@@ -184,6 +195,7 @@ def live_stats(stats: ClientStats) -> LiveStats:
             }
             for pool in stats.pools
         },
+        "top_owners": _top_owners(stats.pools),
         "agents": Agents(**stats.agents._asdict()),  # type: ignore[typeddict-item]  # its fields
     }
 
@@ -222,6 +234,18 @@ def _live(pools: tuple[PoolStats, ...]) -> _Live:
         "use_time": _durations(merge(pool.use_time for pool in pools)),
         "create_time": _durations(merge(pool.create_time for pool in pools)),
     }
+
+
+def _top_owners(pools: tuple[PoolStats, ...]) -> dict[str, Owner]:
+    """Return the owners that had connections for longest, over all servers."""
+    owners: dict[str, Owner] = {}
+    for one in (one for pool in pools for one in pool.owners):
+        owner = owners.setdefault(one.owner, {"checkouts": 0, "held_seconds": 0.0, "in_use": 0})
+        owner["checkouts"] += one.checkouts
+        owner["held_seconds"] += one.seconds
+        owner["in_use"] += one.in_use
+    top = sorted(owners.items(), key=lambda item: item[1]["held_seconds"], reverse=True)
+    return dict(top[:TOP_OWNERS])
 
 
 def _operations(operations: tuple[OperationStats, ...]) -> dict[str, Operation]:

@@ -7,6 +7,7 @@ lock is reentrant because a garbage collection inside it may run a finalizer tha
 
 import time
 from collections.abc import Callable, Iterable
+from operator import attrgetter
 from threading import RLock
 from typing import Final
 
@@ -318,6 +319,7 @@ class PoolState:
             last_timeout, beat = self._last_timeout, self._heartbeat
             wait_time, use_time = self._wait_time.stats(), connections.use_time.stats()
             create_time = connections.create_time.stats()
+            owners = connections.owner_stats(now)
         exhausted = exhausted_since is not None
         silence = _age(now, unmet_since) or 0.0 if len(holds) >= max_size else 0.0
         host, port = self.address
@@ -351,6 +353,7 @@ class PoolState:
             wait_time=wait_time,
             use_time=use_time,
             create_time=create_time,
+            owners=tuple(sorted(owners, key=attrgetter("seconds"), reverse=True)),
         )
 
 

@@ -113,6 +113,19 @@ def merge(histograms: Iterable[HistogramStats]) -> HistogramStats | None:
     )
 
 
+OVERFLOW: Final = "_OTHER"
+"""OpenTelemetry's name for what a bounded attribute leaves out."""
+
+
+class OwnerStats(NamedTuple):
+    """What happened on behalf of one owner; see `owner()`."""
+
+    owner: str
+    checkouts: int  # that are over
+    seconds: float  # connections were held, those that are now included
+    in_use: int
+
+
 Doing = Literal["command", "cursor", "transaction", "waiting", ""]
 """What a caller does: `cursor` and `transaction` hold a connection between two commands, too; empty
 is between two commands without either.
@@ -188,6 +201,7 @@ class PoolStats:
     wait_time: HistogramStats
     use_time: HistogramStats
     create_time: HistogramStats
+    owners: tuple[OwnerStats, ...] = ()  # who held connections for longest comes first
 
     @property
     def idle(self) -> int:

@@ -141,6 +141,37 @@ def test_the_trace_of_a_holder_is_told(
             thread.join()
 
 
+def test_owners_are_summed(client: Client, telemetry: PoolTelemetry) -> None:
+    orders = client["shop"]["orders"]
+    for name, count in (("page", 3), ("report", 2)):
+        for _ in range(count):
+            with owner(name):
+                orders.find_one()
+    orders.find_one()  # nobody's
+    with (
+        owner("report"),
+        contextlib.closing(orders.find(cursor_type=CursorType.EXHAUST, batch_size=10)) as cursor,
+    ):
+        next(cursor)
+        with owner("page"):  # the innermost counts
+            orders.find_one()
+        (owners,) = (pool.owners for pool in telemetry.stats().pools if pool.size)
+        assert {one.owner: (one.checkouts, one.in_use) for one in owners} == {
+            "page": (4, 0),
+            "report": (2, 1),
+        }
+    for number in range(200):
+        with owner(f"owner-{number}"):
+            orders.find_one()
+    (owners,) = (pool.owners for pool in telemetry.stats().pools if pool.size)
+    assert len(owners) == 101
+    assert sum(one.checkouts for one in owners) == 207
+    top = telemetry.live_stats()["top_owners"]
+    assert len(top) == 10
+    seconds = [one["held_seconds"] for one in top.values()]
+    assert seconds == sorted(seconds, reverse=True)
+
+
 def test_owners_are_names() -> None:
     for wrong in ("", "x" * 201, None):
         with pytest.raises(ValueError, match="1 to 200 characters"), owner(wrong):  # type: ignore[arg-type]  # that is it
