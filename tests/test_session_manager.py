@@ -16,6 +16,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from pymongo import AsyncMongoClient, MongoClient
 from pymongo.errors import InvalidOperation, OperationFailure, PyMongoError
+from pymongo.monitoring import CommandListener
 from strands import Agent, ToolContext, tool
 from strands.agent.conversation_manager import SlidingWindowConversationManager
 from strands.multiagent import GraphBuilder
@@ -567,6 +568,57 @@ def test_a_server_that_goes_mid_turn_leaves_no_hole(chat: Chat) -> None:
         chat.clients.remove(client)
         if (closing := client.close()) is not None:
             chat.run(closing)
+
+
+class CancelsAt(CommandListener):
+    """Cancels a task when so many commands of a kind were sent: their answers are on their way."""
+
+    def __init__(self, name: str, number: int) -> None:
+        self.task: asyncio.Task[Any] | None = None
+        self._name, self._left = name, number
+
+    def started(self, event: Any) -> None:
+        if self.task is not None and event.command_name == self._name:
+            self._left -= 1
+            if self._left == 0:
+                self.task.get_loop().call_soon_threadsafe(self.task.cancel)
+
+    def succeeded(self, event: Any) -> None: ...
+    def failed(self, event: Any) -> None: ...
+
+
+@pytest.mark.parametrize("number", range(1, 6))
+@pytest.mark.parametrize("way", ["awaited", "in threads"])
+def test_a_turn_that_is_cancelled_leaves_no_hole(
+    way: str, number: int, server_uri: str, runner: asyncio.Runner
+) -> None:
+    """At each write: that of the agent, the prompt, the tool call, its result, the answer."""
+    chat = Chat(way, server_uri, f"chat_{uuid.uuid4().hex[:12]}", runner)
+    canceller = CancelsAt("insert", number)
+
+    async def converse() -> Agent:
+        kind: Any = AsyncMongoClient if way == "awaited" else MongoClient
+        client = kind(server_uri, event_listeners=[canceller])
+        manager = await AsyncMongoDBSessionManager.open(
+            "s", client, database_name=chat.database, prefix=""
+        )
+        steps: list[Step] = [{"tool": "add", "input": {"a": 1, "b": 2}}, "3", "fine", "fine"]
+        agent = agent_with(manager, *steps, tools=[add])
+        canceller.task = asyncio.create_task(agent.invoke_async("1 + 2?"))
+        with pytest.raises(asyncio.CancelledError):
+            await canceller.task
+        await agent.invoke_async("and now?")
+        if (closing := client.close()) is not None:
+            await closing
+        return agent
+
+    agent = chat.run(converse())
+    again = agent_with(chat.open("s"))
+    assert again.messages == agent.messages
+    assert texts(again)[-1] in ("assistant: 3", "assistant: fine")
+    assert [one["message_id"] for one in chat.stored("s")] == list(range(len(agent.messages)))
+    assert chat.telemetry.stats().agents.conflicts == 0
+    chat.close()
 
 
 @pytest.mark.parametrize("error", [{"errorCode": 91}, {"closeConnection": True}])
