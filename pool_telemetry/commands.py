@@ -8,7 +8,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from threading import RLock
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from pool_telemetry.actor import Actor
 from pool_telemetry.histogram import OPERATION_BOUNDS, Histogram
@@ -81,7 +81,6 @@ class CommandState:
         request_id: int,
         series: Series,
         trace: Trace | None = None,
-        *,
         actor: Actor = 0,
         in_transaction: bool = False,
     ) -> None:
@@ -97,13 +96,16 @@ class CommandState:
         command = Command(series, trace, self._clock(), in_transaction)
         inflight, latest = self._inflight, self._latest
         inflight[request_id] = command
-        latest.pop(actor, None)  # so that the order is that of the commands
         latest[actor] = command
-        with contextlib.suppress(RuntimeError):  # another thread makes room at this moment
-            if len(inflight) > _LIMIT:
-                inflight.pop(next(iter(inflight)), None)
-            if len(latest) > _LIMIT:
-                latest.pop(next(iter(latest)), None)
+        if len(inflight) > _LIMIT or len(latest) > _LIMIT:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        every: tuple[dict[Any, Command], ...] = (self._inflight, self._latest)
+        for kept in every:
+            if len(kept) > _LIMIT:
+                with contextlib.suppress(RuntimeError):  # another thread does it at this moment
+                    kept.pop(next(iter(kept)), None)
 
     def ended(
         self, request_id: int, seconds: float, error_type: str = "", status_code: str = ""

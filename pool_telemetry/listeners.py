@@ -222,22 +222,18 @@ class OperationListener(cmap.CommandListener):
     def started(self, event: cmap.CommandStartedEvent) -> None:
         """A command is sent. Only names are taken from its document, and it is not kept."""
         try:
-            name = event.command_name
-            collection = event.command.get(_COLLECTION_FIELD.get(name, ""))
+            name, command = event.command_name, event.command
+            collection = command.get(_COLLECTION_FIELD.get(name, ""))
             if not isinstance(collection, str):  # an aggregate over a database has 1
                 collection = ""
             series = (event.connection_id, event.database_name, collection, name, "", "")
             spans, trace = tracing.spans, None
             try:
                 if spans is not None:
-                    trace = spans.command_started(series, event.command, self._options, self._other)
+                    trace = spans.command_started(series, command, self._options, self._other)
             finally:
                 self._commands.started(
-                    event.request_id,
-                    series,
-                    trace,
-                    actor=current_actor(),
-                    in_transaction="autocommit" in event.command,
+                    event.request_id, series, trace, current_actor(), "autocommit" in command
                 )
         except Exception as error:
             self._on_error(error)
