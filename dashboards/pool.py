@@ -34,6 +34,7 @@ from pool_telemetry.promql import (
     ERROR,
     HOST,
     OUTCOME,
+    OWNER,
     POOL,
     PORT,
     REASON,
@@ -46,6 +47,7 @@ RUNBOOKS: Final = Path(__file__).parent / "runbooks.md"
 
 _POOL: Final = f"{{{{{POOL}}}}}"  # a legend: {{label}}
 _COMMAND: Final = f"{{{{{COMMAND}}}}}"
+_OWNER: Final = f"{{{{{OWNER}}}}}"
 _SERVER: Final = f"{{{{{HOST}}}}}:{{{{{PORT}}}}}"
 _ASK: Final = Promql(f'{PROCESSES}, {POOL}=~"$pool"', "$__rate_interval")
 _ALL: Final = Promql(PROCESSES, "$__rate_interval")  # where a series is the client's, not a pool's
@@ -235,6 +237,7 @@ def _connections(limits: Thresholds) -> list[Panel]:
             "Callers who wait for a connection. Normal: none, or spikes of one sample. A plateau "
             "says that the pool is too small for the load, or that connections are held for long.",
             Query(f"sum by ({POOL}) ({_ASK.of(catalog.WAITING)})", _POOL),
+            Query(f"max by ({POOL}) ({_ASK.of(catalog.PEAK_WAITING)})", f"longest {_POOL}"),
         ).span(8),
         lines(
             "Waiting and working",
@@ -265,6 +268,27 @@ def _connections(limits: Thresholds) -> list[Panel]:
             unit="s",
             steps=warn(limits.oldest_wait_seconds, limits.longest_checkout_seconds),
         ),
+        lines(
+            "Kept connections",
+            "In use, and no command ran on them for a second: cursors that were not closed, "
+            "transactions that wait for something else. And how many were out for longer than "
+            "`long_checkout_seconds`, of which the log has the stack. Normal: none of both.",
+            Query(f"sum by ({POOL}) ({_ASK.of(catalog.HELD_IDLE)})", f"idle {_POOL}"),
+            Query(f"sum by ({POOL}) ({_ASK.increase(catalog.LONG_CHECKOUTS)})", f"long {_POOL}"),
+        ).span(8),
+        lines(
+            "Owners' connections",
+            "In use on average, by the owner for whom; of clients with `owner_metrics`. Normal: "
+            "as at this hour. One that grows takes them from the others.",
+            Query(f"sum by ({OWNER}) ({_ASK.rate(catalog.OWNER_SECONDS)})", _OWNER),
+        ).span(8),
+        lines(
+            "Owners' checkouts",
+            "Per second, by the owner for whom. Normal: as at this hour. If his connections "
+            "are more than usual and these are not, his operations take longer.",
+            Query(f"sum by ({OWNER}) ({_ASK.rate(catalog.OWNER_CHECKOUTS)})", _OWNER),
+            unit="ops",
+        ).span(8),
     ]
 
 
@@ -328,8 +352,10 @@ def _churn() -> list[Panel]:
         lines(
             "Checkouts by outcome",
             "How checkouts ended. Normal: ok. timeout: the queue was too long; connection_error: "
-            "the server; pool_closed: the pool was paused or closed; cancelled: given up.",
+            "the server; pool_closed: the pool was paused or closed; cancelled: given up. "
+            "Retries: callers who had just timed out; up to half of those are PyMongo's own.",
             Query(f"sum by ({OUTCOME}) ({_ASK.rate(catalog.CHECKOUTS)})", f"{{{{{OUTCOME}}}}}"),
+            Query(f"sum({_ASK.rate(catalog.RETRIES)})", "retries"),
             unit="reqps",
             colors={"ok": "green", "timeout": "red"},
         ),

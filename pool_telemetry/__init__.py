@@ -39,6 +39,12 @@ In every exporter
     OTLP and the Prometheus text say the same at the same moment, whole: test_otel_metrics.py; a
     collector of others hands it on as it came: test_rotel.py. Each checkout that failed has its
     span: test_chaos.py. What one tells is asserted as a receiver got it: test_spans.py.
+Who, and why
+    Holders and waiters by name, and what a holder does: test_holders.py. Exhaustion and connections
+    that are kept are told once, and when they are over: test_watch.py. Each verdict is made to
+    happen on a real server: test_diagnosis.py (with a confusion matrix); any numbers have one:
+    test_findings.py. Predicted waits are held against a simulation and real pools: test_sizing.py;
+    the recommended size ends the exhaustion: test_diagnosis.py.
 In sessions of agents
     No message is lost, doubled or moved silently, between threads, tasks and processes, and where
     the server goes in the middle of a turn; what a turn costs is counted: test_session_manager.py.
@@ -56,6 +62,12 @@ What it can't know
     back. Where a signal handler uses the client while its thread waits in the queue, that wait
     counts as cancelled. A client forgets the oldest of more than 50 pools of servers that left it,
     and its totals lose their counts.
+    What a holder of several connections does is told of the one that he took last. A thread's
+    number may be another's when it has ended: what it left open is told of that one then. Without
+    a time when all was well it is not known what is unusual: slow is what takes 0.1 s. A thread of
+    a pool of threads that takes the next request, after one that timed out, looks like a caller
+    who tries again. A queue that neither grows nor shrinks before a full pool is taken for a fixed
+    number of callers.
     A wait that is cancelled in the queue has no span, nor a command or a new connection of which
     PyMongo says nothing more, nor what is done within a garbage collection. What an
     AsyncMongoClient does in the background is in the trace in which the client was opened.
@@ -65,17 +77,19 @@ from typing import TYPE_CHECKING, Any
 
 from pool_telemetry import presets
 from pool_telemetry.async_pool import AsyncMongoDBConnectionPool
+from pool_telemetry.diagnosis import Diagnosis, diagnose
 from pool_telemetry.errors import (
     PoolConfigurationError,
     PoolNotInitializedError,
     PoolTelemetryError,
 )
+from pool_telemetry.findings import Finding
 from pool_telemetry.health import Health, HealthLimits, assess
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.owner import owner
 from pool_telemetry.pool import MongoDBConnectionPool
 from pool_telemetry.report import PoolReport
-from pool_telemetry.stats import ClientStats, PoolStats
+from pool_telemetry.stats import ClientStats, Episode, PoolStats
 from pool_telemetry.telemetry import PoolTelemetry
 from pool_telemetry.version import __version__ as __version__
 
@@ -94,6 +108,9 @@ __all__ = [
     "AsyncMongoDBConnectionPool",
     "AsyncMongoDBSessionManager",
     "ClientStats",
+    "Diagnosis",
+    "Episode",
+    "Finding",
     "Health",
     "HealthLimits",
     "MongoDBConnectionPool",
@@ -109,6 +126,7 @@ __all__ = [
     "TelemetryOptions",
     "assess",
     "close_global_factory",
+    "diagnose",
     "get_global_factory",
     "initialize_global_factory",
     "owner",

@@ -25,7 +25,7 @@ _is_pool: _Matches = frozenset(
     {"pymongo.synchronous.pool", "pymongo.asynchronous.pool"}
 ).__contains__
 # The links of a task's await chain, as (frame, what it awaits).
-_LINKS: dict[type, tuple[str, str]] = {
+LINKS: dict[type, tuple[str, str]] = {
     CoroutineType: ("cr_frame", "cr_await"),
     GeneratorType: ("gi_frame", "gi_yieldfrom"),
     AsyncGeneratorType: ("ag_frame", "ag_await"),
@@ -80,7 +80,7 @@ def still_in_pool(actors: Iterable[Actor]) -> set[Actor]:
     return inside | _look_into(everyone - inside)
 
 
-def _current_frames() -> dict[int, FrameType]:
+def current_frames() -> dict[int, FrameType]:
     """Return each thread's frame.
 
     Before 3.12 a garbage collection inside it may run Python code while the interpreter's own lock
@@ -99,7 +99,7 @@ def _current_frames() -> dict[int, FrameType]:
 
 
 def _look_into(actors: set[Actor]) -> set[Actor]:
-    threads = _current_frames() if actors else {}
+    threads = current_frames() if actors else {}
     inside: set[Actor] = set()
     for actor in actors:
         if isinstance(actor, int):
@@ -115,11 +115,16 @@ def _look_into(actors: set[Actor]) -> set[Actor]:
     return inside
 
 
-def name_of(actor: Actor) -> str:
-    """Return the name of a thread, a task or a greenlet; empty if it is no more."""
-    if isinstance(actor, int):
-        return next((t.name for t in threading.enumerate() if t.ident == actor), "")
-    one = actor()
+def names_of(actors: Iterable[Actor]) -> dict[Actor, str]:
+    """Return the names of threads, tasks and greenlets; empty for those that are no more."""
+    threads = {thread.ident: thread.name for thread in threading.enumerate()}
+    return {
+        actor: threads.get(actor, "") if isinstance(actor, int) else _name_of(actor())
+        for actor in actors
+    }
+
+
+def _name_of(one: Any) -> str:
     if one is None:
         return ""
     named = getattr(one, "get_name", None)
@@ -173,14 +178,14 @@ def _awaits(module: _Matches, task: Any) -> bool:
         return _executes(module, awaited.cr_frame)  # type: ignore[arg-type]  # it runs: it has one
     while awaited is not None:
         kind = type(awaited)
-        if (link := _LINKS.get(kind)) is not None:
+        if (link := LINKS.get(kind)) is not None:
             frame = getattr(awaited, link[0])
             if frame is not None and _is_of(module, frame):
                 return True
             awaited = getattr(awaited, link[1])
         elif kind.__name__ in _NAMELESS:
             held = gc.get_referents(awaited)
-            known = (o for o in held if type(o) in _LINKS or type(o).__name__ in _NAMELESS)
+            known = (o for o in held if type(o) in LINKS or type(o).__name__ in _NAMELESS)
             awaited = next(known, _LOST)
         else:
             return kind.__name__ != "FutureIter"  # where every chain of asyncio ends
@@ -192,7 +197,7 @@ def _executes(module: _Matches, outermost: FrameType) -> bool:
 
     When no thread runs it any more, it went on while we looked: then it may be anywhere.
     """
-    for stack in _current_frames().values():
+    for stack in current_frames().values():
         inside, frame = False, stack
         while frame is not None:
             inside = inside or _is_of(module, frame)

@@ -12,7 +12,7 @@ from typing import Final, Literal
 import pymongo
 
 from pool_telemetry.histogram import OPERATION_BOUNDS, POOL_BOUNDS
-from pool_telemetry.stats import AgentStats, ClientStats, HistogramStats, PoolStats
+from pool_telemetry.stats import AgentStats, ClientStats, HistogramStats, OwnerStats, PoolStats
 from pool_telemetry.version import __version__
 
 Instrument = Literal["counter", "updowncounter", "gauge", "histogram"]
@@ -128,6 +128,15 @@ def _operations(client: ClientStats) -> Points:
 
 def _info(client: ClientStats) -> Points:
     yield (client.name, "", "", __version__, pymongo.version, client.server_version or ""), 1
+
+
+def _of_owners(read: Callable[[OwnerStats], float]) -> Callable[[ClientStats], Points]:
+    def points(client: ClientStats) -> Points:
+        for pool in client.pools if client.owner_metrics else ():
+            for owner in pool.owners:
+                yield (*_pool_labels(client, pool), owner.owner), read(owner)
+
+    return points
 
 
 def _of_agents(read: Callable[[AgentStats], int]) -> Callable[[ClientStats], Points]:
@@ -290,6 +299,50 @@ CATALOG: Final = (
         "s",
         "Age of the longest checkout still open, 0 when none is",
         _value(lambda pool: pool.longest_checkout),
+    ),
+    PEAK_WAITING := Metric(
+        "mongodb.client.pool.peak_waiting",
+        "gauge",
+        "{request}",
+        "Longest queue of this exhaustion, or of the last one",
+        _value(lambda pool: pool.peak_waiting),
+    ),
+    HELD_IDLE := Metric(
+        "mongodb.client.pool.held_idle",
+        "updowncounter",
+        "{connection}",
+        "Connections in use on which no command ran for a second or more",
+        _value(lambda pool: pool.held_idle),
+    ),
+    RETRIES := Metric(
+        "mongodb.client.pool.retries",
+        "counter",
+        "{checkout}",
+        "Checkouts of callers whose last one had timed out within a second before",
+        _value(lambda pool: pool.retries),
+    ),
+    LONG_CHECKOUTS := Metric(
+        "mongodb.client.pool.long_checkouts",
+        "counter",
+        "{checkout}",
+        "Checkouts that were open for longer than long_checkout_seconds",
+        _value(lambda pool: pool.long_checkouts),
+    ),
+    OWNER_SECONDS := Metric(
+        "mongodb.client.pool.owner.held_time",
+        "counter",
+        "s",
+        "Time connections were held on behalf of an owner, where owner_metrics is set",
+        _of_owners(lambda owner: owner.seconds),
+        ("mongodb.client.owner",),
+    ),
+    OWNER_CHECKOUTS := Metric(
+        "mongodb.client.pool.owner.checkouts",
+        "counter",
+        "{checkout}",
+        "Checkouts that ended on behalf of an owner, where owner_metrics is set",
+        _of_owners(lambda owner: owner.checkouts),
+        ("mongodb.client.owner",),
     ),
     AGENT_TURNS := Metric(
         "mongodb.client.agent.turns",

@@ -1,4 +1,4 @@
-"""The command line: `pool-telemetry demo`, which `make demo` runs, `dashboards` and `rules`.
+"""The command line: `pool-telemetry demo`, which `make demo` runs, and all the others.
 
 What goes wrong is one line on stderr and an exit code, never a traceback.
 """
@@ -55,6 +55,34 @@ def _demo(options: argparse.Namespace) -> int:
     return INTERRUPTED if options.once and not completed else 0
 
 
+def _doctor(options: argparse.Namespace) -> int:
+    from pool_telemetry import doctor
+
+    try:
+        text, code = doctor.run(options.target, seconds=options.seconds, as_json=options.json)
+    except PoolTelemetryError as error:
+        print(f"pool-telemetry doctor: {error}", file=sys.stderr)
+        return doctor.CANT_TELL
+    print(text)
+    return code
+
+
+def _size(options: argparse.Namespace) -> int:
+    from pool_telemetry import size
+
+    text = size.run(
+        options.target,
+        seconds=options.seconds,
+        rate=options.rate,
+        use_seconds=options.use_time,
+        processes=options.processes,
+        limit=options.connection_limit,
+        as_json=options.json,
+    )
+    print(text)
+    return 0
+
+
 def _dashboards(options: argparse.Namespace) -> int:
     files = artifacts.dashboards(
         datasource=options.datasource,
@@ -108,6 +136,53 @@ def _parser() -> argparse.ArgumentParser:
         "--port", type=_port, help="of the HTTP endpoints (default: 8000, or a free one)"
     )
     demo.set_defaults(run=_demo)
+    doctor = commands.add_parser(
+        "doctor",
+        help="say what is wrong with a pool, and what to do",
+        description="Say what is wrong with the pools of a service, or with a server, and what to "
+        "do. Exit codes are those of monitoring plugins: 0 healthy, 1 warning, 2 critical, 3 can't "
+        "tell.",
+    )
+    doctor.add_argument(
+        "target",
+        metavar="URL",
+        help="of the service (http://HOST:PORT), of its metrics, or of MongoDB (mongodb://...)",
+    )
+    doctor.set_defaults(run=_doctor)
+    size = commands.add_parser(
+        "size",
+        help="say how large a pool has to be",
+        description="Say how long callers would wait in pools of several sizes, by Little's law "
+        "and a queue, from the rate and the times that are measured.",
+    )
+    size.add_argument(
+        "target",
+        metavar="URL",
+        nargs="?",
+        help="of the service, of a Prometheus, or of MongoDB; none with --rate and --use-time",
+    )
+    size.add_argument("--rate", type=_positive, metavar="N", help="callers per second of a process")
+    size.add_argument("--use-time", type=_positive, metavar="SECONDS", help="of one connection")
+    size.add_argument(
+        "--processes",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="that share the server (default: %(default)s)",
+    )
+    size.add_argument(
+        "--connection-limit", type=_count, metavar="N", help="how many connections one server takes"
+    )
+    size.set_defaults(run=_size)
+    for command in (doctor, size):
+        command.add_argument(
+            "--seconds",
+            type=_positive,
+            default=5.0,
+            metavar="N",
+            help="how long to look, where there is no history (default: %(default)s)",
+        )
+        command.add_argument("--json", action="store_true", help="for programs")
     boards = commands.add_parser(
         "dashboards",
         help="write the Grafana dashboards",
@@ -163,6 +238,20 @@ def _port(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is no port: use 0 (a free one) to 65535")
     return int(text)
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0.0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return number
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return number
 
 
 def _not_installed(error: ImportError) -> str:

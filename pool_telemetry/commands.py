@@ -8,7 +8,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from threading import RLock
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from pool_telemetry.actor import Actor
 from pool_telemetry.histogram import OPERATION_BOUNDS, Histogram
@@ -29,6 +29,7 @@ class Trace(Protocol):
 
 
 _LIMIT: Final = 10_000
+_TRIES: Final = 100
 
 
 class Command:
@@ -39,10 +40,10 @@ class Command:
         trace: Its part of a trace.
         since: When it was sent, by the clock.
         in_transaction: It belongs to one.
-        runs: No answer has come yet.
+        seconds: How long it took; None while no answer has come.
     """
 
-    __slots__ = ("in_transaction", "runs", "series", "since", "trace")
+    __slots__ = ("in_transaction", "seconds", "series", "since", "trace")
 
     def __init__(
         self, series: Series, trace: Trace | None, since: float, in_transaction: bool
@@ -51,7 +52,7 @@ class Command:
         self.trace = trace
         self.since = since
         self.in_transaction = in_transaction
-        self.runs = True
+        self.seconds: float | None = None
 
 
 class CommandState:
@@ -75,6 +76,8 @@ class CommandState:
         # oldest make room for the newest.
         self._inflight: dict[int, Command] = {}  # by request id
         self._latest: dict[Actor, Command] = {}  # of each actor, running or not
+        self._batches: dict[Actor, Command] = {}  # of those the last getMore
+        self.forgot = False  # whether somebody's latest had to make room
 
     def started(
         self,
@@ -97,15 +100,30 @@ class CommandState:
         inflight, latest = self._inflight, self._latest
         inflight[request_id] = command
         latest[actor] = command
+        if series[3] == "getMore":
+            self._batches[actor] = command
         if len(inflight) > _LIMIT or len(latest) > _LIMIT:
             self._make_room()
 
     def _make_room(self) -> None:
-        every: tuple[dict[Any, Command], ...] = (self._inflight, self._latest)
-        for kept in every:
-            if len(kept) > _LIMIT:
-                with contextlib.suppress(RuntimeError):  # another thread does it at this moment
-                    kept.pop(next(iter(kept)), None)
+        with contextlib.suppress(RuntimeError):  # another thread does it at this moment
+            if len(self._inflight) > _LIMIT:
+                self._inflight.pop(next(iter(self._inflight)), None)
+            if len(self._latest) > _LIMIT:
+                self.forgot = True
+                self._forget(self._latest)
+            if len(self._batches) > _LIMIT:
+                self._forget(self._batches)
+
+    def _forget(self, kept: dict[Actor, Command]) -> None:
+        """Take out the oldest, but rather one that is over: who runs a command has its place."""
+        for _ in range(_TRIES):
+            actor = next(iter(kept))
+            command = kept.pop(actor, None)
+            if command is None or command.seconds is not None:
+                return
+            kept[actor] = command
+        kept.pop(next(iter(kept)), None)
 
     def ended(
         self, request_id: int, seconds: float, error_type: str = "", status_code: str = ""
@@ -113,7 +131,7 @@ class CommandState:
         """Count a command that the server answered; under its error, if it failed."""
         command = self._inflight.pop(request_id, None)
         if command is not None:
-            command.runs = False
+            command.seconds = seconds
             series, trace = command.series, command.trace
             if error_type:
                 series = (*series[:4], error_type, status_code)
@@ -124,8 +142,12 @@ class CommandState:
                 trace.end(error_type, status_code)
 
     def latest(self, actor: Actor) -> Command | None:
-        """Return the command that an actor sent last; None if it is forgotten."""
+        """Return the command that an actor sent last; None if it sent none, or it is forgotten."""
         return self._latest.get(actor)
+
+    def latest_batch(self, actor: Actor) -> Command | None:
+        """Return the getMore that an actor sent last."""
+        return self._batches.get(actor)
 
     def _new(self, series: Series) -> Histogram:
         if len(self._series) >= self._max_series:

@@ -48,6 +48,9 @@ class Connections:
         self._new: dict[Actor, int] = {}  # who waits -> the connection that is opened for him
         self._silent: set[int] = set()  # closed in silence, as it seems
         self._doubtful: set[int] = set()  # came back in silence: idle, or closed in silence
+        self._newest: dict[Actor, int] = {}  # the connection that each holder took last
+        # Of holders who took another: since when (by conn id, with that of the hold).
+        self._superseded: dict[int, tuple[float, float]] = {}
 
     @property
     def size(self) -> int:
@@ -79,6 +82,8 @@ class Connections:
         self._new.clear()
         self._silent.clear()
         self._doubtful.clear()
+        self._newest.clear()
+        self._superseded.clear()
 
     def clear(self, now: float) -> None:
         """Begin a new generation."""
@@ -140,6 +145,9 @@ class Connections:
             return
         before = self.held.get(conn_id)
         self.held[conn_id] = (actor, now, note)
+        if (other := self._newest.get(actor)) is not None:
+            self._supersede(other, actor, now)
+        self._newest[actor] = conn_id
         if self._new:
             self._new.pop(actor, None)
         if self._doubtful:
@@ -147,6 +155,22 @@ class Connections:
         if before is not None:  # it came back, or nobody else could have it
             self._used(before, now)
             self._late[conn_id] = {**self._still_due(conn_id, now), before[0]: now}
+
+    def _supersede(self, conn_id: int, actor: Actor, now: float) -> None:
+        """Note that an actor who has this one takes another: what he does next is done there."""
+        holder = self.held.get(conn_id)
+        if holder is not None and holder[0] == actor and holder[1] < now:
+            if len(self._superseded) > _MANY:
+                self._superseded.clear()
+            self._superseded[conn_id] = (holder[1], now)
+
+    def superseded(self) -> dict[int, float]:
+        """Return since when the holders of connections do something else, where they do."""
+        return {
+            conn_id: at
+            for conn_id, (since, at) in self._superseded.items()
+            if conn_id in self.held and self.held[conn_id][1] == since
+        }
 
     def give_back(
         self, who: Callable[[], Actor], conn_id: int, now: float, link: FindLink | None
@@ -232,7 +256,8 @@ class Connections:
 
     def _used(self, holder: Holder, now: float, link: FindLink | None = None) -> None:
         """Count a use that is over."""
-        _, since, (owner, _) = holder
+        actor, since, (owner, _) = holder
+        self._newest.pop(actor, None)
         self.use_time.observe(now - since, link)
         if owner:
             used = self.owners.get(owner) or self._new_owner(owner)

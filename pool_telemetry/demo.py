@@ -7,6 +7,7 @@ a server of the user's.
 
 import contextlib
 import itertools
+import logging
 import os
 import re
 import signal
@@ -43,6 +44,9 @@ from pool_telemetry.pool import MongoDBConnectionPool
 PORT: Final = 8000
 LIMITS: Final = HealthLimits(settle_seconds=3.0)
 """An application settles for longer; here the recovery has to be seen within its phase."""
+
+# What these would say is on the screen already.
+logging.getLogger("pool_telemetry.watch").addHandler(logging.NullHandler())
 
 _TICK_SECONDS: Final = 0.25
 _PATIENCE_SECONDS: Final = 5.0

@@ -15,6 +15,8 @@ from pymongo import MongoClient
 from pymongo.collection import Collection
 from pymongo.errors import OperationFailure, PyMongoError
 
+from pool_telemetry.owner import owner
+
 MAX_POOL_SIZE: Final = 8
 WAIT_QUEUE_TIMEOUT_MS: Final = 700
 
@@ -128,7 +130,7 @@ class Callers:
 
     def _chat(self, seat: int) -> None:
         while self._is_wanted(seat):
-            with contextlib.suppress(PyMongoError):
+            with contextlib.suppress(PyMongoError), owner("chat"):
                 self.take_a_turn(seat)
                 continue
             self._stopped.wait(_AFTER_ERROR_SECONDS)

@@ -1,39 +1,133 @@
-"""What to change, read from what happened: the recommendations of `/metrics/mongodb`."""
+"""What is wrong with a client's pools, by which numbers, and what to change.
 
-from typing import Final, TypedDict
+Pure: the same stats and history give the same diagnosis. The rules are in `findings.py`.
+"""
 
-from pool_telemetry.stats import ClientStats
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypedDict
 
-RECENT_SECONDS: Final = 300.0
-"""A trouble younger than this still asks for a change."""
+from pool_telemetry.case import Case
+from pool_telemetry.findings import RULES, Finding, Severity, Verdict
+from pool_telemetry.stats import Address, ClientStats
+from pool_telemetry.window import windows
+
+APART_SECONDS: Final = 1.0
+
+_RANK: Final = {"critical": 0, "warning": 1, "notice": 2, "healthy": 3}
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """All that is wrong, the worst first, and at last what was and is over."""
+
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def current(self) -> tuple[Finding, ...]:
+        """Return what goes on."""
+        return tuple(one for one in self.findings if one.ended is None)
+
+    @property
+    def verdict(self) -> Verdict:
+        """Return the worst of what goes on; healthy where that is nothing."""
+        return self.current[0].verdict if self.current else "healthy"
+
+    @property
+    def severity(self) -> Severity:
+        """Return the same finding's."""
+        return self.current[0].severity if self.current else "healthy"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        found = [dataclasses.asdict(one) for one in self.findings]
+        return {"verdict": self.verdict, "severity": self.severity, "findings": found}
 
 
 class Recommendations(TypedDict):
-    """The guide's two answers, and the numbers that led to them."""
+    """The guide's two answers, and the sentences that led to them."""
 
     increase_pool: bool
     check_connection: bool
     reasons: list[str]
 
 
-def recommend(stats: ClientStats) -> Recommendations:
-    """Return what this snapshot asks for.
+def diagnose(
+    stats: ClientStats, history: Sequence[ClientStats] = (), *, most: int | None = None
+) -> Diagnosis:
+    """Say what is wrong with a client's pools, and what to do.
 
-    `increase_pool`: callers stood in the queue for lack of a connection within five minutes.
-    `check_connection`: no server can be reached.
+    Args:
+        stats: How it is now.
+        history: How it was, the oldest first: `PoolTelemetry.history()`, or any samples some
+            seconds apart. What happened over five minutes ago is only what was usual. Without a
+            history the client's whole life is looked at as one.
+        most: The connections that the server has for one process; no advice goes beyond.
     """
-    reasons = [
-        f"{pool.address} ran dry {pool.since_exhausted:.0f} s ago (in all {pool.exhaustions} "
-        f"times, {pool.exhausted_time:.1f} s, {pool.checkouts['timeout']} timeouts): raise "
-        f"maxPoolSize above {pool.max_size}, or shorten what holds a connection"
-        for pool in stats.open_pools
-        if pool.since_exhausted is not None and pool.since_exhausted < RECENT_SECONDS
-    ]
-    increase = bool(reasons)
-    if not stats.connected:
-        reasons.append("no server answers heartbeats: check the address, the network, the server")
+    samples = _apart([*(one for one in history if one.at < stats.at), stats])
+    findings = list[Finding]()
+    for pool in stats.open_pools:
+        address = pool.host, pool.port
+        case = Case(pool, windows(samples, address), stats, most)
+        found = _findings(case)
+        if case.ended_at is not None:
+            past = found if case.trouble else _past(samples, address, case.ended_at, most)
+            found = [] if case.trouble else found  # one look has to do
+            ended = stats.at - case.ended_at
+            found += [replace(one, ended=ended) for one in past if one.verdict != "oversized"]
+        findings += found
+    return worst_first(findings)
+
+
+def _findings(case: Case) -> list[Finding]:
+    return [one for one in (rule(case) for rule in RULES) if one is not None]
+
+
+def _past(
+    samples: Sequence[ClientStats], address: Address, until: float, most: int | None
+) -> list[Finding]:
+    """Return what was found while the trouble lasted: at the last look at an exhausted pool."""
+    then = [one for one in samples if one.at <= until]
+    pools = [next((p for p in s.pools if (p.host, p.port) == address), None) for s in then]
+    dry = (i for i in reversed(range(len(then))) if (p := pools[i]) is not None and p.exhausted)
+    last = next(dry, len(then) - 1)
+    if (pool := pools[last]) is None:
+        return []
+    then = then[: last + 1]
+    return _findings(Case(pool, windows(then, address), then[-1], most))
+
+
+def _apart(samples: list[ClientStats]) -> list[ClientStats]:
+    """Return the samples that are a second apart, the last ones among them: less tells no rates."""
+    kept = samples[-1:]
+    for one in reversed(samples[:-1]):
+        if kept[0].at - one.at >= APART_SECONDS:
+            kept.insert(0, one)
+    return kept
+
+
+def worst_first(findings: Iterable[Finding]) -> Diagnosis:
+    """Return findings as a diagnosis; of what is equally grave, what came first stays first."""
+
+    def key(one: Finding) -> tuple[bool, int]:
+        return one.ended is not None, _RANK[one.severity]
+
+    return Diagnosis(tuple(sorted(findings, key=key)))
+
+
+def recommend(diagnosis: Diagnosis) -> Recommendations:
+    """Return a diagnosis as the guide's endpoint tells it."""
     return {
-        "increase_pool": increase,
-        "check_connection": not stats.connected,
-        "reasons": reasons,
+        # Where it is not known that operations are slower than usual, they may just be many.
+        "increase_pool": any(
+            one.verdict == "undersized"
+            or (one.verdict == "slow operations" and not one.evidence["usual_seconds"])
+            for one in diagnosis.findings
+        ),
+        "check_connection": any(
+            one.verdict == "server unreachable" and one.severity == "critical"
+            for one in diagnosis.findings
+        ),
+        "reasons": [f"{one.because}: {one.advice}" for one in diagnosis.findings],
     }

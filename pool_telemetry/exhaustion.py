@@ -31,6 +31,12 @@ class Exhaustion:
         # When a caller first found nothing free, since the last check-in; and the silence before.
         self.unmet_since: float | None = None
         self.last_silence = 0.0
+        self.peak = 0  # of the queue, in this episode or the last
+
+    def noticed(self, waiting: int) -> None:
+        """Note how long the queue is. Before it shrinks is enough."""
+        if self.since is not None and waiting > self.peak:
+            self.peak = waiting
 
     def settle(self, now: float, *, waiting: int, held: int, max_size: float) -> None:
         """Begin or end an episode."""
@@ -40,8 +46,10 @@ class Exhaustion:
                 self.since = now
                 self.episodes = Episodes(last.count + 1, last.seconds, last.until)
                 self.last_silence = 0.0
+                self.peak = 0
                 if self.unmet_since is None:
                     self.unmet_since = now
+            self.noticed(waiting)
             self.alarm = 2 * demand + 64  # a look when the queue doubles keeps ghosts bounded
         else:
             if self.since is not None:

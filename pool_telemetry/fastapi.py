@@ -5,14 +5,18 @@ every worker thread, is taken. Reachability is what heartbeats last said.
 """
 
 import asyncio
+import contextlib
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 try:
+    import fastapi.routing
     from fastapi import APIRouter, FastAPI, Request, Response
     from fastapi.responses import JSONResponse
+    from starlette.routing import Match
+    from starlette.types import ASGIApp, Receive, Scope, Send
 except ImportError as error:
     raise ImportError(
         "pool_telemetry.fastapi needs FastAPI: pip install 'pool-telemetry[fastapi]'"
@@ -22,11 +26,12 @@ from prometheus_client.core import REGISTRY
 
 from pool_telemetry import prometheus
 from pool_telemetry.async_pool import AsyncMongoDBConnectionPool
-from pool_telemetry.diagnosis import recommend
+from pool_telemetry.diagnosis import diagnose, recommend
 from pool_telemetry.health import Health, HealthLimits, assess
 from pool_telemetry.options import TelemetryOptions
+from pool_telemetry.owner import MAX_OWNER, owner
 from pool_telemetry.pool import MongoDBConnectionPool
-from pool_telemetry.report import PoolReport
+from pool_telemetry.report import PoolReport, pool_lines
 from pool_telemetry.stats import ClientStats
 
 Pool = type[MongoDBConnectionPool] | type[AsyncMongoDBConnectionPool]
@@ -42,7 +47,9 @@ def create_router(
     registry: CollectorRegistry = REGISTRY,
     holders: bool = False,
 ) -> APIRouter:
-    """Return the routes `/health`, `/health/live`, `/health/ready`, `/metrics`, `/metrics/mongodb`.
+    """Return the routes: health, metrics, and what is wrong.
+
+    `/health`, `/health/live`, `/health/ready`, `/metrics`, `/metrics/mongodb`, `/pool/diagnosis`.
 
     Args:
         pool: Whose numbers; by default the singleton that is initialized when a request comes,
@@ -96,6 +103,7 @@ def create_router(
     async def metrics_mongodb() -> JSONResponse:
         """Return the live numbers of the pool as JSON, and what they ask for."""
         report, stats, _ = current()
+        telemetry = chosen().get_telemetry()
         config = report["pool_config"]
         return JSONResponse(
             {
@@ -109,7 +117,9 @@ def create_router(
                     "wait_time": report["wait_time"],
                     "use_time": report["use_time"],
                 },
-                "recommendations": recommend(stats)
+                "recommendations": recommend(
+                    diagnose(stats, telemetry.history() if telemetry else ())
+                )
                 if stats
                 else {
                     "increase_pool": False,
@@ -119,6 +129,16 @@ def create_router(
             }
         )
 
+    @router.get("/pool/diagnosis", response_model=None)
+    async def pool_diagnosis() -> JSONResponse:
+        """Say what is wrong, by which numbers, and what to change: for `pool-telemetry doctor`."""
+        telemetry = chosen().get_telemetry()
+        if telemetry is None:
+            return JSONResponse({"detail": _NOT_INITIALIZED.reasons[0]}, status_code=503)
+        stats = telemetry.stats()
+        found = diagnose(stats, telemetry.history()).as_dict()
+        return JSONResponse({**found, "pools": pool_lines(stats)})
+
     async def pool_holders() -> JSONResponse:
         """Return who has connections, and who waits for one, the longest first."""
         report = chosen().get_pool_stats(detail=True)
@@ -127,6 +147,44 @@ def create_router(
     if holders:
         router.add_api_route("/pool/holders", pool_holders, response_model=None)
     return router
+
+
+class OwnerMiddleware:
+    """Makes the template of a request's route the `owner()` of what it does: `/orders/{id}`.
+
+        app.add_middleware(OwnerMiddleware)
+
+    A request that fits no route has none.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        template = ""
+        if scope["type"] in ("http", "websocket") and "app" in scope:
+            template = _template(scope["app"].routes, scope)[:MAX_OWNER]
+        with owner(template) if template else contextlib.nullcontext():
+            await self._app(scope, receive, send)
+
+
+# From 0.165 on, what include_router() took in is among an application's routes as one.
+_flat: Callable[[Sequence[Any]], Iterable[Any]]
+_flat = getattr(fastapi.routing, "iter_route_contexts", iter)
+
+
+def _template(routes: Sequence[Any], scope: Scope) -> str:
+    partial = ""
+    for route in _flat(routes):
+        match, inner = route.matches(scope)
+        path = getattr(route, "path", "")
+        if match is Match.FULL:
+            children = getattr(route, "routes", None)
+            return path + (_template(children, {**scope, **inner}) if children else "")
+        if match is Match.PARTIAL:  # another method
+            partial = partial or path
+    return partial
 
 
 def pool_lifespan(

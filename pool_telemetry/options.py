@@ -12,7 +12,10 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from pool_telemetry.errors import PoolConfigurationError
+from pool_telemetry.stats import Episode
 from pool_telemetry.uri import mask_uri, uri_options
+
+OnEpisode = Callable[[Episode], object]
 
 DEFAULTS: Final[Mapping[str, Any]] = MappingProxyType(
     {
@@ -155,7 +158,9 @@ def _flag_from_env(name: str, *, default: bool) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TelemetryOptions:
-    """The telemetry's own options. Each is also read from `POOL_TELEMETRY_<NAME>` when not given.
+    """The telemetry's own options.
+
+    Each but the functions is also read from `POOL_TELEMETRY_<NAME>` when not given.
 
     Attributes:
         name: The pool's name in metrics, `NAME@host:port`; empty for `host:port` alone.
@@ -168,6 +173,16 @@ class TelemetryOptions:
             opentelemetry-instrumentation-pymongo or PyMongo itself makes them.
         query_text: Whether they have `db.query.text`: field names as they are, each value a `?`.
         slow_checkout_seconds: A checkout that waits so long gets a span, 0.0 or more.
+        watch: Whether a thread (one for the process) looks twice a second: it logs when a pool is
+            exhausted and has recovered, calls back, and keeps the history for a diagnosis.
+        long_checkout_seconds: A connection that is out for so long is logged once, with its
+            holder's stack, and counted; 0.0 is never.
+        notice_seconds: One pool's exhaustions are told at most once in so many seconds.
+        on_exhausted: Called with an `Episode` when a pool is exhausted, on a thread of its own; an
+            `async` function on the event loop on which the client was made, else on a new one.
+        on_recovered: The same when it has not been exhausted for a second, after each call of
+            `on_exhausted`.
+        owner_metrics: Whether metrics tell what happened on behalf of each `owner()`, 100 at most.
 
     Raises:
         PoolConfigurationError: A value is out of range.
@@ -187,6 +202,14 @@ class TelemetryOptions:
     slow_checkout_seconds: float = _from_env(
         "SLOW_CHECKOUT_SECONDS", 0.01, float, "a number of seconds"
     )
+    watch: bool = _flag_from_env("WATCH", default=True)
+    long_checkout_seconds: float = _from_env(
+        "LONG_CHECKOUT_SECONDS", 60.0, float, "a number of seconds"
+    )
+    notice_seconds: float = _from_env("NOTICE_SECONDS", 60.0, float, "a number of seconds")
+    on_exhausted: OnEpisode | None = None
+    on_recovered: OnEpisode | None = None
+    owner_metrics: bool = _flag_from_env("OWNER_METRICS", default=False)
 
     @staticmethod
     def of(given: Any) -> "TelemetryOptions":
@@ -206,7 +229,7 @@ class TelemetryOptions:
         if not fits or "@" in name:
             words = f"a printable text of at most {_MAX_NAME} characters, without '@'"
             raise PoolConfigurationError(f"name is {shown(name)}: use {words}")
-        for key in ("operations", "query_text"):
+        for key in ("operations", "query_text", "watch", "owner_metrics"):
             if not isinstance(value := getattr(self, key), bool):
                 raise PoolConfigurationError(f"{key} is {shown(value)}: use True or False")
         wanted: Any = self.command_spans
@@ -218,8 +241,14 @@ class TelemetryOptions:
             ("max_operation_series", _SERIES),
             ("drain_seconds", _SECONDS),
             ("slow_checkout_seconds", _SECONDS),
+            ("long_checkout_seconds", _SECONDS),
+            ("notice_seconds", _SECONDS),
         ):
             check_number(key, getattr(self, key), allowed)
+        for key in ("on_exhausted", "on_recovered"):
+            callback = getattr(self, key)
+            if callback is not None and not callable(callback):
+                raise PoolConfigurationError(f"{key} is {shown(callback)}: use a function")
 
 
 def client_kwargs(uri: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pool_telemetry.prometheus import prometheus_label, prometheus_name
 POOL, HOST, PORT = map(prometheus_label, POOL_ATTRIBUTES)
 STATE: Final = prometheus_label(catalog.CONNECTIONS.attributes[0])
 OUTCOME: Final = prometheus_label(catalog.CHECKOUTS.attributes[0])
+OWNER: Final = prometheus_label(catalog.OWNER_SECONDS.attributes[0])
 REASON: Final = prometheus_label(catalog.CLOSED.attributes[0])
 COMMAND: Final = prometheus_label("db.operation.name")
 ERROR: Final = prometheus_label("error.type")

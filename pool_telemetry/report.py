@@ -177,6 +177,15 @@ def callers(stats: Iterable[CallerStats]) -> list[Caller]:
     ]
 
 
+def pool_lines(stats: ClientStats) -> list[str]:
+    """Return a line for each open pool, for people."""
+    return [
+        f"{stats.pool_name(pool)}: {pool.in_use} in use, {pool.waiting} waiting, {pool.size} open, "
+        f"maxPoolSize {'none' if pool.max_size is None else pool.max_size}"
+        for pool in stats.open_pools
+    ]
+
+
 def live_stats(stats: ClientStats) -> LiveStats:
     """Return the live part of `get_pool_stats()`.
 

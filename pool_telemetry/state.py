@@ -35,6 +35,10 @@ MOMENT: Final = 0.05
 # The hot path looks for ghosts at most this often, per waiter: under 1 % of a core.
 LOOK_SECONDS_PER_WAITER: Final = 0.001
 
+# Who timed out and comes again so soon tries again: PyMongo itself, or who called it.
+RETRY_SECONDS: Final = 1.0
+_MANY: Final = 10_000
+
 _UNLIMITED: Final = float("inf")
 
 
@@ -72,6 +76,8 @@ class PoolState:
         self._ok = self._cleared = 0
         self._wait_time = Histogram(POOL_BOUNDS)
         self._last_timeout: float | None = None
+        self._long_checkouts = self._retries = 0
+        self._failed: dict[Actor, float] = {}  # who timed out, and did not come again yet
         self._latest = clock()
         self._heartbeat = Heartbeat(self._latest)
 
@@ -123,6 +129,11 @@ class PoolState:
         """Return whether it never had a connection nor a checkout, like a seed's alias."""
         return not (self._connections.count or self._ok or any(self._checkouts.values()))
 
+    @property
+    def has_heartbeats(self) -> bool:
+        """Return whether the server's answers are known; behind a load balancer they never are."""
+        return self._heartbeat.up is not None
+
     # Connections
 
     def connection_created(self, actor: Actor, conn_id: int) -> None:
@@ -155,6 +166,8 @@ class PoolState:
                 self._checkouts["cancelled"] += 1
                 self._connections.do_without(actor)
             waiters[actor] = now, note
+            if self._failed:
+                self._count_retry(actor, now)
             alarm = len(waiters) + len(self._connections.held) > self._exhaustion.alarm
         if alarm:
             self._examine(now)
@@ -178,10 +191,13 @@ class PoolState:
         now = self._clock()
         with self._lock:
             self._checkouts[outcome] += 1
+            self._exhaustion.noticed(len(self._waiters))
             self._waiters.pop(actor, None)
             self._connections.do_without(actor)
             if outcome == "timeout":
                 self._last_timeout = now
+                if len(self._failed) < _MANY:
+                    self._failed[actor] = now
             exhausted = self._exhaustion.since is not None
         if exhausted:
             self._examine(now)
@@ -199,6 +215,14 @@ class PoolState:
             exhausted = exhaustion.since is not None
         if exhausted:
             self._examine(now)
+
+    def _count_retry(self, actor: Actor, now: float) -> None:
+        """See whether a caller who just timed out comes again. Called with the lock held."""
+        failed = self._failed.pop(actor, None)
+        if failed is not None and now - failed < RETRY_SECONDS:
+            self._retries += 1
+        if len(self._failed) == _MANY:  # tasks that never come again
+            self._failed.clear()
 
     # What no event tells
 
@@ -255,7 +279,7 @@ class PoolState:
                     with self._lock:
                         connections.give_up(conn_id, opener)
         # Behind a load balancer, which has no heartbeats, cursors and transactions keep theirs.
-        if held and self._heartbeat.up is not None:
+        if held and self.has_heartbeats:
             holding = self._may_hold({holder[0] for holder in held.values()})
             for conn_id, holder in held.items():
                 if holder[0] not in holding:
@@ -269,6 +293,13 @@ class PoolState:
         now = self._clock()
         with self._lock:
             self._heartbeat = self._heartbeat.then(now, up=up, rtt=rtt, reason=reason)
+
+    # What the watch found
+
+    def count_long_checkout(self) -> None:
+        """Count a checkout that is open for too long."""
+        with self._lock:
+            self._long_checkouts += 1
 
     # Reading
 
@@ -292,11 +323,17 @@ class PoolState:
                 max_size=int(self._max_size) if limited else None,
             )
 
-    def callers(self) -> tuple[dict[Actor, tuple[float, Note]], list[Holder]]:
-        """Return who waits, and who holds a connection, each since when by the clock."""
+    def waiters(self) -> dict[Actor, tuple[float, Note]]:
+        """Return who waits, and since when by the clock."""
         self._drop_ghosts(self._clock())
         with self._lock:
-            return self._waiters.copy(), list(self._connections.held.values())
+            return self._waiters.copy()
+
+    def holders(self) -> tuple[dict[int, Holder], dict[int, float]]:
+        """Return who holds which connection, and since when he does something else over another."""
+        self._drop_ghosts(self._clock())
+        with self._lock:
+            return self._connections.held.copy(), self._connections.superseded()
 
     def stats(self) -> PoolStats:
         """Return one consistent, frozen view; no I/O.
@@ -317,6 +354,8 @@ class PoolState:
             exhausted_since, unmet_since = exhaustion.since, exhaustion.unmet_since
             episodes, last_silence = exhaustion.episodes, exhaustion.last_silence
             last_timeout, beat = self._last_timeout, self._heartbeat
+            peak_waiting, long_checkouts = exhaustion.peak, self._long_checkouts
+            retries = self._retries
             wait_time, use_time = self._wait_time.stats(), connections.use_time.stats()
             create_time = connections.create_time.stats()
             owners = connections.owner_stats(now)
@@ -341,6 +380,9 @@ class PoolState:
             since_exhausted=0.0 if exhausted else _age(now, episodes.until),
             since_timeout=_age(now, last_timeout),
             stalled_time=max(silence, last_silence if exhausted else 0.0),
+            peak_waiting=peak_waiting,
+            long_checkouts=long_checkouts,
+            retries=retries,
             checkouts=checkouts,
             created=created,
             closed=closed,

@@ -126,9 +126,9 @@ class OwnerStats(NamedTuple):
     in_use: int
 
 
-Doing = Literal["command", "cursor", "transaction", "waiting", ""]
-"""What a caller does: `cursor` and `transaction` hold a connection between two commands, too; empty
-is between two commands without either.
+Doing = Literal["command", "exhaust cursor", "pinned cursor", "transaction", "waiting", ""]
+"""What a caller does. Cursors of these kinds and (behind a load balancer) transactions hold a
+connection between two commands, too; empty is between two commands without either.
 """
 
 
@@ -154,6 +154,32 @@ class CallerStats:
     operation: str  # of the command that runs, or was last; empty without one
     collection: str
     trace_id: str | None  # 32 hexadecimal digits
+    idle_seconds: float | None = None  # since its last command ended; None while one runs
+
+    def in_words(self) -> str:
+        """Return who it is, for how long, and what it does."""
+        command = " ".join(filter(None, (self.operation, self.collection)))
+        doing = {"command": command, "waiting": "waiting", "": "no command"}.get(
+            self.doing, f"{self.doing} of {command}" if command else self.doing
+        )
+        if self.idle_seconds is not None and self.idle_seconds >= 1.0:
+            doing += f", idle for {self.idle_seconds:.2f} s"
+        owner = f" ({self.owner})" if self.owner else ""
+        return f"{self.actor or 'somebody'}{owner} for {self.seconds:.2f} s: {doing}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Episode:
+    """A pool that ran dry: what `on_exhausted` and `on_recovered` are called with."""
+
+    pool: str  # NAME@host:port
+    max_size: int | None
+    in_use: int  # this and `waiting`: at the moment of the call
+    waiting: int
+    seconds: float  # for which it has been, or was, exhausted
+    peak_waiting: int
+    timeouts: int  # checkouts that timed out meanwhile
+    holders: tuple[CallerStats, ...]  # who held connections for longest when last looked at
 
 
 class Crowd(NamedTuple):
@@ -201,6 +227,11 @@ class PoolStats:
     wait_time: HistogramStats
     use_time: HistogramStats
     create_time: HistogramStats
+    peak_waiting: int = 0  # of this episode of exhaustion, or the last
+    long_checkouts: int = 0  # that were open for longer than `long_checkout_seconds`
+    retries: int = 0  # checkouts of callers whose last one had timed out within a second before
+    held_idle: int | None = None  # in use without a command for 1 s or more; None: unknown
+    longest_idle: float = 0.0  # of these, since the last command; 0.0 when there is none
     owners: tuple[OwnerStats, ...] = ()  # who held connections for longest comes first
 
     @property
@@ -215,6 +246,8 @@ class PoolStats:
             return f"{self.address} has not answered yet"
         if self.up:
             return f"{self.address} answers since {self.since_up_changed:.1f} s only"
+        if self.down_reason is None:  # read from metrics, which do not tell
+            return f"{self.address} does not answer"
         return f"{self.address} down for {self.outage:.1f} s ({self.down_reason})"
 
     @property
@@ -236,6 +269,12 @@ class OperationStats:
     status_code: str
     duration: HistogramStats
 
+    @property
+    def series(self) -> tuple[object, ...]:
+        """Return what tells it from the others."""
+        place = (self.host, self.port, self.namespace, self.collection)
+        return (*place, self.operation, self.error_type, self.status_code)
+
 
 class AgentStats(NamedTuple):
     """What agents whose sessions are in this client's database did."""
@@ -256,6 +295,8 @@ class ClientStats:
     since: float = 0.0  # Unix time from which its counters count
     server_version: str | None = None  # None while nobody learned it
     agents: AgentStats = field(default_factory=AgentStats)
+    owner_metrics: bool = False  # whether metrics tell of owners
+    at: float = 0.0  # Unix time when it was taken, which no change of the system's clock moves
 
     def pool_name(self, pool: PoolStats) -> str:
         """Return the name of one of its pools in metrics."""

@@ -4,6 +4,7 @@
 that one registration with an exporter covers every client.
 """
 
+import asyncio
 import itertools
 import logging
 import os
@@ -11,15 +12,17 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from typing import Any, Final
 
-from pool_telemetry.actor import Actor, name_of, notice_greenlets
+from pool_telemetry import callers, watch
+from pool_telemetry.actor import notice_greenlets
 from pool_telemetry.agents import AgentCounts
-from pool_telemetry.commands import Command, CommandState
+from pool_telemetry.callbacks import Callbacks
+from pool_telemetry.commands import CommandState
 from pool_telemetry.connections import Holder
 from pool_telemetry.listeners import HeartbeatListener, OperationListener, PoolListener, Pools
 from pool_telemetry.options import TelemetryOptions
@@ -29,9 +32,6 @@ from pool_telemetry.stats import (
     Address,
     CallerStats,
     ClientStats,
-    Doing,
-    Link,
-    Note,
     PoolStats,
     pool_name,
 )
@@ -41,7 +41,8 @@ _log = logging.getLogger("pool_telemetry.telemetry")
 # Servers come and go (hosts of a replica set in a cluster): so many closed pools are remembered.
 _CLOSED_POOLS_KEPT: Final = 50
 
-_CURSORS: Final = frozenset({"aggregate", "find", "getMore"})  # what may leave one open
+SAMPLE_SECONDS: Final = 5.0
+_SAMPLES: Final = 61  # with both ends of five minutes
 
 _registry_lock = threading.RLock()
 _registry: "weakref.WeakSet[PoolTelemetry]" = weakref.WeakSet()
@@ -90,10 +91,12 @@ class PoolTelemetry:
         self._lock = threading.RLock()
         self._pools = Pools()
         self._owners: dict[Address, object] = {}
-        self._commands = CommandState(self.options.max_operation_series, clock=clock)
+        self.commands = CommandState(self.options.max_operation_series, clock=clock)
         self.agents = AgentCounts()
+        self.callbacks = Callbacks()
+        self._history: deque[ClientStats] = deque(maxlen=_SAMPLES)
         self._errors = 0
-        self._since = time.time()
+        self._since, self._began = time.time(), clock()
         self._closed = False
         self._shared = False
         self._client: Callable[[], Any] = lambda: None
@@ -120,16 +123,16 @@ class PoolTelemetry:
             on_created,
             self._on_reconnected,
             self._on_closed,
-            self._on_error,
+            self.on_error,
             pool_name=self._pool_name,
             options=self.options,
         )
         _by_listener[pool] = self
         # It holds this telemetry, which knows its client weakly: what it saw is still to be told.
         weakref.finalize(pool, _abandoned, self, owner).atexit = False
-        found: list[Any] = [pool, HeartbeatListener(self._pools, self._on_error)]
+        found: list[Any] = [pool, HeartbeatListener(self._pools, self.on_error)]
         if self.options.operations:
-            found.append(OperationListener(self._commands, self._on_error, self.options))
+            found.append(OperationListener(self.commands, self.on_error, self.options))
         return found
 
     def attach(self, client: Any) -> None:
@@ -148,66 +151,69 @@ class PoolTelemetry:
             pools=tuple(
                 replace(p, rtt=rtts.get((p.host, p.port)) or p.rtt) for p in self.pool_stats()
             ),
-            operations=self._commands.stats(),
+            operations=self.commands.stats(),
             telemetry_errors=self._errors,
             since=self._since,
             server_version=self.server_version,
             agents=self.agents.stats(),
+            owner_metrics=self.options.owner_metrics,
+            at=self._since + self._age(),
         )
 
     def pool_stats(self) -> list[PoolStats]:
         """Return the pools alone, for who looks often: hundreds of series of commands cost 1 ms."""
         # A closed pool that was never used is the alias under which a server was first sought.
-        states = [one for one in self._states() if not (one.phase == "closed" and one.unused)]
-        return [state.stats() for state in states]
+        states = [one for one in self.states() if not (one.phase == "closed" and one.unused)]
+        return [self._stats(state) for state in states]
+
+    def _stats(self, state: PoolState) -> PoolStats:
+        stats = state.stats()
+        if not self.options.operations:
+            return stats
+        idle: list[float] = []
+        if stats.longest_checkout >= callers.IDLE_SECONDS:
+            idle = callers.idle(state, self.commands, self._clock())
+        return replace(stats, held_idle=len(idle), longest_idle=max(idle, default=0.0))
 
     def callers(self) -> tuple[list[CallerStats], list[CallerStats]]:
         """Return who holds connections, and who waits for one, the longest first."""
         holders, waiters = list[CallerStats](), list[CallerStats]()
-        for state in self._states():
-            waiting, holding = state.callers()
+        for state in self.states():
             now = self._clock()
-            waiters += (self._waiter(state, who, now, *stay) for who, stay in waiting.items())
-            holders += self._holders(state, holding, now)
+            waiters += callers.waiting(state, now)
+            holders += callers.holding(state, self.commands, now)[1].values()
         oldest = attrgetter("seconds")
         return sorted(holders, key=oldest, reverse=True), sorted(waiters, key=oldest, reverse=True)
 
-    def _waiter(
-        self, state: PoolState, actor: Actor, now: float, since: float, note: Note
-    ) -> CallerStats:
-        return CallerStats(
-            address=pool_name("", state.address),
-            seconds=max(0.0, now - since),
-            actor=name_of(actor),
-            owner=note.owner,
-            doing="waiting",
-            operation="",
-            collection="",
-            trace_id=_trace_id(note.link),
-        )
+    def holding(self, state: PoolState) -> tuple[dict[int, Holder], dict[int, CallerStats]]:
+        """Return who has which connection of a pool: as it stands there, and in names."""
+        return callers.holding(state, self.commands, self._clock())
 
-    def _holders(
-        self, state: PoolState, holding: list[Holder], now: float
-    ) -> Iterator[CallerStats]:
-        newest = {actor: since for actor, since, _ in sorted(holding, key=itemgetter(1))}
-        for actor, since, note in holding:
-            command = self._commands.latest(actor)
-            # Of one who holds several, what he does belongs to the one that he took last.
-            if command is None or command.since < since or newest[actor] != since:
-                command = None
-            link = note.link
-            if command is not None and command.trace is not None:
-                link = command.trace.link() or link
-            yield CallerStats(
-                address=pool_name("", state.address),
-                seconds=max(0.0, now - since),
-                actor=name_of(actor),
-                owner=note.owner,
-                doing=_doing(command),
-                operation=command.series[3] if command else "",
-                collection=command.series[2] if command else "",
-                trace_id=_trace_id(link),
-            )
+    def history(self) -> list[ClientStats]:
+        """Return samples of the last five minutes, the oldest first; none unless it is watched."""
+        with self._lock:
+            return list(self._history)
+
+    def remember(self) -> None:
+        """Take a sample for the history, if the last one is 5 s old."""
+        last = self._history[-1] if self._history else None
+        if last is not None and self._age() - (last.at - last.since) < SAMPLE_SECONDS:
+            return
+        sample = self.stats()
+        if last is not None:  # of hundreds of series of commands most rest: they share an object
+            known = {one.series: one for one in last.operations}
+            operations = ((one, known.get(one.series)) for one in sample.operations)
+            same = tuple(old if old == one else one for one, old in operations)
+            sample = replace(sample, operations=same)
+        with self._lock:
+            self._history.append(sample)
+
+    def _age(self) -> float:
+        return self._clock() - self._began
+
+    def now(self) -> float:
+        """Return monotonic seconds, by the clock that everything here has."""
+        return self._clock()
 
     def live_stats(self) -> LiveStats:
         """Return `stats()` as the live part of `get_pool_stats()`: a dict for JSON."""
@@ -230,13 +236,14 @@ class PoolTelemetry:
         """Return whether its client is in use or yet to come, and so has a place in exports."""
         if self._closed:
             return False
-        pools = self._states()
+        pools = self.states()
         return not pools or any(pool.phase != "closed" for pool in pools)
 
     def _pool_name(self, address: Address) -> str:
         return pool_name(self.name, address)
 
-    def _states(self) -> list[PoolState]:
+    def states(self) -> list[PoolState]:
+        """Return the states of all its pools."""
         with self._lock:
             return list(self._pools.values())
 
@@ -261,6 +268,8 @@ class PoolTelemetry:
             self._owners[address] = owner
             self._forget_old_pools(address)
             said, self._shared = self._shared, self._shared or shared
+        self.callbacks.loop = asyncio._get_running_loop() or self.callbacks.loop
+        watch.add(self)
         if shared and not said:
             _log.warning(
                 "the listeners of pool %r are used by two clients, so its counts are mixed: "
@@ -282,7 +291,8 @@ class PoolTelemetry:
         if not self.active and self not in _lately_closed:
             _lately_closed.append(self)
 
-    def _on_error(self, error: Exception) -> None:
+    def on_error(self, error: Exception) -> None:
+        """Count a failure of ours, and log the first."""
         with self._lock:
             self._errors += 1
             first = self._errors == 1
@@ -298,26 +308,14 @@ class PoolTelemetry:
         # The parent's connections are never closed here, and PyMongo announces new pools.
         self._lock = threading.RLock()
         self._errors = 0
-        self._since = time.time()
+        self._since, self._began = time.time(), self._clock()
         self._shared = False
         self._pools.clear()
         self._owners.clear()
-        self._commands.reset()
+        self._history.clear()
+        self.callbacks = Callbacks()
+        self.commands.reset()
         self.agents.reset()
-
-
-def _doing(command: Command | None) -> Doing:
-    if command is None:
-        return ""
-    if command.runs:
-        return "command"
-    if command.in_transaction:
-        return "transaction"
-    return "cursor" if command.series[3] in _CURSORS else ""
-
-
-def _trace_id(link: Link | None) -> str | None:
-    return None if link is None else f"{link[0]:032x}"
 
 
 def _abandoned(telemetry: PoolTelemetry, owner: object) -> None:

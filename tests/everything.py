@@ -20,7 +20,7 @@ from pymongo.monitoring import (
     ServerHeartbeatSucceededEvent,
 )
 
-from pool_telemetry import PoolTelemetry
+from pool_telemetry import PoolTelemetry, TelemetryOptions, owner
 
 ADDRESS = ("db.example", 27017)
 
@@ -38,7 +38,8 @@ def replay() -> tuple[PoolTelemetry, Any]:
     The listeners have to be held, as a client does.
     """
     clock = Clock()
-    telemetry = PoolTelemetry("golden", clock=clock)
+    options = TelemetryOptions(name="golden", owner_metrics=True, watch=False)
+    telemetry = PoolTelemetry(options=options, clock=clock)
     pool, heartbeat, command = telemetry.listeners
     pool.pool_created(PoolCreatedEvent(ADDRESS, {"maxPoolSize": 2, "minPoolSize": 1}))
     pool.pool_ready(PoolReadyEvent(ADDRESS))
@@ -52,7 +53,8 @@ def replay() -> tuple[PoolTelemetry, Any]:
         pool.connection_ready(ConnectionReadyEvent(ADDRESS, conn_id, 0.001))
     pool.connection_closed(ConnectionClosedEvent(ADDRESS, 3, "idle"))
     for conn_id, wait in ((1, 0.00006), (2, 0.3)):
-        pool.connection_check_out_started(ConnectionCheckOutStartedEvent(ADDRESS))
+        with owner("page"):
+            pool.connection_check_out_started(ConnectionCheckOutStartedEvent(ADDRESS))
         pool.connection_checked_out(ConnectionCheckedOutEvent(ADDRESS, conn_id, wait))
     pool.connection_check_out_started(ConnectionCheckOutStartedEvent(ADDRESS))
     clock.now += 2.5

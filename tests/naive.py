@@ -139,7 +139,7 @@ def numbers_of(telemetry: PoolTelemetry, peak_in_use: int = 0) -> Numbers:
     stats = telemetry.stats()
     pools = stats.pools
     open_pools = stats.open_pools
-    in_flight = telemetry._commands._inflight
+    in_flight = telemetry.commands._inflight
     return Numbers(
         size=sum(pool.size for pool in pools),
         in_use=sum(pool.in_use for pool in pools),

@@ -23,6 +23,7 @@ class Proxy:
     def __init__(self, target: int) -> None:
         self._target = target
         self._latency = 0.0
+        self._greeting = 0.0
         self._loop = asyncio.new_event_loop()
         self._flowing = asyncio.Event()
         self._flowing.set()
@@ -40,6 +41,10 @@ class Proxy:
     def delay(self, seconds: float) -> None:
         """Hold back each piece of data, both ways, for so long."""
         self._latency = seconds
+
+    def hesitate(self, seconds: float) -> None:
+        """Let each new connection wait for so long, as a slow handshake does."""
+        self._greeting = seconds
 
     def cut(self) -> None:
         """Reset every connection."""
@@ -131,6 +136,7 @@ class Proxy:
         self._writers |= ends
         try:
             await self._flowing.wait()
+            await asyncio.sleep(self._greeting)
             there, out = await asyncio.open_connection("127.0.0.1", self._target)
             ends.add(out)
             self._writers |= ends

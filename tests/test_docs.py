@@ -78,6 +78,25 @@ def test_the_example_of_any_client_runs(server_uri: str) -> None:
         process.communicate()
 
 
+def test_the_example_of_an_exhausted_pool_tells_the_five_steps(server_uri: str) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "exhausted.py"), server_uri],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    first, second, third, fourth, fifth = re.split(r"^[1-5]\. ", done.stdout, flags=re.MULTILINE)[
+        1:
+    ]
+    assert re.search(r"WARNING pool 'shop@.*' is exhausted: 4 of 4 in use, \d waiting", first)
+    assert re.search(r"^(WARNING|CRITICAL): undersized, shop@", second, re.MULTILINE)
+    assert re.search(r"  worker-\d+ \(checkout-flow\): find orders\n", third)
+    assert "maxPoolSize=12\n" in fourth
+    assert "of exhaustion: at most 8 waited" in fourth + fifth
+    assert "healthy: nothing is wrong" in fifth
+
+
 def test_every_test_that_a_promise_names_is_there() -> None:
     promises = pool_telemetry.__doc__ or ""
     files = set(re.findall(r"test_\w+\.py", promises))

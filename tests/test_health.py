@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from pool_telemetry import Health, HealthLimits, PoolConfigurationError, assess
-from pool_telemetry.diagnosis import recommend
+from pool_telemetry.diagnosis import diagnose, recommend
 from pool_telemetry.state import PoolState
 from pool_telemetry.stats import ClientStats, PoolStats
 
@@ -162,7 +162,7 @@ def test_a_limit_has_to_be_above_zero(name: str, value: Any) -> None:
 
 
 def test_nothing_is_recommended_where_nothing_happened() -> None:
-    assert recommend(a_client(a_pool())) == {
+    assert recommend(diagnose(a_client(a_pool()))) == {
         "increase_pool": False,
         "check_connection": False,
         "reasons": [],
@@ -170,11 +170,11 @@ def test_nothing_is_recommended_where_nothing_happened() -> None:
 
 
 def test_recommendations_come_from_what_happened() -> None:
-    advice = recommend(a_client(a_pool(**{**EXHAUSTED, "since_exhausted": 200.0})))
+    advice = recommend(diagnose(a_client(a_pool(**{**EXHAUSTED, "since_exhausted": 200.0}))))
     assert (advice["increase_pool"], advice["check_connection"]) == (True, False)
     assert "ran dry 200 s ago (in all 3 times" in advice["reasons"][0]
     assert "raise maxPoolSize above 10" in advice["reasons"][0]
-    assert not recommend(a_client(a_pool(since_exhausted=301.0)))["increase_pool"]
-    advice = recommend(a_client(a_pool(**DOWN)))
+    assert not recommend(diagnose(a_client(a_pool(since_exhausted=301.0))))["increase_pool"]
+    advice = recommend(diagnose(a_client(a_pool(**DOWN))))
     assert (advice["increase_pool"], advice["check_connection"]) == (False, True)
-    assert "no server answers" in advice["reasons"][0]
+    assert "down for 12.0 s" in advice["reasons"][0]

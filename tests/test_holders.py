@@ -8,19 +8,32 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from prometheus_client import CollectorRegistry
 from pymongo import AsyncMongoClient, MongoClient
 from pymongo.cursor import CursorType
 
-from pool_telemetry import MongoDBConnectionPool, PoolTelemetry, owner
-from pool_telemetry.fastapi import create_router
+from pool_telemetry import (
+    MongoDBConnectionPool,
+    PoolTelemetry,
+    TelemetryOptions,
+    owner,
+    prometheus,
+)
+from pool_telemetry.catalog import OWNER_CHECKOUTS
+from pool_telemetry.commands import CommandState
+from pool_telemetry.embedded import EmbeddedServer
+from pool_telemetry.fastapi import OwnerMiddleware, create_router
+from pool_telemetry.prometheus import prometheus_name
 from pool_telemetry.stats import CallerStats
+from tests.balancer import Balancer
 from tests.support import slow, traced_to, until, wait_for
 from tests.web import serving
 
 Client = MongoClient[dict[str, Any]]
+OWNERS = TelemetryOptions(owner_metrics=True)
 APP = "held"  # whose commands are slow
 
 
@@ -111,11 +124,47 @@ def test_a_cursor_that_keeps_its_connection_is_known(
     with contextlib.closing(orders.find(cursor_type=CursorType.EXHAUST, batch_size=10)) as cursor:
         next(cursor)
         (held,) = holders(telemetry)
-        assert (held.doing, held.operation, held.collection) == ("cursor", "find", "orders")
+        assert (held.doing, held.operation, held.collection) == ("exhaust cursor", "find", "orders")
         orders.find_one()  # over another connection: what it did is not the cursor's
         (held,) = holders(telemetry)
         assert held.actor == threading.current_thread().name
     assert holders(telemetry) == []
+
+
+def test_what_a_load_balancer_pins_is_known(
+    own_server: EmbeddedServer, telemetry: PoolTelemetry
+) -> None:
+    with (
+        Balancer(own_server.port) as balancer,
+        Client(balancer.uri, event_listeners=telemetry.listeners) as client,
+    ):
+        orders = client["shop"]["orders"]
+        orders.insert_many([{"number": number} for number in range(100)])
+        with orders.find(batch_size=10) as cursor:
+            next(cursor)
+            (held,) = holders(telemetry)
+            assert (held.doing, held.operation) == ("pinned cursor", "find")
+        assert holders(telemetry) == []
+        with client.start_session() as session, session.start_transaction():
+            orders.find_one({}, session=session)
+            (held,) = holders(telemetry)
+            assert (held.doing, held.operation) == ("transaction", "find")
+        assert holders(telemetry) == []
+
+
+def test_who_runs_a_command_is_not_forgotten_for_others() -> None:
+    commands = CommandState(10)
+    series = (("db", 27017), "shop", "orders", "aggregate", "", "")
+    commands.started(1, series, None, 1)
+    for number in range(2, 10_200):
+        commands.started(number, series, None, number)
+        commands.ended(number, 0.001)
+    running = commands.latest(1)
+    assert running is not None
+    assert running.seconds is None
+    assert commands.latest(2) is None
+    assert commands.forgot
+    assert len(commands._latest) <= 10_001
 
 
 def test_the_trace_of_a_holder_is_told(
@@ -196,3 +245,60 @@ def test_the_stats_and_the_endpoint_tell_it(server_uri: str) -> None:
     plain.include_router(create_router())
     with serving(plain) as web:
         assert web.get("/pool/holders").status == 404
+
+
+def test_the_route_of_a_request_is_the_owner(server_uri: str) -> None:
+    app = FastAPI()
+    app.add_middleware(OwnerMiddleware)
+    inner = FastAPI()
+    client = MongoDBConnectionPool.initialize(server_uri, telemetry=OWNERS)
+
+    @app.get("/orders/{number}")
+    def order(number: int) -> None:
+        client["shop"]["orders"].find_one({"number": number})
+
+    @inner.get("/{year}")
+    async def report(year: int) -> None:
+        await asyncio.to_thread(client["shop"]["orders"].find_one, {"year": year})
+
+    router = APIRouter()
+
+    @router.get("/{item}")
+    def stock(item: str) -> None:
+        client["shop"]["orders"].find_one({"item": item})
+
+    app.mount("/reports", inner)
+    app.include_router(router, prefix="/stock")
+    with serving(app) as web:
+        for number in range(3):
+            assert web.get(f"/orders/{number}").status == 200
+        assert web.get("/reports/2026").status == 200
+        assert web.get("/stock/lamp").status == 200
+        assert web.get("/nowhere/s3cr3t").status == 404
+        assert web.get("/orders/1", method="POST").status == 405
+    owners = MongoDBConnectionPool.get_pool_stats()["top_owners"]
+    assert {name: one["checkouts"] for name, one in owners.items()} == {
+        "/orders/{number}": 3,
+        "/reports/{year}": 1,
+        "/stock/{item}": 1,
+    }
+    # And a metric's label, as was asked for.
+    registry = CollectorRegistry()
+    prometheus.register(registry)
+    text = prometheus.generate(registry=registry)[0].decode()
+    (line,) = [
+        one
+        for one in text.splitlines()
+        if one.startswith(prometheus_name(OWNER_CHECKOUTS)) and "/orders/" in one
+    ]
+    assert line.endswith(" 3.0")
+    assert 'mongodb_client_owner="/orders/{number}"' in line
+
+
+def test_owners_are_no_label_unless_that_is_asked_for(
+    client: Client, telemetry: PoolTelemetry
+) -> None:
+    with owner("page"):
+        client["shop"]["orders"].find_one()
+    assert telemetry.stats().pools[0].owners
+    assert list(OWNER_CHECKOUTS.read(telemetry.stats())) == []

@@ -29,7 +29,7 @@ from pool_telemetry import (
     otel,
     prometheus,
 )
-from pool_telemetry.catalog import CATALOG, CLIENT_INFO, POOL_ATTRIBUTES, Metric
+from pool_telemetry.catalog import CATALOG, CLIENT_INFO, OWNER_SECONDS, POOL_ATTRIBUTES, Metric
 from pool_telemetry.otel import configure, look
 from tests.everything import replay
 from tests.otlp import PROTOCOLS, Received, attributes, exported, receiver
@@ -143,7 +143,7 @@ class _Meter:
 
 
 HISTOGRAMS = {metric.name for metric in CATALOG if metric.instrument == "histogram"}
-OWN = {"outcome", "reason", *CLIENT_INFO.attributes}
+OWN = {"outcome", "reason", *CLIENT_INFO.attributes, *OWNER_SECONDS.attributes}
 INSTRUMENTS = {
     "counter": "create_counter",
     "updowncounter": "create_up_down_counter",

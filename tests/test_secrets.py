@@ -31,8 +31,10 @@ from pool_telemetry import (
     MongoDBConnectionPool,
     TelemetryOptions,
     assess,
+    doctor,
     prometheus,
 )
+from pool_telemetry.diagnosis import diagnose
 from pool_telemetry.fastapi import create_router
 from pool_telemetry.managed import Managed, Settings
 from pool_telemetry.uri import mask_uri
@@ -150,7 +152,7 @@ def test_a_connection_string_given_for_an_option_is_not_shown(text: str) -> None
 def test_nothing_that_a_running_client_shows_has_a_secret(server_uri: str) -> None:
     """In documents, in the bodies of commands and in what the server and the network answer."""
     app = FastAPI()
-    app.include_router(create_router())
+    app.include_router(create_router(holders=True))
     exporter = InMemorySpanExporter()
     options = TelemetryOptions(query_text=True, slow_checkout_seconds=0.0)
     traced = traced_to(SimpleSpanProcessor(exporter))
@@ -192,6 +194,11 @@ def test_nothing_that_a_running_client_shows_has_a_secret(server_uri: str) -> No
             *(span.to_json() for span in exporter.get_finished_spans()),
             *(web.get(path).text for path in ("/health", "/health/ready", "/metrics")),
             web.get("/metrics/mongodb").text,
+            web.get("/pool/diagnosis").text,
+            web.get("/pool/holders").text,
+            repr(diagnose(telemetry.stats(), telemetry.history())),
+            doctor.run(f"http://127.0.0.1:{web.port}", seconds=0.1, as_json=True)[0],
+            doctor.run(f"http://127.0.0.1:{web.port}/metrics", seconds=0.1, as_json=False)[0],
         ]
         seen.append(log.getvalue())
     assert "createUser" in seen[0]

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from examples.stack import local
+from pool_telemetry import cli
 from tests import picture
 from tests.grafana import BOARDS, Prometheus, board, filled, panels, questions, variables
 from tests.needs import needs
@@ -193,6 +194,17 @@ def test_a_browser_draws_it(story: Story, phase: str, name: str) -> None:
     to.unlink(missing_ok=True)
     assert drawn(story, board(name), story.seen[phase].end, to) == []
     assert to.read_bytes().startswith(b"\x89PNG")
+
+
+def test_sizes_are_read_from_it(story: Story, capsys: pytest.CaptureFixture[str]) -> None:
+    code, told = cli.main(["size", story.prometheus.url, "--json"]), capsys.readouterr()
+    assert code == 0, told.err
+    (found,) = json.loads(told.out)
+    assert found["source"].startswith("the busiest minute of the last hour of the busiest of ")
+    assert found["recommended"] > found["max_pool_size"]  # it was exhausted
+    assert found["rate_per_second"] > 1.0
+    assert 0.0 < found["use_seconds"] < 10.0
+    assert found["pool"].startswith("chat@")
 
 
 def test_the_browser_tells_what_it_can_not_draw(story: Story, tmp_path: Path) -> None:

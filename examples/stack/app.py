@@ -100,7 +100,7 @@ class Load:
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Open the pool, and play the load while the service runs."""
     pool = pool_lifespan(
-        telemetry=TelemetryOptions(name=NAME),
+        telemetry=TelemetryOptions(name=NAME, owner_metrics=True),
         appName=PROCESS,
         maxPoolSize=MAX_POOL_SIZE,
         minPoolSize=2,

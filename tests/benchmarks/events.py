@@ -1,6 +1,7 @@
 """What the events of one `find_one` cost: real PyMongo events, delivered in a loop."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -19,7 +20,7 @@ from pymongo.monitoring import (
     PoolReadyEvent,
 )
 
-from pool_telemetry import PoolTelemetry, TelemetryOptions
+from pool_telemetry import PoolTelemetry, TelemetryOptions, owner
 from tests.benchmarks import listeners
 from tests.benchmarks.measure import Costs, Effort, Goal, Turn, over, show, show_heading, take_turns
 
@@ -91,11 +92,12 @@ def _pool_events() -> tuple[Any, Any, Any]:
 
 
 def run_events(effort: Effort) -> list[Goal]:
-    """Measure (a), (b) and (g)."""
+    """Measure (a), (b), (g) and (h); the watching thread runs beside all of them."""
     rounds = effort.event_rounds
     return [
         _compare("a", "five events, on a thread", five_events, rounds),
         _compare("g", "five events, in an asyncio task", five_events, rounds, in_task=True),
+        _compare("h", "five events, for an owner", five_events, rounds, owned=True),
         _compare("b", "three events, operations=False", pool_events, rounds, operations=False),
         Goal("b", "CommandListeners, operations=False", 0, _command_listeners(), "", 0),
     ]
@@ -109,6 +111,7 @@ def _compare(
     *,
     in_task: bool = False,
     operations: bool = True,
+    owned: bool = False,
 ) -> Goal:
     limit = FIVE_EVENTS_MICROSECONDS if operations else POOL_EVENTS_MICROSECONDS
     show_heading(
@@ -122,7 +125,8 @@ def _compare(
     async def take_turns_in_a_task() -> Costs:
         return take_turns(variants, rounds)
 
-    costs = asyncio.run(take_turns_in_a_task()) if in_task else take_turns(variants, rounds)
+    with owner("benchmark") if owned else contextlib.nullcontext():
+        costs = asyncio.run(take_turns_in_a_task()) if in_task else take_turns(variants, rounds)
     telemetry.close()
     show(costs, "no-op")
     return Goal(section, f"{what}: over no-op", limit, over(costs, "ours", "no-op"))

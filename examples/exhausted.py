@@ -1,0 +1,79 @@
+"""My pool is exhausted: what now? The five steps of the README, played on a server of yours.
+
+python examples/exhausted.py mongodb://localhost:27017/
+"""
+
+import contextlib
+import logging
+import sys
+import threading
+import time
+
+from pymongo.errors import WaitQueueTimeoutError
+
+from pool_telemetry import Diagnosis, MongoDBConnectionPool, TelemetryOptions, diagnose, owner
+from pool_telemetry.doctor import in_words
+from pool_telemetry.report import pool_lines
+
+CALLERS = 12
+
+
+def diagnosis() -> Diagnosis:
+    """Return it, and show it as `pool-telemetry doctor` does."""
+    telemetry = MongoDBConnectionPool.get_telemetry()
+    assert telemetry is not None
+    stats = telemetry.stats()
+    found = diagnose(stats, telemetry.history())
+    print(in_words(found, pool_lines(stats)))
+    return found
+
+
+def work(over: threading.Event) -> None:
+    """Find again and again."""
+    with owner("checkout-flow"):
+        while not over.is_set():
+            with contextlib.suppress(WaitQueueTimeoutError):
+                MongoDBConnectionPool.get_client()["shop"]["orders"].find_one({"open": True})
+
+
+def main(uri: str) -> None:
+    """Let a pool run dry, and mend it."""
+    logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
+    logging.getLogger("pool_telemetry").setLevel(logging.INFO)
+    options = TelemetryOptions(name="shop", drain_seconds=1.0)
+    MongoDBConnectionPool.initialize(uri, maxPoolSize=4, telemetry=options)
+    over = threading.Event()
+    threads = [
+        threading.Thread(target=work, args=(over,), name=f"worker-{number}")
+        for number in range(CALLERS)
+    ]
+    print("1. The log says it\n")
+    for thread in threads:
+        thread.start()
+    time.sleep(4.0)
+
+    print("\n2. What is wrong?\n")
+    found = diagnosis()
+
+    print("\n3. Who has the connections?\n")
+    stats = MongoDBConnectionPool.get_pool_stats(detail=True)
+    for one in stats["holders"]:
+        print(f"  {one['actor']} ({one['owner']}): {one['operation']} {one['collection']}")
+    print(f"  {len(stats['waiters'])} wait")
+
+    print("\n4. What it asks for is given to it\n")
+    size = found.findings[0].change["maxPoolSize"]
+    print(f"  maxPoolSize={size}")
+    MongoDBConnectionPool.initialize(uri, maxPoolSize=size, telemetry=options)
+    time.sleep(4.0)
+
+    print("\n5. Is it over?\n")
+    diagnosis()
+    over.set()
+    for thread in threads:
+        thread.join()
+    MongoDBConnectionPool.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "mongodb://localhost:27017/")

@@ -1,0 +1,82 @@
+"""Calls the application back, in order, on a thread that lives as long as there is something to do.
+
+The application's functions may take their time, fail, or be coroutines: nobody here waits for them.
+"""
+
+import asyncio
+import inspect
+import logging
+import threading
+from collections import deque
+from concurrent import futures
+from typing import Any, Final
+
+from pool_telemetry.options import OnEpisode
+from pool_telemetry.stats import Episode
+
+LOOP_SECONDS: Final = 1.0  # so often it is seen whether the loop still runs
+_MOST: Final = 10  # that stand in line for one that does not return
+
+_log = logging.getLogger("pool_telemetry.callbacks")
+
+
+class Callbacks:
+    """The calls of one client.
+
+    Attributes:
+        loop: The event loop of the client, where coroutines run; without one, on their own.
+    """
+
+    def __init__(self) -> None:
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self._lock = threading.Lock()
+        self._due: deque[tuple[OnEpisode, Episode]] = deque()
+        self._busy = False
+
+    def call(self, callback: OnEpisode | None, episode: Episode) -> None:
+        """Call back soon, after those that are due before; without a callback do nothing."""
+        if callback is None:
+            return
+        with self._lock:
+            dropped = len(self._due) >= _MOST
+            if not dropped:
+                self._due.append((callback, episode))
+            start, self._busy = not self._busy, True
+        if dropped:
+            _log.error("a callback of pool %r does not return: a call was left out", episode.pool)
+        if start:
+            thread = threading.Thread(target=self._run, name="pool_telemetry-callback", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # no room for a thread, or the process ends: the next call tries
+                self._busy = False
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                if not self._due:
+                    self._busy = False
+                    return
+                callback, episode = self._due.popleft()
+            try:
+                self._call(callback, episode)
+            except BaseException:  # a cancelled coroutine, sys.exit(): the next one has its turn
+                _log.exception("a callback of pool %r failed", episode.pool)
+
+    def _call(self, callback: OnEpisode, episode: Episode) -> None:
+        answer: Any = callback(episode)
+        if not inspect.isawaitable(answer):
+            return
+
+        async def wait() -> None:
+            await answer
+
+        loop = self.loop
+        if loop is None or not loop.is_running():
+            asyncio.run(wait())
+            return
+        done = asyncio.run_coroutine_threadsafe(wait(), loop)
+        while loop.is_running() and not done.done():
+            futures.wait([done], LOOP_SECONDS)
+        if done.done():
+            done.result()

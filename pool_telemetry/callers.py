@@ -1,0 +1,113 @@
+"""Who has a server's connections, and who waits for one: the state's callers, in names.
+
+Called by readers only. What a holder does is read off the commands that he sent.
+"""
+
+from typing import Final, NamedTuple
+
+from pool_telemetry.actor import names_of
+from pool_telemetry.commands import CommandState
+from pool_telemetry.connections import Holder
+from pool_telemetry.state import PoolState
+from pool_telemetry.stats import CallerStats, Doing, Link, pool_name
+
+IDLE_SECONDS: Final = 1.0
+"""Who holds a connection for so long without a command does not merely hand it back."""
+
+_CURSORS: Final = frozenset({"aggregate", "find", "getMore"})  # what may leave one open
+
+
+class _Use(NamedTuple):
+    """What is known of a hold."""
+
+    doing: Doing
+    operation: str
+    collection: str
+    link: Link | None
+    idle_seconds: float | None  # None: a command runs, or it is not known
+
+
+def waiting(state: PoolState, now: float) -> list[CallerStats]:
+    """Return who waits for a connection."""
+    waiters = state.waiters()
+    names = names_of(waiters)
+    return [
+        CallerStats(
+            address=pool_name("", state.address),
+            seconds=max(0.0, now - since),
+            actor=names[actor],
+            owner=note.owner,
+            doing="waiting",
+            operation="",
+            collection="",
+            trace_id=_trace_id(note.link),
+        )
+        for actor, (since, note) in waiters.items()
+    ]
+
+
+def holding(
+    state: PoolState, commands: CommandState, now: float
+) -> tuple[dict[int, Holder], dict[int, CallerStats]]:
+    """Return who has which connection: as it stands there, and in names."""
+    held, superseded = state.holders()
+    names = names_of(actor for actor, _, _ in held.values())
+    found = {}
+    for conn_id, holder in held.items():
+        actor, since, note = holder
+        use = _use(state, commands, holder, superseded.get(conn_id), now)
+        found[conn_id] = CallerStats(
+            address=pool_name("", state.address),
+            seconds=max(0.0, now - since),
+            actor=names[actor],
+            owner=note.owner,
+            doing=use.doing,
+            operation=use.operation,
+            collection=use.collection,
+            trace_id=_trace_id(use.link or note.link),
+            idle_seconds=use.idle_seconds,
+        )
+    return held, found
+
+
+def idle(state: PoolState, commands: CommandState, now: float) -> list[float]:
+    """Return for how long each connection has run no command, where that is for too long."""
+    held, superseded = state.holders()
+    every = (_use(state, commands, one, superseded.get(i), now) for i, one in held.items())
+    return [
+        use.idle_seconds
+        for use in every
+        if use.idle_seconds is not None and use.idle_seconds >= IDLE_SECONDS
+    ]
+
+
+def _use(
+    state: PoolState,
+    commands: CommandState,
+    holder: Holder,
+    superseded: float | None,
+    now: float,
+) -> _Use:
+    actor, since, _ = holder
+    # What he does since he took another he does over that one, but for a cursor's next batches.
+    latest = commands.latest(actor) if superseded is None else commands.latest_batch(actor)
+    kept: Doing = "exhaust cursor" if state.has_heartbeats else "pinned cursor"
+    if latest is None or latest.since < since:
+        if superseded is not None:
+            return _Use(kept if state.has_heartbeats else "", "", "", None, now - superseded)
+        unknown = latest is None and commands.forgot
+        return _Use("", "", "", None, None if unknown else max(0.0, now - since))
+    operation, collection = latest.series[3], latest.series[2]
+    link = None if latest.trace is None else latest.trace.link()
+    if latest.seconds is None:
+        return _Use("command", operation, collection, link, None)
+    ended = max(latest.since + latest.seconds, superseded or 0.0)
+    if latest.in_transaction:
+        kept = "transaction"
+    elif operation not in _CURSORS:
+        kept = ""
+    return _Use(kept, operation, collection, link, max(0.0, now - ended))
+
+
+def _trace_id(link: Link | None) -> str | None:
+    return None if link is None else f"{link[0]:032x}"

@@ -1,0 +1,343 @@
+"""One pool's case: what is usual for it, its trouble, and what of that can be measured.
+
+Read by the rules of `findings.py`. Time in which nobody waited tells what is usual; the trouble is
+compared with that.
+"""
+
+import math
+from functools import cached_property
+from typing import Final, NamedTuple
+
+from pool_telemetry.sizing import Load, recommend_size
+from pool_telemetry.stats import ClientStats, HistogramStats, PoolStats
+from pool_telemetry.window import Series, Window, total
+
+RECENT_SECONDS: Final = 300.0
+"""A trouble younger than this still asks for a change."""
+
+WAIT_SECONDS: Final = 0.05
+"""Waits of 5 % of the callers below this are no trouble."""
+EXHAUSTED_SHARE: Final = 0.2
+DRY_SECONDS: Final = 0.1
+"""An exhaustion has to be as long as both, or comes and goes with any load."""
+SLOWER: Final = 3.0
+"""So many times their usual duration makes operations slow."""
+SLOW_SECONDS: Final = 0.1
+"""Commands of this length are slow where it is not known what is usual."""
+SLOW_SHARE: Final = 0.2
+"""Of the time of all commands; what is less is not what keeps connections."""
+STUCK_SECONDS: Final = 1.0
+ENDED_SECONDS: Final = 3.0
+"""After so long without it a trouble is over."""
+BURST_SECONDS: Final = 1.0
+"""Exhaustions that are longer on average are no bursts."""
+UNREACHABLE_SECONDS: Final = 3.0
+FAILED_SHARE: Final = 0.2
+
+_GAP_SECONDS: Final = 10.0  # between two troubles; what is closer is one
+_FEW: Final = 20  # uses, commands or checkouts; fewer tell nothing of a rate or a mean
+# Errors after which PyMongo, or its caller, tries again (MongoDB's retryable reads and writes).
+_RETRYABLE: Final = frozenset(
+    map(str, (6, 7, 89, 91, 134, 189, 262, 317, 358, 384, 9001, 10107, 11600, 11602, 13435, 13436))
+)
+
+
+class Slowed(NamedTuple):
+    """The command that takes too long, of those the one with most time.
+
+    Attributes:
+        name: `find orders`.
+        seconds: It takes on average.
+        usual: What it usually takes; None where that is not known.
+        ran: How often.
+        share: Of the time of all commands.
+    """
+
+    name: str
+    seconds: float
+    usual: float | None
+    ran: int
+    share: float
+
+
+class Case:
+    """One pool: what is usual for it, and the trouble that it has now.
+
+    Attributes:
+        trouble: The time in which callers waited, if they still do.
+        settled: That without its beginning.
+        now: That, or else the last half a minute.
+        failing: The time in which commands failed, if they still do.
+        usual: All other time.
+        ended_at: Unix time at which a trouble was over, if one was; `trouble` is None then.
+    """
+
+    def __init__(
+        self, pool: PoolStats, parts: list[Window], stats: ClientStats, most: int | None
+    ) -> None:
+        self.pool = pool
+        self.name = stats.pool_name(pool)
+        self.alone = not any(one.up for one in stats.open_pools if one is not pool)
+        self.most = most
+        first, *later = parts
+        recent = [one for one in later or [first] if stats.at - one.until < RECENT_SECONDS]
+        self.latest = recent[-1]
+        self.seconds = sum(one.seconds for one in recent)
+
+        dry = [one for one in recent if _is_dry(one)]
+        ago = stats.at - dry[-1].until if dry else 0.0
+        if dry == [first] and not pool.exhausted and not pool.waiting:
+            ago = min(pool.since_exhausted or 0.0, pool.since_timeout or math.inf)
+        self.ended_at = stats.at - ago if ago >= ENDED_SECONDS else None
+        self.dry = [] if self.ended_at is not None and dry != [first] else _last_run(dry)
+        self.trouble = total(self.dry)
+        self.settled = total(self.dry[1:] or self.dry)  # after the look in which it began
+        failing = [one for one in recent if _fails(one)]
+        self.failing = total(failing) if failing and failing[-1].until == stats.at else None
+        last = min(30.0, 0.4 * self.seconds)
+        calm = [one for one in recent if stats.at - one.until < last]
+        now = self.dry or calm
+        self.now = total(now)
+        strange = [*dry, *failing, *now]
+        self.usual = total(one for one in parts if one not in strange and not _is_dry(one))
+
+    # What is measured
+
+    @property
+    def leaked(self) -> int:
+        """Return the connections that somebody has and does not use."""
+        return self.pool.held_idle or 0
+
+    @cached_property
+    def use_seconds(self) -> float:
+        """Return how long connections are held now, on average."""
+        ended = self.now.use_time if self.now else None
+        return (ended.mean if ended else None) or 0.0
+
+    @property
+    def usual_seconds(self) -> float | None:
+        """Return how long connections are usually held, on average; None if it is not known."""
+        usual = self.usual.use_time if self.usual else None
+        return usual.mean if usual is not None and usual.count >= _FEW else None
+
+    @cached_property
+    def stuck_seconds(self) -> float:
+        """Return for how long nothing has come back, from several callers; 0.0 if it does."""
+        pool, ended = self.pool, self.latest.use_time
+        comes_back = ended is not None and ended.count >= pool.in_use and pool.stalled_time < 1.0
+        several = pool.in_use >= 3 or pool.waiting > 0
+        if self.leaked or comes_back or not several or pool.longest_checkout < STUCK_SECONDS:
+            return 0.0
+        too_long = pool.longest_checkout > SLOWER * (self.usual_seconds or 0.0)
+        return pool.longest_checkout if too_long else 0.0
+
+    @cached_property
+    def load(self) -> Load | None:
+        """Return what the pool would have to bear if commands took their usual time."""
+        trouble = self.settled
+        if trouble is None:
+            return None
+        use, usual = trouble.use_time, self.usual.use_time if self.usual else None
+        if use is None or (self.slowed and self.slowed.usual) or self.stuck_seconds:
+            use = usual or use
+        enough = trouble.seconds >= 1.0 and sum(trouble.checkouts.values()) >= _FEW
+        return Load.of(trouble.rate, use) if use is not None and trouble.rate and enough else None
+
+    # What it comes to
+
+    @property
+    def down(self) -> bool:
+        """Return whether the server does not answer."""
+        pool = self.pool
+        silent = pool.up is None and pool.phase == "paused"
+        return pool.up is False or (silent and pool.since_up_changed >= UNREACHABLE_SECONDS)
+
+    @cached_property
+    def ran_dry(self) -> bool:
+        """Return whether callers found all connections taken, for long enough to matter."""
+        trouble = self.trouble
+        return trouble is not None and (
+            trouble.exhausted_time > 0.0 or self.pool.exhausted or trouble.checkouts["timeout"] > 0
+        )
+
+    @cached_property
+    def slowed(self) -> Slowed | None:
+        """Return the command that takes longer than it usually does, or than any should."""
+        now, usual = self.now, self.usual
+        if now is None:
+            return None
+        times = _times(now)
+        every = sum(duration.sum for duration in times.values())
+        before = _times(usual) if usual else {}
+        least = SLOW_SECONDS / (5 if self.ran_dry else 2)
+        found = list[tuple[float, Slowed]]()
+        for series, duration in times.items():
+            mean, was, share = _mean(duration), before.get(series), duration.sum / (every or 1.0)
+            known = _mean(was) if was is not None and was.count >= _FEW else None
+            if known is not None:
+                slow = mean >= max(SLOWER * known, least)
+            else:
+                # Few long ones among many short ones are what keeps connections, too.
+                typical = Load.of(1.0, duration).weighted_use_seconds
+                held = every >= 0.5 * now.used
+                slow = self.ran_dry and held and max(mean, typical / 2) >= SLOW_SECONDS
+                mean = max(mean, typical) if slow else mean
+            if slow and share >= SLOW_SHARE:
+                name = " ".join(filter(None, (series[2], series[1])))
+                found.append((duration.sum, Slowed(name, mean, known, duration.count, share)))
+        return max(found, key=lambda one: one[0])[1] if found else None
+
+    @property
+    def slow(self) -> bool:
+        """Return whether commands take too long, rather than being too many."""
+        return self.slowed is not None or self.stuck_seconds > 0.0
+
+    @property
+    def failed(self) -> tuple[int, int]:
+        """Return how many attempts failed so that one tries again, and how many there were."""
+        return _failed(self.failing) if self.failing else (0, 0)
+
+    @cached_property
+    def retried(self) -> bool:
+        """Return whether most time out, and those who do come again at once."""
+        trouble = self.trouble
+        if trouble is None or trouble.checkouts["timeout"] < _FEW:
+            return False
+        # PyMongo itself tries a read once more: that alone is half of them.
+        again = trouble.retries >= 0.75 * trouble.checkouts["timeout"]
+        return again and trouble.timeout_share >= 0.5
+
+    @cached_property
+    def storm(self) -> bool:
+        """Return whether callers wait for connections to be opened, rather than for one back."""
+        trouble = self.trouble
+        if trouble is None or trouble.created + self.pool.opening < 3:
+            return False
+        waited = max(
+            trouble.exhausted_time,
+            quantile(trouble.wait_time, 0.95),
+            self.pool.oldest_wait,
+        )
+        created = trouble.create_time
+        opening = (created.sum if created else 0.0) + self.pool.opening * self.pool.oldest_wait
+        each = opening / (trouble.created or self.pool.opening)
+        dry = trouble.exhausted_time >= 0.5 * waited
+        over = trouble.exhausted_time if dry else trouble.seconds
+        held = trouble.used + self.pool.in_use * min(self.pool.longest_checkout, over)
+        in_use = held / (over * (self.pool.max_size or math.inf)) if over else 1.0
+        return opening >= 0.5 * waited and each >= 0.02 and in_use < 0.5
+
+    @cached_property
+    def churn(self) -> bool:
+        """Return whether connections are hardly used before they are closed."""
+        now = self.now
+        return (
+            now is not None
+            and now.created >= max(10.0, 2.0 * now.seconds)
+            and now.closed["idle"] >= 0.5 * now.created
+            and now.created >= 0.3 * now.checkouts["ok"]
+        )
+
+    @cached_property
+    def needed(self) -> int | None:
+        """Return the maxPoolSize with which nearly nobody would wait; None if it is not known."""
+        if self.load is None:
+            return None
+        best, limit = recommend_size(self.load), self.pool.max_size or 0
+        if self.returning:
+            # How many waited once it had settled: not those of its beginning.
+            late = self.dry[len(self.dry) // 2 :]
+            return max(best, limit + max(one.last.waiting for one in late))
+        if self.burst:  # over within the wait that nobody minds
+            demand = limit + self.pool.peak_waiting
+            return max(best, math.ceil(demand * min(1.0, self.use_seconds / WAIT_SECONDS)))
+        return best
+
+    @cached_property
+    def returning(self) -> bool:
+        """Return whether a fixed number of callers come again when they are served.
+
+        The pool was full all the time then, and yet its queue did not grow.
+        """
+        trouble = self.settled
+        if trouble is None or self.slow or not trouble.seconds:
+            return False
+        busy = trouble.used / (trouble.seconds * (self.pool.max_size or math.inf))
+        growing = trouble.queue_growth > 0.05 * trouble.checkouts["ok"]
+        # Some time out even so: PyMongo's queue is not fair to who waits longest (4.20).
+        few_fail = trouble.timeout_share < 0.05
+        return trouble.exhausted_share >= 0.9 and busy >= 0.9 and few_fail and not growing
+
+    @cached_property
+    def burst(self) -> bool:
+        """Return whether many came at once, and seldom."""
+        trouble = self.trouble
+        if trouble is None or self.slow or self.retried or self.returning:
+            return False
+        each = trouble.exhausted_time / max(1, trouble.exhaustions)
+        seldom = trouble.exhausted_time < 0.25 * self.seconds
+        return self.pool.peak_waiting > 0 and each <= BURST_SECONDS and seldom
+
+
+def _times(part: Window) -> dict[Series, HistogramStats]:
+    """Return the commands' durations; where they are not timed, the connections' use as one.
+
+    A getMore waits for news, if it is of a change stream: its time tells nothing.
+    """
+    if not part.operations and part.use_time is not None:
+        return {("", "", "operations", ""): part.use_time}
+    return {s: d for s, d in part.operations.items() if s[2] != "getMore" and not s[3]}
+
+
+def _failed(part: Window) -> tuple[int, int]:
+    failed = sum(
+        duration.count
+        for series, duration in part.operations.items()
+        if series[3] and (series[3] in _RETRYABLE or not series[3].isdecimal())
+    )
+    errors = part.checkouts["connection_error"]
+    every = sum(duration.count for duration in part.operations.values())
+    return failed + errors, every + errors
+
+
+def _fails(part: Window) -> bool:
+    failed, attempts = _failed(part)
+    return failed > 0 and failed >= FAILED_SHARE * attempts
+
+
+def _is_dry(part: Window) -> bool:
+    """Return whether callers waited for too long."""
+    last = part.last
+    if part.whole and part.seconds > RECENT_SECONDS:  # too long for shares
+        long = last.exhausted_time >= DRY_SECONDS
+        dry = last.exhausted or (long and _recent(last.since_exhausted))
+        return dry or _recent(last.since_timeout)
+    return (
+        (part.exhausted_share >= EXHAUSTED_SHARE and part.exhausted_time >= DRY_SECONDS)
+        or part.checkouts["timeout"] > 0
+        or quantile(part.wait_time, 0.95) >= WAIT_SECONDS
+        or (last.waiting > 0 and last.oldest_wait >= WAIT_SECONDS)
+    )
+
+
+def _last_run(dry: list[Window]) -> list[Window]:
+    """Return those that hang together with the last one."""
+    run = dry[-1:]
+    for one in reversed(dry[:-1]):
+        if run[0].until - run[0].seconds - one.until > _GAP_SECONDS:
+            break
+        run.insert(0, one)
+    return run
+
+
+def _recent(age: float | None) -> bool:
+    return age is not None and age < RECENT_SECONDS
+
+
+def _mean(histogram: HistogramStats | None) -> float:
+    return (histogram.mean if histogram else None) or 0.0
+
+
+def quantile(histogram: HistogramStats | None, q: float) -> float:
+    """Return a quantile in seconds; 0.0 where nothing was seen."""
+    return (histogram.quantile(q) if histogram else None) or 0.0

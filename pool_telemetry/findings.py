@@ -1,0 +1,346 @@
+"""The rules by which a pool's case becomes a finding: one function for each verdict.
+
+What they go by is measured in `case.py`; here are the words and the values to change.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from pool_telemetry.case import Case, quantile
+from pool_telemetry.sizing import Load, recommend_size
+from pool_telemetry.stats import PoolStats
+
+Verdict = Literal[
+    "healthy",
+    "undersized",
+    "slow operations",
+    "leak",
+    "connection storm",
+    "server unreachable",
+    "oversized",
+    "retry storm",
+]
+Severity = Literal["healthy", "notice", "warning", "critical"]
+
+IDLE_SECONDS: Final = 5.0
+"""A connection held for so long without a command is leaked, where nobody misses it."""
+MANY_FAILURES: Final = 10
+"""Fewer attempts that fail are no storm."""
+IDLE_CONNECTIONS: Final = 10
+"""Connections that nobody needs are worth a word from here on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that is wrong with one pool.
+
+    Attributes:
+        verdict: What.
+        severity: critical where callers fail or will soon, warning where they wait, else notice.
+        pool: `NAME@host:port`.
+        because: A sentence with the numbers.
+        advice: What to do.
+        evidence: The numbers by name; seconds, shares, counts.
+        change: Options of MongoClient and the values to give them.
+        ended: For how many seconds it has been over; None: it goes on.
+    """
+
+    verdict: Verdict
+    severity: Severity
+    pool: str
+    because: str
+    advice: str
+    evidence: Mapping[str, float] = field(default_factory=dict)
+    change: Mapping[str, int] = field(default_factory=dict)
+    ended: float | None = None
+
+
+def _server_unreachable(case: Case) -> Finding | None:
+    pool = case.pool
+    if not case.down:
+        return None
+    failed = case.now.checkouts["connection_error"] if case.now else 0
+    gone = pool.outage if pool.up is False else pool.since_up_changed
+    return Finding(
+        verdict="server unreachable",
+        severity="critical" if case.alone else "warning",
+        pool=case.name,
+        because=pool.why_down + (f"; {failed} checkouts failed" if failed else ""),
+        advice="see whether the server runs, and the network and the address are right; "
+        "PyMongo comes back by itself",
+        evidence={"outage_seconds": gone, "failed_checkouts": failed},
+    )
+
+
+def _leak(case: Case) -> Finding | None:
+    pool, leaked = case.pool, case.leaked
+    missed = case.ran_dry and (pool.exhausted or pool.waiting > 0)
+    # Without commands to go by, an age that no operation had tells.
+    unknown = pool.held_idle is None and pool.longest_checkout >= max(
+        60.0, 100.0 * quantile(pool.use_time, 0.95)
+    )
+    if not unknown and not (leaked and (missed or pool.longest_idle >= IDLE_SECONDS)):
+        return None
+    most = pool.max_size or math.inf
+    timeouts = case.trouble.checkouts["timeout"] if case.trouble else 0
+    what = (
+        f"a connection is out for {pool.longest_checkout:.0f} s"
+        if unknown
+        else f"{leaked} of {pool.in_use} connections in use run no command, "
+        f"for up to {pool.longest_idle:.1f} s"
+    )
+    return Finding(
+        verdict="leak",
+        severity="critical" if timeouts or leaked >= 0.5 * most else "warning",
+        pool=case.name,
+        because=f"{what} (maxPoolSize {_limit(pool)}, {pool.waiting} waiting)",
+        advice="close cursors and end transactions where they are used (`with`); "
+        "get_pool_stats(detail=True) and the log of long checkouts name who has them",
+        evidence={
+            "held_idle": leaked,
+            "longest_idle_seconds": pool.longest_idle,
+            "longest_checkout_seconds": pool.longest_checkout,
+            "in_use": pool.in_use,
+            "waiting": pool.waiting,
+        },
+    )
+
+
+def _retry_storm(case: Case) -> Finding | None:
+    pool, failing, (failed, attempts) = case.pool, case.failing, case.failed
+    storm = failed >= MANY_FAILURES
+    during = failing if storm else case.trouble
+    if case.down or during is None or not (storm or case.retried):
+        return None
+    if storm:
+        because = (
+            f"{failed} of {attempts} attempts on {pool.address} failed with errors after which one "
+            f"tries again, in {during.seconds:.0f} s; the pool was cleared {during.cleared} times "
+            f"and opened {during.created} connections"
+        )
+        advice = (
+            "see why the server or the network fails them; until then try again later and later, "
+            "and not without end"
+        )
+    else:
+        failed, attempts = during.checkouts["timeout"], sum(during.checkouts.values())
+        because = (
+            f"{failed} of {attempts} checkouts of {pool.address} timed out in "
+            f"{during.seconds:.0f} s, and {during.retries} were by callers who had just timed out"
+        )
+        advice = "let callers wait before they try again, longer each time, and give up at last"
+    return Finding(
+        verdict="retry storm",
+        severity="critical",
+        pool=case.name,
+        because=because,
+        advice=advice,
+        evidence={
+            "failed": failed,
+            "attempts": attempts,
+            "retries": during.retries,
+            "cleared": during.cleared,
+            "connections_created": during.created,
+        },
+    )
+
+
+def _connection_storm(case: Case) -> Finding | None:
+    pool, now = case.pool, case.now
+    if now is None or case.down or not (case.storm or case.churn):
+        return None
+    each = (now.create_time.mean if now.create_time else None) or 0.0
+    evidence = {
+        "connections_created": now.created,
+        "opening": pool.opening,
+        "create_seconds": each,
+        "wait_p95_seconds": quantile(now.wait_time, 0.95),
+        "closed_idle": now.closed["idle"],
+    }
+    busy = math.ceil(now.used / now.seconds) if now.seconds else 1
+    least = max(1, pool.min_size, busy, min(pool.peak_waiting, 50))
+    change = {"minPoolSize": min(least, pool.max_size or least)}
+    if case.storm:
+        because = (
+            f"callers of {pool.address} wait for connections to be opened: {now.created} new ones "
+            f"in {now.seconds:.0f} s, {each:.2f} s each, while few are in use"
+        )
+        advice = (
+            f"keep connections open (minPoolSize {change['minPoolSize']}), open more at once "
+            "(maxConnecting, 2 by default), and see what makes the handshake slow: TLS, DNS, "
+            "authentication"
+        )
+    else:
+        because = (
+            f"{pool.address} opened {now.created} connections for {now.checkouts['ok']} checkouts "
+            f"in {now.seconds:.0f} s, and closed {now.closed['idle']} because they were idle"
+        )
+        advice = (
+            "raise maxIdleTimeMS above the pauses of your traffic, or keep connections open "
+            f"(minPoolSize {change['minPoolSize']})"
+        )
+    return Finding(
+        verdict="connection storm",
+        severity="warning",
+        pool=case.name,
+        because=because,
+        advice=advice,
+        evidence=evidence,
+        change=change,
+    )
+
+
+def _slow_operations(case: Case) -> Finding | None:
+    pool, now, slowed = case.pool, case.now, case.slowed
+    if now is None or case.down or not case.slow:
+        return None
+    timeouts = now.checkouts["timeout"] if case.trouble else 0
+    evidence: dict[str, float] = {
+        "use_seconds": case.use_seconds,
+        "rate_per_second": now.rate,
+        "waiting": pool.waiting,
+        "timeouts": timeouts,
+        "stuck_seconds": case.stuck_seconds,
+        "command_seconds": slowed.seconds if slowed else 0.0,
+        "usual_seconds": (slowed.usual if slowed else case.usual_seconds) or 0.0,
+    }
+    change: dict[str, int] = {}
+    if slowed is None:
+        because = (
+            f"no connection to {pool.address} came back for {case.stuck_seconds:.1f} s, and "
+            f"{pool.in_use} are in use"
+        )
+        advice = "the server or the network hangs, or these commands take that long: holders tell"
+    else:
+        usual = "" if slowed.usual is None else f", usually {slowed.usual * 1e3:.0f} ms"
+        because = (
+            f"{slowed.name} on {pool.address} takes {slowed.seconds * 1e3:.0f} ms{usual}: "
+            f"{slowed.ran} in {now.seconds:.0f} s, {slowed.share:.0%} of the commands' time"
+        )
+        advice = "look at this command (indexes, explain, the server's slow log) and at the server"
+        if case.ran_dry and case.needed and slowed.usual is None:
+            advice += f"; maxPoolSize {case.needed} would bear it as it is"
+            change = {"maxPoolSize": case.needed}
+    if case.ran_dry:
+        because += f"; it {_dry(pool)}"
+    return Finding(
+        verdict="slow operations",
+        severity="critical" if timeouts else "warning",
+        pool=case.name,
+        because=because,
+        advice=advice,
+        evidence=evidence,
+        change=_bounded(change, case.most),
+    )
+
+
+def _undersized(case: Case) -> Finding | None:
+    pool, trouble, needed, load = case.pool, case.trouble, case.needed, case.load
+    limit = pool.max_size
+    if trouble is None or limit is None or case.down or not case.ran_dry or case.storm:
+        return None
+    # Without what slows it, keeps connections or tries again, would it be large enough?
+    other = case.slow or case.leaked or case.retried or case.failing
+    unusual = case.slowed is not None and case.slowed.usual is None
+    if unusual or (other and (needed is None or needed <= limit)):
+        return None
+    size = max(needed or 0, limit + 1)
+    most = size if case.most is None else min(size, case.most)
+    crowd = f"up to {pool.peak_waiting} waited"
+    if case.returning:
+        crowd += ", and who is served comes again"
+    elif case.burst:
+        crowd += ", who came at once"
+    need = (
+        ""
+        if load is None
+        else (
+            f"; of {limit} connections {load.rate:.0f} callers per second with "
+            f"{load.use_seconds * 1e3:.0f} ms each need {load.connections:.1f} on average"
+        )
+    )
+    if needed is None:
+        advice = f"raise maxPoolSize above {limit}, or shorten what holds a connection"
+    elif most <= limit:
+        advice = (
+            f"the server has no more connections for this process, and {size} would be needed: "
+            "shorten what holds one"
+        )
+    else:
+        advice = f"raise maxPoolSize from {limit} to {most}, or shorten what holds a connection"
+        if most < size:
+            advice += f" (the server has no more for this process; {size} would be needed)"
+        elif case.returning and load is not None and recommend_size(load) < size:
+            least = max(limit + 1, recommend_size(load))
+            advice += f" ({least} may do, where callers pause between their operations)"
+    return Finding(
+        verdict="undersized",
+        severity="critical" if trouble.checkouts["timeout"] else "warning",
+        pool=case.name,
+        because=f"{pool.address} {_dry(pool)}{need}; {crowd}",
+        advice=advice,
+        evidence={
+            "rate_per_second": trouble.rate,
+            "use_seconds": case.use_seconds,
+            "connections_needed": load.connections if load else 0.0,
+            "exhausted_share": trouble.exhausted_share,
+            "peak_waiting": pool.peak_waiting,
+            "timeouts": trouble.checkouts["timeout"],
+            "wait_p95_seconds": quantile(trouble.wait_time, 0.95),
+        },
+        change={} if needed is None or most <= limit else {"maxPoolSize": most},
+    )
+
+
+def _oversized(case: Case) -> Finding | None:
+    pool, now = case.pool, case.now
+    if case.trouble is not None or case.slow or now is None or case.down or now.use_time is None:
+        return None
+    if now.use_time.count < 10 or pool.waiting or pool.opening:
+        return None
+    load = Load.of(now.rate, now.use_time)
+    needed = max(recommend_size(load), pool.in_use)
+    if pool.size - needed < IDLE_CONNECTIONS or pool.size < 4 * needed:
+        return None
+    kept = pool.min_size > needed
+    return Finding(
+        verdict="oversized",
+        severity="notice",
+        pool=case.name,
+        because=f"{pool.size} connections to {pool.address} are open, and {load.connections:.1f} "
+        f"were in use on average in {now.seconds:.0f} s: {needed} would do",
+        advice=f"lower minPoolSize from {pool.min_size} to {needed}, if no rush is to come"
+        if kept
+        else "set maxIdleTimeMS, so that those left of a rush are closed",
+        evidence={"size": pool.size, "connections_needed": load.connections, "enough": needed},
+        change={"minPoolSize": needed} if kept else {},
+    )
+
+
+RULES: Final[tuple[Callable[[Case], Finding | None], ...]] = (
+    _server_unreachable,
+    _leak,
+    _retry_storm,
+    _connection_storm,
+    _slow_operations,
+    _undersized,
+    _oversized,
+)
+
+
+def _dry(pool: PoolStats) -> str:
+    times = "once" if pool.exhaustions == 1 else f"{pool.exhaustions} times"
+    return (
+        f"ran dry {pool.since_exhausted or 0.0:.0f} s ago (in all {times}, "
+        f"{pool.exhausted_time:.1f} s, {pool.checkouts['timeout']} timeouts)"
+    )
+
+
+def _bounded(change: dict[str, int], most: int | None) -> dict[str, int]:
+    return {key: value if most is None else min(value, most) for key, value in change.items()}
+
+
+def _limit(pool: PoolStats) -> str:
+    return "none" if pool.max_size is None else str(pool.max_size)

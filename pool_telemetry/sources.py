@@ -1,0 +1,321 @@
+"""Where the command line has its numbers from: a service's endpoint, a Prometheus, a server.
+
+Only what the user named is asked, and what goes wrong is a SourceError of one line.
+"""
+
+import json
+import operator
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Final
+
+from pymongo import MongoClient
+from pymongo.errors import OperationFailure, PyMongoError, ServerSelectionTimeoutError
+
+from pool_telemetry import catalog
+from pool_telemetry.diagnosis import Diagnosis
+from pool_telemetry.errors import PoolTelemetryError
+from pool_telemetry.exposition import read
+from pool_telemetry.findings import Finding
+from pool_telemetry.options import TelemetryOptions
+from pool_telemetry.promql import POOL, PROCESS, Promql
+from pool_telemetry.stats import ClientStats, HistogramStats
+from pool_telemetry.telemetry import PoolTelemetry
+from pool_telemetry.uri import check_credentials, mask_uri, without_secrets
+
+TIMEOUT_SECONDS: Final = 10.0
+REACH_SECONDS: Final = 5.0
+_PINGS: Final = 20
+_DIAGNOSIS: Final = "/pool/diagnosis"
+
+
+class SourceError(PoolTelemetryError, RuntimeError):
+    """A source does not answer, or has not what is asked for."""
+
+
+def is_server(target: str) -> bool:
+    """Return whether it is MongoDB's address, rather than one to ask by HTTP."""
+    return target.startswith(("mongodb://", "mongodb+srv://"))
+
+
+# A service
+
+
+def scrape(url: str, seconds: float) -> tuple[list[ClientStats], list[ClientStats]]:
+    """Return the clients of a service as its /metrics tells them, twice, so many seconds apart.
+
+    Raises:
+        SourceError: It does not answer, or tells of no pool.
+    """
+    first = _scrape(url)
+    time.sleep(seconds)
+    return first, _scrape(url)
+
+
+def _scrape(url: str) -> list[ClientStats]:
+    page = url if _ends(url, "metrics") else _base(url) + "/metrics"
+    try:
+        clients = read(_get(page), time.time())
+    except ValueError as error:
+        raise SourceError(f"{mask_uri(page)} is not in Prometheus' text format") from error
+    if not clients:
+        raise SourceError(f"{mask_uri(page)} tells of no pool: was a client used there?")
+    return clients
+
+
+def own_diagnosis(url: str) -> dict[str, Any] | None:
+    """Return what a service says of itself at /pool/diagnosis; None if it has no such route.
+
+    Raises:
+        SourceError: It does not answer.
+    """
+    if _ends(url, "metrics"):
+        return None
+    try:
+        answer = json.loads(_get(_base(url) + _DIAGNOSIS))
+    except (ValueError, _NotFoundError):
+        return None
+    return answer if isinstance(answer, dict) and "findings" in answer else None
+
+
+def _base(url: str) -> str:
+    """Return where the routes begin: `create_router()` may have a prefix."""
+    return url.rstrip("/").removesuffix(_DIAGNOSIS)
+
+
+def _ends(url: str, name: str) -> bool:
+    return urllib.parse.urlsplit(url).path.rstrip("/").endswith(name)
+
+
+# A Prometheus
+
+
+@dataclass(frozen=True, slots=True)
+class Busiest:
+    """The busiest process of a pool, by Prometheus: at its busiest minute.
+
+    Attributes:
+        pool: Its name.
+        process: `job instance`.
+        processes: How many have the pool.
+        rate: Callers per second.
+        max_size: maxPoolSize; None when unlimited.
+        at_once: Who had or wanted a connection at once, where all were taken for a whole minute and
+            few timed out: those come again as soon as they are served. Else 0.
+    """
+
+    pool: str
+    process: str
+    processes: int
+    rate: float
+    use_time: HistogramStats
+    max_size: int | None
+    at_once: int
+
+
+def is_prometheus(url: str) -> bool:
+    """Return whether a Prometheus answers there.
+
+    Raises:
+        SourceError: Nothing does.
+    """
+    try:
+        return bool(_query(url, "vector(1)"))
+    except (_NotFoundError, ValueError, KeyError, TypeError):
+        return False
+
+
+def busiest(url: str, window: str = "1h") -> list[Busiest]:
+    """Return the busiest process of each pool that a Prometheus knows.
+
+    Raises:
+        SourceError: It does not answer, or knows no pool.
+    """
+    ask = Promql(window="1m")
+    by = ", ".join((*PROCESS, POOL))
+
+    def most(question: str) -> dict[tuple[str, ...], float]:
+        """Return the highest that this was, by process."""
+        asked = f"max_over_time((sum by ({by}) ({question}))[{window}:15s])"
+        return _by_process(_query(url, asked))
+
+    rates, timeouts = most(ask.rate(catalog.CHECKOUTS)), most(ask.rate(catalog.TIMEOUTS))
+    dry, queues = most(ask.rate(catalog.EXHAUSTED_SECONDS)), most(ask.of(catalog.PEAK_WAITING))
+    sizes = _by_process(_query(url, f"max by ({by}) ({ask.of(catalog.MAX_SIZE)})"))
+    used = ask.increase(catalog.USE_SECONDS, part="_bucket", window=window)
+    buckets = _query(url, f"sum by (le, {by}) ({used})")
+    spent = ask.increase(catalog.USE_SECONDS, part="_sum", window=window)
+    sums = _by_process(_query(url, f"sum by ({by}) ({spent})"))
+    below: dict[tuple[str, ...], list[tuple[float, float]]] = defaultdict(list)
+    for one in buckets:
+        below[_process(one)].append((float(one["metric"]["le"]), float(one["value"][1])))
+    found: dict[str, list[tuple[str, ...]]] = defaultdict(list)
+    for process, rate in rates.items():
+        if rate > 0.0 and process in below:
+            found[process[-1]].append(process)
+    if not found:
+        raise SourceError(f"the Prometheus at {mask_uri(url)} knows no pool in use in {window}")
+    return [
+        Busiest(
+            pool=pool,
+            process=" ".join(filter(None, one[:-1])),
+            processes=len(processes),
+            rate=rates[one],
+            use_time=_as_histogram(sorted(below[one]), sums.get(one, 0.0)),
+            max_size=int(sizes[one]) if one in sizes else None,
+            at_once=int(sizes.get(one, 0) + queues.get(one, 0))
+            if dry.get(one, 0.0) >= 0.9 and timeouts.get(one, 0.0) < 0.05 * rates[one]
+            else 0,
+        )
+        for pool, processes in sorted(found.items())
+        for one in [max(processes, key=lambda process: rates[process])]
+    ]
+
+
+def _as_histogram(below: list[tuple[float, float]], total: float) -> HistogramStats:
+    bounds = tuple(bound for bound, _ in below[:-1])
+    cumulative = [0.0, *(count for _, count in below)]
+    counts = tuple(round(upper - lower) for lower, upper in pairwise(cumulative))
+    last = max((i for i, count in enumerate(counts) if count), default=0)
+    most = bounds[last] if last < len(bounds) else 2 * bounds[-1]
+    return HistogramStats(bounds, counts, total, most)
+
+
+def _query(url: str, query: str) -> list[Any]:
+    asked = urllib.parse.urlencode({"query": query})
+    page = f"{urllib.parse.urljoin(url, '/api/v1/query')}?{asked}"
+    answer = json.loads(_get(page))
+    if answer["status"] != "success":
+        raise SourceError(f"the Prometheus at {mask_uri(url)} does not understand: {query}")
+    found: list[Any] = answer["data"]["result"]
+    return found
+
+
+def _by_process(result: list[Any]) -> dict[tuple[str, ...], float]:
+    return {_process(one): float(one["value"][1]) for one in result}
+
+
+def _process(one: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(one["metric"].get(label, "") for label in (*PROCESS, POOL))
+
+
+class _NotFoundError(SourceError):
+    """It answers, but not to this."""
+
+
+def _get(page: str) -> str:
+    if not page.startswith(("http://", "https://")):
+        raise SourceError(f"{mask_uri(page)} is no address: use http://, https:// or mongodb://")
+    try:
+        with urllib.request.urlopen(page, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310  # checked above
+            text: str = answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            raise _NotFoundError(f"{mask_uri(page)} answers with status {error.code}") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        words = getattr(reason, "strerror", None) or type(reason).__name__
+        raise SourceError(f"{mask_uri(page)} does not answer: {words}") from None
+    return text
+
+
+# A server
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """What a MongoDB server tells of itself, and how it answers from here.
+
+    Attributes:
+        ping_seconds: The median of some round trips.
+        open_seconds: To open a connection, handshake included.
+        current: Connections that it has.
+        limit: Connections that it takes; None where it does not say.
+        opened_per_second: New connections of all its clients.
+        operations_per_second: Of all its clients.
+        operation_seconds: How long one takes it; None where it does not say.
+    """
+
+    address: str
+    ping_seconds: float
+    open_seconds: float
+    current: int
+    limit: int | None
+    opened_per_second: float
+    operations_per_second: float
+    operation_seconds: float | None
+
+
+def ask_server(uri: str, seconds: float) -> ServerFacts | Diagnosis:
+    """Return what a server tells, over so many seconds; a diagnosis when none can be reached.
+
+    Raises:
+        SourceError: The address is none, or it lets us not in.
+    """
+    try:
+        with without_secrets(uri, {}):
+            return _ask_server(uri, seconds)
+    except ServerSelectionTimeoutError as error:
+        gone = Finding(
+            verdict="server unreachable",
+            severity="critical",
+            pool=mask_uri(uri),
+            because=f"no server answered within {REACH_SECONDS:.0f} s ({type(error).__name__})",
+            advice="see whether the server runs, and the network and the address are right",
+        )
+        return Diagnosis((gone,))
+    except OperationFailure as error:
+        raise SourceError(
+            f"{mask_uri(uri)} refuses (code {error.code}): use a user with the role clusterMonitor"
+        ) from None
+    except (PyMongoError, ValueError) as error:
+        raise SourceError(f"{mask_uri(uri)} can't be used: {error}") from None
+
+
+def _ask_server(uri: str, seconds: float) -> ServerFacts:
+    check_credentials(uri)
+    telemetry = PoolTelemetry(options=TelemetryOptions(watch=False))
+    with MongoClient[dict[str, Any]](
+        uri,
+        appname="pool-telemetry",
+        maxPoolSize=1,
+        serverSelectionTimeoutMS=int(1000 * REACH_SECONDS),
+        event_listeners=telemetry.listeners,
+    ) as client:
+        pings = []
+        for _ in range(_PINGS):
+            began = time.monotonic()
+            client.admin.command("ping")
+            pings.append(time.monotonic() - began)
+        before, began = client.admin.command("serverStatus"), time.monotonic()
+        time.sleep(seconds)
+        after, took = client.admin.command("serverStatus"), time.monotonic() - began
+        pool = max(telemetry.stats().pools, key=lambda pool: pool.use_time.count)
+    current, available = (after["connections"].get(key, 0) for key in ("current", "available"))
+    operations, spent = (_latencies(after, key) - _latencies(before, key) for key in _LATENCIES)
+    counted = sum(after["opcounters"].values()) - sum(before["opcounters"].values())
+    opened = (one["connections"].get("totalCreated", 0) for one in (after, before))
+    return ServerFacts(
+        address=pool.address,
+        ping_seconds=sorted(pings)[_PINGS // 2],
+        open_seconds=pool.create_time.mean or 0.0,
+        current=current,
+        limit=current + available if available else None,
+        opened_per_second=operator.sub(*opened) / took,
+        operations_per_second=max(0, (operations or counted) - 1) / took,  # one was ours
+        operation_seconds=spent / operations / 1e6 if operations else None,
+    )
+
+
+_LATENCIES: Final = ("ops", "latency")
+
+
+def _latencies(status: Mapping[str, Any], key: str) -> int:
+    """Return the count, or the microseconds, of all operations that a server ever did."""
+    return sum(kind[key] for kind in status.get("opLatencies", {}).values())

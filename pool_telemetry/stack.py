@@ -1,0 +1,57 @@
+"""Where a thread, a task or a greenlet is at this moment, in places of code.
+
+No source text and no values: a line of code may have a literal that is nobody's business.
+"""
+
+from types import CoroutineType, FrameType
+from typing import Any, Final
+
+from pool_telemetry.actor import LINKS, Actor, current_frames
+
+DEEPEST: Final = 30
+"""Frames told, the innermost."""
+
+
+def stack_of(actor: Actor) -> list[str]:
+    """Return its frames, the innermost last, each as `file:line in function`; none if it is gone.
+
+    Of a task only what it awaits is known, and of an awaitable of a compiled library nothing.
+    """
+    if isinstance(actor, int):
+        frames = _outward(current_frames().get(actor))
+    elif (one := actor()) is None:
+        frames = []
+    elif hasattr(one, "gr_frame"):
+        frames = _outward(one.gr_frame)
+    else:
+        frames = _of_coroutine(one.get_coro())
+    return [
+        f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_qualname}"
+        for frame in frames[-DEEPEST:]
+    ]
+
+
+def _of_coroutine(outermost: Any) -> list[FrameType]:
+    if type(outermost) is CoroutineType and outermost.cr_running:
+        for innermost in current_frames().values():
+            frames = _outward(innermost)
+            if outermost.cr_frame in frames:
+                return frames[frames.index(outermost.cr_frame) :]
+    return _inward(outermost)
+
+
+def _outward(frame: FrameType | None) -> list[FrameType]:
+    found = []
+    while frame is not None:
+        found.append(frame)
+        frame = frame.f_back
+    return found[::-1]
+
+
+def _inward(awaited: Any) -> list[FrameType]:
+    found = []
+    while (link := LINKS.get(type(awaited))) is not None:
+        if (frame := getattr(awaited, link[0])) is not None:
+            found.append(frame)
+        awaited = getattr(awaited, link[1])
+    return found

@@ -1,0 +1,267 @@
+"""One sleeping thread that looks at every pool, for what no event can tell: that time passes.
+
+It says when a pool is exhausted and when it has recovered, names who keeps a connection for too
+long, and keeps the history that a diagnosis reads. It starts with the first pool, ends with the
+last, and a forked child that uses its client has its own. Nothing here is on the hot path.
+"""
+
+import contextlib
+import logging
+import os
+import threading
+import weakref
+from typing import Final, Protocol
+
+from pool_telemetry.callbacks import Callbacks
+from pool_telemetry.connections import Holder
+from pool_telemetry.options import TelemetryOptions
+from pool_telemetry.stack import stack_of
+from pool_telemetry.state import PoolState
+from pool_telemetry.stats import CallerStats, Episode, PoolStats, pool_name
+
+LOOK_SECONDS: Final = 0.5
+RECOVERED_SECONDS: Final = 1.0
+"""A pool that runs dry again within this time has not recovered."""
+NOTEWORTHY_SECONDS: Final = 0.1
+"""An exhaustion that is over before a look is told if it lasted so long, or timed a caller out."""
+TOP_HOLDERS: Final = 5
+
+_log = logging.getLogger("pool_telemetry.watch")
+
+
+class Watched(Protocol):
+    """What is watched: a client's telemetry."""
+
+    name: str
+    options: TelemetryOptions
+    callbacks: Callbacks
+
+    @property
+    def active(self) -> bool:
+        """Return whether its client is in use."""
+
+    def now(self) -> float:
+        """Return monotonic seconds, by the clock of its pools."""
+
+    def states(self) -> list[PoolState]:
+        """Return its pools."""
+
+    def holding(self, state: PoolState) -> tuple[dict[int, Holder], dict[int, CallerStats]]:
+        """Return who has which connection of a pool: as it stands there, and in names."""
+
+    def remember(self) -> None:
+        """Take a sample for the history, if it is time."""
+
+    def on_error(self, error: Exception) -> None:
+        """Count and log a failure of ours."""
+
+
+class _Seen:
+    """What was seen of one pool."""
+
+    def __init__(self) -> None:
+        self.exhausted = False
+        # Of the exhaustion that goes on; before it, where it will begin.
+        self.time_before = 0.0
+        self.timeouts_before = 0
+        self.peak = 0
+        self.holders: tuple[CallerStats, ...] = ()
+        self.told = False
+        self.may_tell = 0.0  # from when on one may be told again
+        self.untold = 0
+        self.long: dict[int, Holder] = {}
+
+
+_lock = threading.Lock()
+_watched: "weakref.WeakSet[Watched]" = weakref.WeakSet()
+_seen: "weakref.WeakKeyDictionary[PoolState, _Seen]" = weakref.WeakKeyDictionary()
+_thread: threading.Thread | None = None
+
+
+def add(watched: Watched) -> None:
+    """Watch a client's pools from now on, if its options say so. Again is no error."""
+    global _thread
+    if not watched.options.watch:
+        return
+    with _lock:
+        _watched.add(watched)
+        if _thread is None or not _thread.is_alive():
+            thread = threading.Thread(target=_run, name="pool_telemetry-watch", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # no room for a thread, or the process ends: the next pool tries
+                return
+            _thread = thread
+
+
+def _run() -> None:
+    global _thread
+    pause = threading.Event()
+    while not pause.wait(LOOK_SECONDS):
+        with contextlib.suppress(Exception):  # a log handler of the application's that fails
+            look_at_all()
+        with _lock:
+            if not _watched:
+                _thread = None
+                return
+
+
+def look_at_all() -> None:
+    """Look at every client's pools once, for the last time at those that are closed."""
+    with _lock:
+        every = list(_watched)
+    for watched in every:
+        if not watched.active:
+            with _lock:
+                if not watched.active:  # a pool that begins now adds it again
+                    _watched.discard(watched)
+        look_at(watched)
+
+
+def look_at(watched: Watched) -> None:
+    """Look at one client's pools once."""
+    try:
+        for state in watched.states():
+            stats, seen = state.stats(), _seen.setdefault(state, _Seen())
+            _look_for_exhaustion(watched, state, stats, seen)
+            _look_for_long_checkouts(watched, state, stats, seen)
+        watched.remember()
+    except Exception as error:
+        watched.on_error(error)
+
+
+# Exhaustion
+
+
+def _look_for_exhaustion(watched: Watched, state: PoolState, stats: PoolStats, seen: _Seen) -> None:
+    if not seen.exhausted and not _begins(stats, seen):
+        seen.time_before, seen.timeouts_before = stats.exhausted_time, stats.checkouts["timeout"]
+        return
+    if not seen.exhausted:
+        seen.exhausted, seen.peak, seen.holders = True, 0, ()
+    seen.peak = max(seen.peak, stats.peak_waiting)
+    if stats.exhausted or not seen.holders:
+        seen.holders = _top_holders(watched, state)
+    now = watched.now()
+    if not seen.told and now >= seen.may_tell:
+        seen.told, seen.may_tell = True, now + watched.options.notice_seconds
+        _tell_exhausted(watched, stats, seen)
+    quiet = stats.since_exhausted or 0.0
+    if stats.phase == "closed" or (not stats.exhausted and quiet >= RECOVERED_SECONDS):
+        if seen.told:
+            _tell_recovered(watched, stats, seen)
+        else:
+            seen.untold += 1
+        seen.exhausted = seen.told = False
+        seen.time_before, seen.timeouts_before = stats.exhausted_time, stats.checkouts["timeout"]
+
+
+def _begins(stats: PoolStats, seen: _Seen) -> bool:
+    if stats.phase == "closed":
+        return False
+    new = stats.exhausted_time - seen.time_before
+    timed_out = stats.checkouts["timeout"] > seen.timeouts_before
+    return stats.exhausted or new >= NOTEWORTHY_SECONDS or (new > 0.0 and timed_out)
+
+
+def _top_holders(watched: Watched, state: PoolState) -> tuple[CallerStats, ...]:
+    every = watched.holding(state)[1].values()
+    return tuple(sorted(every, key=lambda one: one.seconds, reverse=True)[:TOP_HOLDERS])
+
+
+def _episode(watched: Watched, stats: PoolStats, seen: _Seen) -> Episode:
+    return Episode(
+        pool=pool_name(watched.name, (stats.host, stats.port)),
+        max_size=stats.max_size,
+        in_use=stats.in_use,
+        waiting=stats.waiting,
+        seconds=stats.exhausted_time - seen.time_before,
+        peak_waiting=seen.peak,
+        timeouts=stats.checkouts["timeout"] - seen.timeouts_before,
+        holders=seen.holders,
+    )
+
+
+def _tell_exhausted(watched: Watched, stats: PoolStats, seen: _Seen) -> None:
+    episode = _episode(watched, stats, seen)
+    _log.warning(
+        "pool %r %s: %d of %s in use, %d waiting, the oldest for %.2f s%s; %s%s",
+        episode.pool,
+        "is exhausted" if stats.exhausted else f"was exhausted for {episode.seconds:.2f} s",
+        stats.in_use,
+        stats.max_size,
+        stats.waiting,
+        stats.oldest_wait,
+        f", {episode.timeouts} timeouts" if episode.timeouts else "",
+        _held_by(episode),
+        f" ({seen.untold} more since the last one that was told)" if seen.untold else "",
+    )
+    seen.untold = 0
+    watched.callbacks.call(watched.options.on_exhausted, episode)
+
+
+def _tell_recovered(watched: Watched, stats: PoolStats, seen: _Seen) -> None:
+    episode = _episode(watched, stats, seen)
+    _log.info(
+        "pool %r %s after %.2f s of exhaustion: at most %d waited, %d timed out; %s",
+        episode.pool,
+        "was closed" if stats.phase == "closed" else "has recovered",
+        episode.seconds,
+        episode.peak_waiting,
+        episode.timeouts,
+        _held_by(episode),
+    )
+    watched.callbacks.call(watched.options.on_recovered, episode)
+
+
+def _held_by(episode: Episode) -> str:
+    if not episode.holders:
+        return "nobody holds a connection any more"
+    return "held by " + "; ".join(one.in_words() for one in episode.holders)
+
+
+# Long checkouts
+
+
+def _look_for_long_checkouts(
+    watched: Watched, state: PoolState, stats: PoolStats, seen: _Seen
+) -> None:
+    limit = watched.options.long_checkout_seconds
+    if not limit or (stats.longest_checkout < limit and not seen.long):
+        return
+    held, holders = watched.holding(state)
+    name, now = pool_name(watched.name, state.address), watched.now()
+    for conn_id, holder in list(seen.long.items()):
+        if held.get(conn_id) != holder:
+            del seen.long[conn_id]
+            _log.info("a connection of pool %r is back after %.2f s", name, now - holder[1])
+    new = [i for i, one in holders.items() if one.seconds >= limit and i not in seen.long]
+    for conn_id in new:
+        seen.long[conn_id] = held[conn_id]
+        state.count_long_checkout()
+    new.sort(key=lambda i: holders[i].seconds, reverse=True)
+    for conn_id in new[:TOP_HOLDERS]:
+        _log.warning(
+            "a connection of pool %r is held by %s; now at\n  %s",
+            name,
+            holders[conn_id].in_words(),
+            "\n  ".join(stack_of(held[conn_id][0])) or "(it is gone)",
+        )
+    if len(new) > TOP_HOLDERS:
+        _log.warning(
+            "%d more connections of pool %r are held for %g s or more",
+            len(new) - TOP_HOLDERS,
+            name,
+            limit,
+        )
+
+
+def _after_fork_in_child() -> None:
+    global _lock, _thread
+    _lock, _thread = threading.Lock(), None
+    _watched.clear()
+    _seen.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

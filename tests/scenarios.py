@@ -1,0 +1,462 @@
+"""What goes wrong with pools, made to happen on a real server, each with what is to be found.
+
+Each scenario has a time when all is well and then its trouble, and is looked at while that lasts.
+`pytest tests/test_diagnosis.py -s` shows what was found in each of them.
+"""
+
+import contextlib
+import itertools
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from pymongo import MongoClient
+from pymongo.cursor import CursorType
+from pymongo.errors import PyMongoError
+
+from pool_telemetry import ClientStats, PoolTelemetry
+from pool_telemetry.embedded import EmbeddedServer
+from tests.balancer import Balancer
+from tests.proxy import Proxy
+from tests.support import slow, wait_for
+
+Client = MongoClient[dict[str, Any]]
+SAMPLE_SECONDS = 0.5
+CALM_SECONDS = 2.0
+TROUBLE_SECONDS = 2.5
+
+_numbers = itertools.count()
+
+
+@dataclass
+class Case:
+    """One client under observation, and what load it bears."""
+
+    server: EmbeddedServer
+    client: Client
+    proxy: Proxy | None
+    telemetry: PoolTelemetry
+    app_name: str
+    history: list[ClientStats] = field(default_factory=list)
+    stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    def callers(self, count: int, think: float = 0.0, *, leave: bool = False) -> None:
+        """So many threads find again and again from now on, with a pause between.
+
+        An error makes them try again at once, or, with `leave`, after a pause of 0.2 s.
+        """
+
+        def run() -> None:
+            while not over.wait(think) if think else not over.is_set():
+                try:
+                    self.client["shop"]["orders"].find_one()
+                except PyMongoError:
+                    if leave:
+                        over.wait(0.2)
+
+        over = threading.Event()
+        threads = [threading.Thread(target=run) for _ in range(count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            self.stack.callback(thread.join)
+        self.stack.callback(over.set)
+
+    def arrivals(self, rate: float, seed: int = 1) -> None:
+        """So many callers a second come from now on, at random, whatever happens to the others."""
+
+        def find() -> None:
+            with contextlib.suppress(PyMongoError):
+                self.client["shop"]["orders"].find_one()
+
+        def run() -> None:
+            chance, due = random.Random(seed), time.monotonic()
+            while not over.wait(max(0.0, due - time.monotonic())):
+                pool.submit(find)
+                due += chance.expovariate(rate)
+
+        over, pool = threading.Event(), ThreadPoolExecutor(400)
+        thread = threading.Thread(target=run)
+        thread.start()
+        self.stack.callback(pool.shutdown, cancel_futures=True)
+        self.stack.callback(thread.join)
+        self.stack.callback(over.set)
+
+    def slow(self, milliseconds: int, *commands: str) -> None:
+        """The server takes its time from now on."""
+        self.stack.enter_context(slow(self.server.uri, self.app_name, milliseconds, *commands))
+
+    def hesitate(self) -> None:
+        """Each new connection takes its time from now on."""
+        assert self.proxy
+        self.proxy.hesitate(0.4)
+
+    def failing(self, **how: Any) -> None:
+        """The server fails finds from now on."""
+        control = Client(self.server.uri)
+        data = {"failCommands": ["find"], "appName": self.app_name, **how}
+
+        def end() -> None:
+            control.admin.command("configureFailPoint", "failCommand", mode="off")
+            control.close()
+
+        control.admin.command("configureFailPoint", "failCommand", mode="alwaysOn", data=data)
+        self.stack.callback(end)
+
+    def leak(self, count: int) -> list[Any]:
+        """So many exhaust cursors stay open, if nobody closes them."""
+        find = self.client["shop"]["orders"].find
+        cursors = [find(cursor_type=CursorType.EXHAUST, batch_size=10) for _ in range(count)]
+        for cursor in cursors:
+            next(cursor)
+            self.stack.callback(cursor.close)
+        return cursors
+
+    def watch(self, seconds: float) -> None:
+        """Sample the client for a time."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self.history.append(self.telemetry.stats())
+            time.sleep(SAMPLE_SECONDS)
+
+
+Play = Callable[[Case], None]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What happens, and the verdicts that are right: the first, and any further ones."""
+
+    name: str
+    verdict: str
+    play: Play
+    options: dict[str, Any] = field(default_factory=dict)
+    also: frozenset[str] = frozenset()  # further findings that must be there
+    behind: type[Proxy] | None = None
+
+
+@contextlib.contextmanager
+def playing(scenario: Scenario, server: EmbeddedServer) -> Iterator[tuple[Case, ClientStats]]:
+    """Play a scenario and hand it over, with how the client is at its end."""
+    telemetry = PoolTelemetry()
+    app_name = f"scenario-{next(_numbers)}"
+    with contextlib.ExitStack() as outer:
+        uri, proxy = server.uri, None
+        if scenario.behind is not None:
+            proxy = outer.enter_context(scenario.behind(server.port))
+            uri = proxy.uri
+        client = Client(
+            uri,
+            appName=app_name,
+            event_listeners=telemetry.listeners,
+            heartbeatFrequencyMS=500,
+            serverSelectionTimeoutMS=2_000,
+            **scenario.options,
+        )
+        outer.callback(client.close)
+        case = Case(server, client, proxy, telemetry, app_name)
+        outer.callback(case.stack.close)
+        client.admin.command("ping")
+        wait_for(lambda: all(p.size >= p.min_size for p in telemetry.stats().open_pools))
+        scenario.play(case)
+        yield case, telemetry.stats()
+
+
+# What happens
+
+
+def calm(case: Case) -> None:
+    case.callers(2, think=0.02)
+    case.watch(CALM_SECONDS + TROUBLE_SECONDS)
+
+
+def busy(case: Case) -> None:
+    """All of the pool in use at times, and nobody waits for long."""
+    case.slow(10)
+    case.callers(5, think=0.01)
+    case.watch(CALM_SECONDS + TROUBLE_SECONDS)
+
+
+def too_many_callers(case: Case) -> None:
+    case.slow(20)
+    case.callers(2, think=0.02)
+    case.watch(CALM_SECONDS)
+    case.callers(20)
+    case.watch(TROUBLE_SECONDS)
+
+
+def too_many_arrivals(case: Case) -> None:
+    case.slow(30)
+    case.arrivals(20)
+    case.watch(CALM_SECONDS)
+    case.arrivals(150)
+    case.watch(TROUBLE_SECONDS)
+
+
+def a_burst(case: Case) -> None:
+    case.slow(20)
+    case.callers(2, think=0.02)
+    case.watch(CALM_SECONDS)
+    threads = [threading.Thread(target=case.client["shop"]["orders"].find_one) for _ in range(100)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    case.watch(1.0)
+
+
+def slow_server(case: Case) -> None:
+    case.callers(6, think=0.05)
+    case.watch(CALM_SECONDS)
+    case.slow(600)
+    case.watch(TROUBLE_SECONDS)
+
+
+def slow_from_the_start(case: Case) -> None:
+    case.slow(400)
+    case.callers(8)
+    case.watch(TROUBLE_SECONDS)
+
+
+def hanging_server(case: Case) -> None:
+    case.callers(6, think=0.02)
+    case.watch(CALM_SECONDS)
+    case.slow(4_000)
+    case.watch(TROUBLE_SECONDS)
+    case.stack.callback(case.client.close)
+
+
+def forgotten_cursors(case: Case) -> None:
+    case.callers(3, think=0.02, leave=True)
+    case.watch(CALM_SECONDS)
+    case.leak(4)
+    case.watch(TROUBLE_SECONDS)
+
+
+def forgotten_by_who_goes_on(case: Case) -> None:
+    """Threads that each keep a cursor open, and do other things meanwhile."""
+
+    def forget() -> None:
+        orders = case.client["shop"]["orders"]
+        with orders.find(cursor_type=CursorType.EXHAUST, batch_size=10) as cursor:
+            next(cursor)
+            while not over.wait(0.05):
+                orders.find_one()
+
+    over = threading.Event()
+    case.callers(2, think=0.02)
+    case.watch(CALM_SECONDS)
+    threads = [threading.Thread(target=forget) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+        case.stack.callback(thread.join)
+    case.stack.callback(over.set)
+    case.watch(5.5)
+
+
+def no_trouble_any_more(case: Case) -> None:
+    case.callers(2, think=0.02, leave=True)
+    case.watch(1.0)
+    cursors = case.leak(3)
+    case.watch(1.5)
+    for cursor in cursors:
+        cursor.close()
+    case.watch(5.0)
+
+
+def one_slow_command(case: Case) -> None:
+    """Among many that are as quick as ever."""
+
+    def count() -> None:
+        while not over.wait(0.02):
+            case.client["shop"]["orders"].count_documents({})
+
+    over = threading.Event()
+    thread = threading.Thread(target=count)
+    thread.start()
+    case.stack.callback(thread.join)
+    case.stack.callback(over.set)
+    case.callers(4, think=0.01)
+    case.watch(CALM_SECONDS)
+    case.slow(300, "aggregate")
+    case.watch(TROUBLE_SECONDS)
+
+
+def one_forgotten_cursor(case: Case) -> None:
+    case.callers(2, think=0.02)
+    case.watch(CALM_SECONDS)
+    case.leak(1)
+    case.watch(5.5)
+
+
+def sleeps_in_a_transaction(case: Case) -> None:
+    """Behind a load balancer a transaction keeps its connection, and so does a cursor."""
+    case.callers(3, think=0.02, leave=True)
+    case.watch(CALM_SECONDS)
+    session = case.stack.enter_context(case.client.start_session())
+    case.stack.enter_context(session.start_transaction())
+    orders = case.client["shop"]["orders"]
+    orders.find_one({}, session=session)
+    cursor = case.stack.enter_context(orders.find(batch_size=10))
+    next(cursor)
+    case.watch(TROUBLE_SECONDS)
+
+
+def cold_start(case: Case) -> None:
+    case.slow(60)
+    case.hesitate()
+    case.callers(40, think=0.02)
+    case.watch(TROUBLE_SECONDS)
+
+
+def storm_after_calm(case: Case) -> None:
+    case.slow(60)
+    case.callers(2, think=0.02)
+    case.watch(CALM_SECONDS)
+    case.hesitate()
+    case.callers(40, think=0.02)
+    case.watch(TROUBLE_SECONDS)
+
+
+def dead_server(case: Case) -> None:
+    case.callers(4, think=0.02, leave=True)
+    case.watch(CALM_SECONDS)
+    case.server.stop(kill=True)
+    wait_for(lambda: case.telemetry.stats().pools[0].up is False)
+    case.watch(TROUBLE_SECONDS)
+    case.stack.callback(case.server.start)
+
+
+def hardly_used_connections(case: Case) -> None:
+    """Each caller comes when the connection of the last one was closed for idleness."""
+    case.callers(4, think=0.15)
+    case.watch(CALM_SECONDS + TROUBLE_SECONDS)
+
+
+def idle_connections(case: Case) -> None:
+    case.callers(2, think=0.02)
+    case.watch(CALM_SECONDS + TROUBLE_SECONDS)
+
+
+def failing_commands(case: Case) -> None:
+    case.callers(4, think=0.02)
+    case.watch(CALM_SECONDS)
+    case.failing(errorCode=91)
+    case.watch(TROUBLE_SECONDS)
+
+
+def broken_connections(case: Case) -> None:
+    case.callers(4, think=0.02)
+    case.watch(CALM_SECONDS)
+    case.failing(closeConnection=True)
+    case.watch(TROUBLE_SECONDS)
+
+
+def impatient_callers(case: Case) -> None:
+    """Who times out comes again at once."""
+    case.slow(20)
+    case.callers(30, think=0.4)
+    case.watch(CALM_SECONDS)
+    case.leak(2)
+    case.callers(40)
+    case.watch(TROUBLE_SECONDS)
+
+
+def leak_and_slow(case: Case) -> None:
+    case.callers(6, think=0.05)
+    case.watch(CALM_SECONDS)
+    case.leak(2)
+    case.slow(500)
+    case.watch(TROUBLE_SECONDS)
+
+
+def more_callers_and_slower(case: Case) -> None:
+    case.slow(20)
+    case.arrivals(20)
+    case.watch(CALM_SECONDS)
+    case.arrivals(300)
+    case.slow(100)
+    case.watch(TROUBLE_SECONDS)
+
+
+SCENARIOS = (
+    Scenario("calm", "healthy", calm, {"maxPoolSize": 10}),
+    Scenario("busy", "healthy", busy, {"maxPoolSize": 5}),
+    Scenario("too many callers", "undersized", too_many_callers, {"maxPoolSize": 5}),
+    Scenario(
+        "too many arrivals",
+        "undersized",
+        too_many_arrivals,
+        {"maxPoolSize": 4, "waitQueueTimeoutMS": 500},
+    ),
+    Scenario("a burst", "undersized", a_burst, {"maxPoolSize": 4}),
+    Scenario("slow server", "slow operations", slow_server, {"maxPoolSize": 3}),
+    Scenario("slow server, room left", "slow operations", slow_server, {"maxPoolSize": 50}),
+    Scenario("slow from the start", "slow operations", slow_from_the_start, {"maxPoolSize": 3}),
+    Scenario(
+        "hanging server",
+        "slow operations",
+        hanging_server,
+        {"maxPoolSize": 3, "waitQueueTimeoutMS": 1_000},
+    ),
+    Scenario(
+        "forgotten cursors",
+        "leak",
+        forgotten_cursors,
+        {"maxPoolSize": 4, "waitQueueTimeoutMS": 500},
+    ),
+    Scenario("cursors of busy threads", "leak", forgotten_by_who_goes_on, {"maxPoolSize": 10}),
+    Scenario("no trouble any more", "healthy", no_trouble_any_more, {"maxPoolSize": 3}),
+    Scenario("one slow command", "slow operations", one_slow_command, {"maxPoolSize": 20}),
+    Scenario("one forgotten cursor", "leak", one_forgotten_cursor, {"maxPoolSize": 10}),
+    Scenario(
+        "sleeps in a transaction",
+        "leak",
+        sleeps_in_a_transaction,
+        {"maxPoolSize": 2, "waitQueueTimeoutMS": 500},
+        behind=Balancer,
+    ),
+    Scenario("cold start", "connection storm", cold_start, {"maxPoolSize": 50}, behind=Proxy),
+    Scenario(
+        "storm after calm",
+        "connection storm",
+        storm_after_calm,
+        {"maxPoolSize": 100},
+        behind=Proxy,
+    ),
+    Scenario(
+        "hardly used connections",
+        "connection storm",
+        hardly_used_connections,
+        {"maxPoolSize": 10, "maxIdleTimeMS": 50},
+    ),
+    Scenario("dead server", "server unreachable", dead_server, {"maxPoolSize": 5}),
+    Scenario("idle connections", "oversized", idle_connections, {"minPoolSize": 30}),
+    Scenario("failing commands", "retry storm", failing_commands, {"maxPoolSize": 10}),
+    Scenario("broken connections", "retry storm", broken_connections, {"maxPoolSize": 10}),
+    Scenario(
+        "leak and slow",
+        "leak",
+        leak_and_slow,
+        {"maxPoolSize": 4},
+        also=frozenset({"slow operations"}),
+    ),
+    Scenario(
+        "more callers, and slower",
+        "slow operations",
+        more_callers_and_slower,
+        {"maxPoolSize": 5},
+        also=frozenset({"undersized"}),
+    ),
+    Scenario(
+        "impatient callers",
+        "leak",
+        impatient_callers,
+        {"maxPoolSize": 3, "waitQueueTimeoutMS": 20},
+        also=frozenset({"retry storm"}),
+    ),
+)

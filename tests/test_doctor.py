@@ -1,0 +1,241 @@
+"""The command line's diagnosis and sizes: of a service, of its metrics, and of a server."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import re
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry, ProcessCollector
+from pymongo import MongoClient
+from pymongo.uri_parser import parse_uri
+
+from pool_telemetry import MongoDBConnectionPool, PoolTelemetry, cli, doctor, prometheus
+from pool_telemetry.exposition import read
+from pool_telemetry.fastapi import create_router
+from pool_telemetry.stats import HistogramStats, PoolStats
+from tests.proxy import Proxy
+from tests.support import free_port, slow, wait_for
+from tests.web import serving
+
+APP = "ailing"
+
+
+@pytest.fixture
+def service(server_uri: str) -> Iterator[str]:
+    """A service with a pool of two, whose server takes its time."""
+    MongoDBConnectionPool.initialize(server_uri, maxPoolSize=2, minPoolSize=0, appName=APP)
+    app, registry = FastAPI(), CollectorRegistry()
+    ProcessCollector(registry=registry)
+    app.include_router(create_router(registry=registry))
+    app.include_router(create_router(registry=registry), prefix="/internal")
+    with serving(app) as web:
+        yield f"http://127.0.0.1:{web.port}"
+
+
+@contextlib.contextmanager
+def exhausted(server_uri: str) -> Iterator[None]:
+    """Ten threads find all the time, 20 ms each."""
+    orders, over = MongoDBConnectionPool.get_client()["shop"]["orders"], threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            orders.find_one()
+
+    threads = [threading.Thread(target=ask) for _ in range(10)]
+    with slow(server_uri, APP, 20):
+        for thread in threads:
+            thread.start()
+        try:
+            wait_for(lambda: MongoDBConnectionPool.get_pool_stats()["pool"]["waiting"] >= 7)
+            yield
+        finally:
+            over.set()
+            for thread in threads:
+                thread.join()
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = cli.main(list(arguments))
+    told = capsys.readouterr()
+    return code, told.out, told.err
+
+
+def test_a_healthy_service_is_told_so(service: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for target in (service, service + "/metrics"):
+        code, out, err = run(capsys, "doctor", target, "--seconds", "0.2")
+        assert (code, err) == (0, "")
+        assert out.startswith("healthy: nothing is wrong\n")
+        assert "0 in use, 0 waiting, 1 open, maxPoolSize 2" in out
+
+
+@pytest.mark.parametrize("page", ["", "/", "/pool/diagnosis", "/internal", "/metrics"])
+def test_an_exhausted_pool_is_told_with_what_to_set(
+    page: str, service: str, server_uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with exhausted(server_uri):
+        threading.Event().wait(1.0)  # for which it is exhausted
+        code, out, _ = run(capsys, "doctor", service + page, "--seconds", "1.5")
+        assert code == doctor.EXIT_CODES["warning"], out
+        assert out.startswith("WARNING: undersized, 127.0.0.1:")
+        (size,) = re.findall(r"raise maxPoolSize from 2 to (\d+)", out.replace("\n       ", " "))
+        assert f"\n  set  maxPoolSize={size}\n" in out
+        code, out, _ = run(capsys, "doctor", service + page, "--json", "--seconds", "1.5")
+        found = json.loads(out)
+        assert (code, found["verdict"], found["severity"]) == (1, "undersized", "warning")
+        # After the first second it is not known yet that all of the ten come again and again.
+        least = 9 if page == "/metrics" else 3
+        assert least <= found["findings"][0]["change"]["maxPoolSize"] <= 11
+        assert found["findings"][0]["evidence"]["peak_waiting"] >= 8
+
+
+def test_sizes_are_told_with_their_waits(
+    service: str, server_uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with exhausted(server_uri):
+        code, out, _ = run(capsys, "size", service, "--seconds", "1.5")
+        assert code == 0
+        assert " callers per second, each has a connection for " in out
+        (now,) = [line for line in out.splitlines() if line.endswith("now")]
+        assert now.split()[0] == "2"
+        code, out, _ = run(capsys, "size", service, "--seconds", "1.5", "--json")
+        (found,) = json.loads(out)
+        assert 9 <= found["recommended"] == found["wanted"] <= 11
+        assert found["max_pool_size"] == 2
+        assert found["connections_in_use"] == pytest.approx(2.0, rel=0.1)
+        # Never above what the server has for each process.
+        limits = ("--connection-limit", "40", "--processes", "5")
+        code, out, _ = run(capsys, "size", service, "--seconds", "1.5", *limits)
+        assert "the server has 5 for each process" in out
+        (best,) = [line for line in out.splitlines() if "  recommended" in line]
+        assert best.split()[0] == "5"
+
+
+def test_given_numbers_need_no_address(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "size", "--rate", "80", "--use-time", "0.0085", "--json")
+    (found,) = json.loads(out)
+    assert (code, found["recommended"]) == (0, 3)
+    assert found["connections_in_use"] == pytest.approx(0.68)
+    assert [one["size"] for one in found["sizes"]] == sorted(one["size"] for one in found["sizes"])
+    code, out, err = run(capsys, "size")
+    assert (code, out) == (1, "")
+    assert err == "pool-telemetry size: without an address it needs --rate and --use-time\n"
+    for wrong in (["--rate", "0"], ["--rate", "nan"], ["--processes", "0"], ["--processes", "x"]):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["size", *wrong])
+        capsys.readouterr()
+
+
+def test_a_server_is_examined(server_uri: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "doctor", server_uri, "--seconds", "0.2")
+    assert code == 0
+    assert out.startswith("healthy: nothing is wrong\n")
+    assert "operations per second, ping " in out
+    code, _, err = run(capsys, "size", server_uri, "--seconds", "0.2")
+    assert code == 1
+    assert "nobody asked anything of the server for 0.2 s" in err
+    code, out, _ = run(
+        capsys, "size", server_uri, "--seconds", "0.2", "--rate", "100", "--use-time", "0.05"
+    )
+    assert code == 0
+    assert "5.00 in use on average" in out
+
+
+def test_a_slow_way_to_the_server_is_told(
+    server_uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Proxy(parse_uri(server_uri)["nodelist"][0][1]) as proxy:
+        proxy.delay(0.06)
+        code, out, _ = run(capsys, "doctor", proxy.uri, "--seconds", "0.1")
+    assert code == doctor.EXIT_CODES["warning"]
+    assert out.startswith("WARNING: slow operations, 127.0.0.1:")
+    assert "a ping takes 12" in out
+
+
+def test_what_does_not_answer_is_critical_or_can_not_be_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pool_telemetry.sources.REACH_SECONDS", 0.5)
+    nowhere = free_port()
+    code, out, _ = run(capsys, "doctor", f"mongodb://ann:s3cr3t@127.0.0.1:{nowhere}/")
+    assert code == doctor.EXIT_CODES["critical"]
+    assert out.startswith(f"CRITICAL: server unreachable, mongodb://***:***@127.0.0.1:{nowhere}/")
+    for target, words in (
+        (f"http://127.0.0.1:{nowhere}", "does not answer: Connection refused"),
+        (f"http://ann:s3cr3t@127.0.0.1:{nowhere}", "does not answer: "),
+        ("localhost:8000", "is no address: use http://, https:// or mongodb://"),
+        ("mongodb://ann:s3cr3t@", "can't be used: "),
+        ("mongodb://ann:s3c:r3t@h/", "special characters in its user name or password"),
+    ):
+        code, out, err = run(capsys, "doctor", target)
+        assert (code, out) == (doctor.CANT_TELL, ""), target
+        assert err.count("\n") == 1
+        assert words in err
+        assert "s3c" not in err
+
+
+class _Page(BaseHTTPRequestHandler):
+    text = ""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(self.text.encode())
+
+    def log_message(self, format: str, *args: Any) -> None: ...  # noqa: A002  # theirs
+
+
+@pytest.mark.parametrize(
+    "text", ["<html>hello</html>", "up 1\n", "", "[1, 2]", '{"findings": [{}]}', '{"findings": 3}']
+)
+def test_what_has_no_pool_can_not_be_told(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    page = type("Page", (_Page,), {"text": text})
+    with HTTPServer(("127.0.0.1", 0), page) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        for command in ("doctor", "size"):
+            url = f"http://127.0.0.1:{server.server_port}"
+            code, out, err = run(capsys, command, url, "--seconds", "0.1")
+            assert (code, out) == (doctor.CANT_TELL if command == "doctor" else 1, "")
+            assert err.count("\n") == 1
+            assert re.search("tells of no pool|not in Prometheus' text format|of a version", err)
+        server.shutdown()
+        thread.join()
+
+
+UNTOLD = {  # by metrics: ages of what is over, and why
+    *("since_exhausted", "since_timeout", "since_up_changed", "outage", "down_reason"),
+    *("stalled_time", "longest_idle", "owners"),
+}
+
+
+def test_metrics_are_read_back_as_what_they_were(server_uri: str) -> None:
+    telemetry = PoolTelemetry("chat")
+    client = MongoClient[Any](server_uri, event_listeners=telemetry.listeners, maxPoolSize=7)
+    for _ in range(50):
+        client["shop"]["orders"].find_one()
+    with contextlib.suppress(Exception):
+        client["shop"]["orders"].find_one({"$nonsense": 1})
+    registry = CollectorRegistry()
+    prometheus.register(registry)
+    stats = telemetry.stats()
+    found = read(prometheus.generate(registry=registry)[0].decode(), stats.at)
+    (client_read,) = [one for one in found if one.name == "chat"]
+    (pool, was) = client_read.pools[0], stats.pools[0]
+    for field in dataclasses.fields(PoolStats):
+        now, before = getattr(pool, field.name), getattr(was, field.name)
+        if isinstance(now, HistogramStats):
+            assert now.counts == before.counts
+            assert now.sum == pytest.approx(before.sum)
+            assert before.max <= now.max < math.inf
+        elif field.name not in UNTOLD:
+            assert now == pytest.approx(before), field.name
+    operations = {one.series: one.duration.counts for one in stats.operations}
+    assert {one.series: one.duration.counts for one in client_read.operations} == operations
+    client.close()

@@ -1,0 +1,143 @@
+"""Whatever the numbers are, a diagnosis is one: no error, nothing infinite, no senseless value."""
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pool_telemetry.diagnosis import Diagnosis, diagnose, recommend
+from pool_telemetry.doctor import in_words
+from pool_telemetry.histogram import POOL_BOUNDS
+from pool_telemetry.stats import (
+    CLOSE_REASONS,
+    OUTCOMES,
+    ClientStats,
+    HistogramStats,
+    OperationStats,
+    PoolStats,
+)
+from tests.test_health import DOWN, EXHAUSTED, a_client, a_pool
+
+counts = st.one_of(st.integers(0, 3), st.integers(0, 10**6))
+seconds = st.one_of(st.just(0.0), st.floats(0.0, 1e5, allow_nan=False))
+ages = st.one_of(st.none(), seconds)
+
+
+@st.composite
+def histograms(draw: Any) -> HistogramStats:
+    size = len(POOL_BOUNDS) + 1
+    found = draw(st.lists(counts, min_size=size, max_size=size))
+    lows = (0.0, *POOL_BOUNDS)
+    total = sum(low * count for low, count in zip(lows, found, strict=True))
+    last = max((i for i, count in enumerate(found) if count), default=0)
+    return HistogramStats(POOL_BOUNDS, tuple(found), total * draw(st.floats(1.0, 2.0)), lows[last])
+
+
+@st.composite
+def pools(draw: Any) -> PoolStats:
+    in_use, idle, opening = (draw(st.integers(0, 50)) for _ in range(3))
+    return a_pool(
+        phase=draw(st.sampled_from(["ready", "paused"])),
+        max_size=draw(st.one_of(st.none(), st.integers(1, 1000))),
+        min_size=draw(st.integers(0, 100)),
+        size=in_use + idle + opening,
+        in_use=in_use,
+        opening=opening,
+        waiting=draw(counts),
+        oldest_wait=draw(seconds),
+        longest_checkout=draw(seconds),
+        exhausted=draw(st.booleans()),
+        exhaustions=draw(counts),
+        exhausted_time=draw(seconds),
+        since_exhausted=draw(ages),
+        since_timeout=draw(ages),
+        stalled_time=draw(seconds),
+        checkouts={outcome: draw(counts) for outcome in OUTCOMES},
+        created=draw(counts),
+        closed={reason: draw(counts) for reason in CLOSE_REASONS},
+        cleared=draw(counts),
+        up=draw(st.sampled_from([None, True, False])),
+        since_up_changed=draw(seconds),
+        outage=draw(seconds),
+        wait_time=draw(histograms()),
+        use_time=draw(histograms()),
+        create_time=draw(histograms()),
+        peak_waiting=draw(counts),
+        held_idle=draw(st.one_of(st.none(), st.integers(0, 50))),
+        longest_idle=draw(seconds),
+    )
+
+
+@st.composite
+def clients(draw: Any) -> ClientStats:
+    operations = [
+        OperationStats(
+            host="db",
+            port=27017,
+            namespace="shop",
+            collection=draw(st.sampled_from(["orders", ""])),
+            operation=draw(st.sampled_from(["find", "insert"])),
+            error_type=error,
+            status_code="",
+            duration=draw(histograms()),
+        )
+        for error in draw(st.sets(st.sampled_from(["", "91", "50", "AutoReconnect"])))
+    ]
+    client = a_client(*draw(st.lists(pools(), max_size=2)))
+    at = draw(st.floats(0.0, 1e3))
+    return dataclasses.replace(client, operations=tuple(operations), at=at, since=0.0)
+
+
+@given(clients(), st.lists(clients(), max_size=3), st.one_of(st.none(), st.integers(1, 500)))
+@settings(max_examples=300)
+def test_any_numbers_can_be_diagnosed(
+    stats: ClientStats, history: list[ClientStats], most: int | None
+) -> None:
+    found = diagnose(stats, sorted(history, key=lambda one: one.at), most=most)
+    json.dumps(found.as_dict(), allow_nan=False)
+    json.dumps(recommend(found))
+    assert in_words(found, [])
+    for one in found.findings:
+        assert "nan" not in one.because.split()
+        assert "inf" not in one.because
+        assert all(math.isfinite(number) for number in one.evidence.values())
+        assert all(value >= 1 for value in one.change.values())
+    at_once = [one.pool for one in found.findings if one.verdict == "undersized"]
+    assert not {one.pool for one in found.findings if one.verdict == "oversized"} & {*at_once}
+
+
+def verdicts(*pools: PoolStats) -> list[str]:
+    return [one.verdict for one in diagnose(a_client(*pools)).findings]
+
+
+def test_one_snapshot_alone_tells_what_it_can() -> None:
+    assert diagnose(a_client(a_pool())) == Diagnosis()
+    assert diagnose(a_client()) == Diagnosis()
+    assert verdicts(a_pool(**EXHAUSTED)) == ["undersized"]
+    assert verdicts(a_pool(**DOWN)) == ["server unreachable"]
+    assert verdicts(a_pool(**{**EXHAUSTED, "held_idle": 10, "longest_idle": 9.0})) == ["leak"]
+    assert verdicts(a_pool(exhausted_time=9.0, since_exhausted=301.0)) == []
+
+
+def test_of_several_servers_one_that_is_gone_is_a_warning() -> None:
+    (found,) = diagnose(a_client(a_pool(**DOWN), a_pool(host="other"))).findings
+    assert (found.verdict, found.severity) == ("server unreachable", "warning")
+    (found,) = diagnose(a_client(a_pool(**DOWN))).findings
+    assert found.severity == "critical"
+    assert not recommend(diagnose(a_client(a_pool(**DOWN), a_pool(host="b"))))["check_connection"]
+
+
+def test_no_advice_goes_beyond_what_the_server_has() -> None:
+    dry = a_pool(
+        **{**EXHAUSTED, "exhausted_time": 9.0, "peak_waiting": 40},
+        use_time=HistogramStats((0.1, 1.0), (0, 5_000, 0), 2_500.0, 0.9),
+        checkouts={**dict.fromkeys(OUTCOMES, 0), "ok": 5_000},
+    )
+    stats = dataclasses.replace(a_client(dry), since=0.0, at=100.0)
+    (free,) = (one for one in diagnose(stats).findings if one.change or one.verdict)
+    (bound,) = diagnose(stats, most=12).findings
+    assert free.verdict == bound.verdict
+    assert max(bound.change.values(), default=0) <= 12

@@ -1,0 +1,418 @@
+"""What the watching thread tells: exhaustion, and connections that are kept for too long."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pymongo import AsyncMongoClient, MongoClient
+from pymongo.cursor import CursorType
+
+from pool_telemetry import PoolTelemetry, TelemetryOptions, owner, watch
+from pool_telemetry.stats import Episode
+from tests.support import slow, until, wait_for
+
+Client = MongoClient[dict[str, Any]]
+APP = "watched"  # whose commands are slow
+WATCH = "pool_telemetry-watch"
+
+
+@contextlib.contextmanager
+def connected(uri: str, telemetry: PoolTelemetry, **kwargs: Any) -> Iterator[Client]:
+    client = Client(uri, appName=APP, event_listeners=telemetry.listeners, **kwargs)
+    try:
+        client.admin.command("ping")
+        yield client
+    finally:
+        client.close()
+
+
+@contextlib.contextmanager
+def callers(client: Client, count: int) -> Iterator[None]:
+    """So many threads ask once, each for something that nobody is to read."""
+
+    def ask() -> None:
+        with owner("checkout-flow"):
+            client["shop"]["orders"].find_one({"card": "s3cr3t"})
+
+    threads = [threading.Thread(target=ask, name=f"caller-{n}") for n in range(count)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        for thread in threads:
+            thread.join()
+
+
+def told(caplog: pytest.LogCaptureFixture, words: str) -> list[str]:
+    every = [one.getMessage() for one in caplog.records if one.name == "pool_telemetry.watch"]
+    return [one for one in every if words in one]
+
+
+def watching() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == WATCH]
+
+
+@pytest.fixture(autouse=True)
+def heard(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "pool_telemetry")
+
+
+def test_exhaustion_is_told_when_it_begins_and_when_it_is_over(
+    server_uri: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    episodes = list[tuple[str, Episode]]()
+
+    async def recovered(episode: Episode) -> None:
+        await asyncio.sleep(0)
+        episodes.append(("recovered", episode))
+
+    options = TelemetryOptions(
+        name="chat",
+        on_exhausted=lambda episode: episodes.append(("exhausted", episode)),
+        on_recovered=recovered,
+    )
+    telemetry = PoolTelemetry(options=options)
+    with connected(server_uri, telemetry, maxPoolSize=2) as client:
+        with slow(server_uri, APP, 700), callers(client, 6):
+            wait_for(lambda: told(caplog, "is exhausted"))
+        wait_for(lambda: len(episodes) == 2)
+        (pool,) = telemetry.stats().pools
+        first, last = (episode for _, episode in episodes)
+        assert [kind for kind, _ in episodes] == ["exhausted", "recovered"]
+        assert first.pool == f"chat@{pool.address}"
+        assert (first.max_size, first.in_use) == (2, 2)
+        assert 1 <= first.waiting <= 4
+        holder = first.holders[0]
+        assert (holder.owner, holder.operation, holder.collection) == (
+            ("checkout-flow", "find", "orders")
+        )
+        assert last.peak_waiting == pool.peak_waiting == 4
+        assert last.seconds == pytest.approx(pool.exhausted_time)
+        assert 0.7 < last.seconds < 10.0
+        assert last.timeouts == 0
+        (warning,) = told(caplog, "is exhausted")
+        assert f"pool 'chat@{pool.address}' is exhausted: 2 of 2 in use, " in warning
+        assert re.search(
+            r"; held by caller-\d \(checkout-flow\) for 0\.\d\d s: find orders; caller-", warning
+        )
+        (info,) = told(caplog, "has recovered")
+        assert f"after {last.seconds:.2f} s of exhaustion: at most 4 waited, 0 timed out" in info
+        levels = [one.levelname for one in caplog.records if one.name == "pool_telemetry.watch"]
+        assert levels == ["WARNING", "INFO"]
+        assert "s3cr3t" not in caplog.text + str(episodes)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Replay:
+    """A pool of one connection, whose time we make."""
+
+    def __init__(self, **options: Any) -> None:
+        self.clock = Clock()
+        given = TelemetryOptions(name="replay", watch=False, **options)
+        self.telemetry = PoolTelemetry(options=given, clock=self.clock)
+        self.telemetry._on_created(object(), ("db", 27017), 1, 0)
+        (self.state,) = self.telemetry.states()
+        self.state.ready()
+        self.state.heartbeat(up=True)
+        self.state._still_waiting = lambda actors: set(actors)  # nobody stands anywhere
+        self.state.connection_created(1, 1)
+        self.state.connection_ready(1)
+
+    def take(self, actor: int = 1) -> None:
+        self.state.checkout_started(actor)
+        self.state.checked_out(actor, 1, 0.0)
+
+    def exhausted_for(self, seconds: float) -> None:
+        self.take()
+        self.state.checkout_started(2)
+        for _ in range(int(seconds / watch.LOOK_SECONDS)):
+            self.look()
+        self.clock.now += seconds % watch.LOOK_SECONDS
+        self.state.checked_in(lambda: 1, 1)
+        self.state.checked_out(2, 1, seconds)
+        self.state.checked_in(lambda: 2, 1)
+
+    def look(self, seconds: float = watch.LOOK_SECONDS) -> None:
+        self.clock.now += seconds
+        watch.look_at(self.telemetry)
+
+
+def test_what_comes_and_goes_is_one_exhaustion(caplog: pytest.LogCaptureFixture) -> None:
+    pool = Replay()
+    for _ in range(20):
+        pool.exhausted_for(0.6)
+        pool.look(0.4)
+    assert len(told(caplog, "exhausted")) == 1
+    assert told(caplog, "recovered") == []
+    for _ in range(3):
+        pool.look()
+    (info,) = told(caplog, "recovered")
+    assert "after 12.00 s of exhaustion" in info
+
+
+def test_a_moment_is_not_told_unless_somebody_timed_out(caplog: pytest.LogCaptureFixture) -> None:
+    pool = Replay()
+    pool.exhausted_for(0.02)
+    pool.look()
+    assert told(caplog, "exhausted") == []
+    pool.take()
+    pool.state.checkout_started(2)
+    pool.clock.now += 0.02
+    pool.state.checkout_failed(2, "timeout")
+    pool.state.checked_in(lambda: 1, 1)
+    pool.look()
+    (warning,) = told(caplog, "exhausted")
+    assert "'replay@db:27017' was exhausted for 0.02 s" in warning
+    assert "1 timeouts" in warning
+
+
+def test_a_pool_is_told_of_at_most_so_often(caplog: pytest.LogCaptureFixture) -> None:
+    calls = list[Episode]()
+    pool = Replay(notice_seconds=30.0, on_exhausted=calls.append, on_recovered=calls.append)
+    for _ in range(4):  # at 0, 10, 20, 30 seconds
+        pool.exhausted_for(2.0)
+        for _ in range(16):
+            pool.look()
+    assert len(told(caplog, "is exhausted")) == len(told(caplog, "recovered")) == 2
+    assert "(2 more since the last one that was told)" in told(caplog, "is exhausted")[1]
+    wait_for(lambda: len(calls) == 4)
+    caplog.clear()
+    pool.take()
+    pool.state.checkout_started(2)
+    pool.look()
+    assert told(caplog, "exhausted") == []  # too soon: but it lasts
+    for _ in range(60):
+        pool.look()
+    (warning,) = told(caplog, "is exhausted")
+    assert "the oldest for " in warning
+
+
+def test_a_pool_that_is_closed_is_exhausted_no_more(caplog: pytest.LogCaptureFixture) -> None:
+    pool = Replay()
+    pool.take()
+    pool.state.checkout_started(2)
+    pool.look()
+    pool.state.closed()
+    pool.look()
+    assert len(told(caplog, "was closed after 1.00 s")) == 1
+
+
+def test_a_callback_that_fails_or_hangs_hurts_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    hangs, calls = threading.Event(), list[Episode]()
+
+    def fails(episode: Episode) -> None:
+        raise RuntimeError("the pager is out of order")
+
+    def waits(episode: Episode) -> None:
+        calls.append(episode)
+        hangs.wait()
+
+    pool = Replay(notice_seconds=0.0, on_exhausted=fails, on_recovered=waits)
+    for _ in range(30):
+        pool.exhausted_for(1.0)
+        for _ in range(3):
+            pool.look()
+    wait_for(lambda: "the pager is out of order" in caplog.text and len(calls) == 1)
+    assert "a callback of pool 'replay@db:27017' does not return" in caplog.text
+    hangs.set()
+    wait_for(lambda: not pool.telemetry.callbacks._busy)
+    assert pool.telemetry.stats().telemetry_errors == 0
+
+
+def test_no_callback_ends_the_next_one(caplog: pytest.LogCaptureFixture) -> None:
+    calls = list[str]()
+
+    async def cancelled(_: Episode) -> None:
+        raise asyncio.CancelledError
+
+    def leaves(_: Episode) -> None:
+        raise SystemExit(3)
+
+    for callback in (cancelled, leaves):
+        pool = Replay(notice_seconds=0.0, on_exhausted=callback)
+        pool.telemetry.callbacks.call(lambda episode: calls.append(episode.pool), an_episode("a"))
+        pool.telemetry.callbacks.call(callback, an_episode("b"))
+        wait_for(lambda: "a callback of pool 'b' failed" in caplog.text)
+        pool.telemetry.callbacks.call(lambda episode: calls.append(episode.pool), an_episode("c"))
+        wait_for(lambda: calls == ["a", "c"])
+        calls.clear()
+        caplog.clear()
+
+
+def an_episode(pool: str) -> Episode:
+    return Episode(
+        pool=pool,
+        max_size=1,
+        in_use=1,
+        waiting=1,
+        seconds=1.0,
+        peak_waiting=1,
+        timeouts=0,
+        holders=(),
+    )
+
+
+def test_a_log_that_fails_does_not_end_the_watch(server_uri: str) -> None:
+    class Broken(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise OSError("the disk is full")
+
+    broken, log = Broken(), logging.getLogger("pool_telemetry")
+    log.addHandler(broken)
+    try:
+        telemetry = PoolTelemetry("logless", options=TelemetryOptions(long_checkout_seconds=0.1))
+        with connected(server_uri, telemetry) as client:
+            with slow(server_uri, APP, 1_500), callers(client, 1):
+                wait_for(lambda: telemetry.stats().telemetry_errors)
+            (thread,) = watching()
+            assert thread.is_alive()
+    finally:
+        log.removeHandler(broken)
+
+
+def test_a_coroutine_runs_on_the_loop_of_its_client(server_uri: str) -> None:
+    async def use() -> None:
+        loops = list[asyncio.AbstractEventLoop]()
+
+        async def exhausted(_: Episode) -> None:
+            loops.append(asyncio.get_running_loop())
+
+        options = TelemetryOptions(on_exhausted=exhausted)
+        telemetry = PoolTelemetry(options=options)
+        client = AsyncMongoClient[dict[str, Any]](
+            server_uri, maxPoolSize=1, appName=APP, event_listeners=telemetry.listeners
+        )
+        with slow(server_uri, APP, 900):
+            finds = [client["shop"]["orders"].find_one() for _ in range(3)]
+            asked = asyncio.gather(*finds)
+            await until(lambda: loops)
+            assert loops == [asyncio.get_running_loop()]
+            await asked
+        await client.close()
+
+    asyncio.run(use())
+
+
+def test_a_leaked_connection_is_told_with_the_stack_of_who_has_it(
+    server_uri: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    telemetry = PoolTelemetry("leaky", options=TelemetryOptions(long_checkout_seconds=0.2))
+    done = threading.Event()
+
+    def read_and_forget_to_close(client: Client) -> None:
+        find = client["shop"]["orders"].find
+        with owner("export"), contextlib.closing(find(cursor_type=CursorType.EXHAUST)) as cursor:
+            next(cursor, None)
+            done.wait()
+
+    with connected(server_uri, telemetry) as client:
+        client["shop"]["orders"].insert_many([{"card": "s3cr3t"} for _ in range(200)])
+        holder = threading.Thread(target=read_and_forget_to_close, args=(client,), name="exporter")
+        holder.start()
+        (warning,) = wait_for(lambda: told(caplog, "is held by"))
+        place, _, stack = warning.partition("; now at\n")
+        (pool,) = telemetry.stats().pools
+        assert (
+            f"a connection of pool 'leaky@{pool.address}' is held by exporter (export) for "
+            in place
+        )
+        assert place.endswith(" s: exhaust cursor of find orders")
+        assert ".read_and_forget_to_close\n" in stack
+        assert stack.index("read_and_forget_to_close") < stack.index("Event.wait")
+        assert "s3cr3t" not in stack
+        assert pool.long_checkouts == 1
+        wait_for(lambda: telemetry.stats().pools[0].held_idle == 1)
+        done.set()
+        holder.join()
+        wait_for(lambda: told(caplog, "is back after "))
+        assert len(told(caplog, "is held by")) == 1
+        assert telemetry.stats().pools[0].held_idle == 0
+        client.drop_database("shop")
+
+
+def test_the_stack_of_a_task_is_told(server_uri: str, caplog: pytest.LogCaptureFixture) -> None:
+    telemetry = PoolTelemetry(options=TelemetryOptions(long_checkout_seconds=0.2))
+
+    async def look_it_up(client: AsyncMongoClient[dict[str, Any]]) -> None:
+        await client["shop"]["orders"].find_one({"card": "s3cr3t"})
+
+    async def use() -> None:
+        client = AsyncMongoClient[dict[str, Any]](
+            server_uri, appName=APP, event_listeners=telemetry.listeners
+        )
+        with slow(server_uri, APP, 1_500):
+            task = asyncio.create_task(look_it_up(client), name="page")
+            await until(lambda: told(caplog, "is held by"))
+            await task
+        await client.close()
+
+    asyncio.run(use())
+    (warning,) = told(caplog, "is held by")
+    assert re.search(r" is held by page for \d\.\d\d s: find orders; now at\n", warning)
+    assert "look_it_up\n" in warning
+    assert "s3cr3t" not in warning
+
+
+def test_many_long_checkouts_are_told_in_few_lines(
+    server_uri: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    telemetry = PoolTelemetry(options=TelemetryOptions(long_checkout_seconds=0.1))
+    with (
+        connected(server_uri, telemetry) as client,
+        slow(server_uri, APP, 2_000),
+        callers(client, 12),
+    ):
+        wait_for(lambda: telemetry.stats().pools[0].long_checkouts == 12)
+    lines = told(caplog, "held")
+    assert len(lines) <= 2 * (watch.TOP_HOLDERS + 1)  # twelve may begin on both sides of a look
+    assert any("more connections of pool" in line for line in lines)
+
+
+def test_one_thread_watches_and_ends_with_the_last_client(server_uri: str) -> None:
+    wait_for(lambda: not watching())
+    with connected(server_uri, PoolTelemetry(options=TelemetryOptions(watch=False))):
+        assert not watching()
+    with connected(server_uri, PoolTelemetry()), connected(server_uri, PoolTelemetry()):
+        (thread,) = watching()
+        assert thread.daemon
+    wait_for(lambda: not watching())
+    with connected(server_uri, PoolTelemetry()):  # and begins again
+        assert len(watching()) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning", "ignore:.*fork.*:UserWarning")
+def test_a_forked_child_watches_for_itself(server_uri: str) -> None:
+    telemetry = PoolTelemetry("forked")
+    with connected(server_uri, telemetry) as client:
+        assert len(watching()) == 1
+        child = os.fork()
+        if child == 0:
+            idle = len(watching())
+            client.admin.command("ping")
+            os._exit(0 if (idle, len(watching())) == (0, 1) else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert len(watching()) == 1
+
+
+def test_history_is_kept_while_it_is_watched() -> None:
+    pool = Replay()
+    for _ in range(1_000):
+        pool.look()
+    history = pool.telemetry.history()
+    assert len(history) == 61
+    assert history[-1].at - history[0].at == pytest.approx(300.0)
