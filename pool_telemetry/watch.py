@@ -23,7 +23,7 @@ LOOK_SECONDS: Final = 0.5
 RECOVERED_SECONDS: Final = 1.0
 """A pool that runs dry again within this time has not recovered."""
 NOTEWORTHY_SECONDS: Final = 0.1
-"""An exhaustion that is over before a look is told if it lasted so long, or timed a caller out."""
+"""An exhaustion is told if it lasts so long between two looks, or timed a caller out."""
 TOP_HOLDERS: Final = 5
 
 _log = logging.getLogger("pool_telemetry.watch")
@@ -68,7 +68,8 @@ class _Seen:
         self.holders: tuple[CallerStats, ...] = ()
         self.told = False
         self.may_tell = 0.0  # from when on one may be told again
-        self.untold = 0
+        self.untold = 0  # exhaustions that are over, and their seconds
+        self.untold_seconds = 0.0
         self.long: dict[int, Holder] = {}
 
 
@@ -134,26 +135,31 @@ def look_at(watched: Watched) -> None:
 
 
 def _look_for_exhaustion(watched: Watched, state: PoolState, stats: PoolStats, seen: _Seen) -> None:
+    now = watched.now()
+    may_tell = now >= seen.may_tell
     if not seen.exhausted and not _begins(stats, seen):
-        seen.time_before, seen.timeouts_before = stats.exhausted_time, stats.checkouts["timeout"]
+        if seen.untold and may_tell:
+            seen.may_tell = now + watched.options.notice_seconds
+            _tell_untold(watched, stats, seen)
+        if not stats.exhausted:
+            _forget(seen, stats)
         return
     if not seen.exhausted:
         seen.exhausted, seen.peak, seen.holders = True, 0, ()
     seen.peak = max(seen.peak, stats.peak_waiting)
     if stats.exhausted or not seen.holders:
         seen.holders = _top_holders(watched, state)
-    now = watched.now()
-    if not seen.told and now >= seen.may_tell:
+    if not seen.told and may_tell:
         seen.told, seen.may_tell = True, now + watched.options.notice_seconds
         _tell_exhausted(watched, stats, seen)
-    quiet = stats.since_exhausted or 0.0
-    if stats.phase == "closed" or (not stats.exhausted and quiet >= RECOVERED_SECONDS):
+    if stats.phase == "closed" or _is_over(stats):
         if seen.told:
             _tell_recovered(watched, stats, seen)
         else:
             seen.untold += 1
+            seen.untold_seconds += stats.exhausted_time - seen.time_before
         seen.exhausted = seen.told = False
-        seen.time_before, seen.timeouts_before = stats.exhausted_time, stats.checkouts["timeout"]
+        _forget(seen, stats)
 
 
 def _begins(stats: PoolStats, seen: _Seen) -> bool:
@@ -161,7 +167,17 @@ def _begins(stats: PoolStats, seen: _Seen) -> bool:
         return False
     new = stats.exhausted_time - seen.time_before
     timed_out = stats.checkouts["timeout"] > seen.timeouts_before
-    return stats.exhausted or new >= NOTEWORTHY_SECONDS or (new > 0.0 and timed_out)
+    return new >= NOTEWORTHY_SECONDS or (new > 0.0 and timed_out)
+
+
+def _is_over(stats: PoolStats) -> bool:
+    # Where who waited just gave up, and nothing came back since, the next one finds none either.
+    quiet = not stats.exhausted and not stats.stalled_time
+    return quiet and (stats.since_exhausted or 0.0) >= RECOVERED_SECONDS
+
+
+def _forget(seen: _Seen, stats: PoolStats) -> None:
+    seen.time_before, seen.timeouts_before = stats.exhausted_time, stats.checkouts["timeout"]
 
 
 def _top_holders(watched: Watched, state: PoolState) -> tuple[CallerStats, ...]:
@@ -185,7 +201,7 @@ def _episode(watched: Watched, stats: PoolStats, seen: _Seen) -> Episode:
 def _tell_exhausted(watched: Watched, stats: PoolStats, seen: _Seen) -> None:
     episode = _episode(watched, stats, seen)
     _log.warning(
-        "pool %r %s: %d of %s in use, %d waiting, the oldest for %.2f s%s; %s%s",
+        "pool %r %s: %d of %s in use, %d waiting, the oldest for %.2f s%s; held by %s%s",
         episode.pool,
         "is exhausted" if stats.exhausted else f"was exhausted for {episode.seconds:.2f} s",
         stats.in_use,
@@ -193,31 +209,39 @@ def _tell_exhausted(watched: Watched, stats: PoolStats, seen: _Seen) -> None:
         stats.waiting,
         stats.oldest_wait,
         f", {episode.timeouts} timeouts" if episode.timeouts else "",
-        _held_by(episode),
+        _holders(episode),
         f" ({seen.untold} more since the last one that was told)" if seen.untold else "",
     )
-    seen.untold = 0
+    seen.untold, seen.untold_seconds = 0, 0.0
     watched.callbacks.call(watched.options.on_exhausted, episode)
 
 
 def _tell_recovered(watched: Watched, stats: PoolStats, seen: _Seen) -> None:
     episode = _episode(watched, stats, seen)
     _log.info(
-        "pool %r %s after %.2f s of exhaustion: at most %d waited, %d timed out; %s",
+        "pool %r %s after %.2f s of exhaustion: at most %d waited, %d timed out; it was held by %s",
         episode.pool,
         "was closed" if stats.phase == "closed" else "has recovered",
         episode.seconds,
         episode.peak_waiting,
         episode.timeouts,
-        _held_by(episode),
+        _holders(episode),
     )
     watched.callbacks.call(watched.options.on_recovered, episode)
 
 
-def _held_by(episode: Episode) -> str:
-    if not episode.holders:
-        return "nobody holds a connection any more"
-    return "held by " + "; ".join(one.in_words() for one in episode.holders)
+def _tell_untold(watched: Watched, stats: PoolStats, seen: _Seen) -> None:
+    _log.warning(
+        "pool %r was exhausted again since that was told: %d times, for %.2f s in all",
+        pool_name(watched.name, (stats.host, stats.port)),
+        seen.untold,
+        seen.untold_seconds,
+    )
+    seen.untold, seen.untold_seconds = 0, 0.0
+
+
+def _holders(episode: Episode) -> str:
+    return "; ".join(one.in_words() for one in episode.holders) or "nobody any more"
 
 
 # Long checkouts

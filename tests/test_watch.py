@@ -180,6 +180,50 @@ def test_a_moment_is_not_told_unless_somebody_timed_out(caplog: pytest.LogCaptur
     assert "1 timeouts" in warning
 
 
+def test_a_moment_in_which_somebody_looks_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    pool = Replay()
+    for _ in range(20):
+        pool.take()
+        pool.clock.now += 0.48
+        pool.state.checkout_started(2)
+        pool.look(0.02)
+        pool.state.checked_in(lambda: 1, 1)
+        pool.state.checked_out(2, 1, 0.02)
+        pool.state.checked_in(lambda: 2, 1)
+        pool.look()
+    assert pool.telemetry.stats().pools[0].exhausted_time == pytest.approx(0.4)
+    assert told(caplog, "exhausted") == []
+
+
+def test_a_pool_that_nothing_comes_back_to_has_not_recovered(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pool = Replay()
+    pool.take()
+    pool.state.checkout_started(2)
+    pool.look()
+    pool.state.checkout_failed(2, "timeout")
+    for _ in range(20):  # who waited gave up, and the connection is still out
+        pool.look()
+    assert len(told(caplog, "is exhausted")) == 1
+    assert told(caplog, "recovered") == []
+    pool.state.checked_in(lambda: 1, 1)
+    pool.look()
+    assert len(told(caplog, "has recovered")) == 1
+
+
+def test_what_was_not_told_is_told_in_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    pool = Replay(notice_seconds=30.0)
+    for _ in range(3):
+        pool.exhausted_for(1.0)
+        for _ in range(4):
+            pool.look()
+    for _ in range(120):
+        pool.look()
+    (again,) = told(caplog, "exhausted again")
+    assert "'replay@db:27017' was exhausted again since that was told: 2 times, for 2.00 s" in again
+
+
 def test_a_pool_is_told_of_at_most_so_often(caplog: pytest.LogCaptureFixture) -> None:
     calls = list[Episode]()
     pool = Replay(notice_seconds=30.0, on_exhausted=calls.append, on_recovered=calls.append)
