@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 
-from pymongo.errors import WaitQueueTimeoutError
+from pymongo.errors import PyMongoError, WaitQueueTimeoutError
 
 from pool_telemetry import Diagnosis, MongoDBConnectionPool, TelemetryOptions, diagnose, owner
 from pool_telemetry.doctor import in_words
@@ -40,8 +40,11 @@ def main(uri: str) -> None:
     """Let a pool run dry, and mend it."""
     logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
     logging.getLogger("pool_telemetry").setLevel(logging.INFO)
-    options = TelemetryOptions(name="shop", drain_seconds=1.0)
-    MongoDBConnectionPool.initialize(uri, maxPoolSize=4, telemetry=options)
+    options = TelemetryOptions(name="shop", drain_seconds=3.0)
+    try:
+        MongoDBConnectionPool.initialize(uri, maxPoolSize=4, telemetry=options)
+    except PyMongoError as error:
+        sys.exit(f"no server there: {error}")
     over = threading.Event()
     threads = [
         threading.Thread(target=work, args=(over,), name=f"worker-{number}")

@@ -120,7 +120,9 @@ def _write(folder: Path, files: Mapping[str, str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pool-telemetry", description=pool_telemetry.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="pool-telemetry", description=(pool_telemetry.__doc__ or "").partition("\n")[0]
+    )
     version = f"%(prog)s {pool_telemetry.__version__}"
     parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
@@ -241,17 +243,19 @@ def _port(text: str) -> int:
 
 
 def _positive(text: str) -> float:
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
     if not 0.0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
     return number
 
 
 def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return number
+    return int(text)
 
 
 def _not_installed(error: ImportError) -> str:

@@ -5,16 +5,14 @@ A service's own diagnosis, which has five minutes of history, goes before two lo
 
 import json
 import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 from pool_telemetry.diagnosis import Diagnosis, diagnose, worst_first
 from pool_telemetry.findings import Finding, Severity
 from pool_telemetry.report import pool_lines
 from pool_telemetry.sources import (
     ServerFacts,
-    SourceError,
     ask_server,
     is_server,
     own_diagnosis,
@@ -47,7 +45,8 @@ def run(target: str, *, seconds: float, as_json: bool) -> tuple[str, int]:
     code = EXIT_CODES[diagnosis.severity]
     if as_json:
         return json.dumps({**diagnosis.as_dict(), "pools": pools}, indent=2), code
-    return in_words(diagnosis, pools), code
+    calm = "the server itself is well" if is_server(target) else "nothing is wrong"
+    return in_words(diagnosis, pools, calm=calm), code
 
 
 def _look(target: str, seconds: float) -> tuple[Diagnosis, list[str]]:
@@ -55,7 +54,7 @@ def _look(target: str, seconds: float) -> tuple[Diagnosis, list[str]]:
         facts = ask_server(target, seconds)
         return (facts, []) if isinstance(facts, Diagnosis) else _of_server(facts)
     if (own := own_diagnosis(target)) is not None:
-        return _told(own)
+        return own
     before, now = scrape(target, seconds)
     history = {client.name: client for client in before}
     findings: tuple[Finding, ...] = ()
@@ -65,24 +64,11 @@ def _look(target: str, seconds: float) -> tuple[Diagnosis, list[str]]:
     return worst_first(findings), [line for client in now for line in pool_lines(client)]
 
 
-def _told(own: Mapping[str, Any]) -> tuple[Diagnosis, list[str]]:
-    """Read what a service, of another version maybe, says of itself."""
-    known = {field.name for field in fields(Finding)}
-    try:
-        kept = ({k: v for k, v in one.items() if k in known} for one in own["findings"])
-        findings = tuple(Finding(**one) for one in kept)
-        for one in findings:
-            EXIT_CODES[one.severity], str.split(one.because + one.advice)
-        return Diagnosis(findings), [str(line) for line in own.get("pools", ())]
-    except (AttributeError, KeyError, TypeError) as error:
-        raise SourceError("its /pool/diagnosis is of a version that is not understood") from error
-
-
-def in_words(diagnosis: Diagnosis, pools: Sequence[str]) -> str:
+def in_words(diagnosis: Diagnosis, pools: Sequence[str], *, calm: str = "nothing is wrong") -> str:
     """Return a diagnosis as a person reads it."""
     parts = [_paragraph(one) for one in diagnosis.findings]
     if not diagnosis.current:
-        parts.insert(0, "healthy: nothing is wrong" + (" now\n" if parts else ""))
+        parts.insert(0, f"healthy: {calm}" + (" now\n" if parts else ""))
     return "\n".join([*parts, *(f"  {line}" for line in pools)])
 
 
@@ -158,4 +144,5 @@ def _of_server(facts: ServerFacts) -> tuple[Diagnosis, list[str]]:
         f"{name}: {facts.current}{limit} connections, {facts.operations_per_second:.0f} operations "
         f"per second, ping {facts.ping_seconds * 1e3:.1f} ms"
     )
-    return worst_first(tuple(found)), [line]
+    unseen = "the pools of its clients are not seen from here: ask a service (http://HOST:PORT)"
+    return worst_first(tuple(found)), [line, unseen]

@@ -28,6 +28,7 @@ IDLE_SECONDS: Final = 5.0
 """A connection held for so long without a command is leaked, where nobody misses it."""
 MANY_FAILURES: Final = 10
 """Fewer attempts that fail are no storm."""
+TOP_OWNERS: Final = 3
 IDLE_CONNECTIONS: Final = 10
 """Connections that nobody needs are worth a word from here on."""
 
@@ -95,7 +96,7 @@ def _leak(case: Case) -> Finding | None:
         verdict="leak",
         severity="critical" if timeouts or leaked >= 0.5 * most else "warning",
         pool=case.name,
-        because=f"{what} (maxPoolSize {_limit(pool)}, {pool.waiting} waiting)",
+        because=f"{what} (maxPoolSize {_limit(pool)}, {pool.waiting} waiting){_owners(pool)}",
         advice="close cursors and end transactions where they are used (`with`); "
         "get_pool_stats(detail=True) and the log of long checkouts name who has them",
         evidence={
@@ -328,6 +329,12 @@ RULES: Final[tuple[Callable[[Case], Finding | None], ...]] = (
     _undersized,
     _oversized,
 )
+
+
+def _owners(pool: PoolStats) -> str:
+    most = sorted((one for one in pool.owners if one.in_use), key=lambda one: -one.in_use)
+    named = ", ".join(f"{one.owner or 'no owner'} {one.in_use}" for one in most[:TOP_OWNERS])
+    return f"; in use by owner: {named}" if any(one.owner for one in most) else ""
 
 
 def _dry(pool: PoolStats) -> str:

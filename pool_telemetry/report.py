@@ -128,6 +128,7 @@ class Caller(TypedDict):
     operation: str
     collection: str
     trace_id: str | None
+    idle_seconds: float | None
 
 
 class LiveStats(_Live):
@@ -172,6 +173,7 @@ def callers(stats: Iterable[CallerStats]) -> list[Caller]:
             "operation": one.operation,
             "collection": one.collection,
             "trace_id": one.trace_id,
+            "idle_seconds": one.idle_seconds,
         }
         for one in stats
     ]

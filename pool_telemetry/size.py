@@ -11,13 +11,23 @@ from typing import Any, Final
 
 from pool_telemetry import sources
 from pool_telemetry.diagnosis import diagnose
-from pool_telemetry.sizing import Load, Wait, predict, recommend_size, sizes_around
+from pool_telemetry.findings import Finding
+from pool_telemetry.sizing import (
+    LARGEST,
+    WAITERS,
+    Load,
+    Wait,
+    predict,
+    recommend_size,
+    sizes_around,
+)
 from pool_telemetry.sources import SourceError
 from pool_telemetry.window import windows
 
 MONITORING: Final = 3
 """Connections that each client has beside its pool, to watch a server."""
 _BAR: Final = 30
+_NO_MATTER_OF_SIZE: Final = ("server unreachable", "leak", "retry storm", "slow operations")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +39,11 @@ class Measured:
         load: What is asked of it.
         max_size: maxPoolSize; None where it is not known, or unlimited.
         source: How it was measured, in words.
-        at_least: Who waited at once, so that a rate alone says too little.
+        at_least: What the callers who found all taken ask for; a rate alone says too little.
+        waited: The p95 of the waits that were measured with `max_size`.
+        enough: Nobody found all taken. By the queue's formula callers come at random: where they
+            don't, what there is may suffice where it would say more.
+        trouble: What the doctor says of this pool, and a size does not mend.
     """
 
     pool: str
@@ -37,6 +51,15 @@ class Measured:
     max_size: int | None
     source: str
     at_least: int = 1
+    waited: float | None = None
+    enough: bool = False
+    trouble: str = ""
+
+    @property
+    def wanted(self) -> int:
+        """Return the size that the load asks for."""
+        best = recommend_size(self.load, at_least=self.at_least)
+        return min(best, self.max_size) if self.enough and self.max_size else best
 
 
 def run(
@@ -63,6 +86,7 @@ def run(
     Raises:
         SourceError: The target does not answer, or nobody uses the pool.
     """
+    most = None if limit is None else _for_each(limit, processes)
     given = None
     if rate is not None and use_seconds is not None:
         given = Load.evenly(rate, use_seconds)
@@ -74,9 +98,12 @@ def run(
         facts = sources.ask_server(target, seconds)
         if not isinstance(facts, sources.ServerFacts):
             raise SourceError(facts.findings[0].because)
-        limit = facts.limit if limit is None else limit
+        if limit is None and facts.limit is not None:
+            most = _for_each(facts.limit, processes)
         if not (rate or facts.operations_per_second):
             raise SourceError(f"nobody asked anything of the server for {seconds:g} s")
+        if not (use_seconds or facts.operation_seconds):
+            raise SourceError("the server tells no times of its operations: give --use-time")
         found = [_of_server(facts, rate, use_seconds, processes, seconds)]
     elif sources.is_prometheus(target):
         found = [_of_prometheus(one) for one in sources.busiest(target)]
@@ -84,29 +111,56 @@ def run(
         found = _of_service(target, seconds)
     if given is not None:
         found = [Measured(one.pool, given, one.max_size, "as given") for one in found]
-    most = None if limit is None else max(1, limit // processes - MONITORING)
+    for one in found:
+        if one.load.connections >= LARGEST:
+            raise SourceError(f"{one.load.connections:.0f} in use on average: no pool is so large")
     if as_json:
         return json.dumps([_as_dict(one, most) for one in found], indent=2)
     return "\n\n".join(in_words(one, most) for one in found)
 
 
+def _for_each(limit: int, processes: int) -> int:
+    """Return the largest pool that each process may have."""
+    most = limit // processes - MONITORING
+    if most < 1:
+        raise SourceError(
+            f"{limit} connections are too few for {processes} processes: each has {MONITORING} "
+            "that watch the server"
+        )
+    return most
+
+
 def _of_service(target: str, seconds: float) -> list[Measured]:
+    own = sources.own_diagnosis(target)
     before, now = sources.scrape(target, seconds)
     earlier = {client.name: client for client in before}
-    found = list[Measured]()
+    found, every = list[Measured](), list[Finding]()
     for client in now:
         history = [one for one in (earlier.get(client.name),) if one is not None]
-        needs = {one.pool: one.change for one in diagnose(client, history).findings}
+        told = (own[0] if own else diagnose(client, history)).current
+        every += told
         for pool in client.open_pools:
             window = windows([*history, client], (pool.host, pool.port))[-1]
             name = client.pool_name(pool)
             if window.use_time is not None and window.rate:
-                load = Load.of(window.rate, window.use_time)
-                least = needs.get(name, {}).get("maxPoolSize", 1)
-                source = f"measured for {window.seconds:.0f} s"
-                found.append(Measured(name, load, pool.max_size, source, least))
+                mine = [one for one in told if one.pool == name]
+                trouble = (one.verdict for one in mine if one.verdict in _NO_MATTER_OF_SIZE)
+                wait = window.wait_time.quantile(1.0 - WAITERS) if window.wait_time else None
+                found.append(
+                    Measured(
+                        name,
+                        Load.of(window.rate, window.use_time),
+                        pool.max_size,
+                        source=f"measured for {window.seconds:.0f} s",
+                        at_least=max((one.change.get("maxPoolSize", 1) for one in mine), default=1),
+                        waited=wait,
+                        enough=not window.exhausted_time,
+                        trouble=", ".join(trouble),
+                    )
+                )
     if not found:
-        raise SourceError(f"nobody used a connection for {seconds:g} s: look for longer")
+        why = f"; the doctor says: {every[0].verdict}" if every else ": look for longer"
+        raise SourceError(f"nobody used a connection for {seconds:g} s{why}")
     return found
 
 
@@ -116,7 +170,7 @@ def _of_prometheus(busiest: sources.Busiest) -> Measured:
         f"({busiest.process})"
     )
     load = Load.of(busiest.rate, busiest.use_time)
-    return Measured(busiest.pool, load, busiest.max_size, source, max(1, busiest.at_once))
+    return Measured(busiest.pool, load, busiest.max_size, source, busiest.at_least)
 
 
 def _of_server(
@@ -130,23 +184,15 @@ def _of_server(
         rate = facts.operations_per_second / processes
     if use_seconds is None:
         use_seconds = facts.ping_seconds + (facts.operation_seconds or 0.0)
-    took = "and their times there" if facts.operation_seconds else "and pings: it tells no times"
-    source = f"by the server's operations {took}, for {seconds:g} s, by {processes} process(es)"
+    source = f"the server's operations in {seconds:g} s, by {processes} process(es)"
     return Measured(facts.address, Load.evenly(rate, use_seconds), None, source)
 
 
 # In words
 
 
-def _advice(measured: Measured, most: int | None) -> tuple[int, int]:
-    """Return the size to have, and the one that the load asks for."""
-    wanted = recommend_size(measured.load, at_least=measured.at_least)
-    return (wanted if most is None else min(wanted, most)), wanted
-
-
 def _as_dict(measured: Measured, most: int | None) -> dict[str, Any]:
-    advised, wanted = _advice(measured, most)
-    load = measured.load
+    load, wanted = measured.load, measured.wanted
     waits = [predict(load, size) for size in sizes_around(load, measured.max_size)]
     return {
         "pool": measured.pool,
@@ -155,8 +201,10 @@ def _as_dict(measured: Measured, most: int | None) -> dict[str, Any]:
         "use_seconds": load.use_seconds,
         "connections_in_use": load.connections,
         "max_pool_size": measured.max_size,
-        "recommended": advised,
+        "measured_p95": measured.waited,
+        "recommended": wanted if most is None else min(wanted, most),
         "wanted": wanted,
+        "trouble": measured.trouble,
         "sizes": [
             {k: None if v == math.inf else v for k, v in asdict(wait).items()} for wait in waits
         ],
@@ -165,8 +213,10 @@ def _as_dict(measured: Measured, most: int | None) -> dict[str, Any]:
 
 def in_words(measured: Measured, most: int | None) -> str:
     """Return a pool's sizes as a table, with the wait as a plot."""
-    load, (advised, wanted) = measured.load, _advice(measured, most)
-    sizes = {*sizes_around(load, measured.max_size), advised, wanted}
+    load, wanted = measured.load, measured.wanted
+    sizes = {*sizes_around(load, measured.max_size), wanted} | (
+        {most} if most and most < wanted else set()
+    )
     waits = [predict(load, size) for size in sorted(sizes)]
     longest = max((wait.p95 for wait in waits if wait.p95 < math.inf), default=0.0)
     lines = [
@@ -177,23 +227,32 @@ def in_words(measured: Measured, most: int | None) -> str:
         f"{'size':>7}  {'busy':>6}  {'who wait':>8}  {'p95 wait':>10}",
     ]
     for wait in waits:
-        notes = [
-            "now" if wait.size == measured.max_size else "",
-            "recommended" if wait.size == advised else "",
-            "more than the server has" if most is not None and wait.size > most else "",
-        ]
+        notes = []
+        if wait.size == measured.max_size:
+            waited = measured.waited
+            notes.append("now" if waited is None else f"now (p95 measured: {waited * 1e3:.1f} ms)")
+        if most is not None and wait.size > most:
+            notes.append("more than the server has")
+        elif wait.size == wanted:
+            notes.append("recommended")
+        elif wait.size == most:
+            notes.append("all that the server has")
         line = (
             f"{wait.size:>7}  {wait.utilization:>6.0%}  {wait.waiting_share:>8.1%}  "
             f"{_seconds(wait):>10}  {_bar(wait, longest):<{_BAR}}  {', '.join(filter(None, notes))}"
         )
         lines.append(line.rstrip())
-    if wanted > advised:
+    if measured.trouble:
+        lines.append(f"See to that first: {measured.trouble} (pool-telemetry doctor tells more).")
+    if most is not None and wanted > most:
         lines.append(
-            f"the load asks for {wanted}, and the server has {most} for each process: run more "
-            "processes elsewhere, or shorten what holds a connection"
+            f"The load asks for {wanted}, and the server has {most} for each process, beside "
+            f"{MONITORING} that watch it: shorten what holds a connection, or raise its limit."
         )
     elif measured.at_least >= wanted > recommend_size(load):
-        lines.append(f"{wanted}, because that many came at once: a rate alone does not show it")
+        lines.append(
+            f"{wanted}, because callers found all taken for a while: a rate alone does not show it."
+        )
     return "\n".join(lines)
 
 

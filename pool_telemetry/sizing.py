@@ -104,10 +104,10 @@ def predict(load: Load, size: int) -> Wait:
     """Return how long callers would wait.
 
     Raises:
-        ValueError: The size is below 1.
+        ValueError: The size is not 1 to LARGEST.
     """
-    if size < 1:
-        raise ValueError(f"a pool has 1 connection or more, not {size}")
+    if not 1 <= size <= LARGEST:
+        raise ValueError(f"a pool has 1 to {LARGEST} connections, not {size}")
     offered = load.connections
     busy = offered / size
     if busy >= 1.0:
@@ -119,7 +119,7 @@ def predict(load: Load, size: int) -> Wait:
 
 
 def recommend_size(load: Load, *, at_least: int = 1) -> int:
-    """Return the smallest size at which no more than WAITERS of the callers wait."""
+    """Return the smallest size at which no more than WAITERS of the callers wait, or LARGEST."""
     for size, share in _erlang_c(load.connections):
         if size >= at_least and share <= WAITERS:
             return size
@@ -146,7 +146,7 @@ def sizes_around(load: Load, size: int | None) -> list[int]:
     best = recommend_size(load)
     every = {best, math.floor(load.connections) + 1}
     every |= {max(1, round(best * factor)) for factor in (0.7, 0.85, 1.25, 1.5, 2.0)}
-    return sorted(every | ({size} if size else set()))
+    return sorted({min(one, LARGEST) for one in every | ({size} if size else set())})
 
 
 # How long who waits has to

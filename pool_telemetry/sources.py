@@ -3,15 +3,17 @@
 Only what the user named is asked, and what goes wrong is a SourceError of one line.
 """
 
+import base64
 import json
 import operator
+import re
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any, Final
 
@@ -19,7 +21,8 @@ from pymongo import MongoClient
 from pymongo.errors import OperationFailure, PyMongoError, ServerSelectionTimeoutError
 
 from pool_telemetry import catalog
-from pool_telemetry.diagnosis import Diagnosis
+from pool_telemetry.case import EXHAUSTED_SHARE
+from pool_telemetry.diagnosis import Diagnosis, worst_first
 from pool_telemetry.errors import PoolTelemetryError
 from pool_telemetry.exposition import read
 from pool_telemetry.findings import Finding
@@ -32,6 +35,7 @@ from pool_telemetry.uri import check_credentials, mask_uri, without_secrets
 TIMEOUT_SECONDS: Final = 10.0
 REACH_SECONDS: Final = 5.0
 _PINGS: Final = 20
+_NOT_AUTHENTICATED: Final = (18, 8000)
 _DIAGNOSIS: Final = "/pool/diagnosis"
 
 
@@ -69,11 +73,13 @@ def _scrape(url: str) -> list[ClientStats]:
     return clients
 
 
-def own_diagnosis(url: str) -> dict[str, Any] | None:
-    """Return what a service says of itself at /pool/diagnosis; None if it has no such route.
+def own_diagnosis(url: str) -> tuple[Diagnosis, list[str]] | None:
+    """Return what a service says of itself at /pool/diagnosis, and of its pools, a line each.
+
+    None if it has no such route.
 
     Raises:
-        SourceError: It does not answer.
+        SourceError: It does not answer, or in terms of another version.
     """
     if _ends(url, "metrics"):
         return None
@@ -81,7 +87,19 @@ def own_diagnosis(url: str) -> dict[str, Any] | None:
         answer = json.loads(_get(_base(url) + _DIAGNOSIS))
     except (ValueError, _NotFoundError):
         return None
-    return answer if isinstance(answer, dict) and "findings" in answer else None
+    return _told(answer) if isinstance(answer, dict) and "findings" in answer else None
+
+
+def _told(own: Mapping[str, Any]) -> tuple[Diagnosis, list[str]]:
+    known = {field.name for field in fields(Finding)}
+    try:
+        kept = ({k: v for k, v in one.items() if k in known} for one in own["findings"])
+        found = worst_first(Finding(**one) for one in kept)
+        for one in found.findings:
+            str.split(one.because + one.advice), dict(one.change)
+        return found, [str(line) for line in own.get("pools", ())]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise SourceError("its /pool/diagnosis is of a version that is not understood") from error
 
 
 def _base(url: str) -> str:
@@ -106,8 +124,9 @@ class Busiest:
         processes: How many have the pool.
         rate: Callers per second.
         max_size: maxPoolSize; None when unlimited.
-        at_once: Who had or wanted a connection at once, where all were taken for a whole minute and
-            few timed out: those come again as soon as they are served. Else 0.
+        at_least: Who had or wanted a connection at once, where all were taken for a whole minute
+            and few timed out: those come again as soon as they are served. Where all were taken
+            for a part of a minute, one more than there are; else 1.
     """
 
     pool: str
@@ -116,7 +135,7 @@ class Busiest:
     rate: float
     use_time: HistogramStats
     max_size: int | None
-    at_once: int
+    at_least: int
 
 
 def is_prometheus(url: str) -> bool:
@@ -155,6 +174,13 @@ def busiest(url: str, window: str = "1h") -> list[Busiest]:
     below: dict[tuple[str, ...], list[tuple[float, float]]] = defaultdict(list)
     for one in buckets:
         below[_process(one)].append((float(one["metric"]["le"]), float(one["value"][1])))
+
+    def at_least(process: tuple[str, ...]) -> int:
+        share, size = dry.get(process, 0.0), int(sizes.get(process, 0))
+        if share >= 0.9 and timeouts.get(process, 0.0) < 0.05 * rates[process]:
+            return size + int(queues.get(process, 0))
+        return size + 1 if share >= EXHAUSTED_SHARE else 1
+
     found: dict[str, list[tuple[str, ...]]] = defaultdict(list)
     for process, rate in rates.items():
         if rate > 0.0 and process in below:
@@ -169,9 +195,7 @@ def busiest(url: str, window: str = "1h") -> list[Busiest]:
             rate=rates[one],
             use_time=_as_histogram(sorted(below[one]), sums.get(one, 0.0)),
             max_size=int(sizes[one]) if one in sizes else None,
-            at_once=int(sizes.get(one, 0) + queues.get(one, 0))
-            if dry.get(one, 0.0) >= 0.9 and timeouts.get(one, 0.0) < 0.05 * rates[one]
-            else 0,
+            at_least=at_least(one),
         )
         for pool, processes in sorted(found.items())
         for one in [max(processes, key=lambda process: rates[process])]
@@ -210,10 +234,10 @@ class _NotFoundError(SourceError):
 
 
 def _get(page: str) -> str:
-    if not page.startswith(("http://", "https://")):
-        raise SourceError(f"{mask_uri(page)} is no address: use http://, https:// or mongodb://")
+    if not re.match(r"https?://[^/]", page):
+        raise SourceError("that is no address: use http://HOST:PORT, https:// or mongodb://")
     try:
-        with urllib.request.urlopen(page, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310  # checked above
+        with urllib.request.urlopen(_request(page), timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310  # checked above
             text: str = answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:
@@ -223,6 +247,17 @@ def _get(page: str) -> str:
         words = getattr(reason, "strerror", None) or type(reason).__name__
         raise SourceError(f"{mask_uri(page)} does not answer: {words}") from None
     return text
+
+
+def _request(page: str) -> urllib.request.Request:
+    """Return what asks for a page, with the credentials of its address as basic authentication."""
+    parts = urllib.parse.urlsplit(page)
+    user, at, host = parts.netloc.rpartition("@")
+    request = urllib.request.Request(parts._replace(netloc=host).geturl())  # noqa: S310
+    if at:
+        secret = base64.b64encode(urllib.parse.unquote(user).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {secret}")
+    return request
 
 
 # A server
@@ -271,9 +306,12 @@ def ask_server(uri: str, seconds: float) -> ServerFacts | Diagnosis:
         )
         return Diagnosis((gone,))
     except OperationFailure as error:
-        raise SourceError(
-            f"{mask_uri(uri)} refuses (code {error.code}): use a user with the role clusterMonitor"
-        ) from None
+        ask = (
+            "its user, password or authSource is wrong"
+            if error.code in _NOT_AUTHENTICATED
+            else "use a user with the role clusterMonitor"
+        )
+        raise SourceError(f"{mask_uri(uri)} refuses (code {error.code}): {ask}") from None
     except (PyMongoError, ValueError) as error:
         raise SourceError(f"{mask_uri(uri)} can't be used: {error}") from None
 

@@ -1,5 +1,6 @@
 """The command line's diagnosis and sizes: of a service, of its metrics, and of a server."""
 
+import base64
 import contextlib
 import dataclasses
 import json
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, ProcessCollector
-from pymongo import MongoClient
+from pymongo import CursorType, MongoClient
 from pymongo.uri_parser import parse_uri
 
 from pool_telemetry import MongoDBConnectionPool, PoolTelemetry, cli, doctor, prometheus
@@ -102,7 +103,7 @@ def test_sizes_are_told_with_their_waits(
         code, out, _ = run(capsys, "size", service, "--seconds", "1.5")
         assert code == 0
         assert " callers per second, each has a connection for " in out
-        (now,) = [line for line in out.splitlines() if line.endswith("now")]
+        (now,) = [line for line in out.splitlines() if "  now (p95 measured: " in line]
         assert now.split()[0] == "2"
         code, out, _ = run(capsys, "size", service, "--seconds", "1.5", "--json")
         (found,) = json.loads(out)
@@ -112,9 +113,53 @@ def test_sizes_are_told_with_their_waits(
         # Never above what the server has for each process.
         limits = ("--connection-limit", "40", "--processes", "5")
         code, out, _ = run(capsys, "size", service, "--seconds", "1.5", *limits)
-        assert "the server has 5 for each process" in out
-        (best,) = [line for line in out.splitlines() if "  recommended" in line]
+        assert "the server has 5 for each process, beside 3 that watch it" in out.replace("\n", " ")
+        (best,) = [line for line in out.splitlines() if line.endswith("all that the server has")]
         assert best.split()[0] == "5"
+        assert not any(line.endswith("recommended") for line in out.splitlines())
+        code, _, err = run(capsys, "size", service, "--connection-limit", "40", "--processes", "11")
+        assert code == 1
+        assert "40 connections are too few for 11 processes" in err
+
+
+def test_what_suffices_is_enough(
+    service: str, server_uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One caller who comes again at once keeps a connection busy, and never waits."""
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            MongoDBConnectionPool.get_client()["shop"]["orders"].find_one()
+
+    with slow(server_uri, APP, 20):
+        thread = threading.Thread(target=ask)
+        thread.start()
+        try:
+            code, out, _ = run(capsys, "size", service, "--seconds", "1.5")
+        finally:
+            over.set()
+            thread.join()
+    assert code == 0
+    assert re.search(r"^ +2 .* now \(p95 measured: 0\.\d ms\), recommended$", out, re.MULTILINE), (
+        out
+    )
+
+
+def test_a_size_is_no_cure_for_a_leak(
+    service: str, server_uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    orders = MongoDBConnectionPool.get_client()["shop"]["orders"]
+    orders.insert_many({"i": i} for i in range(1_000))
+    cursors = [orders.find(cursor_type=CursorType.EXHAUST, batch_size=2) for _ in range(2)]
+    for cursor in cursors:
+        next(cursor)
+    wait_for(lambda: run(capsys, "doctor", service)[0] == doctor.EXIT_CODES["critical"])
+    code, out, err = run(capsys, "size", service, "--seconds", "0.2")
+    assert (code, out) == (1, "")
+    assert "nobody used a connection for 0.2 s; the doctor says: leak\n" in err
+    for cursor in cursors:
+        cursor.close()
 
 
 def test_given_numbers_need_no_address(capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,7 +171,19 @@ def test_given_numbers_need_no_address(capsys: pytest.CaptureFixture[str]) -> No
     code, out, err = run(capsys, "size")
     assert (code, out) == (1, "")
     assert err == "pool-telemetry size: without an address it needs --rate and --use-time\n"
-    for wrong in (["--rate", "0"], ["--rate", "nan"], ["--processes", "0"], ["--processes", "x"]):
+    for huge in (["--rate", "1e9", "--use-time", "10"], ["--rate", "1e5", "--use-time", "1"]):
+        code, out, err = run(capsys, "size", *huge)
+        assert (code, out) == (1, "")
+        assert "in use on average: no pool is so large\n" in err
+    code, out, _ = run(capsys, "size", "--rate", "9.9e4", "--use-time", "1", "--json")
+    assert json.loads(out)[0]["recommended"] == pytest.approx(99_000, rel=0.01)
+    for wrong in (
+        ["--rate", "0"],
+        ["--rate", "abc"],
+        ["--rate", "nan"],
+        ["--processes", "0"],
+        ["--processes", "x"],
+    ):
         with pytest.raises(SystemExit, match="2"):
             cli.main(["size", *wrong])
         capsys.readouterr()
@@ -135,8 +192,9 @@ def test_given_numbers_need_no_address(capsys: pytest.CaptureFixture[str]) -> No
 def test_a_server_is_examined(server_uri: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "doctor", server_uri, "--seconds", "0.2")
     assert code == 0
-    assert out.startswith("healthy: nothing is wrong\n")
+    assert out.startswith("healthy: the server itself is well\n")
     assert "operations per second, ping " in out
+    assert "the pools of its clients are not seen from here: ask a service" in out
     code, _, err = run(capsys, "size", server_uri, "--seconds", "0.2")
     assert code == 1
     assert "nobody asked anything of the server for 0.2 s" in err
@@ -145,6 +203,9 @@ def test_a_server_is_examined(server_uri: str, capsys: pytest.CaptureFixture[str
     )
     assert code == 0
     assert "5.00 in use on average" in out
+    code, _, err = run(capsys, "size", server_uri, "--seconds", "0.2", "--rate", "100")
+    assert code == 1
+    assert "the server tells no times of its operations: give --use-time\n" in err
 
 
 def test_a_slow_way_to_the_server_is_told(
@@ -169,7 +230,9 @@ def test_what_does_not_answer_is_critical_or_can_not_be_told(
     for target, words in (
         (f"http://127.0.0.1:{nowhere}", "does not answer: Connection refused"),
         (f"http://ann:s3cr3t@127.0.0.1:{nowhere}", "does not answer: "),
-        ("localhost:8000", "is no address: use http://, https:// or mongodb://"),
+        ("localhost:8000", "that is no address: use http://HOST:PORT, https:// or mongodb://"),
+        ("http://", "that is no address: "),
+        ("", "that is no address: "),
         ("mongodb://ann:s3cr3t@", "can't be used: "),
         ("mongodb://ann:s3c:r3t@h/", "special characters in its user name or password"),
     ):
@@ -178,6 +241,44 @@ def test_what_does_not_answer_is_critical_or_can_not_be_told(
         assert err.count("\n") == 1
         assert words in err
         assert "s3c" not in err
+
+
+def test_an_address_may_have_credentials(service: str, capsys: pytest.CaptureFixture[str]) -> None:
+    class Guard(_Page):
+        """Asks for what `curl -u` sends, and leads elsewhere."""
+
+        def do_GET(self) -> None:
+            asked.append(self.headers.get("Authorization"))
+            self.send_response(302)
+            self.send_header("Location", f"http://127.0.0.1:{elsewhere.server_port}{self.path}")
+            self.end_headers()
+
+    class Elsewhere(_Page):
+        def do_GET(self) -> None:
+            seen.append(self.headers.get("Authorization"))
+            super().do_GET()
+
+    asked, seen = list[str | None](), list[str | None]()
+    with serving_pages(Guard) as guard, serving_pages(Elsewhere) as elsewhere:
+        code, out, err = run(
+            capsys, "doctor", f"http://ann:s3%3Acr3t@127.0.0.1:{guard.server_port}"
+        )
+    assert (code, out) == (doctor.CANT_TELL, "")
+    assert "cr3t" not in err
+    assert asked == ["Basic " + base64.b64encode(b"ann:s3:cr3t").decode()] * len(asked)
+    assert seen == [None] * len(asked)  # it is told to nobody else
+
+
+@contextlib.contextmanager
+def serving_pages(page: type[BaseHTTPRequestHandler]) -> Iterator[HTTPServer]:
+    with HTTPServer(("127.0.0.1", 0), page) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 class _Page(BaseHTTPRequestHandler):
@@ -196,17 +297,13 @@ class _Page(BaseHTTPRequestHandler):
 )
 def test_what_has_no_pool_can_not_be_told(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     page = type("Page", (_Page,), {"text": text})
-    with HTTPServer(("127.0.0.1", 0), page) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    with serving_pages(page) as server:
         for command in ("doctor", "size"):
             url = f"http://127.0.0.1:{server.server_port}"
             code, out, err = run(capsys, command, url, "--seconds", "0.1")
             assert (code, out) == (doctor.CANT_TELL if command == "doctor" else 1, "")
             assert err.count("\n") == 1
             assert re.search("tells of no pool|not in Prometheus' text format|of a version", err)
-        server.shutdown()
-        thread.join()
 
 
 UNTOLD = {  # by metrics: ages of what is over, and why

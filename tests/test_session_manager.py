@@ -944,7 +944,7 @@ def test_who_gives_something_else_is_told(server_uri: str, runner: asyncio.Runne
 
 def test_a_session_per_request_costs_no_connection_and_no_index(server_uri: str) -> None:
     database = f"factory_{uuid.uuid4().hex[:12]}"
-    client = MongoDBConnectionPool.initialize(server_uri, maxPoolSize=2)
+    client = MongoDBConnectionPool.initialize(server_uri, maxPoolSize=2, minPoolSize=0)
     telemetry = MongoDBConnectionPool.get_telemetry()
     assert telemetry is not None
     with pytest.raises(PoolNotInitializedError, match="initialize_global_factory"):
