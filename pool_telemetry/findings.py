@@ -112,6 +112,8 @@ def _leak(case: Case) -> Finding | None:
 def _retry_storm(case: Case) -> Finding | None:
     pool, failing, (failed, attempts) = case.pool, case.failing, case.failed
     storm = failed >= MANY_FAILURES
+    # Who has a queue before his threads looks like one who tries again: a size may be all it needs.
+    small = not storm and (case.needed or 0) > (pool.max_size or math.inf)
     during = failing if storm else case.trouble
     if case.down or during is None or not (storm or case.retried):
         return None
@@ -134,7 +136,7 @@ def _retry_storm(case: Case) -> Finding | None:
         advice = "let callers wait before they try again, longer each time, and give up at last"
     return Finding(
         verdict="retry storm",
-        severity="critical",
+        severity="warning" if small else "critical",
         pool=case.name,
         because=because,
         advice=advice,

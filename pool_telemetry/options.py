@@ -177,11 +177,12 @@ class TelemetryOptions:
             exhausted and has recovered, calls back, and keeps the history for a diagnosis.
         long_checkout_seconds: A connection that is out for so long is logged once, with its
             holder's stack, and counted; 0.0 is never.
-        notice_seconds: One pool's exhaustions are told at most once in so many seconds.
+        notice_seconds: One pool's exhaustions are told at most once in so many seconds; what was
+            not told is then told as a number.
         on_exhausted: Called with an `Episode` when a pool is exhausted, on a thread of its own; an
             `async` function on the event loop on which the client was made, else on a new one.
-        on_recovered: The same when it has not been exhausted for a second, after each call of
-            `on_exhausted`.
+        on_recovered: The same when it has not been exhausted for a second and connections come
+            back again, after each call of `on_exhausted`.
         owner_metrics: Whether metrics tell what happened on behalf of each `owner()`, 100 at most.
 
     Raises:

@@ -13,7 +13,7 @@ import urllib.parse
 import urllib.request
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import Any, Final
 
@@ -116,7 +116,7 @@ def _ends(url: str, name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Busiest:
-    """The busiest process of a pool, by Prometheus: at its busiest minute.
+    """The process of a pool that asks for most connections, by Prometheus: at its busiest minute.
 
     Attributes:
         pool: Its name.
@@ -137,6 +137,10 @@ class Busiest:
     max_size: int | None
     at_least: int
 
+    def demand(self) -> float:
+        """Return the connections that were asked for."""
+        return max(self.at_least, self.rate * (self.use_time.mean or 0.0))
+
 
 def is_prometheus(url: str) -> bool:
     """Return whether a Prometheus answers there.
@@ -151,7 +155,7 @@ def is_prometheus(url: str) -> bool:
 
 
 def busiest(url: str, window: str = "1h") -> list[Busiest]:
-    """Return the busiest process of each pool that a Prometheus knows.
+    """Return, for each pool that a Prometheus knows, the process that asks for most.
 
     Raises:
         SourceError: It does not answer, or knows no pool.
@@ -181,24 +185,24 @@ def busiest(url: str, window: str = "1h") -> list[Busiest]:
             return size + int(queues.get(process, 0))
         return size + 1 if share >= EXHAUSTED_SHARE else 1
 
-    found: dict[str, list[tuple[str, ...]]] = defaultdict(list)
+    found: dict[str, list[Busiest]] = defaultdict(list)
     for process, rate in rates.items():
         if rate > 0.0 and process in below:
-            found[process[-1]].append(process)
+            one = Busiest(
+                pool=process[-1],
+                process=" ".join(filter(None, process[:-1])),
+                processes=1,
+                rate=rate,
+                use_time=_as_histogram(sorted(below[process]), sums.get(process, 0.0)),
+                max_size=int(sizes[process]) if process in sizes else None,
+                at_least=at_least(process),
+            )
+            found[one.pool].append(one)
     if not found:
         raise SourceError(f"the Prometheus at {mask_uri(url)} knows no pool in use in {window}")
     return [
-        Busiest(
-            pool=pool,
-            process=" ".join(filter(None, one[:-1])),
-            processes=len(processes),
-            rate=rates[one],
-            use_time=_as_histogram(sorted(below[one]), sums.get(one, 0.0)),
-            max_size=int(sizes[one]) if one in sizes else None,
-            at_least=at_least(one),
-        )
-        for pool, processes in sorted(found.items())
-        for one in [max(processes, key=lambda process: rates[process])]
+        replace(max(every, key=Busiest.demand), processes=len(every))
+        for _, every in sorted(found.items())
     ]
 
 

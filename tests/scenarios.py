@@ -190,10 +190,10 @@ def too_many_callers(case: Case) -> None:
 
 
 def too_many_arrivals(case: Case) -> None:
-    case.slow(30)
-    case.arrivals(20)
+    case.slow(80)
+    case.arrivals(10)
     case.watch(CALM_SECONDS)
-    case.arrivals(150)
+    case.arrivals(60, seed=532)  # without a lull or a crowd in its first seconds
     case.watch(TROUBLE_SECONDS)
 
 

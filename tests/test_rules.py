@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -376,8 +377,10 @@ def test_a_job_that_ended_is_missed_for_a_day(tmp_path: Path) -> None:
     day = 24 * 60
     info = {"job": "other", "instance": "app:9000", POOL: "other"}
     other = {series(catalog.CLIENT_INFO, **info): level((1, day + 60))}
-    assert not judged(tmp_path, [a_test(a_pool(10) | other, (NAMES[-1], day + 30, []))])
-    assert "No pool of chat" in judged(tmp_path, [a_test(a_pool(10) | other, (NAMES[-1], day, []))])
+    at_both: Any = ((NAMES[-1], day, []), (NAMES[-1], day + 30, []))
+    said = judged(tmp_path, [a_test(a_pool(10) | other, *at_both)])
+    assert re.findall(r"time: (\w+)", said) == ["1d"], said  # and no more half an hour later
+    assert "No pool of chat" in said
 
 
 @pytest.mark.parametrize("silence", [f"_x{4 * MINUTE}", f"stale _x{4 * MINUTE - 1}"])
