@@ -1,5 +1,5 @@
 # make demo         the pool, live, under load       (ARGS=--once for one cycle)
-# make test         everything that CI checks
+# make test         everything that CI checks  (ARGS=tests/test_watch.py for a part of it)
 # make test-matrix  four PyMongos on every Python here  (ARGS="--only 3.13")
 # make soak         150,000 operations behind a broken network  (ARGS="--seed 7")
 # make stack-local  a service, Prometheus and Alertmanager on loopback, without containers
@@ -15,15 +15,27 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: dashboards demo stack-local test test-strands test-tools test-matrix soak lint bench clean
+.PHONY: dashboards demo stack-local test test-stack test-covered test-strands test-tools test-matrix soak lint bench clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/pool-telemetry demo $(ARGS)
 
+ifdef ARGS
 test: lint
+	$(BIN)/python -m pytest $(ARGS)
+else
+test: lint
+	@$(MAKE) --no-print-directory --jobs=2 test-stack test-covered
+	$(BIN)/python -m pytest -m heavy --ignore=tests/test_stack.py
+endif
+
+# Most of its two minutes it waits for Prometheus: it does so beside the others.
+test-stack: $(VENV)/.dev
+	$(BIN)/python -m pytest --quiet tests/test_stack.py
+
+test-covered: $(VENV)/.dev
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest -m "not load" $(ARGS)
-	$(BIN)/python -m pytest -m load $(ARGS) || [ $$? = 5 -a -n '$(ARGS)' ]
+	$(BIN)/python -m coverage run -m pytest -m "not heavy" --ignore=tests/test_stack.py
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 

@@ -15,7 +15,7 @@ from pool_telemetry.stats import ClientStats
 from tests.conftest import need_embedded_server
 from tests.scenarios import SCENARIOS, Client, Scenario, playing
 
-pytestmark = pytest.mark.load
+pytestmark = pytest.mark.heavy
 
 PAUSES = {"every half second": 1, "every second": 2}
 _found: dict[str, list[tuple[str, str, str]]] = {pauses: [] for pauses in PAUSES}

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -453,7 +454,7 @@ def counters(stats: PoolStats) -> list[float]:
     ]
 
 
-TestPool = Pool.TestCase
+TestPool = pytest.mark.heavy(Pool.TestCase)
 TestPool.settings = settings(
     max_examples=400,
     stateful_step_count=80,

@@ -19,7 +19,7 @@ from pool_telemetry.sizing import WAITERS, Load, erlang_c, predict, recommend_si
 from pool_telemetry.stats import HistogramStats
 from tests.support import Noop, slow, wait_for
 
-pytestmark = pytest.mark.load
+pytestmark = pytest.mark.heavy
 
 Draw = Callable[[random.Random], float]
 TOLERANCE = 0.25

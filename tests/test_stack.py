@@ -22,8 +22,6 @@ from tests.needs import needs
 from tests.otlp import Received, receiver
 from tests.support import wait_for
 
-pytestmark = pytest.mark.load
-
 STEP_SECONDS = 5.0
 ALERT = "MongoDBPoolExhausted"
 
