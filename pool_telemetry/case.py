@@ -70,6 +70,8 @@ class Case:
         failing: The time in which commands failed, if they still do.
         usual: All other time.
         ended_at: Unix time at which a trouble was over, if one was; `trouble` is None then.
+        worse_at: Unix time at which operations became slow in the middle of a trouble. That is the
+            trouble then, and what was before is usual.
     """
 
     def __init__(
@@ -90,6 +92,9 @@ class Case:
             ago = min(pool.since_exhausted or 0.0, pool.since_timeout or math.inf)
         self.ended_at = stats.at - ago if ago >= ENDED_SECONDS else None
         self.dry = [] if self.ended_at is not None and dry != [first] else _last_run(dry)
+        before = _before_it_got_worse(self.dry) if self.dry == recent else []
+        self.worse_at = before[-1].until if before else None
+        self.dry = self.dry[len(before) :]
         self.trouble = total(self.dry)
         self.settled = total(self.dry[1:] or self.dry)  # after the look in which it began
         failing = [one for one in recent if _fails(one)]
@@ -99,7 +104,8 @@ class Case:
         now = self.dry or calm
         self.now = total(now)
         strange = [*dry, *failing, *now]
-        self.usual = total(one for one in parts if one not in strange and not _is_dry(one))
+        usual = (one for one in parts if one not in strange and not _is_dry(one))
+        self.usual = total(before or usual)
 
     # What is measured
 
@@ -328,6 +334,24 @@ def _last_run(dry: list[Window]) -> list[Window]:
             break
         run.insert(0, one)
     return run
+
+
+def _before_it_got_worse(dry: list[Window]) -> list[Window]:
+    """Return the time before connections came to be held for much longer; nothing if they did not.
+
+    For who has no other time to compare with.
+    """
+    uses = [(one.used, one.use_time.count if one.use_time else 0) for one in dry]
+    every, count = (sum(each) for each in zip(*uses, strict=True)) if uses else (0.0, 0)
+    best, until, spent, ended = SLOWER, 0, 0.0, 0
+    for i, (seconds, uses_now) in enumerate(uses[:-1], 1):
+        spent, ended = spent + seconds, ended + uses_now
+        if ended < _FEW or count == ended:
+            continue
+        mean = (every - spent) / (count - ended)
+        if mean >= max(best * spent / ended, SLOW_SECONDS / 5):
+            best, until = mean * ended / spent, i
+    return dry[:until]
 
 
 def _recent(age: float | None) -> bool:

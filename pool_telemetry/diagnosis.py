@@ -71,6 +71,10 @@ def diagnose(
         address = pool.host, pool.port
         case = Case(pool, windows(samples, address), stats, most)
         found = _findings(case)
+        if case.worse_at is not None:
+            known = {one.verdict for one in found}
+            first = _past(samples, address, case.worse_at, most)
+            found += [one for one in first if one.verdict not in known]
         if case.ended_at is not None:
             past = found if case.trouble else _past(samples, address, case.ended_at, most)
             found = [] if case.trouble else found  # one look has to do

@@ -356,6 +356,14 @@ def broken_connections(case: Case) -> None:
     case.watch(TROUBLE_SECONDS)
 
 
+def slower_while_undersized(case: Case) -> None:
+    case.slow(20)
+    case.callers(9)
+    case.watch(CALM_SECONDS + 1.0)
+    case.slow(300)
+    case.watch(TROUBLE_SECONDS)
+
+
 def impatient_callers(case: Case) -> None:
     """Who times out comes again at once."""
     case.slow(20)
@@ -450,6 +458,13 @@ SCENARIOS = (
         "slow operations",
         more_callers_and_slower,
         {"maxPoolSize": 5},
+        also=frozenset({"undersized"}),
+    ),
+    Scenario(
+        "slower while undersized",
+        "slow operations",
+        slower_while_undersized,
+        {"maxPoolSize": 3},
         also=frozenset({"undersized"}),
     ),
     Scenario(
