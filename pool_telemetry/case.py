@@ -88,8 +88,9 @@ class Case:
 
         dry = [one for one in recent if _is_dry(one)]
         ago = stats.at - dry[-1].until if dry else 0.0
-        if dry == [first] and not pool.exhausted and not pool.waiting:
-            ago = min(pool.since_exhausted or 0.0, pool.since_timeout or math.inf)
+        if dry and dry[-1].exhausted_time and not pool.exhausted and not pool.waiting:
+            # It need not have lasted until the end of that look.
+            ago = max(ago, min(pool.since_exhausted or 0.0, pool.since_timeout or math.inf))
         self.ended_at = stats.at - ago if ago >= ENDED_SECONDS else None
         self.dry = [] if self.ended_at is not None and dry != [first] else _last_run(dry)
         before = _before_it_got_worse(self.dry) if self.dry == recent else []

@@ -96,7 +96,7 @@ def _past(
     pools = [next((p for p in s.pools if (p.host, p.port) == address), None) for s in then]
     dry = (i for i in reversed(range(len(then))) if (p := pools[i]) is not None and p.exhausted)
     last = next(dry, len(then) - 1)
-    if (pool := pools[last]) is None:
+    if not then or (pool := pools[last]) is None:
         return []
     then = then[: last + 1]
     return _findings(Case(pool, windows(then, address), then[-1], most))

@@ -143,3 +143,22 @@ def test_no_advice_goes_beyond_what_the_server_has() -> None:
     (bound,) = diagnose(stats, most=12).findings
     assert free.verdict == bound.verdict
     assert max(bound.change.values(), default=0) <= 12
+
+
+def test_what_ended_since_the_last_look_is_over() -> None:
+    busy = {"checkouts": {**dict.fromkeys(OUTCOMES, 0), "ok": 500}, "peak_waiting": 7}
+    calm = {"exhausted": False, "waiting": 0, "in_use": 0, "exhausted_time": 10.0}
+    history = [
+        dataclasses.replace(a_client(a_pool(exhausted_time=spent, **more)), since=0.0, at=at)
+        for at, spent, more in ((80.0, 0.0, {}), (90.0, 4.0, {"exhausted": True, "waiting": 7}))
+    ]
+    for ago, over in ((4.0, True), (1.0, False)):
+        now = a_pool(**{**busy, **calm, "since_exhausted": ago})
+        stats = dataclasses.replace(a_client(now), since=0.0, at=100.0)
+        (found,) = diagnose(stats, history).findings
+        assert found.verdict == "undersized"
+        assert (found.ended is not None) == over
+        later = a_client(a_pool(**{**busy, **calm, "since_exhausted": 6.0}))
+        later = dataclasses.replace(later, since=0.0, at=100.0 + 6.0 - ago)
+        (found,) = diagnose(later, [*history, stats]).findings
+        assert found.ended == pytest.approx(6.0)
