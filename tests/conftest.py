@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ ASYNCHRONOUS = (AsyncMongoClient, AsyncMongoDBConnectionPool, Chaos)
 # The same examples each time. To search: --hypothesis-profile=default --hypothesis-seed=random
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("same")
+# A shell's & has SIGINT ignored, which tests send and what they start inherits.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
