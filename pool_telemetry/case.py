@@ -145,7 +145,8 @@ class Case:
         if trouble is None:
             return None
         use, usual = trouble.use_time, self.usual.use_time if self.usual else None
-        if use is None or (self.slowed and self.slowed.usual) or self.stuck_seconds:
+        slower = self.slowed is not None and self.slowed.usual is not None
+        if use is None or slower or self.stuck_seconds or self.failing:
             use = usual or use
         enough = trouble.seconds >= 1.0 and sum(trouble.checkouts.values()) >= _FEW
         return Load.of(trouble.rate, use) if use is not None and trouble.rate and enough else None
@@ -158,6 +159,13 @@ class Case:
         pool = self.pool
         silent = pool.up is None and pool.phase == "paused"
         return pool.up is False or (silent and pool.since_up_changed >= UNREACHABLE_SECONDS)
+
+    @property
+    def was_down(self) -> bool:
+        """Return whether the server did not answer lately, and does again."""
+        pool = self.pool
+        back = pool.up and pool.outage > 0.0 and self.failing is None
+        return bool(back and pool.since_up_changed < RECENT_SECONDS)
 
     @cached_property
     def ran_dry(self) -> bool:

@@ -65,27 +65,35 @@ def diagnose(
             history the client's whole life is looked at as one.
         most: The connections that the server has for one process; no advice goes beyond.
     """
-    samples = _apart([*(one for one in history if one.at < stats.at), stats])
+    every = [*(one for one in history if one.at < stats.at), stats]
+    samples = _apart(every)
     findings = list[Finding]()
     for pool in stats.open_pools:
         address = pool.host, pool.port
         case = Case(pool, windows(samples, address), stats, most)
         found = _findings(case)
         if case.worse_at is not None:
-            known = {one.verdict for one in found}
-            first = _past(samples, address, case.worse_at, most)
-            found += [one for one in first if one.verdict not in known]
+            found += _new(_past(every, address, case.worse_at, most), found)
         if case.ended_at is not None:
-            past = found if case.trouble else _past(samples, address, case.ended_at, most)
+            past = found if case.trouble else _past(every, address, case.ended_at, most)
             found = [] if case.trouble else found  # one look has to do
             ended = stats.at - case.ended_at
-            found += [replace(one, ended=ended) for one in past if one.verdict != "oversized"]
+            found += [
+                replace(one, ended=ended if one.ended is None else one.ended)
+                for one in _new(past, found)
+                if one.verdict != "oversized"
+            ]
         findings += found
     return worst_first(findings)
 
 
 def _findings(case: Case) -> list[Finding]:
     return [one for one in (rule(case) for rule in RULES) if one is not None]
+
+
+def _new(findings: list[Finding], known: list[Finding]) -> list[Finding]:
+    verdicts = {one.verdict for one in known}
+    return [one for one in findings if one.verdict not in verdicts]
 
 
 def _past(
@@ -98,7 +106,7 @@ def _past(
     last = next(dry, len(then) - 1)
     if not then or (pool := pools[last]) is None:
         return []
-    then = then[: last + 1]
+    then = _apart(then[: last + 1])
     return _findings(Case(pool, windows(then, address), then[-1], most))
 
 
@@ -131,7 +139,7 @@ def recommend(diagnosis: Diagnosis) -> Recommendations:
         ),
         "check_connection": any(
             one.verdict == "server unreachable" and one.severity == "critical"
-            for one in diagnosis.findings
+            for one in diagnosis.current
         ),
         "reasons": [f"{one.because}: {one.advice}" for one in diagnosis.findings],
     }

@@ -60,13 +60,24 @@ class Finding:
 
 def _server_unreachable(case: Case) -> Finding | None:
     pool = case.pool
+    severity: Severity = "critical" if case.alone else "warning"
+    if case.was_down:
+        return Finding(
+            verdict="server unreachable",
+            severity=severity,
+            pool=case.name,
+            because=f"{pool.address} was down for {pool.outage:.1f} s",
+            advice="see in the server's log and the network's why",
+            evidence={"outage_seconds": pool.outage},
+            ended=pool.since_up_changed,
+        )
     if not case.down:
         return None
     failed = case.now.checkouts["connection_error"] if case.now else 0
     gone = pool.outage if pool.up is False else pool.since_up_changed
     return Finding(
         verdict="server unreachable",
-        severity="critical" if case.alone else "warning",
+        severity=severity,
         pool=case.name,
         because=pool.why_down + (f"; {failed} checkouts failed" if failed else ""),
         advice="see whether the server runs, and the network and the address are right; "
@@ -341,9 +352,10 @@ def _owners(pool: PoolStats) -> str:
 
 def _dry(pool: PoolStats) -> str:
     times = "once" if pool.exhaustions == 1 else f"{pool.exhaustions} times"
+    ago = "" if pool.exhausted else f" {pool.since_exhausted or 0.0:.0f} s ago"
     return (
-        f"ran dry {pool.since_exhausted or 0.0:.0f} s ago (in all {times}, "
-        f"{pool.exhausted_time:.1f} s, {pool.checkouts['timeout']} timeouts)"
+        f"ran dry{ago} (in all {times}, {pool.exhausted_time:.1f} s, "
+        f"{pool.checkouts['timeout']} timeouts)"
     )
 
 

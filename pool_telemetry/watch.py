@@ -62,6 +62,7 @@ class _Seen:
     def __init__(self) -> None:
         self.exhausted = False
         # Of the exhaustion that goes on; before it, where it will begin.
+        self.pool = ""  # as it was called then: who took its client's place took its name
         self.time_before = 0.0
         self.timeouts_before = 0
         self.peak = 0
@@ -146,6 +147,7 @@ def _look_for_exhaustion(watched: Watched, state: PoolState, stats: PoolStats, s
         return
     if not seen.exhausted:
         seen.exhausted, seen.peak, seen.holders = True, 0, ()
+        seen.pool = pool_name(watched.name, state.address)
     seen.peak = max(seen.peak, stats.peak_waiting)
     if stats.exhausted or not seen.holders:
         seen.holders = _top_holders(watched, state)
@@ -185,9 +187,9 @@ def _top_holders(watched: Watched, state: PoolState) -> tuple[CallerStats, ...]:
     return tuple(sorted(every, key=lambda one: one.seconds, reverse=True)[:TOP_HOLDERS])
 
 
-def _episode(watched: Watched, stats: PoolStats, seen: _Seen) -> Episode:
+def _episode(stats: PoolStats, seen: _Seen) -> Episode:
     return Episode(
-        pool=pool_name(watched.name, (stats.host, stats.port)),
+        pool=seen.pool,
         max_size=stats.max_size,
         in_use=stats.in_use,
         waiting=stats.waiting,
@@ -199,7 +201,7 @@ def _episode(watched: Watched, stats: PoolStats, seen: _Seen) -> Episode:
 
 
 def _tell_exhausted(watched: Watched, stats: PoolStats, seen: _Seen) -> None:
-    episode = _episode(watched, stats, seen)
+    episode = _episode(stats, seen)
     _log.warning(
         "pool %r %s: %d of %s in use, %d waiting, the oldest for %.2f s%s; held by %s%s",
         episode.pool,
@@ -217,7 +219,7 @@ def _tell_exhausted(watched: Watched, stats: PoolStats, seen: _Seen) -> None:
 
 
 def _tell_recovered(watched: Watched, stats: PoolStats, seen: _Seen) -> None:
-    episode = _episode(watched, stats, seen)
+    episode = _episode(stats, seen)
     _log.info(
         "pool %r %s after %.2f s of exhaustion: at most %d waited, %d timed out; it was held by %s",
         episode.pool,

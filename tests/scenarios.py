@@ -136,6 +136,7 @@ class Scenario:
     play: Play
     options: dict[str, Any] = field(default_factory=dict)
     also: frozenset[str] = frozenset()  # further findings that must be there
+    maybe: frozenset[str] = frozenset()  # that may
     behind: type[Proxy] | None = None
 
 
@@ -262,7 +263,7 @@ def no_trouble_any_more(case: Case) -> None:
     case.callers(2, think=0.02, leave=True)
     case.watch(1.0)
     cursors = case.leak(3)
-    case.watch(1.5)
+    case.watch(TROUBLE_SECONDS)
     for cursor in cursors:
         cursor.close()
     case.watch(5.0)
@@ -331,6 +332,16 @@ def dead_server(case: Case) -> None:
     case.stack.callback(case.server.start)
 
 
+def server_that_came_back(case: Case) -> None:
+    case.callers(4, think=0.02, leave=True)
+    case.watch(CALM_SECONDS)
+    case.server.stop(kill=True)
+    wait_for(lambda: case.telemetry.stats().pools[0].up is False)
+    case.server.start()
+    wait_for(lambda: case.telemetry.stats().pools[0].up is True)
+    case.watch(CALM_SECONDS + TROUBLE_SECONDS)
+
+
 def hardly_used_connections(case: Case) -> None:
     """Each caller comes when the connection of the last one was closed for idleness."""
     case.callers(4, think=0.15)
@@ -346,6 +357,14 @@ def failing_commands(case: Case) -> None:
     case.callers(4, think=0.02)
     case.watch(CALM_SECONDS)
     case.failing(errorCode=91)
+    case.watch(TROUBLE_SECONDS)
+
+
+def failing_slowly(case: Case) -> None:
+    """A larger pool would only fail more."""
+    case.callers(6, think=0.02)
+    case.watch(CALM_SECONDS)
+    case.failing(errorCode=91, blockConnection=True, blockTimeMS=300)
     case.watch(TROUBLE_SECONDS)
 
 
@@ -418,7 +437,13 @@ SCENARIOS = (
         {"maxPoolSize": 4, "waitQueueTimeoutMS": 500},
     ),
     Scenario("cursors of busy threads", "leak", forgotten_by_who_goes_on, {"maxPoolSize": 10}),
-    Scenario("no trouble any more", "healthy", no_trouble_any_more, {"maxPoolSize": 3}),
+    Scenario(
+        "no trouble any more",
+        "healthy",
+        no_trouble_any_more,
+        {"maxPoolSize": 3},
+        also=frozenset({"leak"}),
+    ),
     Scenario("one slow command", "slow operations", one_slow_command, {"maxPoolSize": 20}),
     Scenario("one forgotten cursor", "leak", one_forgotten_cursor, {"maxPoolSize": 10}),
     Scenario(
@@ -443,8 +468,16 @@ SCENARIOS = (
         {"maxPoolSize": 10, "maxIdleTimeMS": 50},
     ),
     Scenario("dead server", "server unreachable", dead_server, {"maxPoolSize": 5}),
+    Scenario(
+        "server that came back",
+        "healthy",
+        server_that_came_back,
+        {"maxPoolSize": 5},
+        also=frozenset({"server unreachable"}),
+    ),
     Scenario("idle connections", "oversized", idle_connections, {"minPoolSize": 30}),
     Scenario("failing commands", "retry storm", failing_commands, {"maxPoolSize": 10}),
+    Scenario("failing slowly", "retry storm", failing_slowly, {"maxPoolSize": 4}),
     Scenario("broken connections", "retry storm", broken_connections, {"maxPoolSize": 10}),
     Scenario(
         "leak and slow",
@@ -473,5 +506,6 @@ SCENARIOS = (
         impatient_callers,
         {"maxPoolSize": 3, "waitQueueTimeoutMS": 20},
         also=frozenset({"retry storm"}),
+        maybe=frozenset({"undersized"}),
     ),
 )

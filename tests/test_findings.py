@@ -122,6 +122,15 @@ def test_one_snapshot_alone_tells_what_it_can() -> None:
     assert verdicts(a_pool(**DOWN)) == ["server unreachable"]
     assert verdicts(a_pool(**{**EXHAUSTED, "held_idle": 10, "longest_idle": 9.0})) == ["leak"]
     assert verdicts(a_pool(exhausted_time=9.0, since_exhausted=301.0)) == []
+    assert verdicts(a_pool(outage=3.0, since_up_changed=301.0)) == []
+
+
+def test_an_outage_that_is_over_is_told() -> None:
+    found = diagnose(a_client(a_pool(outage=3.0, since_up_changed=20.0)))
+    (outage,) = found.findings
+    assert (outage.verdict, outage.ended, found.verdict) == ("server unreachable", 20.0, "healthy")
+    assert "db:27017 was down for 3.0 s" in outage.because
+    assert not recommend(found)["check_connection"]
 
 
 def test_of_several_servers_one_that_is_gone_is_a_warning() -> None:

@@ -170,7 +170,8 @@ def test_nothing_is_recommended_where_nothing_happened() -> None:
 
 
 def test_recommendations_come_from_what_happened() -> None:
-    advice = recommend(diagnose(a_client(a_pool(**{**EXHAUSTED, "since_exhausted": 200.0}))))
+    dry = a_pool(exhaustions=3, exhausted_time=9.0, since_exhausted=200.0)
+    advice = recommend(diagnose(dataclasses.replace(a_client(dry), at=1_000.0)))
     assert (advice["increase_pool"], advice["check_connection"]) == (True, False)
     assert "ran dry 200 s ago (in all 3 times" in advice["reasons"][0]
     assert "raise maxPoolSize above 10" in advice["reasons"][0]

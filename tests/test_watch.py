@@ -255,6 +255,18 @@ def test_a_pool_that_is_closed_is_exhausted_no_more(caplog: pytest.LogCaptureFix
     assert len(told(caplog, "was closed after 1.00 s")) == 1
 
 
+def test_a_pool_keeps_the_name_that_was_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Its client's place is taken by another, and so is its name."""
+    pool = Replay()
+    pool.take()
+    pool.state.checkout_started(2)
+    pool.look()
+    pool.telemetry.name = "replay#2"
+    pool.state.closed()
+    pool.look()
+    assert len(told(caplog, "pool 'replay@db:27017'")) == 2
+
+
 def test_a_callback_that_fails_or_hangs_hurts_nobody(caplog: pytest.LogCaptureFixture) -> None:
     hangs, calls = threading.Event(), list[Episode]()
 
