@@ -233,7 +233,10 @@ def _slow_operations(case: Case) -> Finding | None:
             f"{slowed.name} on {pool.address} takes {slowed.seconds * 1e3:.0f} ms{usual}: "
             f"{slowed.ran} in {now.seconds:.0f} s, {slowed.share:.0%} of the commands' time"
         )
-        advice = "look at this command (indexes, explain, the server's slow log) and at the server"
+        advice = (
+            "look at this command (indexes, explain, the server's slow log) and at the server; if "
+            "it is quick there, something blocks your process: its CPU, or its event loop"
+        )
         if case.ran_dry and case.needed and slowed.usual is None:
             advice += f"; maxPoolSize {case.needed} would bear it as it is"
             change = {"maxPoolSize": case.needed}

@@ -42,7 +42,8 @@ _log = logging.getLogger("pool_telemetry.telemetry")
 _CLOSED_POOLS_KEPT: Final = 50
 
 SAMPLE_SECONDS: Final = 5.0
-_SAMPLES: Final = 61  # with both ends of five minutes
+HISTORY_SECONDS: Final = 300.0
+_SAMPLES: Final = 121  # where pools run dry again and again, fewer minutes have to do
 
 _registry_lock = threading.RLock()
 _registry: "weakref.WeakSet[PoolTelemetry]" = weakref.WeakSet()
@@ -194,10 +195,11 @@ class PoolTelemetry:
         with self._lock:
             return list(self._history)
 
-    def remember(self) -> None:
-        """Take a sample for the history, if the last one is 5 s old."""
+    def remember(self, *, at_once: bool = False) -> None:
+        """Take a sample for the history, if it is urgent or the last one is 5 s old."""
         last = self._history[-1] if self._history else None
-        if last is not None and self._age() - (last.at - last.since) < SAMPLE_SECONDS:
+        young = last is not None and self._age() - (last.at - last.since) < SAMPLE_SECONDS
+        if young and not at_once:
             return
         sample = self.stats()
         if last is not None:  # of hundreds of series of commands most rest: they share an object
@@ -207,6 +209,8 @@ class PoolTelemetry:
             sample = replace(sample, operations=same)
         with self._lock:
             self._history.append(sample)
+            while sample.at - self._history[0].at > HISTORY_SECONDS + 1.0:
+                self._history.popleft()
 
     def _age(self) -> float:
         return self._clock() - self._began

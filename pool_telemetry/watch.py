@@ -49,8 +49,8 @@ class Watched(Protocol):
     def holding(self, state: PoolState) -> tuple[dict[int, Holder], dict[int, CallerStats]]:
         """Return who has which connection of a pool: as it stands there, and in names."""
 
-    def remember(self) -> None:
-        """Take a sample for the history, if it is time."""
+    def remember(self, *, at_once: bool) -> None:
+        """Take a sample for the history, if it is time; a trouble's beginning makes it urgent."""
 
     def on_error(self, error: Exception) -> None:
         """Count and log a failure of ours."""
@@ -122,12 +122,15 @@ def look_at_all() -> None:
 
 def look_at(watched: Watched) -> None:
     """Look at one client's pools once."""
+    begins = False
     try:
         for state in watched.states():
             stats, seen = state.stats(), _seen.setdefault(state, _Seen())
+            before = seen.exhausted
             _look_for_exhaustion(watched, state, stats, seen)
+            begins |= seen.exhausted and not before
             _look_for_long_checkouts(watched, state, stats, seen)
-        watched.remember()
+        watched.remember(at_once=begins)
     except Exception as error:
         watched.on_error(error)
 

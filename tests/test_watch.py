@@ -472,3 +472,15 @@ def test_history_is_kept_while_it_is_watched() -> None:
     history = pool.telemetry.history()
     assert len(history) == 61
     assert history[-1].at - history[0].at == pytest.approx(300.0)
+
+
+def test_history_has_the_beginning_of_each_exhaustion() -> None:
+    pool = Replay()
+    for _ in range(600):
+        pool.exhausted_for(0.6)
+        for _ in range(3):
+            pool.look()
+    history = pool.telemetry.history()
+    assert len(history) == 121
+    assert sum(one.pools[0].exhausted for one in history) >= 60
+    assert history[-1].at - history[0].at > 150.0
