@@ -24,6 +24,11 @@ def checked(address: Address) -> Address:
     return host, port
 
 
+def one_line(text: str) -> str:
+    """Return names of others, which may be anything, as a log and a terminal can bear them."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
+
+
 def pool_name(client: str, address: Address) -> str:
     """Return `NAME@host:port`, or `host:port` for an unnamed client; IPv6 in brackets."""
     host, port = address
@@ -165,7 +170,7 @@ class CallerStats:
         if self.idle_seconds is not None and self.idle_seconds >= 1.0:
             doing += f", idle for {self.idle_seconds:.2f} s"
         owner = f" ({self.owner})" if self.owner else ""
-        return f"{self.actor or 'somebody'}{owner} for {self.seconds:.2f} s: {doing}"
+        return one_line(f"{self.actor or 'somebody'}{owner} for {self.seconds:.2f} s: {doing}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ from pool_telemetry.stats import (
     ClientStats,
     HistogramStats,
     OperationStats,
+    OwnerStats,
     PoolStats,
 )
 from tests.test_health import DOWN, EXHAUSTED, a_client, a_pool
@@ -123,6 +124,14 @@ def test_one_snapshot_alone_tells_what_it_can() -> None:
     assert verdicts(a_pool(**{**EXHAUSTED, "held_idle": 10, "longest_idle": 9.0})) == ["leak"]
     assert verdicts(a_pool(exhausted_time=9.0, since_exhausted=301.0)) == []
     assert verdicts(a_pool(outage=3.0, since_up_changed=301.0)) == []
+
+
+def test_a_terminal_gets_no_commands_from_names() -> None:
+    owners = (OwnerStats("a\x1b[2Jb", 1, 1.0, 2),)
+    leak = {**EXHAUSTED, "held_idle": 10, "longest_idle": 9.0, "owners": owners}
+    assert "by owner: a [2Jb 2" in in_words(diagnose(a_client(a_pool(**leak))), []).replace(
+        "\n       ", " "
+    )
 
 
 def test_an_outage_that_is_over_is_told() -> None:

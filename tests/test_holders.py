@@ -227,6 +227,20 @@ def test_owners_are_names() -> None:
             pass
 
 
+def test_names_break_no_line_of_a_log() -> None:
+    who = CallerStats(
+        address="db:27017",
+        seconds=1.0,
+        actor="worker\n0",
+        owner="\x1b[2J",
+        doing="command",
+        operation="find",
+        collection="orders\r",
+        trace_id=None,
+    )
+    assert who.in_words() == "worker 0 ( [2J) for 1.00 s: find orders "
+
+
 def test_the_stats_and_the_endpoint_tell_it(server_uri: str) -> None:
     assert MongoDBConnectionPool.get_pool_stats(detail=True)["holders"] == []
     client = MongoDBConnectionPool.initialize(server_uri, appName=APP)
