@@ -32,7 +32,7 @@ LINKS: dict[type, tuple[str, str]] = {
 }
 # An async generator's step, anext() and a coroutine's __await__: they have no names for what they
 # hold, but the garbage collector knows it.
-_NAMELESS = frozenset(
+NAMELESS = frozenset(
     {"async_generator_asend", "async_generator_athrow", "anext_awaitable", "coroutine_wrapper"}
 )
 
@@ -183,13 +183,18 @@ def _awaits(module: _Matches, task: Any) -> bool:
             if frame is not None and _is_of(module, frame):
                 return True
             awaited = getattr(awaited, link[1])
-        elif kind.__name__ in _NAMELESS:
-            held = gc.get_referents(awaited)
-            known = (o for o in held if type(o) in LINKS or type(o).__name__ in _NAMELESS)
-            awaited = next(known, _LOST)
+        elif kind.__name__ in NAMELESS:
+            awaited = held_by(awaited)
         else:
             return kind.__name__ != "FutureIter"  # where every chain of asyncio ends
     return False
+
+
+def held_by(nameless: Any) -> Any:
+    """Return what the awaitable of an async generator or a coroutine goes on with."""
+    held = gc.get_referents(nameless)
+    known = (o for o in held if type(o) in LINKS or type(o).__name__ in NAMELESS)
+    return next(known, _LOST)
 
 
 def _executes(module: _Matches, outermost: FrameType) -> bool:

@@ -27,6 +27,8 @@ SLOW_SECONDS: Final = 0.1
 SLOW_SHARE: Final = 0.2
 """Of the time of all commands; what is less is not what keeps connections."""
 STUCK_SECONDS: Final = 1.0
+IDLE_SECONDS: Final = 1.0
+"""As long as it takes until an idle holder is known as such."""
 ENDED_SECONDS: Final = 3.0
 """After so long without it a trouble is over."""
 BURST_SECONDS: Final = 1.0
@@ -132,11 +134,14 @@ class Case:
         """Return for how long nothing has come back, from several callers; 0.0 if it does."""
         pool, ended = self.pool, self.latest.use_time
         comes_back = ended is not None and ended.count >= pool.in_use and pool.stalled_time < 1.0
-        several = pool.in_use >= 3 or pool.waiting > 0
-        if self.leaked or comes_back or not several or pool.longest_checkout < STUCK_SECONDS:
+        at_work = pool.in_use - self.leaked
+        several = at_work >= 3 or (at_work > 0 and pool.waiting > 0)
+        age, least = pool.longest_checkout, STUCK_SECONDS
+        if self.leaked:  # the oldest may be theirs, and who forgot his just now is not known yet
+            age, least = pool.stalled_time, STUCK_SECONDS + IDLE_SECONDS
+        if comes_back or not several or age < least:
             return 0.0
-        too_long = pool.longest_checkout > SLOWER * (self.usual_seconds or 0.0)
-        return pool.longest_checkout if too_long else 0.0
+        return age if age > SLOWER * (self.usual_seconds or 0.0) else 0.0
 
     @cached_property
     def load(self) -> Load | None:

@@ -4,6 +4,7 @@ What goes wrong is one line on stderr and an exit code, never a traceback.
 """
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -62,6 +63,8 @@ def _doctor(options: argparse.Namespace) -> int:
         text, code = doctor.run(options.target, seconds=options.seconds, as_json=options.json)
     except PoolTelemetryError as error:
         print(f"pool-telemetry doctor: {error}", file=sys.stderr)
+        if options.json:
+            print(json.dumps({"verdict": None, "severity": None, "error": str(error)}, indent=2))
         return doctor.CANT_TELL
     print(text)
     return code

@@ -133,7 +133,7 @@ def recommend(diagnosis: Diagnosis) -> Recommendations:
     return {
         # Where it is not known that operations are slower than usual, they may just be many.
         "increase_pool": any(
-            one.verdict == "undersized"
+            (one.verdict == "undersized" and (one.change or not one.evidence["connections_needed"]))
             or (one.verdict == "slow operations" and not one.evidence["usual_seconds"])
             for one in diagnosis.findings
         ),

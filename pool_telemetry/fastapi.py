@@ -25,8 +25,10 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import REGISTRY
 
 from pool_telemetry import prometheus
+from pool_telemetry import telemetry as clients
 from pool_telemetry.async_pool import AsyncMongoDBConnectionPool
-from pool_telemetry.diagnosis import diagnose, recommend
+from pool_telemetry.diagnosis import diagnose, recommend, worst_first
+from pool_telemetry.findings import Finding
 from pool_telemetry.health import Health, HealthLimits, assess
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.owner import MAX_OWNER, owner
@@ -131,13 +133,15 @@ def create_router(
 
     @router.get("/pool/diagnosis", response_model=None)
     async def pool_diagnosis() -> JSONResponse:
-        """Say what is wrong, by which numbers, and what to change: for `pool-telemetry doctor`."""
-        telemetry = chosen().get_telemetry()
-        if telemetry is None:
+        """Say of all the process' pools what is wrong, by which numbers, and what to change."""
+        if chosen().get_telemetry() is None:
             return JSONResponse({"detail": _NOT_INITIALIZED.reasons[0]}, status_code=503)
-        stats = telemetry.stats()
-        found = diagnose(stats, telemetry.history()).as_dict()
-        return JSONResponse({**found, "pools": pool_lines(stats)})
+        found, lines = list[Finding](), list[str]()
+        for telemetry in clients.live():  # as /metrics has them
+            stats = telemetry.stats()
+            found += diagnose(stats, telemetry.history()).findings
+            lines += pool_lines(stats)
+        return JSONResponse({**worst_first(found).as_dict(), "pools": lines})
 
     async def pool_holders() -> JSONResponse:
         """Return who has connections, and who waits for one, the longest first."""

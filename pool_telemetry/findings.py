@@ -278,8 +278,14 @@ def _undersized(case: Case) -> Finding | None:
             f"{load.use_seconds * 1e3:.0f} ms each need {load.connections:.1f} on average"
         )
     )
+    enough = needed is not None and needed <= limit
     if needed is None:
         advice = f"raise maxPoolSize above {limit}, or shorten what holds a connection"
+    elif enough:
+        advice = (
+            f"{limit} connections are enough for this load on average: see who had them then "
+            "(the log of the exhaustion, /pool/holders)"
+        )
     elif most <= limit:
         advice = (
             f"the server has no more connections for this process, and {size} would be needed: "
@@ -294,12 +300,12 @@ def _undersized(case: Case) -> Finding | None:
             advice += f" ({least} may do, where callers pause between their operations)"
     return Finding(
         verdict="undersized",
-        severity="critical" if trouble.checkouts["timeout"] else "warning",
+        severity="critical" if trouble.checkouts["timeout"] and not enough else "warning",
         pool=case.name,
         because=f"{pool.address} {_dry(pool)}{need}; {crowd}",
         advice=advice,
         evidence={
-            "rate_per_second": trouble.rate,
+            "rate_per_second": load.rate if load else trouble.rate,
             "use_seconds": case.use_seconds,
             "connections_needed": load.connections if load else 0.0,
             "exhausted_share": trouble.exhausted_share,
@@ -307,7 +313,7 @@ def _undersized(case: Case) -> Finding | None:
             "timeouts": trouble.checkouts["timeout"],
             "wait_p95_seconds": quantile(trouble.wait_time, 0.95),
         },
-        change={} if needed is None or most <= limit else {"maxPoolSize": most},
+        change={} if needed is None or enough or most <= limit else {"maxPoolSize": most},
     )
 
 
@@ -339,9 +345,9 @@ def _oversized(case: Case) -> Finding | None:
 RULES: Final[tuple[Callable[[Case], Finding | None], ...]] = (
     _server_unreachable,
     _leak,
-    _retry_storm,
     _connection_storm,
     _slow_operations,
+    _retry_storm,  # behind what may make callers try again
     _undersized,
     _oversized,
 )

@@ -145,7 +145,12 @@ def _of_service(target: str, seconds: float) -> list[Measured]:
             if window.use_time is not None and window.rate:
                 mine = [one for one in told if one.pool == name]
                 trouble = (one.verdict for one in mine if one.verdict in _NO_MATTER_OF_SIZE)
-                wait = window.wait_time.quantile(1.0 - WAITERS) if window.wait_time else None
+                # Who gave up or still waits is not among those whose waits were measured.
+                few = WAITERS * sum(window.checkouts.values())
+                times = window.wait_time if window.checkouts["timeout"] <= few else None
+                wait = times.quantile(1.0 - WAITERS) if times else None
+                if wait is not None and pool.waiting > few:
+                    wait = max(wait, pool.oldest_wait)
                 found.append(
                     Measured(
                         name,

@@ -110,7 +110,7 @@ def predict(load: Load, size: int) -> Wait:
         raise ValueError(f"a pool has 1 to {LARGEST} connections, not {size}")
     offered = load.connections
     busy = offered / size
-    if busy >= 1.0:
+    if busy > 1.0 - 1e-9:  # as 200 a second with 0.02 s each come to
         return Wait(size, busy, 1.0, math.inf, math.inf)
     share = erlang_c(size, offered)
     survival, step = _waits(load, size, busy) if share > 1e-9 else ([1.0], 0.0)

@@ -6,7 +6,7 @@ No source text and no values: a line of code may have a literal that is nobody's
 from types import CoroutineType, FrameType
 from typing import Any, Final
 
-from pool_telemetry.actor import LINKS, Actor, current_frames
+from pool_telemetry.actor import LINKS, NAMELESS, Actor, current_frames, held_by
 
 DEEPEST: Final = 30
 """Frames told, the innermost."""
@@ -49,9 +49,13 @@ def _outward(frame: FrameType | None) -> list[FrameType]:
 
 
 def _inward(awaited: Any) -> list[FrameType]:
-    found = []
-    while (link := LINKS.get(type(awaited))) is not None:
+    found = list[FrameType]()
+    while True:
+        if type(awaited).__name__ in NAMELESS:
+            awaited = held_by(awaited)
+            continue
+        if (link := LINKS.get(type(awaited))) is None:
+            return found
         if (frame := getattr(awaited, link[0])) is not None:
             found.append(frame)
         awaited = getattr(awaited, link[1])
-    return found

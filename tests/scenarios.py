@@ -401,6 +401,15 @@ def leak_and_slow(case: Case) -> None:
     case.watch(TROUBLE_SECONDS)
 
 
+def leak_and_hanging(case: Case) -> None:
+    case.callers(4, think=0.02)
+    case.watch(CALM_SECONDS)
+    case.leak(1)
+    case.slow(4_000)
+    case.watch(3.5)
+    case.stack.callback(case.client.close)
+
+
 def more_callers_and_slower(case: Case) -> None:
     case.slow(20)
     case.arrivals(20)
@@ -484,6 +493,13 @@ SCENARIOS = (
         "leak",
         leak_and_slow,
         {"maxPoolSize": 4},
+        also=frozenset({"slow operations"}),
+    ),
+    Scenario(
+        "leak and hanging server",
+        "leak",
+        leak_and_hanging,
+        {"maxPoolSize": 3},
         also=frozenset({"slow operations"}),
     ),
     Scenario(

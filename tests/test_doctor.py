@@ -76,6 +76,21 @@ def test_a_healthy_service_is_told_so(service: str, capsys: pytest.CaptureFixtur
         assert "0 in use, 0 waiting, 1 open, maxPoolSize 2" in out
 
 
+def test_every_pool_of_a_service_is_looked_at(
+    service: str, server_uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    telemetry = PoolTelemetry("reports")
+    with MongoClient[Any](server_uri, event_listeners=telemetry.listeners) as client:
+        reports = client["shop"]["reports"]
+        reports.insert_many([{} for _ in range(10)])
+        with reports.find(cursor_type=CursorType.EXHAUST, batch_size=2) as cursor:
+            next(cursor)
+            wait_for(lambda: telemetry.stats().pools[0].longest_idle >= 5.0, seconds=20.0)
+            code, out, _ = run(capsys, "doctor", service)
+    assert (code, "WARNING: leak, reports@" in out) == (1, True)
+    assert out.count(" in use, ") >= 2
+
+
 @pytest.mark.parametrize("page", ["", "/", "/pool/diagnosis", "/internal", "/metrics"])
 def test_an_exhausted_pool_is_told_with_what_to_set(
     page: str, service: str, server_uri: str, capsys: pytest.CaptureFixture[str]
@@ -241,6 +256,8 @@ def test_what_does_not_answer_is_critical_or_can_not_be_told(
         assert err.count("\n") == 1
         assert words in err
         assert "s3c" not in err
+    code, out, _ = run(capsys, "doctor", f"http://127.0.0.1:{nowhere}", "--json")
+    assert (code, json.loads(out)["verdict"]) == (doctor.CANT_TELL, None)
 
 
 def test_an_address_may_have_credentials(service: str, capsys: pytest.CaptureFixture[str]) -> None:

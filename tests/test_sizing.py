@@ -122,6 +122,8 @@ def test_more_than_it_can_serve_waits_without_end() -> None:
         wait = predict(load, size)
         assert (wait.waiting_share, wait.p95) == (1.0, math.inf)
     assert predict(load, 6).p95 < math.inf
+    full = predict(Load.evenly(200.0, 0.02), 4)  # sums up to a hair below 4
+    assert (full.waiting_share, full.p95) == (1.0, math.inf)
     with pytest.raises(ValueError, match="1 to 100000 connections, not 0"):
         predict(load, 0)
 
