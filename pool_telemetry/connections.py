@@ -47,7 +47,11 @@ class Connections:
         self._departed: dict[int, list[Holder | None]] = {}
         self._new: dict[Actor, int] = {}  # who waits -> the connection that is opened for him
         self._silent: set[int] = set()  # closed in silence, as it seems
-        self._doubtful: set[int] = set()  # came back in silence: idle, or closed in silence
+        # Who ended in silence, by the connection that he had, and when that was seen. It is idle,
+        # or closed in silence, or he left a cursor that still has it.
+        self.gone: dict[int, tuple[Holder, float]] = {}
+        self._kept: set[Holder] = set()  # of these, who has it for sure; his use is counted
+        self.freed_at = 0.0  # when PyMongo last had one for somebody, or room
         self._newest: dict[Actor, int] = {}  # the connection that each holder took last
         # Of holders who took another: since when (by conn id, with that of the hold).
         self._superseded: dict[int, tuple[float, float]] = {}
@@ -81,7 +85,7 @@ class Connections:
         self._late.clear()
         self._new.clear()
         self._silent.clear()
-        self._doubtful.clear()
+        self.gone.clear()
         self._newest.clear()
         self._superseded.clear()
 
@@ -100,19 +104,21 @@ class Connections:
         self.count += 1
         if actor in waiters:
             self._new[actor] = conn_id
-            if self._doubtful and len(waiters) == 1:  # it is opened for him because none is idle
-                self._close_in_silence(self._doubtful, "error")
+            if self.gone and len(waiters) == 1:  # it is opened for him because none is idle
+                self._close_in_silence(self.gone.keys() & self._ready.keys(), "error")
 
     def ready(self, conn_id: int, now: float) -> None:
         """Mark one as open. Re-authentication says so again."""
         opening = self.opening.pop(conn_id, None)
         if opening is not None:
+            self.freed_at = now
             self._ready[conn_id] = self._generation
             # The event's own duration leaves TCP and TLS out.
             self.create_time.observe(now - opening[1])
 
     def close(self, conn_id: int, reason: str, now: float, *, pool_is_closed: bool) -> None:
         """Take one out, and end its use."""
+        self.freed_at = now
         known = conn_id in self._ready or conn_id in self.opening
         departed = self._departed.get(conn_id, [])
         if None in departed and (not known or (reason == "pool_closed" and not pool_is_closed)):
@@ -127,17 +133,15 @@ class Connections:
         self.opening.pop(conn_id, None)
         self._ready.pop(conn_id, None)
         self._late.pop(conn_id, None)
-        self._doubtful.discard(conn_id)
+        self.gone.pop(conn_id, None)
         # Closed by a clear between its check-in and the event of that: the use is over.
         if (holder := self.held.pop(conn_id, None)) is not None:
             self._used(holder, now)
 
     def take(self, actor: Actor, conn_id: int, now: float, note: Note = NO_NOTE) -> None:
         """Give one to an actor."""
-        if conn_id in self._silent:  # it was not closed: this is its second life
-            self._silent.discard(conn_id)
-            self.count += 1
-            self._ready[conn_id] = self._generation
+        if conn_id in self._silent:
+            self._revive(conn_id)
         if conn_id not in self._ready:
             if None in (departed := self._departed.get(conn_id, [])):  # no event explains it
                 departed.remove(None)
@@ -150,11 +154,18 @@ class Connections:
         self._newest[actor] = conn_id
         if self._new:
             self._new.pop(actor, None)
-        if self._doubtful:
-            self._doubtful.discard(conn_id)
+        if self.gone:
+            self.gone.pop(conn_id, None)
         if before is not None:  # it came back, or nobody else could have it
+            if before not in self._kept:  # who ended says nothing more
+                self._late[conn_id] = {**self._still_due(conn_id, now), before[0]: now}
             self._used(before, now)
-            self._late[conn_id] = {**self._still_due(conn_id, now), before[0]: now}
+
+    def _revive(self, conn_id: int) -> None:
+        """Begin the second life of one that was not closed."""
+        self._silent.discard(conn_id)
+        self.count += 1
+        self._ready[conn_id] = self._generation
 
     def _supersede(self, conn_id: int, actor: Actor, now: float) -> None:
         """Note that an actor who has this one takes another: what he does next is done there."""
@@ -179,10 +190,11 @@ class Connections:
 
         Who gives it back is rarely of interest, and in a task costs 0.3 µs to find out.
         """
+        self.freed_at = now
         if self._late or self._departed:
             holder = self._untangle(who(), conn_id, now)
         else:
-            holder = self.held.pop(conn_id, None)
+            holder = self.held.pop(conn_id, None) or self._come_back(conn_id)
         if holder is not None:
             self._used(holder, now, link)
 
@@ -201,7 +213,7 @@ class Connections:
             if late:
                 self._late[conn_id] = late
             return None
-        return self._come_back(conn_id) if holder is None else self.held.pop(conn_id)
+        return self.held.pop(conn_id, None) or self._come_back(conn_id)
 
     def _depart(self, conn_id: int, holder: Holder | None) -> None:
         self._departed.setdefault(conn_id, []).append(holder)
@@ -210,6 +222,8 @@ class Connections:
 
     def _come_back(self, conn_id: int, actor: Actor | None = None) -> Holder | None:
         """Take the hold of a departed connection: this actor's, or anybody's."""
+        if actor is None:
+            self.gone.pop(conn_id, None)  # now it is known to be idle
         departed = self._departed.get(conn_id, [])
         for i, one in enumerate(departed):
             if one is not None and actor in (one[0], None):
@@ -225,10 +239,11 @@ class Connections:
     # What no event tells: a task that is cancelled while it opens a connection, checks it in or
     # closes it, says nothing more of it (PyMongo 4.20).
 
-    def give_up(self, conn_id: int, opener: Opener) -> None:
+    def give_up(self, conn_id: int, opener: Opener, now: float) -> None:
         """Take out one whose opener is gone."""
         if self.opening.get(conn_id) == opener:
             del self.opening[conn_id]
+            self.freed_at = now
             self.closed["error"] += 1
 
     def do_without(self, actor: Actor) -> None:
@@ -244,8 +259,38 @@ class Connections:
             self._used(holder, now)
             if self._ready[conn_id] < self._generation:  # it is closed at check-in
                 self._close_in_silence({conn_id}, "stale")
-            else:
-                self._doubtful.add(conn_id)
+            if len(self.gone) >= _MANY:
+                del self.gone[next(iter(self.gone))]
+            self.gone[conn_id] = holder, now
+
+    def has_for_sure(self, holder: Holder) -> bool:
+        """Return whether he still has his, though he ended."""
+        return holder in self._kept
+
+    def hold_again(self, missing: int, before: float) -> bool:
+        """Let those who ended in silence before some time have theirs: the latest, if they suffice.
+
+        Returns whether they do.
+        """
+        found = [i for i, (_, seen) in reversed(self.gone.items()) if seen <= before]
+        if len(found) < missing:
+            return False
+        for conn_id in found[:missing]:
+            if conn_id not in self._ready:
+                self._revive(conn_id)
+            holder, _ = self.gone.pop(conn_id)
+            self.held[conn_id] = holder
+            self._kept.add(holder)
+        return True
+
+    def let_go(self, now: float) -> None:
+        """Doubt again that those who ended have theirs: there would be too many."""
+        doubtful = {conn_id: one for conn_id, one in self.held.items() if one in self._kept}
+        for conn_id, holder in doubtful.items():
+            del self.held[conn_id]
+            self._kept.discard(holder)
+            self.gone[conn_id] = holder, now
+        self._close_in_silence(set(doubtful), "error")
 
     def drop_stale(self, now: float) -> None:
         """Take out those that were idle at a clear."""
@@ -258,6 +303,9 @@ class Connections:
         """Count a use that is over."""
         actor, since, (owner, _) = holder
         self._newest.pop(actor, None)
+        if self._kept and holder in self._kept:  # when he ended
+            self._kept.discard(holder)
+            return
         self.use_time.observe(now - since, link)
         if owner:
             used = self.owners.get(owner) or self._new_owner(owner)
@@ -269,11 +317,12 @@ class Connections:
         if not self.owners and not any(note.owner for _, _, note in self.held.values()):
             return []
         found = {owner: [*used, 0] for owner, used in self.owners.items()}
-        for _, since, note in self.held.values():
+        for holder in self.held.values():
+            _, since, note = holder
             if note.owner:
                 known = note.owner in found or len(found) < MAX_OWNERS
                 held = found.setdefault(note.owner if known else OVERFLOW, [0, 0.0, 0])
-                held[1] += max(0.0, now - since)
+                held[1] += 0.0 if holder in self._kept else max(0.0, now - since)
                 held[2] += 1
         return [OwnerStats(name, int(n), s, int(now_)) for name, (n, s, now_) in found.items()]
 
@@ -289,4 +338,3 @@ class Connections:
         if len(self._silent) > _MANY:
             self._silent.clear()
         self._silent |= conn_ids
-        self._doubtful -= conn_ids

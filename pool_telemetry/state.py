@@ -32,6 +32,8 @@ Look = Callable[[Iterable[Actor]], set[Actor]]
 
 # What is younger than this is not examined: most ends by itself, and looking costs 3 µs each.
 MOMENT: Final = 0.05
+# PyMongo lets nobody wait for so long while a connection is idle.
+QUEUE_SECONDS: Final = 0.25
 # The hot path looks for ghosts at most this often, per waiter: under 1 % of a core.
 LOOK_SECONDS_PER_WAITER: Final = 0.001
 
@@ -141,6 +143,8 @@ class PoolState:
         now = self._clock()
         with self._lock:
             self._connections.created(actor, conn_id, now, self._waiters)
+            if self._connections.size > self._max_size:
+                self._connections.let_go(now)
 
     def connection_ready(self, conn_id: int) -> None:
         """Count a connection as ready, once: re-authentication publishes the event again."""
@@ -192,10 +196,12 @@ class PoolState:
         with self._lock:
             self._checkouts[outcome] += 1
             self._exhaustion.noticed(len(self._waiters))
-            self._waiters.pop(actor, None)
+            waited = self._waiters.pop(actor, None)
             self._connections.do_without(actor)
             if outcome == "timeout":
                 self._last_timeout = now
+                if self._connections.gone and waited is not None:
+                    self._hold_again(waited[0], now, before=now - QUEUE_SECONDS)
                 if len(self._failed) < _MANY:
                     self._failed[actor] = now
             exhausted = self._exhaustion.since is not None
@@ -262,6 +268,7 @@ class PoolState:
             connections.drop_stale(now)
             waiters, opening = self._waiters.copy(), connections.opening.copy()
             held = connections.held.copy()
+        inside = set[Actor]()
         waiting = {actor: stay for actor, stay in waiters.items() if now - stay[0] > MOMENT}
         opening = {i: one for i, one in opening.items() if now - one[1] > MOMENT}
         held = {i: one for i, one in held.items() if now - one[1] > MOMENT}
@@ -277,14 +284,36 @@ class PoolState:
             for conn_id, opener in opening.items():
                 if opener[0] not in inside:
                     with self._lock:
-                        connections.give_up(conn_id, opener)
+                        connections.give_up(conn_id, opener, now)
         # Behind a load balancer, which has no heartbeats, cursors and transactions keep theirs.
         if held and self.has_heartbeats:
             holding = self._may_hold({holder[0] for holder in held.values()})
             for conn_id, holder in held.items():
-                if holder[0] not in holding:
+                if holder[0] not in holding and not connections.has_for_sure(holder):
                     with self._lock:
                         connections.give_back_in_silence(conn_id, holder, now)
+        if connections.gone and waiting:
+            with self._lock:
+                stays = (self._waiters[actor][0] for actor in inside if actor in self._waiters)
+                # Those who ended this moment, too: if it is wrong, who waits has one the next.
+                self._hold_again(min(stays, default=now), now, before=now)
+
+    def _hold_again(self, since: float, now: float, *, before: float) -> None:
+        """See whether those who left in silence, before some time, left cursors that have theirs.
+
+        Somebody waits since then, or did: for that PyMongo must have none idle, and none to open.
+        Called with the lock held.
+        """
+        connections = self._connections
+        missing = self._max_size - len(connections.held)
+        waited = now - max(since, connections.freed_at) >= QUEUE_SECONDS
+        if (
+            waited
+            and not connections.opening
+            and 0 < missing < _UNLIMITED
+            and connections.hold_again(int(missing), before)
+        ):
+            self._settle()
 
     # The server, by heartbeats
 

@@ -415,7 +415,7 @@ class Chaos:
             nonlocal doubted
             theirs, mine = call(lambda: drivers(client)), ours(the_pool(telemetry))
             quiet = theirs.in_use == theirs.opening == theirs.waiting == 0
-            doubtful = any(pool._connections._doubtful for pool in telemetry._pools.values())
+            doubtful = any(pool._connections.gone for pool in telemetry._pools.values())
             if quiet and doubtful and mine.size > theirs.size and theirs.idle < MAX_SIZE:
                 # Closed or idle? PyMongo will tell when a caller finds none idle.
                 doubted = True

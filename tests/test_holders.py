@@ -131,6 +131,45 @@ def test_a_cursor_that_keeps_its_connection_is_known(
     assert holders(telemetry) == []
 
 
+def test_a_cursor_whose_task_ended_is_known_when_somebody_waits(
+    server_uri: str, telemetry: PoolTelemetry, client: Client
+) -> None:
+    """PyMongo does not tell a task that left its cursor to others from one that was cancelled."""
+
+    async def leave(orders: Any) -> None:
+        for _ in range(2):
+            cursor = orders.find(cursor_type=CursorType.EXHAUST, batch_size=10)
+            await cursor.next()
+            left.append(cursor)
+
+    async def use() -> None:
+        aio: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(
+            server_uri, maxPoolSize=2, event_listeners=asynchronous.listeners
+        )
+        orders = aio["shop"]["orders"]
+        with owner("export"):
+            await asyncio.create_task(leave(orders))
+        await until(lambda: not asynchronous.stats().pools[0].in_use)
+        waits = [asyncio.create_task(orders.find_one()) for _ in range(3)]
+        await until(lambda: asynchronous.stats().pools[0].in_use == 2)
+        pool = asynchronous.stats().pools[0]
+        assert (pool.size, pool.waiting, pool.exhausted, pool.created) == (2, 3, True, 2)
+        assert {one.owner for one in holders(asynchronous)} == {"export"}
+        assert {one.doing for one in holders(asynchronous)} == {"exhaust cursor"}
+        for cursor in left:
+            await cursor.close()
+        await asyncio.gather(*waits)
+        pool = asynchronous.stats().pools[0]
+        assert (pool.in_use, pool.waiting, pool.exhausted) == (0, 0, False)
+        assert pool.use_time.count == pool.checkouts["ok"]
+        assert pool.owners[0].checkouts == 2
+        await aio.close()
+
+    left = list[Any]()
+    asynchronous = PoolTelemetry("asynchronous")
+    asyncio.run(use())
+
+
 def test_what_a_load_balancer_pins_is_known(
     own_server: EmbeddedServer, telemetry: PoolTelemetry
 ) -> None:

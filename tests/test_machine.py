@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 
 from pool_telemetry.actor import Actor
 from pool_telemetry.connections import STALE_SECONDS
-from pool_telemetry.state import MOMENT, PoolState
+from pool_telemetry.state import MOMENT, QUEUE_SECONDS, PoolState
 from pool_telemetry.stats import CLOSE_REASONS, OUTCOMES, PoolStats
 
 ACTORS = range(1, 7)
@@ -63,6 +63,11 @@ class Pool(RuleBasedStateMachine):
         self.due: list[tuple[int, int]] = []  # check-ins that are still to be told: actor, id
         self.unsure: set[int] = set()  # closed in silence, as only PyMongo knows
         self.stale: set[int] = set()  # closed by a clear in silence
+        self.left: set[int] = set()  # with a cursor whose maker ended
+        self.unseen: set[int] = set()  # of these, closed as our books say
+        # Whether somebody ended who had a connection, and whether one was closed by that: which
+        # one a cursor has is not known then.
+        self.ended = self.vanished = False
         self.started = self.created = self.generation = 0
         self.opens = self.clears = 0
         self.outcomes: Counter[str] = Counter()
@@ -88,7 +93,7 @@ class Pool(RuleBasedStateMachine):
     @precondition(lambda self: self.phase == "ready" and len(self.waiting) < len(ACTORS) // 2)
     @rule(actor=st.sampled_from(ACTORS))
     def start(self, actor: int) -> None:
-        if actor in self.waiting:
+        if actor in self.waiting or any(self.conns[i].holder == actor for i in self.left):
             return
         self.tell_all_of(actor)  # what an actor has to tell, it tells before it goes on
         self.gone.discard(actor)
@@ -103,6 +108,8 @@ class Pool(RuleBasedStateMachine):
         if actor in self.waiting:
             return
         self.start(actor)
+        if actor not in self.waiting:  # it left a cursor, and is no more
+            return
         idle = [conn for conn in self.conns.values() if conn.idle]
         if idle:
             self.take(actor, random.choice(idle))
@@ -116,10 +123,41 @@ class Pool(RuleBasedStateMachine):
     @precondition(lambda self: self.waiting)
     @rule(random=pick, outcome=FAILURES)
     def fail(self, random: Any, outcome: str) -> None:
-        if waiting := sorted(self.waiting - {conn.opener for conn in self.conns.values()}):
+        self.serve()
+        if waiting := self.queue():
             actor = random.choice(waiting)
             self.failed(actor, outcome)
             self.waiting.discard(actor)
+
+    def queue(self) -> list[int]:
+        return sorted(self.waiting - {conn.opener for conn in self.conns.values()})
+
+    def serve(self) -> None:
+        """Let nobody wait for long while a connection is idle, or may be opened.
+
+        It matters where one's holder ended in silence: a queue tells then that he still has it.
+        """
+        for actor in self.queue() if self.ended else []:
+            idle = [conn for conn in self.conns.values() if conn.idle]
+            if idle:
+                self.take(actor, idle[0])
+            elif self.has_room():
+                self.open_for(actor)
+
+    def look(self) -> PoolStats:
+        self.serve()
+        stats = self.state.stats()
+        opening = any(conn.opener is not None for conn in self.conns.values())
+        if self.queue() and self.left and not opening:
+            self.now += 2 * QUEUE_SECONDS
+            for conn_id in self.left:
+                conn = self.conns[conn_id]
+                conn.told = conn.holder
+                if conn_id in self.unseen:
+                    self.unseen.discard(conn_id)
+                    self.created += 1
+            stats = self.state.stats()
+        return stats
 
     @precondition(lambda self: self.waiting)
     @rule(random=pick)
@@ -131,6 +169,8 @@ class Pool(RuleBasedStateMachine):
             self.gone.add(actor)
             for conn in [conn for conn in self.conns.values() if conn.opener == actor]:
                 del self.conns[conn.id]
+            self.now += 2 * MOMENT
+            self.state.stats()
 
     def holds(self, actor: int) -> bool:
         every = (*self.conns.values(), *self.departed.values())
@@ -152,6 +192,7 @@ class Pool(RuleBasedStateMachine):
     def open_for(self, opener: int) -> Conn:
         if self.waiting == {opener}:
             self.unsure.clear()  # for him it is opened because none is idle
+            self.unseen |= {i for i in self.left if self.conns[i].told is None}
         conn = Conn(self.next_id, self.generation, opener=opener)
         self.next_id += 1
         self.created += 1
@@ -212,8 +253,11 @@ class Pool(RuleBasedStateMachine):
         self.state.checkout_failed(actor, outcome)
 
     def close(self, conn: Conn, reason: str) -> None:
-        self.closes[reason] += 1
+        if conn.id not in self.unseen:
+            self.closes[reason] += 1
         del self.conns[conn.id]
+        self.left.discard(conn.id)
+        self.unseen.discard(conn.id)
         self.state.connection_closed(conn.id, reason)
 
     # Who has them
@@ -228,6 +272,9 @@ class Pool(RuleBasedStateMachine):
     def take(self, actor: int, conn: Conn) -> None:
         self.waiting.discard(actor)
         conn.holder = conn.told = actor
+        if conn.id in self.unseen:
+            self.unseen.discard(conn.id)
+            self.created += 1
         self.outcomes["ok"] += 1
         self.state.checked_out(actor, conn.id, 0.001)
 
@@ -239,6 +286,11 @@ class Pool(RuleBasedStateMachine):
         actor = conn.holder
         if actor is None or actor in self.waiting:  # who stands in the queue does nothing else
             return
+        if conn.id in self.left:  # another closes the cursor
+            if any(conn_id == conn.id for _, conn_id in self.due):
+                return
+            self.left.discard(conn.id)
+            actor, late, conn.told = 99, False, None
         conn.holder = None
         self.due.append((actor, conn.id))
         stale = conn.generation < self.generation or self.phase == "closed"
@@ -271,7 +323,29 @@ class Pool(RuleBasedStateMachine):
         fresh = conn.generation == self.generation and self.phase != "closed"
         if fresh and not any(conn_id == conn.id for _, conn_id in self.due):
             conn.holder = conn.told = None
+            self.left.discard(conn.id)
             self.state.checked_in(lambda: 99, conn.id)
+
+    @precondition(lambda self: any(conn.told for conn in self.conns.values()))
+    @precondition(lambda self: not (self.vanished or self.departed))
+    @rule(random=pick)
+    def leave_a_cursor(self, random: Any) -> None:
+        """A task ends, but not the exhaust cursor that has its connection."""
+        conn = random.choice([c for c in self.conns.values() if c.told])
+        actor, conn.holder = conn.holder, None
+        busy = actor is None or self.holds(actor) or actor in self.waiting
+        conn.holder = actor
+        if actor is None or busy or self.phase == "closed" or conn.id in self.left:
+            return
+        self.ended = True
+        self.serve()
+        conn.told = None
+        self.gone.add(actor)
+        self.left.add(conn.id)
+        if conn.generation < self.generation:
+            self.unseen.add(conn.id)
+        self.now += 2 * MOMENT
+        self.look()
 
     @precondition(lambda self: any(conn.holder for conn in self.conns.values()))
     @rule(random=pick, closed=st.booleans())
@@ -280,17 +354,25 @@ class Pool(RuleBasedStateMachine):
         conn = random.choice([c for c in self.conns.values() if c.holder])
         actor = conn.holder
         assert actor is not None
-        conn.holder = None
-        if self.holds(actor) or actor in self.waiting or self.phase == "closed":
+        conn.holder = None  # as if, to ask for its others
+        stale = conn.generation < self.generation
+        unclear = (closed or stale) and self.left
+        unclear = unclear or conn.id in self.left
+        if self.holds(actor) or actor in self.waiting or self.phase == "closed" or unclear:
             conn.holder = actor
             return
-        conn.told = None
+        self.ended, conn.holder = True, actor
+        self.serve()
+        conn.holder = conn.told = None
         self.gone.add(actor)
-        if conn.generation < self.generation:
+        self.vanished |= closed or stale
+        if stale:
             del self.conns[conn.id]
         elif closed:
             del self.conns[conn.id]
             self.unsure.add(conn.id)
+        self.now += 2 * MOMENT
+        self.state.stats()  # it may think for a moment that a cursor has it
 
     # The pool
 
@@ -309,12 +391,18 @@ class Pool(RuleBasedStateMachine):
             self.failed(actor, "connection_error")
         self.waiting &= opening
         for conn in [conn for conn in self.conns.values() if conn.idle]:
-            if silent and conn.told is None:
+            if silent and conn.told is None and conn.id not in self.unseen:
                 silent = False
                 del self.conns[conn.id]
                 self.stale.add(conn.id)
             else:
                 self.close(conn, "stale")
+        hidden = {i for i in self.left if self.conns[i].told is None}
+        if hidden - self.unseen:  # as if they were idle
+            self.now += STALE_SECONDS
+            self.state.stats()
+            self.stale.clear()
+            self.unseen |= hidden
 
     @precondition(lambda self: self.phase == "paused")
     @rule()
@@ -335,6 +423,7 @@ class Pool(RuleBasedStateMachine):
         self.settle()
         for conn in [conn for conn in self.conns.values() if conn.idle]:
             self.close(conn, "pool_closed")
+        self.unseen |= {i for i in self.left if self.conns[i].told is None}
         self.phase = "closed"
         self.state.closed()
         for actor in sorted(self.waiting):
@@ -348,10 +437,10 @@ class Pool(RuleBasedStateMachine):
         for actor, conn_id in list(self.due):
             self.tell(actor, conn_id)
         self.now += 2 * STALE_SECONDS
-        self.state.stats()
+        self.look()
         self.stale.clear()
 
-    @precondition(lambda self: self.phase == "closed")
+    @precondition(lambda self: self.phase == "closed" and not self.left)
     @rule()
     def come_back(self) -> None:
         """The server joins again: a new pool of the same address, with ids from 1 on."""
@@ -362,6 +451,7 @@ class Pool(RuleBasedStateMachine):
         self.departed |= left
         self.conns, self.next_id, self.phase = {}, 1, "paused"
         self.unsure.clear()
+        self.ended = self.vanished = False
         self.state.created(self.max_size, 0)
 
     @precondition(lambda self: self.departed)
@@ -396,12 +486,13 @@ class Pool(RuleBasedStateMachine):
         if not hasattr(self, "state"):
             return
         self.now += 2 * MOMENT
-        before, stats = self.last, self.state.stats()
+        before, stats = self.last, self.look()
         used = sum(conn.told is not None for conn in self.conns.values())
         opening = sum(conn.opener is not None for conn in self.conns.values())
         unknown = len(self.unsure) + len(self.stale)
         assert (stats.in_use, stats.opening, stats.waiting) == (used, opening, len(self.waiting))
-        assert len(self.conns) <= stats.size <= len(self.conns) + unknown
+        known = len(self.conns) - len(self.unseen)
+        assert known <= stats.size <= known + unknown
         assert 0 <= stats.in_use + stats.opening <= stats.size
         assert stats.idle >= 0
         assert sum(stats.checkouts.values()) + stats.waiting == self.started
@@ -414,7 +505,8 @@ class Pool(RuleBasedStateMachine):
         assert stats.created == self.created
         assert stats.created - sum(stats.closed.values()) == stats.size + len(self.departed)
         assert stats.wait_time.count == stats.checkouts["ok"]
-        held = stats.in_use + len(self.departed)
+        ended = sum(self.conns[i].told is not None for i in self.left)  # their use is counted
+        held = stats.in_use + len(self.departed) - ended
         assert stats.use_time.count == stats.checkouts["ok"] - held
         demand = stats.waiting + stats.in_use
         assert stats.exhausted == (self.max_size is not None and demand > self.max_size)

@@ -566,6 +566,70 @@ def test_exhausted_time_never_falls_whoever_reads_meanwhile() -> None:
     assert seen == sorted(seen)
 
 
+def leaving(pool: Pool) -> None:
+    """Let actors end in silence, which tasks may."""
+    pool._may_hold = pool._who_waits
+    pool.heartbeat(up=True)
+
+
+def test_who_waits_tells_that_others_left_cursors() -> None:
+    pool = Pool(max_size=2)
+    leaving(pool)
+    pool.open(1, 2)
+    pool.out(A, 1)
+    pool.out(B, 2)
+    pool.gone = {A, B}
+    pool.time.now += 1.0
+    assert pool.counts() == (2, 0, 2, 0, 0)
+    pool.checkout_started(C)
+    pool.time.now += 0.2
+    assert pool.counts() == (2, 0, 2, 0, 1)  # it may be served any moment
+    pool.time.now += 0.1
+    assert pool.counts() == (2, 2, 0, 0, 1)
+    stats = pool.stats()
+    assert stats.exhausted
+    assert stats.longest_checkout == pytest.approx(1.3)
+    assert (stats.created, stats.use_time.count) == (2, 2)
+    pool.returned(D, 1)  # somebody closes the cursor
+    pool.checked_out(C, 1, 0.3)
+    pool.returned(C, 1)
+    assert pool.counts() == (2, 1, 1, 0, 0)
+    assert pool.stats().use_time.count == 3
+
+
+def test_a_timeout_tells_that_others_left_cursors() -> None:
+    pool = Pool(max_size=1)
+    leaving(pool)
+    pool.open(1)
+    pool.out(A, 1)
+    pool.gone = {A}
+    pool.time.now += 1.0
+    assert pool.stats().in_use == 0
+    pool.checkout_started(C)
+    pool.time.now += 0.5
+    pool.checkout_failed(C, "timeout")
+    assert pool.counts() == (1, 1, 0, 0, 0)
+
+
+def test_a_cursor_that_nobody_left_is_noticed() -> None:
+    """A connection was closed in silence, and somebody happens to wait until there is another."""
+    pool = Pool(max_size=1)
+    leaving(pool)
+    pool.open(1)
+    pool.out(A, 1)
+    pool.gone = {A}
+    pool.checkout_started(C)
+    pool.time.now += 1.0
+    assert pool.stats().in_use == 1
+    pool.connection_created(C, 2)
+    pool.connection_ready(2)
+    pool.checked_out(C, 2, 1.0)
+    assert pool.counts() == (1, 1, 0, 0, 0)
+    assert pool.stats().closed["error"] == 1
+    pool.returned(C, 2)
+    assert pool.counts() == (1, 0, 1, 0, 0)
+
+
 def test_a_new_pool_has_no_memory_of_the_old_ones_silence() -> None:
     pool = exhausted_pool()
     pool.time.now += 5.0
