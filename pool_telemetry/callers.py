@@ -9,10 +9,12 @@ from pool_telemetry.actor import names_of
 from pool_telemetry.commands import CommandState
 from pool_telemetry.connections import Holder
 from pool_telemetry.state import PoolState
-from pool_telemetry.stats import CallerStats, Doing, Link, pool_name
+from pool_telemetry.stats import IDLE_SECONDS, CallerStats, Doing, Link, pool_name
 
-IDLE_SECONDS: Final = 1.0
-"""Who holds a connection for so long without a command does not merely hand it back."""
+READ_SECONDS: Final = 0.1
+"""Who holds a connection for so long by a cursor reads it, and does not merely hand it back."""
+NEWS_SECONDS: Final = 5.0
+"""For so long a getMore may merely wait for news: of a change stream, or a capped collection."""
 
 _CURSORS: Final = frozenset({"aggregate", "find", "getMore"})  # what may leave one open
 
@@ -25,6 +27,7 @@ class _Use(NamedTuple):
     collection: str
     link: Link | None
     idle_seconds: float | None  # None: a command runs, or it is not known
+    news: bool = False  # the command may merely wait for news
 
 
 def waiting(state: PoolState, now: float) -> list[CallerStats]:
@@ -70,15 +73,20 @@ def holding(
     return held, found
 
 
-def idle(state: PoolState, commands: CommandState, now: float) -> list[float]:
-    """Return for how long each connection has run no command, where that is for too long."""
+def idle_and_read(state: PoolState, commands: CommandState, now: float) -> tuple[list[float], int]:
+    """Return for how long connections have run no command, where that is for too long.
+
+    And how many others have cursors that somebody reads.
+    """
+    idle, read = list[float](), 0
     held, superseded = state.holders()
-    every = (_use(state, commands, one, superseded.get(i), now) for i, one in held.items())
-    return [
-        use.idle_seconds
-        for use in every
-        if use.idle_seconds is not None and use.idle_seconds >= IDLE_SECONDS
-    ]
+    for conn_id, holder in held.items():
+        use = _use(state, commands, holder, superseded.get(conn_id), now)
+        if use.idle_seconds is not None and use.idle_seconds >= IDLE_SECONDS:
+            idle.append(use.idle_seconds)
+        elif now - holder[1] >= READ_SECONDS:
+            read += use.news or use.doing.endswith("cursor")
+    return idle, read
 
 
 def _use(
@@ -100,7 +108,8 @@ def _use(
     operation, collection = latest.series[3], latest.series[2]
     link = None if latest.trace is None else latest.trace.link()
     if latest.seconds is None:
-        return _Use("command", operation, collection, link, None)
+        news = operation == "getMore" and now - latest.since < NEWS_SECONDS
+        return _Use("command", operation, collection, link, None, news)
     ended = max(latest.since + latest.seconds, superseded or 0.0)
     if latest.in_transaction:
         kept = "transaction"

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Final, NamedTuple
 
 from pool_telemetry.sizing import Load, recommend_size
-from pool_telemetry.stats import ClientStats, HistogramStats, PoolStats
+from pool_telemetry.stats import IDLE_SECONDS, ClientStats, HistogramStats, PoolStats
 from pool_telemetry.window import Series, Window, total
 
 RECENT_SECONDS: Final = 300.0
@@ -27,8 +27,6 @@ SLOW_SECONDS: Final = 0.1
 SLOW_SHARE: Final = 0.2
 """Of the time of all commands; what is less is not what keeps connections."""
 STUCK_SECONDS: Final = 1.0
-IDLE_SECONDS: Final = 1.0
-"""As long as it takes until an idle holder is known as such."""
 ENDED_SECONDS: Final = 3.0
 """After so long without it a trouble is over."""
 BURST_SECONDS: Final = 1.0
@@ -66,6 +64,8 @@ class Case:
     """One pool: what is usual for it, and the trouble that it has now.
 
     Attributes:
+        pool: How it is; of a trouble that is over, how it was then.
+        counts: How it is now.
         trouble: The time in which callers waited, if they still do.
         settled: That without its beginning.
         now: That, or else the last half a minute.
@@ -77,13 +77,21 @@ class Case:
     """
 
     def __init__(
-        self, pool: PoolStats, parts: list[Window], stats: ClientStats, most: int | None
+        self,
+        pool: PoolStats,
+        parts: list[Window],
+        stats: ClientStats,
+        most: int | None,
+        counts: PoolStats | None = None,
     ) -> None:
-        self.pool = pool
+        self.pool, self.counts = pool, counts or pool
         self.name = stats.pool_name(pool)
         self.alone = not any(one.up for one in stats.open_pools if one is not pool)
         self.most = most
         first, *later = parts
+        # What was before the first look is of use if it was short, and a trouble.
+        if first.seconds < RECENT_SECONDS and _is_dry(first):
+            later = parts
         recent = [one for one in later or [first] if stats.at - one.until < RECENT_SECONDS]
         self.latest = recent[-1]
         self.seconds = sum(one.seconds for one in recent)
@@ -117,6 +125,13 @@ class Case:
         """Return the connections that somebody has and does not use."""
         return self.pool.held_idle or 0
 
+    @property
+    def by_cursors(self) -> bool:
+        """Return whether cursors that somebody reads have most of a pool that ran dry."""
+        pool = self.pool
+        dry = self.ran_dry and (pool.exhausted or pool.waiting > 0)
+        return dry and pool.held_by_cursors >= 0.5 * (pool.max_size or math.inf)
+
     @cached_property
     def use_seconds(self) -> float:
         """Return how long connections are held now, on average."""
@@ -134,10 +149,11 @@ class Case:
         """Return for how long nothing has come back, from several callers; 0.0 if it does."""
         pool, ended = self.pool, self.latest.use_time
         comes_back = ended is not None and ended.count >= pool.in_use and pool.stalled_time < 1.0
-        at_work = pool.in_use - self.leaked
+        at_work = pool.in_use - self.leaked - pool.held_by_cursors
         several = at_work >= 3 or (at_work > 0 and pool.waiting > 0)
         age, least = pool.longest_checkout, STUCK_SECONDS
-        if self.leaked:  # the oldest may be theirs, and who forgot his just now is not known yet
+        # The oldest may be theirs, and who forgot his just now is not known yet.
+        if self.leaked or pool.held_by_cursors:
             age, least = pool.stalled_time, STUCK_SECONDS + IDLE_SECONDS
         if comes_back or not several or age < least:
             return 0.0
@@ -176,9 +192,7 @@ class Case:
     def ran_dry(self) -> bool:
         """Return whether callers found all connections taken, for long enough to matter."""
         trouble = self.trouble
-        return trouble is not None and (
-            trouble.exhausted_time > 0.0 or self.pool.exhausted or trouble.checkouts["timeout"] > 0
-        )
+        return trouble is not None and (self.pool.exhausted or _ran_dry(trouble))
 
     @cached_property
     def slowed(self) -> Slowed | None:
@@ -323,6 +337,10 @@ def _failed(part: Window) -> tuple[int, int]:
 def _fails(part: Window) -> bool:
     failed, attempts = _failed(part)
     return failed > 0 and failed >= FAILED_SHARE * attempts
+
+
+def _ran_dry(part: Window) -> bool:
+    return part.exhausted_time > 0.0 or part.checkouts["timeout"] > 0
 
 
 def _is_dry(part: Window) -> bool:

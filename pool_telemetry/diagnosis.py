@@ -10,7 +10,7 @@ from typing import Any, Final, TypedDict
 
 from pool_telemetry.case import Case
 from pool_telemetry.findings import RULES, Finding, Severity, Verdict
-from pool_telemetry.stats import Address, ClientStats
+from pool_telemetry.stats import ClientStats, PoolStats
 from pool_telemetry.window import windows
 
 APART_SECONDS: Final = 1.0
@@ -73,9 +73,9 @@ def diagnose(
         case = Case(pool, windows(samples, address), stats, most)
         found = _findings(case)
         if case.worse_at is not None:
-            found += _new(_past(every, address, case.worse_at, most), found)
+            found += _new(_past(every, pool, case.worse_at, most), found)
         if case.ended_at is not None:
-            past = found if case.trouble else _past(every, address, case.ended_at, most)
+            past = found if case.trouble else _past(every, pool, case.ended_at, most)
             found = [] if case.trouble else found  # one look has to do
             ended = stats.at - case.ended_at
             found += [
@@ -97,9 +97,10 @@ def _new(findings: list[Finding], known: list[Finding]) -> list[Finding]:
 
 
 def _past(
-    samples: Sequence[ClientStats], address: Address, until: float, most: int | None
+    samples: Sequence[ClientStats], now: PoolStats, until: float, most: int | None
 ) -> list[Finding]:
     """Return what was found while the trouble lasted: at the last look at an exhausted pool."""
+    address = now.host, now.port
     then = [one for one in samples if one.at <= until]
     pools = [next((p for p in s.pools if (p.host, p.port) == address), None) for s in then]
     dry = (i for i in reversed(range(len(then))) if (p := pools[i]) is not None and p.exhausted)
@@ -107,7 +108,7 @@ def _past(
     if not then or (pool := pools[last]) is None:
         return []
     then = _apart(then[: last + 1])
-    return _findings(Case(pool, windows(then, address), then[-1], most))
+    return _findings(Case(pool, windows(then, address), then[-1], most, now))
 
 
 def _apart(samples: list[ClientStats]) -> list[ClientStats]:

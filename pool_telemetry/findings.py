@@ -11,6 +11,7 @@ from typing import Final, Literal
 from pool_telemetry.case import Case, quantile
 from pool_telemetry.sizing import Load, recommend_size
 from pool_telemetry.stats import PoolStats
+from pool_telemetry.window import Window
 
 Verdict = Literal[
     "healthy",
@@ -24,7 +25,7 @@ Verdict = Literal[
 ]
 Severity = Literal["healthy", "notice", "warning", "critical"]
 
-IDLE_SECONDS: Final = 5.0
+LEAKED_SECONDS: Final = 5.0
 """A connection held for so long without a command is leaked, where nobody misses it."""
 MANY_FAILURES: Final = 10
 """Fewer attempts that fail are no storm."""
@@ -60,29 +61,24 @@ class Finding:
 
 def _server_unreachable(case: Case) -> Finding | None:
     pool = case.pool
-    severity: Severity = "critical" if case.alone else "warning"
-    if case.was_down:
-        return Finding(
-            verdict="server unreachable",
-            severity=severity,
-            pool=case.name,
-            because=f"{pool.address} was down for {pool.outage:.1f} s",
-            advice="see in the server's log and the network's why",
-            evidence={"outage_seconds": pool.outage},
-            ended=pool.since_up_changed,
-        )
-    if not case.down:
+    if not (case.down or case.was_down):
         return None
-    failed = case.now.checkouts["connection_error"] if case.now else 0
-    gone = pool.outage if pool.up is False else pool.since_up_changed
+    failed = case.now.checkouts["connection_error"] if case.now and case.down else 0
+    because = pool.why_down if case.down else f"{pool.address} was down for {pool.outage:.1f} s"
     return Finding(
         verdict="server unreachable",
-        severity=severity,
+        severity="critical" if case.alone else "warning",
         pool=case.name,
-        because=pool.why_down + (f"; {failed} checkouts failed" if failed else ""),
+        because=because + (f"; {failed} checkouts failed" if failed else ""),
         advice="see whether the server runs, and the network and the address are right; "
-        "PyMongo comes back by itself",
-        evidence={"outage_seconds": gone, "failed_checkouts": failed},
+        "PyMongo comes back by itself"
+        if case.down
+        else "see in the server's log and the network's why",
+        evidence={
+            "outage_seconds": pool.since_up_changed if pool.up is None else pool.outage,
+            "failed_checkouts": failed,
+        },
+        ended=None if case.down else pool.since_up_changed,
     )
 
 
@@ -93,7 +89,7 @@ def _leak(case: Case) -> Finding | None:
     unknown = pool.held_idle is None and pool.longest_checkout >= max(
         60.0, 100.0 * quantile(pool.use_time, 0.95)
     )
-    if not unknown and not (leaked and (missed or pool.longest_idle >= IDLE_SECONDS)):
+    if not unknown and not (leaked and (missed or pool.longest_idle >= LEAKED_SECONDS)):
         return None
     most = pool.max_size or math.inf
     timeouts = case.trouble.checkouts["timeout"] if case.trouble else 0
@@ -124,7 +120,7 @@ def _retry_storm(case: Case) -> Finding | None:
     pool, failing, (failed, attempts) = case.pool, case.failing, case.failed
     storm = failed >= MANY_FAILURES
     # Who has a queue before his threads looks like one who tries again: a size may be all it needs.
-    small = not storm and (case.needed or 0) > (pool.max_size or math.inf)
+    small = (case.needed or 0) > (pool.max_size or math.inf) or case.by_cursors
     during = failing if storm else case.trouble
     if case.down or during is None or not (storm or case.retried):
         return None
@@ -147,7 +143,7 @@ def _retry_storm(case: Case) -> Finding | None:
         advice = "let callers wait before they try again, longer each time, and give up at last"
     return Finding(
         verdict="retry storm",
-        severity="warning" if small else "critical",
+        severity="warning" if small and not storm else "critical",
         pool=case.name,
         because=because,
         advice=advice,
@@ -170,8 +166,8 @@ def _connection_storm(case: Case) -> Finding | None:
         "connections_created": now.created,
         "opening": pool.opening,
         "create_seconds": each,
-        "wait_p95_seconds": quantile(now.wait_time, 0.95),
         "closed_idle": now.closed["idle"],
+        **_waits(now),
     }
     busy = math.ceil(now.used / now.seconds) if now.seconds else 1
     least = max(1, pool.min_size, busy, min(pool.peak_waiting, 50))
@@ -241,7 +237,7 @@ def _slow_operations(case: Case) -> Finding | None:
             advice += f"; maxPoolSize {case.needed} would bear it as it is"
             change = {"maxPoolSize": case.needed}
     if case.ran_dry:
-        because += f"; it {_dry(pool)}"
+        because += f"; it {_dry(case.counts)}"
     return Finding(
         verdict="slow operations",
         severity="critical" if timeouts else "warning",
@@ -259,17 +255,19 @@ def _undersized(case: Case) -> Finding | None:
     if trouble is None or limit is None or case.down or not case.ran_dry or case.storm:
         return None
     # Without what slows it, keeps connections or tries again, would it be large enough?
-    other = case.slow or case.leaked or case.retried or case.failing
+    other = case.slow or case.leaked or (case.retried and not case.by_cursors) or case.failing
     unusual = case.slowed is not None and case.slowed.usual is None
     if unusual or (other and (needed is None or needed <= limit)):
         return None
     size = max(needed or 0, limit + 1)
     most = size if case.most is None else min(size, case.most)
-    crowd = f"up to {pool.peak_waiting} waited"
+    crowd = f"up to {case.counts.peak_waiting} waited"
     if case.returning:
         crowd += ", and who is served comes again"
     elif case.burst:
         crowd += ", who came at once"
+    if case.by_cursors:
+        crowd += f"; cursors that somebody reads hold {pool.held_by_cursors} of {limit}"
     need = (
         ""
         if load is None
@@ -279,7 +277,12 @@ def _undersized(case: Case) -> Finding | None:
         )
     )
     enough = needed is not None and needed <= limit
-    if needed is None:
+    if case.by_cursors:
+        advice = (
+            f"read exhaust cursors to their end at once, and give cursors that wait for news a "
+            f"client of their own; or raise maxPoolSize from {limit} by as many as you read at once"
+        )
+    elif needed is None:
         advice = f"raise maxPoolSize above {limit}, or shorten what holds a connection"
     elif enough:
         advice = (
@@ -302,18 +305,21 @@ def _undersized(case: Case) -> Finding | None:
         verdict="undersized",
         severity="critical" if trouble.checkouts["timeout"] and not enough else "warning",
         pool=case.name,
-        because=f"{pool.address} {_dry(pool)}{need}; {crowd}",
+        because=f"{pool.address} {_dry(case.counts)}{need}; {crowd}",
         advice=advice,
         evidence={
             "rate_per_second": load.rate if load else trouble.rate,
             "use_seconds": case.use_seconds,
             "connections_needed": load.connections if load else 0.0,
             "exhausted_share": trouble.exhausted_share,
-            "peak_waiting": pool.peak_waiting,
+            "peak_waiting": case.counts.peak_waiting,
+            "held_by_cursors": pool.held_by_cursors,
             "timeouts": trouble.checkouts["timeout"],
-            "wait_p95_seconds": quantile(trouble.wait_time, 0.95),
+            **_waits(trouble),
         },
-        change={} if needed is None or enough or most <= limit else {"maxPoolSize": most},
+        change={}
+        if needed is None or enough or most <= limit or case.by_cursors
+        else {"maxPoolSize": most},
     )
 
 
@@ -357,6 +363,13 @@ def _owners(pool: PoolStats) -> str:
     most = sorted((one for one in pool.owners if one.in_use), key=lambda one: -one.in_use)
     named = ", ".join(f"{one.owner or 'no owner'} {one.in_use}" for one in most[:TOP_OWNERS])
     return f"; in use by owner: {named}" if any(one.owner for one in most) else ""
+
+
+def _waits(part: Window) -> dict[str, float]:
+    """Return how long callers waited, where nearly all were served: of the others it is unknown."""
+    if part.timeout_share > 0.05:
+        return {}
+    return {"wait_p95_seconds": quantile(part.wait_time, 0.95)}
 
 
 def _dry(pool: PoolStats) -> str:

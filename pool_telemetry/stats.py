@@ -118,6 +118,9 @@ def merge(histograms: Iterable[HistogramStats]) -> HistogramStats | None:
     )
 
 
+IDLE_SECONDS: Final = 1.0
+"""Who holds a connection for so long without a command does not merely hand it back."""
+
 OVERFLOW: Final = "_OTHER"
 """OpenTelemetry's name for what a bounded attribute leaves out."""
 
@@ -167,7 +170,7 @@ class CallerStats:
         doing = {"command": command, "waiting": "waiting", "": "no command"}.get(
             self.doing, f"{self.doing} of {command}" if command else self.doing
         )
-        if self.idle_seconds is not None and self.idle_seconds >= 1.0:
+        if self.idle_seconds is not None and self.idle_seconds >= IDLE_SECONDS:
             doing += f", idle for {self.idle_seconds:.2f} s"
         owner = f" ({self.owner})" if self.owner else ""
         return one_line(f"{self.actor or 'somebody'}{owner} for {self.seconds:.2f} s: {doing}")
@@ -235,8 +238,9 @@ class PoolStats:
     peak_waiting: int = 0  # of this episode of exhaustion, or the last
     long_checkouts: int = 0  # that were open for longer than `long_checkout_seconds`
     retries: int = 0  # checkouts of callers whose last one had timed out within a second before
-    held_idle: int | None = None  # in use without a command for 1 s or more; None: unknown
+    held_idle: int | None = None  # in use without a command for IDLE_SECONDS; None: unknown
     longest_idle: float = 0.0  # of these, since the last command; 0.0 when there is none
+    held_by_cursors: int = 0  # in use by exhaust cursors or getMore, and not idle, as far as known
     owners: tuple[OwnerStats, ...] = ()  # who held connections for longest comes first
 
     @property

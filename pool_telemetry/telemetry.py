@@ -171,10 +171,15 @@ class PoolTelemetry:
         stats = state.stats()
         if not self.options.operations:
             return stats
-        idle: list[float] = []
-        if stats.longest_checkout >= callers.IDLE_SECONDS:
-            idle = callers.idle(state, self.commands, self._clock())
-        return replace(stats, held_idle=len(idle), longest_idle=max(idle, default=0.0))
+        idle, read = list[float](), 0
+        if stats.longest_checkout >= callers.READ_SECONDS:
+            idle, read = callers.idle_and_read(state, self.commands, self._clock())
+        return replace(
+            stats,
+            held_idle=len(idle),
+            longest_idle=max(idle, default=0.0),
+            held_by_cursors=read,
+        )
 
     def callers(self) -> tuple[list[CallerStats], list[CallerStats]]:
         """Return who holds connections, and who waits for one, the longest first."""

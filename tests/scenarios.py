@@ -86,6 +86,14 @@ class Case:
         self.stack.callback(thread.join)
         self.stack.callback(over.set)
 
+    def beside(self, runs: list[Callable[[], None]], over: threading.Event) -> None:
+        """Run these, each in a thread, until they are told that it is over."""
+        threads = [threading.Thread(target=run) for run in runs]
+        for thread in threads:
+            thread.start()
+            self.stack.callback(thread.join)
+        self.stack.callback(over.set)
+
     def slow(self, milliseconds: int, *commands: str) -> None:
         """The server takes its time from now on."""
         self.stack.enter_context(slow(self.server.uri, self.app_name, milliseconds, *commands))
@@ -251,12 +259,48 @@ def forgotten_by_who_goes_on(case: Case) -> None:
     over = threading.Event()
     case.callers(2, think=0.02)
     case.watch(CALM_SECONDS)
-    threads = [threading.Thread(target=forget) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-        case.stack.callback(thread.join)
-    case.stack.callback(over.set)
+    case.beside([forget] * 4, over)
     case.watch(5.5)
+
+
+def slow_readers(case: Case) -> None:
+    """Threads that take their time with each batch of an exhaust cursor."""
+
+    def read() -> None:
+        orders = case.client["shop"]["orders"]
+        while not over.is_set():
+            with (
+                contextlib.suppress(PyMongoError),
+                orders.find(cursor_type=CursorType.EXHAUST, batch_size=20) as cursor,
+            ):
+                for i, _ in enumerate(cursor):
+                    if i % 20 == 0 and over.wait(0.4):
+                        return
+
+    over = threading.Event()
+    case.callers(2, think=0.02, leave=True)
+    case.watch(CALM_SECONDS)
+    case.beside([read] * 3, over)
+    case.watch(TROUBLE_SECONDS)
+
+
+def waits_for_news(case: Case) -> None:
+    """Threads that tail a capped collection in which nothing happens."""
+
+    def tail() -> None:
+        with news.find(cursor_type=CursorType.TAILABLE_AWAIT).max_await_time_ms(1_500) as cursor:
+            while not over.is_set():
+                with contextlib.suppress(StopIteration, PyMongoError):
+                    next(cursor)
+
+    over = threading.Event()
+    case.client["shop"].drop_collection("news")
+    news = case.client["shop"].create_collection("news", capped=True, size=100_000)
+    news.insert_one({})
+    case.callers(2, think=0.02)
+    case.watch(CALM_SECONDS)
+    case.beside([tail] * 3, over)
+    case.watch(TROUBLE_SECONDS)
 
 
 def no_trouble_any_more(case: Case) -> None:
@@ -277,10 +321,7 @@ def one_slow_command(case: Case) -> None:
             case.client["shop"]["orders"].count_documents({})
 
     over = threading.Event()
-    thread = threading.Thread(target=count)
-    thread.start()
-    case.stack.callback(thread.join)
-    case.stack.callback(over.set)
+    case.beside([count], over)
     case.callers(4, think=0.01)
     case.watch(CALM_SECONDS)
     case.slow(300, "aggregate")
@@ -445,6 +486,14 @@ SCENARIOS = (
         forgotten_cursors,
         {"maxPoolSize": 4, "waitQueueTimeoutMS": 500},
     ),
+    Scenario(
+        "slow readers",
+        "undersized",
+        slow_readers,
+        {"maxPoolSize": 3, "waitQueueTimeoutMS": 500},
+        maybe=frozenset({"retry storm"}),
+    ),
+    Scenario("waits for news", "undersized", waits_for_news, {"maxPoolSize": 3}),
     Scenario("cursors of busy threads", "leak", forgotten_by_who_goes_on, {"maxPoolSize": 10}),
     Scenario(
         "no trouble any more",

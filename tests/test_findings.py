@@ -70,6 +70,7 @@ def pools(draw: Any) -> PoolStats:
         peak_waiting=draw(counts),
         held_idle=draw(st.one_of(st.none(), st.integers(0, 50))),
         longest_idle=draw(seconds),
+        held_by_cursors=draw(st.integers(0, 50)),
     )
 
 
@@ -124,6 +125,16 @@ def test_one_snapshot_alone_tells_what_it_can() -> None:
     assert verdicts(a_pool(**{**EXHAUSTED, "held_idle": 10, "longest_idle": 9.0})) == ["leak"]
     assert verdicts(a_pool(exhausted_time=9.0, since_exhausted=301.0)) == []
     assert verdicts(a_pool(outage=3.0, since_up_changed=301.0)) == []
+
+
+def test_cursors_that_are_read_are_no_hanging_server() -> None:
+    read = {**EXHAUSTED, "held_by_cursors": 10, "longest_checkout": 9.0, "stalled_time": 4.0}
+    (found,) = diagnose(a_client(a_pool(**read))).findings
+    assert found.verdict == "undersized"
+    assert "cursors that somebody reads hold 10 of 10" in found.because
+    assert not found.change
+    hangs = {**read, "held_by_cursors": 1}
+    assert verdicts(a_pool(**hangs)) == ["slow operations"]
 
 
 def test_a_terminal_gets_no_commands_from_names() -> None:
