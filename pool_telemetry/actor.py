@@ -12,13 +12,10 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable
-from threading import RLock, get_ident
+from collections.abc import Callable, Hashable, Iterable
+from threading import RLock
 from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
 from typing import Any
-
-Actor = int | weakref.ReferenceType[Any]
-"""A thread's identifier, or a weak reference to a task or greenlet (one object each: a key)."""
 
 _Matches = Callable[[object], bool]
 _is_pool: _Matches = frozenset(
@@ -37,10 +34,47 @@ NAMELESS = frozenset(
 )
 
 _LOST = object()  # what it held until a moment ago
+_ref = weakref.ref
 
+
+class ThreadActor:
+    """A thread that used a client, which may have ended.
+
+    Its identifier would not do for a key: the next thread is given it again.
+    """
+
+    __slots__ = ("_name", "_thread")
+
+    def __init__(self) -> None:
+        thread = threading.current_thread()
+        self._thread, self._name = _ref(thread), thread.name
+
+    @property
+    def ident(self) -> int | None:
+        """Its identifier; None when it has ended."""
+        thread = self._thread()
+        return thread.ident if thread is not None and thread.is_alive() else None
+
+    @property
+    def name(self) -> str:
+        """Its name, or the one that it had when it was first seen."""
+        thread = self._thread()
+        if thread is None or not thread.is_alive():
+            return f"{self._name} (ended)"
+        return thread.name
+
+
+class _Here(threading.local):
+    def __init__(self) -> None:  # in each thread anew
+        self.actor = ThreadActor()
+
+
+Actor = Hashable
+"""A `ThreadActor`, or a weak reference to a task or greenlet; one object each, and so a key."""
+
+_here = _Here()
 _get_running_loop = asyncio._get_running_loop
 _current_task = asyncio.current_task
-_ref = weakref.ref
 _current_greenlet: Callable[[], Any] | None = None
 _frames_lock = RLock()
 if hasattr(os, "register_at_fork"):  # a child must begin neither locked nor without collections
@@ -63,9 +97,14 @@ def current_actor() -> Actor:
     """Return who is running now."""
     loop = _get_running_loop()
     if loop is None:
-        return get_ident() if _current_greenlet is None else _ref(_current_greenlet())
+        return _here.actor if _current_greenlet is None else _ref(_current_greenlet())
     task = _current_task(loop)
-    return get_ident() if task is None else _ref(task)
+    return _here.actor if task is None else _ref(task)
+
+
+def found_as(actor: Actor) -> Any:
+    """Return the `ThreadActor`, task or greenlet; None if it is no more."""
+    return actor() if isinstance(actor, weakref.ReferenceType) else actor
 
 
 def still_in_pool(actors: Iterable[Actor]) -> set[Actor]:
@@ -102,10 +141,10 @@ def _look_into(actors: set[Actor]) -> set[Actor]:
     threads = current_frames() if actors else {}
     inside: set[Actor] = set()
     for actor in actors:
-        if isinstance(actor, int):
-            found = _runs_in(_is_pool, threads.get(actor))
-        elif (one := actor()) is None:
+        if (one := found_as(actor)) is None:
             found = False
+        elif isinstance(one, ThreadActor):
+            found = _runs_in(_is_pool, threads.get(one.ident or 0))
         elif _is_greenlet(one):
             found = not one.dead and _greenlet_in_pool(one, threads)
         else:
@@ -116,12 +155,8 @@ def _look_into(actors: set[Actor]) -> set[Actor]:
 
 
 def names_of(actors: Iterable[Actor]) -> dict[Actor, str]:
-    """Return the names of threads, tasks and greenlets; empty for those that are no more."""
-    threads = {thread.ident: thread.name for thread in threading.enumerate()}
-    return {
-        actor: threads.get(actor, "") if isinstance(actor, int) else _name_of(actor())
-        for actor in actors
-    }
+    """Return the names of threads, tasks and greenlets; empty for tasks that are no more."""
+    return {actor: _name_of(found_as(actor)) for actor in actors}
 
 
 def _name_of(one: Any) -> str:
@@ -136,12 +171,12 @@ def may_hold(actors: Iterable[Actor]) -> set[Actor]:
 
     One that lives may keep it anywhere, by an exhaust cursor. A thread may leave it to another.
     """
-    return {actor for actor in actors if isinstance(actor, int) or _lives(actor())}
+    return {actor for actor in actors if _may_hold(found_as(actor))}
 
 
-def _lives(one: Any) -> bool:
-    if one is None:
-        return False
+def _may_hold(one: Any) -> bool:
+    if one is None or isinstance(one, ThreadActor):
+        return one is not None
     return not (one.dead if _is_greenlet(one) else one.done())
 
 

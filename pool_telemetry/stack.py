@@ -6,7 +6,15 @@ No source text and no values: a line of code may have a literal that is nobody's
 from types import CoroutineType, FrameType
 from typing import Any, Final
 
-from pool_telemetry.actor import LINKS, NAMELESS, Actor, current_frames, held_by
+from pool_telemetry.actor import (
+    LINKS,
+    NAMELESS,
+    Actor,
+    ThreadActor,
+    current_frames,
+    found_as,
+    held_by,
+)
 
 DEEPEST: Final = 30
 """Frames told, the innermost."""
@@ -17,10 +25,10 @@ def stack_of(actor: Actor) -> list[str]:
 
     Of a task only what it awaits is known, and of an awaitable of a compiled library nothing.
     """
-    if isinstance(actor, int):
-        frames = _outward(current_frames().get(actor))
-    elif (one := actor()) is None:
+    if (one := found_as(actor)) is None:
         frames = []
+    elif isinstance(one, ThreadActor):
+        frames = _outward(current_frames().get(one.ident or 0))
     elif hasattr(one, "gr_frame"):
         frames = _outward(one.gr_frame)
     else:

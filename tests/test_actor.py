@@ -12,12 +12,53 @@ from typing import Any
 import pytest
 from pymongo import AsyncMongoClient, MongoClient
 
-from pool_telemetry.actor import Actor, current_actor, may_hold, still_in_pool
+from pool_telemetry.actor import (
+    Actor,
+    ThreadActor,
+    current_actor,
+    may_hold,
+    names_of,
+    still_in_pool,
+)
+from pool_telemetry.stack import stack_of
 from tests.support import Noop, drivers, slow, until, wait_for
 
 
 def test_a_thread_is_its_own_actor() -> None:
-    assert current_actor() == threading.get_ident()
+    assert ident_of(current_actor()) == threading.get_ident()
+    assert current_actor() is current_actor()
+
+
+def test_a_thread_that_ended_is_not_taken_for_the_one_that_has_its_identifier() -> None:
+    """CPython gives an identifier again as soon as it is free."""
+    actors = dict[int, Actor]()
+    again = list[tuple[Actor, Actor]]()
+
+    def look() -> None:
+        me, ident = current_actor(), threading.get_ident()
+        if ident in actors:
+            again.append((actors[ident], me))
+            assert still_in_pool([actors[ident]]) == set()
+            assert stack_of(actors[ident]) == []
+            assert stack_of(me)
+        actors[ident] = me
+
+    for number in range(100):
+        thread = threading.Thread(target=look, name=f"one-{number}")
+        thread.start()
+        thread.join()
+    assert again
+    for ended, other in again:
+        assert ended != other
+    names = names_of([*actors.values(), current_actor()])
+    assert names.pop(current_actor()) == threading.current_thread().name
+    assert all(name.startswith("one-") and name.endswith(" (ended)") for name in names.values())
+    assert {ident_of(actor) for actor in actors.values()} == {None}
+
+
+def ident_of(actor: Actor) -> int | None:
+    assert isinstance(actor, ThreadActor)
+    return actor.ident
 
 
 def test_a_task_is_its_own_actor_and_not_kept_alive() -> None:
@@ -44,7 +85,7 @@ def test_a_callback_on_the_loop_is_the_thread() -> None:
         asyncio.get_running_loop().call_soon(lambda: told.set_result(current_actor()))
         return await told
 
-    assert asyncio.run(main()) == threading.get_ident()
+    assert asyncio.run(main()) is current_actor()
 
 
 def test_threads_in_the_queue_are_told_from_those_that_left(server_uri: str) -> None:
@@ -52,25 +93,30 @@ def test_threads_in_the_queue_are_told_from_those_that_left(server_uri: str) -> 
     collection = client["actors"]["frames"]
     collection.find_one()
     go_on = threading.Event()
+    actors = dict[str, Actor]()
+
+    def find() -> None:
+        actors[threading.current_thread().name] = current_actor()
+        collection.find_one()
 
     def left() -> None:
+        actors["left"] = current_actor()
         go_on.wait()
 
     with slow(server_uri, "frames", 400):
-        queue = [threading.Thread(target=collection.find_one) for _ in range(4)]
+        queue = [threading.Thread(target=find) for _ in range(4)]
         elsewhere = threading.Thread(target=left)
         for thread in (*queue, elsewhere):
             thread.start()
         wait_for(lambda: drivers(client).waiting == 3)
-        everyone = {thread.ident or 0: thread for thread in (*queue, elsewhere)}
-        inside = still_in_pool([*everyone, 1])
-        assert len(inside & {thread.ident for thread in queue}) >= 3
-        assert elsewhere.ident not in inside
-        assert 1 not in inside  # no such thread
+        wait_for(lambda: len(actors) == 5)
+        inside = still_in_pool(actors.values())
+        assert len(inside & {actors[thread.name] for thread in queue}) >= 3
+        assert actors["left"] not in inside
         go_on.set()
-        for thread in everyone.values():
+        for thread in (*queue, elsewhere):
             thread.join()
-    assert still_in_pool(everyone) == set()
+    assert still_in_pool(actors.values()) == set()
     client.close()
 
 
@@ -242,7 +288,8 @@ def test_who_lives_may_hold_a_connection_and_who_ended_may_not() -> None:
         over = asyncio.Event()
         task = asyncio.create_task(over.wait())
         actor: Actor = weakref.ref(task)
-        assert may_hold([actor, threading.get_ident(), 1]) == {actor, threading.get_ident(), 1}
+        thread = ThreadActor()
+        assert may_hold([actor, thread]) == {actor, thread}
         over.set()
         await task
         assert may_hold([actor]) == set()

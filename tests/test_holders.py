@@ -131,6 +131,32 @@ def test_a_cursor_that_keeps_its_connection_is_known(
     assert holders(telemetry) == []
 
 
+def test_a_cursor_whose_thread_ended_is_not_the_next_threads(
+    server_uri: str, telemetry: PoolTelemetry, client: Client
+) -> None:
+    orders, left, idents = client["shop"]["orders"], list[Any](), set[int | None]()
+    orders.insert_many({"n": n} for n in range(50))
+
+    def leave() -> None:
+        cursor = orders.find(cursor_type=CursorType.EXHAUST, batch_size=10)
+        next(cursor)
+        left.append(cursor)
+
+    def count() -> None:
+        orders.count_documents({})
+
+    for name, run in (("export", leave), *(("page", count),) * 20):
+        thread = threading.Thread(target=run, name=name)
+        thread.start()
+        idents.add(thread.ident)
+        thread.join()
+    assert len(idents) < 21  # some had another's identifier
+    (held,) = holders(telemetry)
+    assert (held.actor, held.doing, held.operation) == ("export (ended)", "exhaust cursor", "find")
+    left[0].close()
+    assert holders(telemetry) == []
+
+
 def test_a_cursor_whose_task_ended_is_known_when_somebody_waits(
     server_uri: str, telemetry: PoolTelemetry, client: Client
 ) -> None:

@@ -14,6 +14,7 @@ from pymongo import AsyncMongoClient, MongoClient
 from pymongo.cursor import CursorType
 
 from pool_telemetry import PoolTelemetry, TelemetryOptions, owner, watch
+from pool_telemetry.actor import ThreadActor
 from pool_telemetry.stats import Episode
 from tests.support import slow, until, wait_for
 
@@ -117,6 +118,9 @@ class Clock:
         return self.now
 
 
+HOLDER, WAITER = ThreadActor(), ThreadActor()
+
+
 class Replay:
     """A pool of one connection, whose time we make."""
 
@@ -129,22 +133,22 @@ class Replay:
         self.state.ready()
         self.state.heartbeat(up=True)
         self.state._still_waiting = lambda actors: set(actors)  # nobody stands anywhere
-        self.state.connection_created(1, 1)
+        self.state.connection_created(HOLDER, 1)
         self.state.connection_ready(1)
 
-    def take(self, actor: int = 1) -> None:
+    def take(self, actor: ThreadActor = HOLDER) -> None:
         self.state.checkout_started(actor)
         self.state.checked_out(actor, 1, 0.0)
 
     def exhausted_for(self, seconds: float) -> None:
         self.take()
-        self.state.checkout_started(2)
+        self.state.checkout_started(WAITER)
         for _ in range(int(seconds / watch.LOOK_SECONDS)):
             self.look()
         self.clock.now += seconds % watch.LOOK_SECONDS
-        self.state.checked_in(lambda: 1, 1)
-        self.state.checked_out(2, 1, seconds)
-        self.state.checked_in(lambda: 2, 1)
+        self.state.checked_in(lambda: HOLDER, 1)
+        self.state.checked_out(WAITER, 1, seconds)
+        self.state.checked_in(lambda: WAITER, 1)
 
     def look(self, seconds: float = watch.LOOK_SECONDS) -> None:
         self.clock.now += seconds
@@ -170,10 +174,10 @@ def test_a_moment_is_not_told_unless_somebody_timed_out(caplog: pytest.LogCaptur
     pool.look()
     assert told(caplog, "exhausted") == []
     pool.take()
-    pool.state.checkout_started(2)
+    pool.state.checkout_started(WAITER)
     pool.clock.now += 0.02
-    pool.state.checkout_failed(2, "timeout")
-    pool.state.checked_in(lambda: 1, 1)
+    pool.state.checkout_failed(WAITER, "timeout")
+    pool.state.checked_in(lambda: HOLDER, 1)
     pool.look()
     (warning,) = told(caplog, "exhausted")
     assert "'replay@db:27017' was exhausted for 0.02 s" in warning
@@ -185,11 +189,11 @@ def test_a_moment_in_which_somebody_looks_is_not_told(caplog: pytest.LogCaptureF
     for _ in range(20):
         pool.take()
         pool.clock.now += 0.48
-        pool.state.checkout_started(2)
+        pool.state.checkout_started(WAITER)
         pool.look(0.02)
-        pool.state.checked_in(lambda: 1, 1)
-        pool.state.checked_out(2, 1, 0.02)
-        pool.state.checked_in(lambda: 2, 1)
+        pool.state.checked_in(lambda: HOLDER, 1)
+        pool.state.checked_out(WAITER, 1, 0.02)
+        pool.state.checked_in(lambda: WAITER, 1)
         pool.look()
     assert pool.telemetry.stats().pools[0].exhausted_time == pytest.approx(0.4)
     assert told(caplog, "exhausted") == []
@@ -200,14 +204,14 @@ def test_a_pool_that_nothing_comes_back_to_has_not_recovered(
 ) -> None:
     pool = Replay()
     pool.take()
-    pool.state.checkout_started(2)
+    pool.state.checkout_started(WAITER)
     pool.look()
-    pool.state.checkout_failed(2, "timeout")
+    pool.state.checkout_failed(WAITER, "timeout")
     for _ in range(20):  # who waited gave up, and the connection is still out
         pool.look()
     assert len(told(caplog, "is exhausted")) == 1
     assert told(caplog, "recovered") == []
-    pool.state.checked_in(lambda: 1, 1)
+    pool.state.checked_in(lambda: HOLDER, 1)
     pool.look()
     assert len(told(caplog, "has recovered")) == 1
 
@@ -236,7 +240,7 @@ def test_a_pool_is_told_of_at_most_so_often(caplog: pytest.LogCaptureFixture) ->
     wait_for(lambda: len(calls) == 4)
     caplog.clear()
     pool.take()
-    pool.state.checkout_started(2)
+    pool.state.checkout_started(WAITER)
     pool.look()
     assert told(caplog, "exhausted") == []  # too soon: but it lasts
     for _ in range(60):
@@ -248,7 +252,7 @@ def test_a_pool_is_told_of_at_most_so_often(caplog: pytest.LogCaptureFixture) ->
 def test_a_pool_that_is_closed_is_exhausted_no_more(caplog: pytest.LogCaptureFixture) -> None:
     pool = Replay()
     pool.take()
-    pool.state.checkout_started(2)
+    pool.state.checkout_started(WAITER)
     pool.look()
     pool.state.closed()
     pool.look()
@@ -259,7 +263,7 @@ def test_a_pool_keeps_the_name_that_was_told(caplog: pytest.LogCaptureFixture) -
     """Its client's place is taken by another, and so is its name."""
     pool = Replay()
     pool.take()
-    pool.state.checkout_started(2)
+    pool.state.checkout_started(WAITER)
     pool.look()
     pool.telemetry.name = "replay#2"
     pool.state.closed()
