@@ -22,14 +22,14 @@ _is_pool: _Matches = frozenset(
     {"pymongo.synchronous.pool", "pymongo.asynchronous.pool"}
 ).__contains__
 # The links of a task's await chain, as (frame, what it awaits).
-LINKS: dict[type, tuple[str, str]] = {
+_LINKS: dict[type, tuple[str, str]] = {
     CoroutineType: ("cr_frame", "cr_await"),
     GeneratorType: ("gi_frame", "gi_yieldfrom"),
     AsyncGeneratorType: ("ag_frame", "ag_await"),
 }
 # An async generator's step, anext() and a coroutine's __await__: they have no names for what they
 # hold, but the garbage collector knows it.
-NAMELESS = frozenset(
+_NAMELESS = frozenset(
     {"async_generator_asend", "async_generator_athrow", "anext_awaitable", "coroutine_wrapper"}
 )
 
@@ -211,24 +211,29 @@ def _awaits(module: _Matches, task: Any) -> bool:
     awaited: Any = task.get_coro()
     if type(awaited) is CoroutineType and awaited.cr_running:
         return _executes(module, awaited.cr_frame)  # type: ignore[arg-type]  # it runs: it has one
-    while awaited is not None:
-        kind = type(awaited)
-        if (link := LINKS.get(kind)) is not None:
-            frame = getattr(awaited, link[0])
-            if frame is not None and _is_of(module, frame):
-                return True
+    frames, last = await_chain(awaited)
+    if any(_is_of(module, frame) for frame in frames):
+        return True
+    return last is not None and type(last).__name__ != "FutureIter"  # where asyncio's chains end
+
+
+def await_chain(awaited: Any) -> tuple[list[FrameType], Any]:
+    """Return the frames of what is awaited, the innermost last, and what that one awaits itself."""
+    frames = list[FrameType]()
+    while True:
+        if (link := _LINKS.get(type(awaited))) is not None:
+            if (frame := getattr(awaited, link[0])) is not None:
+                frames.append(frame)
             awaited = getattr(awaited, link[1])
-        elif kind.__name__ in NAMELESS:
-            awaited = held_by(awaited)
+        elif type(awaited).__name__ in _NAMELESS:
+            awaited = _held_by(awaited)
         else:
-            return kind.__name__ != "FutureIter"  # where every chain of asyncio ends
-    return False
+            return frames, awaited
 
 
-def held_by(nameless: Any) -> Any:
-    """Return what the awaitable of an async generator or a coroutine goes on with."""
+def _held_by(nameless: Any) -> Any:
     held = gc.get_referents(nameless)
-    known = (o for o in held if type(o) in LINKS or type(o).__name__ in NAMELESS)
+    known = (o for o in held if type(o) in _LINKS or type(o).__name__ in _NAMELESS)
     return next(known, _LOST)
 
 

@@ -134,10 +134,11 @@ def create_router(
     @router.get("/pool/diagnosis", response_model=None)
     async def pool_diagnosis() -> JSONResponse:
         """Say of all the process' pools what is wrong, by which numbers, and what to change."""
-        if chosen().get_telemetry() is None:
+        every = clients.live()  # as /metrics has them
+        if not every:
             return JSONResponse({"detail": _NOT_INITIALIZED.reasons[0]}, status_code=503)
         found, lines = list[Finding](), list[str]()
-        for telemetry in clients.live():  # as /metrics has them
+        for telemetry in every:
             stats = telemetry.stats()
             found += diagnose(stats, telemetry.history()).findings
             lines += pool_lines(stats)

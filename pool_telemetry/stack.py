@@ -6,15 +6,7 @@ No source text and no values: a line of code may have a literal that is nobody's
 from types import CoroutineType, FrameType
 from typing import Any, Final
 
-from pool_telemetry.actor import (
-    LINKS,
-    NAMELESS,
-    Actor,
-    ThreadActor,
-    current_frames,
-    found_as,
-    held_by,
-)
+from pool_telemetry.actor import Actor, ThreadActor, await_chain, current_frames, found_as
 
 DEEPEST: Final = 30
 """Frames told, the innermost."""
@@ -45,7 +37,7 @@ def _of_coroutine(outermost: Any) -> list[FrameType]:
             frames = _outward(innermost)
             if outermost.cr_frame in frames:
                 return frames[frames.index(outermost.cr_frame) :]
-    return _inward(outermost)
+    return await_chain(outermost)[0]
 
 
 def _outward(frame: FrameType | None) -> list[FrameType]:
@@ -54,16 +46,3 @@ def _outward(frame: FrameType | None) -> list[FrameType]:
         found.append(frame)
         frame = frame.f_back
     return found[::-1]
-
-
-def _inward(awaited: Any) -> list[FrameType]:
-    found = list[FrameType]()
-    while True:
-        if type(awaited).__name__ in NAMELESS:
-            awaited = held_by(awaited)
-            continue
-        if (link := LINKS.get(type(awaited))) is None:
-            return found
-        if (frame := getattr(awaited, link[0])) is not None:
-            found.append(frame)
-        awaited = getattr(awaited, link[1])
