@@ -73,7 +73,9 @@ def diagnose(
         case = Case(pool, windows(samples, address), stats, most)
         found = _findings(case)
         if case.worse_at is not None:
-            found += _new(_past(every, pool, case.worse_at, most), found)
+            # Too small it was before only if its numbers of then say so.
+            past = _past(every, pool, case.worse_at, most)
+            found += _new([one for one in past if one.change], found)
         if case.ended_at is not None:
             past = found if case.trouble else _past(every, pool, case.ended_at, most)
             found = [] if case.trouble else found  # one look has to do

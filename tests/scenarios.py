@@ -424,6 +424,14 @@ def slower_while_undersized(case: Case) -> None:
     case.watch(TROUBLE_SECONDS)
 
 
+def slower_and_retried(case: Case) -> None:
+    case.callers(3, think=0.02)
+    case.watch(CALM_SECONDS)
+    case.slow(800)
+    case.callers(20)
+    case.watch(TROUBLE_SECONDS)
+
+
 def impatient_callers(case: Case) -> None:
     """Who times out comes again at once."""
     case.slow(20)
@@ -564,6 +572,13 @@ SCENARIOS = (
         slower_while_undersized,
         {"maxPoolSize": 3},
         also=frozenset({"undersized"}),
+    ),
+    Scenario(
+        "slower, and retried",
+        "slow operations",
+        slower_and_retried,
+        {"maxPoolSize": 4, "waitQueueTimeoutMS": 100},
+        also=frozenset({"retry storm"}),
     ),
     Scenario(
         "impatient callers",
