@@ -58,13 +58,12 @@ What it can't know
     stands in an awaitable of a compiled library, which can't be looked into. A check-in that is
     cancelled is noticed when the task has ended, or the connection is next used or closed; where it
     also closed the connection, that counts as idle until a caller finds none idle, a clear or the
-    end of the pool. An exhaust cursor handed on by a task that ended counts as idle until it is
-    back. Where a signal handler uses the client while its thread waits in the queue, that wait
+    end of the pool. An exhaust cursor that a task left open when it ended counts as idle until
+    callers queue though nothing is in use. Before PyMongo 4.20.1 a cancelled command has no
+    duration. Where a signal handler uses the client while its thread waits in the queue, that wait
     counts as cancelled. A client forgets the oldest of more than 50 pools of servers that left it,
     and its totals lose their counts.
-    What a holder of several connections does is told of the one that he took last. A thread's
-    number may be another's when it has ended: what it left open is told of that one then. Without
-    a time when all was well it is not known what is unusual: slow is what takes 0.1 s. A thread of
+    What a holder of several connections does is told of the one that he took last. Without a time when all was well it is not known what is unusual: slow is what takes 0.1 s. A thread of
     a pool of threads that takes the next request, after one that timed out, looks like a caller
     who tries again. A queue that neither grows nor shrinks before a full pool is taken for a fixed
     number of callers.

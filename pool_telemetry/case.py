@@ -9,7 +9,14 @@ from functools import cached_property
 from typing import Final, NamedTuple
 
 from pool_telemetry.sizing import Load, recommend_size
-from pool_telemetry.stats import IDLE_SECONDS, ClientStats, HistogramStats, PoolStats
+from pool_telemetry.stats import (
+    CANCELLED,
+    IDLE_SECONDS,
+    ClientStats,
+    HistogramStats,
+    PoolStats,
+    merge,
+)
 from pool_telemetry.window import Series, Window, total
 
 RECENT_SECONDS: Final = 300.0
@@ -316,18 +323,24 @@ class Case:
 def _times(part: Window) -> dict[Series, HistogramStats]:
     """Return the commands' durations; where they are not timed, the connections' use as one.
 
-    A getMore waits for news, if it is of a change stream: its time tells nothing.
+    A getMore waits for news, if it is of a change stream: its time tells nothing. That of one that
+    was cancelled does: it would have taken longer still.
     """
     if not part.operations and part.use_time is not None:
         return {("", "", "operations", ""): part.use_time}
-    return {s: d for s, d in part.operations.items() if s[2] != "getMore" and not s[3]}
+    found: dict[Series, list[HistogramStats]] = {}
+    for series, duration in part.operations.items():
+        if series[2] != "getMore" and series[3] in ("", CANCELLED):
+            found.setdefault((*series[:3], ""), []).append(duration)
+    return {series: summed for series, every in found.items() if (summed := merge(every))}
 
 
 def _failed(part: Window) -> tuple[int, int]:
     failed = sum(
         duration.count
         for series, duration in part.operations.items()
-        if series[3] and (series[3] in _RETRYABLE or not series[3].isdecimal())
+        if series[3] not in ("", CANCELLED)
+        and (series[3] in _RETRYABLE or not series[3].isdecimal())
     )
     errors = part.checkouts["connection_error"]
     every = sum(duration.count for duration in part.operations.values())

@@ -72,8 +72,8 @@ class CommandState:
         """Forget everything: in a forked child, with a fresh lock."""
         self._lock = RLock()
         self._series: dict[Series, Histogram] = {}
-        # A command cancelled in flight publishes no end, and who is gone sends no other: so the
-        # oldest make room for the newest.
+        # A command cancelled in flight publishes no end before PyMongo 4.20.1, and who is gone
+        # sends no other: so the oldest make room for the newest.
         self._inflight: dict[int, Command] = {}  # by request id
         self._latest: dict[Actor, Command] = {}  # of each actor, running or not
         self._batches: dict[Actor, Command] = {}  # of those the last getMore

@@ -15,7 +15,7 @@ from pool_telemetry.commands import CommandState
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.owner import current_owner
 from pool_telemetry.state import PoolState
-from pool_telemetry.stats import NO_NOTE, Address, Note, checked
+from pool_telemetry.stats import CANCELLED, NO_NOTE, Address, Note, checked
 
 OnError = Callable[[Exception], None]
 
@@ -30,6 +30,10 @@ _CLOSE_REASONS: Final = {
     cmap.ConnectionClosedReason.ERROR: "error",
     cmap.ConnectionClosedReason.POOL_CLOSED: "pool_closed",
 }
+# Who is cancelled has not failed. PyMongo says so from 4.20.1 on; before it said nothing.
+_INTERRUPTIONS: Final = frozenset(
+    {"CancelledError", "KeyboardInterrupt", "GreenletExit", "SystemExit"}
+)
 # Commands that name a collection, and where. A list of what is allowed: in other commands the
 # first value may be a user's name or other data, which must not become a label.
 _COLLECTION_FIELD: Final = {
@@ -251,12 +255,10 @@ class OperationListener(cmap.CommandListener):
             failure = event.failure
             code = failure.get("code")
             status = str(code) if isinstance(code, int) else ""
-            self._commands.ended(
-                event.request_id,
-                event.duration_micros / 1e6,
-                status or str(failure.get("errtype") or "_OTHER"),
-                status,
-            )
+            error_type = status or str(failure.get("errtype") or "_OTHER")
+            if error_type in _INTERRUPTIONS:
+                error_type = CANCELLED
+            self._commands.ended(event.request_id, event.duration_micros / 1e6, error_type, status)
         except Exception as error:
             self._on_error(error)
 

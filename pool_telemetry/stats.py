@@ -42,6 +42,9 @@ Phase = Literal["ready", "paused", "closed"]
 OUTCOMES: Final = ("ok", "timeout", "connection_error", "pool_closed", "cancelled")
 """How a checkout ends. `cancelled`: the caller left the queue and PyMongo published nothing."""
 
+CANCELLED: Final = "cancelled"
+"""The error type of a command whose caller was cancelled, interrupted or killed meanwhile."""
+
 CLOSE_REASONS: Final = ("stale", "idle", "error", "pool_closed")
 """Why a connection closes, as CMAP names it."""
 

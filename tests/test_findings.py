@@ -87,7 +87,7 @@ def clients(draw: Any) -> ClientStats:
             status_code="",
             duration=draw(histograms()),
         )
-        for error in draw(st.sets(st.sampled_from(["", "91", "50", "AutoReconnect"])))
+        for error in draw(st.sets(st.sampled_from(["", "91", "50", "AutoReconnect", "cancelled"])))
     ]
     client = a_client(*draw(st.lists(pools(), max_size=2)))
     at = draw(st.floats(0.0, 1e3))

@@ -169,6 +169,8 @@ def test_only_the_names_of_collections_become_labels(body: dict[str, Any], colle
     [
         ({"code": 11000, "codeName": "DuplicateKey", "errmsg": "dup: 4111"}, "11000", "11000"),
         ({"errmsg": "gone", "errtype": "AutoReconnect"}, "AutoReconnect", ""),
+        ({"errmsg": "", "errtype": "CancelledError"}, "cancelled", ""),
+        ({"errmsg": "", "errtype": "KeyboardInterrupt"}, "cancelled", ""),
         ({"errmsg": "odd"}, "_OTHER", ""),
     ],
 )

@@ -35,7 +35,7 @@ from pool_telemetry.commands import Series
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.otel.look import SCHEMA_URL, SCOPE
 from pool_telemetry.otel.query_text import query_text
-from pool_telemetry.stats import Address, Crowd, Link
+from pool_telemetry.stats import CANCELLED, Address, Crowd, Link
 from pool_telemetry.tracing import Instrumentor, PoolName
 
 _log = logging.getLogger("pool_telemetry.otel")
@@ -236,9 +236,9 @@ class _Command:
         span.end()
 
     def give_up(self) -> None:
-        """End it, if it did not: PyMongo says nothing of one that was cancelled."""
+        """End it, if it did not: PyMongo (before 4.20.1) says nothing of one that was cancelled."""
         if self._span.is_recording():
-            _fail(self._span, "cancelled")
+            _fail(self._span, CANCELLED)
             self._span.end()
             self._span = INVALID_SPAN  # this is kept for long: its end may still come
 
