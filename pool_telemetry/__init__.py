@@ -63,9 +63,10 @@ What it can't know
     duration. Where a signal handler uses the client while its thread waits in the queue, that wait
     counts as cancelled. A client forgets the oldest of more than 50 pools of servers that left it,
     and its totals lose their counts.
-    What a holder of several connections does is told of the one that he took last. Without a time when all was well it is not known what is unusual: slow is what takes 0.1 s. A thread of
-    a pool of threads that takes the next request, after one that timed out, looks like a caller
-    who tries again. A queue that neither grows nor shrinks before a full pool is taken for a fixed
+    What a holder of several connections does is told of the one that he took last. Without a
+    time when all was well it is not known what is unusual: slow is what takes 0.1 s. A thread of a
+    pool of threads that takes the next request, after one that timed out, looks like a caller who
+    tries again. A queue that neither grows nor shrinks before a full pool is taken for a fixed
     number of callers.
     A wait that is cancelled in the queue has no span, nor a command or a new connection of which
     PyMongo says nothing more, nor what is done within a garbage collection. What an

@@ -248,11 +248,17 @@ class Case:
         again = trouble.retries >= 0.75 * trouble.checkouts["timeout"]
         return again and trouble.timeout_share >= 0.5
 
+    @property
+    def opened(self) -> int:
+        """Return how many connections were opened, those that still are included."""
+        opened = self.now.create_time if self.now else None
+        return (opened.count if opened else 0) + self.pool.opening
+
     @cached_property
     def storm(self) -> bool:
         """Return whether callers wait for connections to be opened, rather than for one back."""
         trouble = self.trouble
-        if trouble is None or trouble.created + self.pool.opening < 3:
+        if trouble is None or self.opened < 2:
             return False
         waited = max(
             trouble.exhausted_time,
@@ -261,7 +267,7 @@ class Case:
         )
         created = trouble.create_time
         opening = (created.sum if created else 0.0) + self.pool.opening * self.pool.oldest_wait
-        each = opening / (trouble.created or self.pool.opening)
+        each = opening / self.opened
         dry = trouble.exhausted_time >= 0.5 * waited
         over = trouble.exhausted_time if dry else trouble.seconds
         held = trouble.used + self.pool.in_use * min(self.pool.longest_checkout, over)
@@ -293,6 +299,11 @@ class Case:
             demand = limit + self.pool.peak_waiting
             return max(best, math.ceil(demand * min(1.0, self.use_seconds / WAIT_SECONDS)))
         return best
+
+    @property
+    def too_small(self) -> bool:
+        """Return whether it is known that more connections are needed than the pool may have."""
+        return (self.needed or 0) > (self.pool.max_size or math.inf)
 
     @cached_property
     def returning(self) -> bool:

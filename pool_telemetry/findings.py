@@ -120,7 +120,7 @@ def _retry_storm(case: Case) -> Finding | None:
     pool, failing, (failed, attempts) = case.pool, case.failing, case.failed
     storm = failed >= MANY_FAILURES
     # Who has a queue before his threads looks like one who tries again: a size may be all it needs.
-    small = (case.needed or 0) > (pool.max_size or math.inf) or case.by_cursors
+    small = case.too_small or case.by_cursors
     during = failing if storm else case.trouble
     if case.down or during is None or not (storm or case.retried):
         return None
@@ -174,7 +174,7 @@ def _connection_storm(case: Case) -> Finding | None:
     change = {"minPoolSize": min(least, pool.max_size or least)}
     if case.storm:
         because = (
-            f"callers of {pool.address} wait for connections to be opened: {now.created} new ones "
+            f"callers of {pool.address} wait for connections to be opened: {case.opened} new ones "
             f"in {now.seconds:.0f} s, {each:.2f} s each, while few are in use"
         )
         advice = (
@@ -233,7 +233,7 @@ def _slow_operations(case: Case) -> Finding | None:
             "look at this command (indexes, explain, the server's slow log) and at the server; if "
             "it is quick there, something blocks your process: its CPU, or its event loop"
         )
-        if case.ran_dry and case.needed and slowed.usual is None:
+        if case.ran_dry and case.needed and case.too_small and slowed.usual is None:
             advice += f"; maxPoolSize {case.needed} would bear it as it is"
             change = {"maxPoolSize": case.needed}
     if case.ran_dry:
@@ -257,7 +257,7 @@ def _undersized(case: Case) -> Finding | None:
     # Without what slows it, keeps connections or tries again, would it be large enough?
     other = case.slow or case.leaked or (case.retried and not case.by_cursors) or case.failing
     unusual = case.slowed is not None and case.slowed.usual is None
-    if unusual or (other and (needed is None or needed <= limit)):
+    if unusual or (other and not case.too_small):
         return None
     size = max(needed or 0, limit + 1)
     most = size if case.most is None else min(size, case.most)

@@ -24,6 +24,7 @@ from pool_telemetry.agents import AgentCounts
 from pool_telemetry.callbacks import Callbacks
 from pool_telemetry.commands import CommandState
 from pool_telemetry.connections import Holder
+from pool_telemetry.history import History
 from pool_telemetry.listeners import HeartbeatListener, OperationListener, PoolListener, Pools
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.report import LiveStats, live_stats
@@ -40,10 +41,6 @@ _log = logging.getLogger("pool_telemetry.telemetry")
 
 # Servers come and go (hosts of a replica set in a cluster): so many closed pools are remembered.
 _CLOSED_POOLS_KEPT: Final = 50
-
-SAMPLE_SECONDS: Final = 5.0
-HISTORY_SECONDS: Final = 300.0
-_SAMPLES: Final = 121  # where pools run dry again and again, fewer minutes have to do
 
 _registry_lock = threading.RLock()
 _registry: "weakref.WeakSet[PoolTelemetry]" = weakref.WeakSet()
@@ -95,7 +92,7 @@ class PoolTelemetry:
         self.commands = CommandState(self.options.max_operation_series, clock=clock)
         self.agents = AgentCounts()
         self.callbacks = Callbacks()
-        self._history: deque[ClientStats] = deque(maxlen=_SAMPLES)
+        self._history = History()
         self._errors = 0
         self._since, self._began = time.time(), clock()
         self._closed = False
@@ -197,25 +194,12 @@ class PoolTelemetry:
 
     def history(self) -> list[ClientStats]:
         """Return samples of the last five minutes, the oldest first; none unless it is watched."""
-        with self._lock:
-            return list(self._history)
+        return self._history.samples()
 
     def remember(self, *, at_once: bool = False) -> None:
-        """Take a sample for the history, if it is urgent or the last one is 5 s old."""
-        last = self._history[-1] if self._history else None
-        young = last is not None and self._age() - (last.at - last.since) < SAMPLE_SECONDS
-        if young and not at_once:
-            return
-        sample = self.stats()
-        if last is not None:  # of hundreds of series of commands most rest: they share an object
-            known = {one.series: one for one in last.operations}
-            operations = ((one, known.get(one.series)) for one in sample.operations)
-            same = tuple(old if old == one else one for one, old in operations)
-            sample = replace(sample, operations=same)
-        with self._lock:
-            self._history.append(sample)
-            while sample.at - self._history[0].at > HISTORY_SECONDS + 1.0:
-                self._history.popleft()
+        """Take a sample for the history, if it is time, or urgent."""
+        if at_once or self._history.is_due(self._since + self._age()):
+            self._history.add(self.stats())
 
     def _age(self) -> float:
         return self._clock() - self._began
@@ -321,7 +305,7 @@ class PoolTelemetry:
         self._shared = False
         self._pools.clear()
         self._owners.clear()
-        self._history.clear()
+        self._history = History()
         self.callbacks = Callbacks()
         self.commands.reset()
         self.agents.reset()

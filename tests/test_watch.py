@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import re
@@ -474,12 +475,17 @@ def test_a_forked_child_watches_for_itself(server_uri: str) -> None:
 
 
 def test_history_is_kept_while_it_is_watched() -> None:
+    """Five minutes, the last ten seconds of them by the second."""
     pool = Replay()
     for _ in range(1_000):
         pool.look()
     history = pool.telemetry.history()
-    assert len(history) == 61
-    assert history[-1].at - history[0].at == pytest.approx(300.0)
+    ages = [history[-1].at - one.at for one in history]
+    assert ages[0] == pytest.approx(300.0, abs=5.0)
+    assert ages[-11:] == pytest.approx(range(10, -1, -1))
+    apart = [before - after for before, after in itertools.pairwise(ages[:-11])]
+    assert apart == pytest.approx([5.0] * len(apart))
+    assert len(history) < 75
 
 
 def test_history_has_the_beginning_of_each_exhaustion() -> None:
@@ -489,6 +495,6 @@ def test_history_has_the_beginning_of_each_exhaustion() -> None:
         for _ in range(3):
             pool.look()
     history = pool.telemetry.history()
-    assert len(history) == 121
+    assert len(history) <= 121  # where it runs dry so often
     assert sum(one.pools[0].exhausted for one in history) >= 60
     assert history[-1].at - history[0].at > 150.0
