@@ -7,6 +7,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import hypothesis
 import pytest
@@ -23,6 +24,21 @@ hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("same")
 # A shell's & has SIGINT ignored, which tests send and what they start inherits.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+_FIGURES = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture(scope="session")
+def figures(pytestconfig: pytest.Config) -> list[str]:
+    """Lines to show at the end of the run, of what was measured in it."""
+    return pytestconfig.stash.setdefault(_FIGURES, [])
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if lines := config.stash.get(_FIGURES, []):
+        terminalreporter.section("what was measured")
+        terminalreporter.write_line("\n".join(lines))
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """What goes wrong with pools, made to happen on a real server, each with what is to be found.
 
 Each scenario has a time when all is well and then its trouble, and is looked at while that lasts.
-`pytest tests/test_diagnosis.py -s` shows what was found in each of them.
+The end of a test run shows what was found in them, as a confusion matrix.
 """
 
 import contextlib

@@ -5,7 +5,6 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -30,14 +29,14 @@ def server() -> Iterator[EmbeddedServer]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def matrix(pytestconfig: pytest.Config) -> Iterator[None]:
-    """Print what was found, right or wrong, when all scenarios were played."""
+def matrix(figures: list[str]) -> Iterator[None]:
+    """Show what was found, right or wrong, when all scenarios were played."""
     yield
-    reporter: Any = pytestconfig.pluginmanager.get_plugin("terminalreporter")
     for pauses, found in _found.items():
-        lines = [f"diagnoses, sampled {pauses}: verdicts down, what it was across", *table(found)]
         wrong = [f"WRONG: {name}: {got}, not {want}" for name, want, got in found if want != got]
-        reporter.write_line("\n" + "\n".join(lines + wrong))
+        head = f"diagnoses, sampled {pauses}: verdicts down, what it was across"
+        figures += ["", head, *table(found), f"{len(found) - len(wrong)} of {len(found)} right"]
+        figures += wrong
 
 
 def table(found: list[tuple[str, str, str]]) -> list[str]:
