@@ -9,28 +9,24 @@ from functools import cached_property
 from typing import Final, NamedTuple
 
 from pool_telemetry.sizing import Load, recommend_size
-from pool_telemetry.stats import (
-    CANCELLED,
-    IDLE_SECONDS,
-    ClientStats,
-    HistogramStats,
-    PoolStats,
-    merge,
+from pool_telemetry.stats import IDLE_SECONDS, ClientStats, PoolStats
+from pool_telemetry.trouble import (
+    FEW,
+    RECENT_SECONDS,
+    SLOW_SECONDS,
+    SLOWER,
+    WAIT_SECONDS,
+    before_it_got_worse,
+    command_times,
+    fails,
+    failures,
+    is_dry,
+    last_run,
+    mean_of,
+    quantile,
 )
-from pool_telemetry.window import Series, Window, total
+from pool_telemetry.window import Window, total
 
-RECENT_SECONDS: Final = 300.0
-"""A trouble younger than this still asks for a change."""
-
-WAIT_SECONDS: Final = 0.05
-"""Waits of 5 % of the callers below this are no trouble."""
-EXHAUSTED_SHARE: Final = 0.2
-DRY_SECONDS: Final = 0.1
-"""An exhaustion has to be as long as both, or comes and goes with any load."""
-SLOWER: Final = 3.0
-"""So many times their usual duration makes operations slow."""
-SLOW_SECONDS: Final = 0.1
-"""Commands of this length are slow where it is not known what is usual."""
 SLOW_SHARE: Final = 0.2
 """Of the time of all commands; what is less is not what keeps connections."""
 STUCK_SECONDS: Final = 1.0
@@ -39,14 +35,6 @@ ENDED_SECONDS: Final = 3.0
 BURST_SECONDS: Final = 1.0
 """Exhaustions that are longer on average are no bursts."""
 UNREACHABLE_SECONDS: Final = 3.0
-FAILED_SHARE: Final = 0.2
-
-_GAP_SECONDS: Final = 10.0  # between two troubles; what is closer is one
-_FEW: Final = 20  # uses, commands or checkouts; fewer tell nothing of a rate or a mean
-# Errors after which PyMongo, or its caller, tries again (MongoDB's retryable reads and writes).
-_RETRYABLE: Final = frozenset(
-    map(str, (6, 7, 89, 91, 134, 189, 262, 317, 358, 384, 9001, 10107, 11600, 11602, 13435, 13436))
-)
 
 
 class Slowed(NamedTuple):
@@ -97,32 +85,32 @@ class Case:
         self.most = most
         first, *later = parts
         # What was before the first look is of use if it was short, and a trouble.
-        if first.seconds < RECENT_SECONDS and _is_dry(first):
+        if first.seconds < RECENT_SECONDS and is_dry(first):
             later = parts
         recent = [one for one in later or [first] if stats.at - one.until < RECENT_SECONDS]
         self.latest = recent[-1]
         self.seconds = sum(one.seconds for one in recent)
 
-        dry = [one for one in recent if _is_dry(one)]
+        dry = [one for one in recent if is_dry(one)]
         ago = stats.at - dry[-1].until if dry else 0.0
         if dry and dry[-1].exhausted_time and not pool.exhausted and not pool.waiting:
             # It need not have lasted until the end of that look.
             ago = max(ago, min(pool.since_exhausted or 0.0, pool.since_timeout or math.inf))
         self.ended_at = stats.at - ago if ago >= ENDED_SECONDS else None
-        self.dry = [] if self.ended_at is not None and dry != [first] else _last_run(dry)
-        before = _before_it_got_worse(self.dry) if self.dry == recent else []
+        self.dry = [] if self.ended_at is not None and dry != [first] else last_run(dry)
+        before = before_it_got_worse(self.dry) if self.dry == recent else []
         self.worse_at = before[-1].until if before else None
         self.dry = self.dry[len(before) :]
         self.trouble = total(self.dry)
         self.settled = total(self.dry[1:] or self.dry)  # after the look in which it began
-        failing = [one for one in recent if _fails(one)]
+        failing = [one for one in recent if fails(one)]
         self.failing = total(failing) if failing and failing[-1].until == stats.at else None
         last = min(30.0, 0.4 * self.seconds)
         calm = [one for one in recent if stats.at - one.until < last]
         now = self.dry or calm
         self.now = total(now)
         strange = [*dry, *failing, *now]
-        usual = (one for one in parts if one not in strange and not _is_dry(one))
+        usual = (one for one in parts if one not in strange and not is_dry(one))
         self.usual = total(before or usual)
 
     # What is measured
@@ -149,7 +137,7 @@ class Case:
     def usual_seconds(self) -> float | None:
         """Return how long connections are usually held, on average; None if it is not known."""
         usual = self.usual.use_time if self.usual else None
-        return usual.mean if usual is not None and usual.count >= _FEW else None
+        return usual.mean if usual is not None and usual.count >= FEW else None
 
     @cached_property
     def stuck_seconds(self) -> float:
@@ -176,7 +164,7 @@ class Case:
         slower = self.slowed is not None and self.slowed.usual is not None
         if use is None or slower or self.stuck_seconds or self.failing:
             use = usual or use
-        enough = trouble.seconds >= 1.0 and sum(trouble.checkouts.values()) >= _FEW
+        enough = trouble.seconds >= 1.0 and sum(trouble.checkouts.values()) >= FEW
         return Load.of(trouble.rate, use) if use is not None and trouble.rate and enough else None
 
     # What it comes to
@@ -199,7 +187,10 @@ class Case:
     def ran_dry(self) -> bool:
         """Return whether callers found all connections taken, for long enough to matter."""
         trouble = self.trouble
-        return trouble is not None and (self.pool.exhausted or _ran_dry(trouble))
+        if trouble is None:
+            return False
+        dry = trouble.exhausted_time > 0.0 or trouble.checkouts["timeout"] > 0
+        return dry or self.pool.exhausted
 
     @cached_property
     def slowed(self) -> Slowed | None:
@@ -207,14 +198,14 @@ class Case:
         now, usual = self.now, self.usual
         if now is None:
             return None
-        times = _times(now)
+        times = command_times(now)
         every = sum(duration.sum for duration in times.values())
-        before = _times(usual) if usual else {}
+        before = command_times(usual) if usual else {}
         least = SLOW_SECONDS / (5 if self.ran_dry else 2)
         found = list[tuple[float, Slowed]]()
         for series, duration in times.items():
-            mean, was, share = _mean(duration), before.get(series), duration.sum / (every or 1.0)
-            known = _mean(was) if was is not None and was.count >= _FEW else None
+            mean, was, share = mean_of(duration), before.get(series), duration.sum / (every or 1.0)
+            known = mean_of(was) if was is not None and was.count >= FEW else None
             if known is not None:
                 slow = mean >= max(SLOWER * known, least)
             else:
@@ -236,13 +227,13 @@ class Case:
     @property
     def failed(self) -> tuple[int, int]:
         """Return how many attempts failed so that one tries again, and how many there were."""
-        return _failed(self.failing) if self.failing else (0, 0)
+        return failures(self.failing) if self.failing else (0, 0)
 
     @cached_property
     def retried(self) -> bool:
         """Return whether most time out, and those who do come again at once."""
         trouble = self.trouble
-        if trouble is None or trouble.checkouts["timeout"] < _FEW:
+        if trouble is None or trouble.checkouts["timeout"] < FEW:
             return False
         # PyMongo itself tries a read once more: that alone is half of them.
         again = trouble.retries >= 0.75 * trouble.checkouts["timeout"]
@@ -329,95 +320,3 @@ class Case:
         each = trouble.exhausted_time / max(1, trouble.exhaustions)
         seldom = trouble.exhausted_time < 0.25 * self.seconds
         return self.pool.peak_waiting > 0 and each <= BURST_SECONDS and seldom
-
-
-def _times(part: Window) -> dict[Series, HistogramStats]:
-    """Return the commands' durations; where they are not timed, the connections' use as one.
-
-    A getMore waits for news, if it is of a change stream: its time tells nothing. That of one that
-    was cancelled does: it would have taken longer still.
-    """
-    if not part.operations and part.use_time is not None:
-        return {("", "", "operations", ""): part.use_time}
-    found: dict[Series, list[HistogramStats]] = {}
-    for series, duration in part.operations.items():
-        if series[2] != "getMore" and series[3] in ("", CANCELLED):
-            found.setdefault((*series[:3], ""), []).append(duration)
-    return {series: summed for series, every in found.items() if (summed := merge(every))}
-
-
-def _failed(part: Window) -> tuple[int, int]:
-    failed = sum(
-        duration.count
-        for series, duration in part.operations.items()
-        if series[3] not in ("", CANCELLED)
-        and (series[3] in _RETRYABLE or not series[3].isdecimal())
-    )
-    errors = part.checkouts["connection_error"]
-    every = sum(duration.count for duration in part.operations.values())
-    return failed + errors, every + errors
-
-
-def _fails(part: Window) -> bool:
-    failed, attempts = _failed(part)
-    return failed > 0 and failed >= FAILED_SHARE * attempts
-
-
-def _ran_dry(part: Window) -> bool:
-    return part.exhausted_time > 0.0 or part.checkouts["timeout"] > 0
-
-
-def _is_dry(part: Window) -> bool:
-    """Return whether callers waited for too long."""
-    last = part.last
-    if part.whole and part.seconds > RECENT_SECONDS:  # too long for shares
-        long = last.exhausted_time >= DRY_SECONDS
-        dry = last.exhausted or (long and _recent(last.since_exhausted))
-        return dry or _recent(last.since_timeout)
-    return (
-        (part.exhausted_share >= EXHAUSTED_SHARE and part.exhausted_time >= DRY_SECONDS)
-        or part.checkouts["timeout"] > 0
-        or quantile(part.wait_time, 0.95) >= WAIT_SECONDS
-        or (last.waiting > 0 and last.oldest_wait >= WAIT_SECONDS)
-    )
-
-
-def _last_run(dry: list[Window]) -> list[Window]:
-    """Return those that hang together with the last one."""
-    run = dry[-1:]
-    for one in reversed(dry[:-1]):
-        if run[0].until - run[0].seconds - one.until > _GAP_SECONDS:
-            break
-        run.insert(0, one)
-    return run
-
-
-def _before_it_got_worse(dry: list[Window]) -> list[Window]:
-    """Return the time before connections came to be held for much longer; nothing if they did not.
-
-    For who has no other time to compare with.
-    """
-    uses = [(one.used, one.use_time.count if one.use_time else 0) for one in dry]
-    every, count = (sum(each) for each in zip(*uses, strict=True)) if uses else (0.0, 0)
-    best, until, spent, ended = SLOWER, 0, 0.0, 0
-    for i, (seconds, uses_now) in enumerate(uses[:-1], 1):
-        spent, ended = spent + seconds, ended + uses_now
-        if ended < _FEW or count == ended:
-            continue
-        mean = (every - spent) / (count - ended)
-        if mean >= max(best * spent / ended, SLOW_SECONDS / 5):
-            best, until = mean * ended / spent, i
-    return dry[:until]
-
-
-def _recent(age: float | None) -> bool:
-    return age is not None and age < RECENT_SECONDS
-
-
-def _mean(histogram: HistogramStats | None) -> float:
-    return (histogram.mean if histogram else None) or 0.0
-
-
-def quantile(histogram: HistogramStats | None, q: float) -> float:
-    """Return a quantile in seconds; 0.0 where nothing was seen."""
-    return (histogram.quantile(q) if histogram else None) or 0.0

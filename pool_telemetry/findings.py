@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from pool_telemetry.case import Case, quantile
+from pool_telemetry.case import Case
 from pool_telemetry.sizing import Load, recommend_size
 from pool_telemetry.stats import PoolStats
+from pool_telemetry.trouble import quantile
 from pool_telemetry.window import Window
 
 Verdict = Literal[
