@@ -15,6 +15,7 @@ from pool_telemetry.trouble import (
     RECENT_SECONDS,
     SLOW_SECONDS,
     SLOWER,
+    USES,
     WAIT_SECONDS,
     before_it_got_worse,
     command_times,
@@ -127,11 +128,15 @@ class Case:
         dry = self.ran_dry and (pool.exhausted or pool.waiting > 0)
         return dry and pool.held_by_cursors >= 0.5 * (pool.max_size or math.inf)
 
+    @property
+    def steady(self) -> Window | None:
+        """Return the trouble without its beginning, or else the last half a minute."""
+        return self.settled or self.now
+
     @cached_property
     def use_seconds(self) -> float:
         """Return how long connections are held now, on average."""
-        ended = self.now.use_time if self.now else None
-        return (ended.mean if ended else None) or 0.0
+        return mean_of(self.steady.use_time) if self.steady else 0.0
 
     @property
     def usual_seconds(self) -> float | None:
@@ -195,12 +200,14 @@ class Case:
     @cached_property
     def slowed(self) -> Slowed | None:
         """Return the command that takes longer than it usually does, or than any should."""
-        now, usual = self.now, self.usual
+        now, usual = self.steady, self.usual
         if now is None:
             return None
         times = command_times(now)
         every = sum(duration.sum for duration in times.values())
         before = command_times(usual) if usual else {}
+        if USES in times and usual and usual.use_time:
+            before = {USES: usual.use_time}
         least = SLOW_SECONDS / (5 if self.ran_dry else 2)
         found = list[tuple[float, Slowed]]()
         for series, duration in times.items():

@@ -204,7 +204,7 @@ def _connection_storm(case: Case) -> Finding | None:
 
 
 def _slow_operations(case: Case) -> Finding | None:
-    pool, now, slowed = case.pool, case.now, case.slowed
+    pool, now, slowed = case.pool, case.steady, case.slowed
     if now is None or case.down or not case.slow:
         return None
     timeouts = now.checkouts["timeout"] if case.trouble else 0

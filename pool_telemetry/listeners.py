@@ -4,6 +4,7 @@ PyMongo calls these inline, on the application's threads and tasks, and some whi
 pool lock: they take one leaf lock, touch no pool, and let no exception out.
 """
 
+import sys
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -30,10 +31,6 @@ _CLOSE_REASONS: Final = {
     cmap.ConnectionClosedReason.ERROR: "error",
     cmap.ConnectionClosedReason.POOL_CLOSED: "pool_closed",
 }
-# Who is cancelled has not failed. PyMongo says so from 4.20.1 on; before it said nothing.
-_INTERRUPTIONS: Final = frozenset(
-    {"CancelledError", "KeyboardInterrupt", "GreenletExit", "SystemExit"}
-)
 # Commands that name a collection, and where. A list of what is allowed: in other commands the
 # first value may be a user's name or other data, which must not become a label.
 _COLLECTION_FIELD: Final = {
@@ -124,6 +121,8 @@ class PoolListener(cmap.ConnectionPoolListener):
         try:
             pool, spans = self._pools[event.address], tracing.spans
             outcome = _OUTCOMES.get(event.reason, "connection_error")
+            if outcome == "connection_error" and _interrupted():
+                outcome = CANCELLED
             pool.checkout_failed(current_actor(), outcome)
             if spans is not None:
                 seconds = float(event.duration or 0.0)
@@ -212,6 +211,15 @@ def _duration(seconds: Any) -> float:
     return duration
 
 
+def _interrupted() -> bool:
+    """Return whether PyMongo, which publishes a failure from its `except`, handles no error there.
+
+    But a task that is cancelled, a killed greenlet, or Ctrl-C: nobody failed.
+    """
+    handled = sys.exception()
+    return handled is not None and not isinstance(handled, Exception)
+
+
 class OperationListener(cmap.CommandListener):
     """Feeds command events to the client's CommandState."""
 
@@ -256,7 +264,7 @@ class OperationListener(cmap.CommandListener):
             code = failure.get("code")
             status = str(code) if isinstance(code, int) else ""
             error_type = status or str(failure.get("errtype") or "_OTHER")
-            if error_type in _INTERRUPTIONS:
+            if _interrupted():
                 error_type = CANCELLED
             self._commands.ended(event.request_id, event.duration_micros / 1e6, error_type, status)
         except Exception as error:

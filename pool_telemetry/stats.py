@@ -40,10 +40,12 @@ Phase = Literal["ready", "paused", "closed"]
 """A pool's phase, as CMAP names it."""
 
 OUTCOMES: Final = ("ok", "timeout", "connection_error", "pool_closed", "cancelled")
-"""How a checkout ends. `cancelled`: the caller left the queue and PyMongo published nothing."""
+"""How a checkout ends. `cancelled`: the caller was cancelled, interrupted or killed meanwhile. Of
+one that stood in the queue PyMongo publishes nothing.
+"""
 
 CANCELLED: Final = "cancelled"
-"""The error type of a command whose caller was cancelled, interrupted or killed meanwhile."""
+"""That outcome, and the error type of a command that ended so (by PyMongo from 4.20.1 on)."""
 
 CLOSE_REASONS: Final = ("stale", "idle", "error", "pool_closed")
 """Why a connection closes, as CMAP names it."""

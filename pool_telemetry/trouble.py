@@ -24,6 +24,9 @@ FAILED_SHARE: Final = 0.2
 FEW: Final = 20
 """Uses, commands or checkouts; fewer tell nothing of a rate or a mean."""
 
+USES: Final[Series] = ("", "", "operations", "")
+"""Stands for all commands where none was timed."""
+
 _GAP_SECONDS: Final = 10.0  # between two troubles; what is closer is one
 # Errors after which PyMongo, or its caller, tries again (MongoDB's retryable reads and writes).
 _RETRYABLE: Final = frozenset(
@@ -38,7 +41,7 @@ def command_times(part: Window) -> dict[Series, HistogramStats]:
     was cancelled does: it would have taken longer still.
     """
     if not part.operations and part.use_time is not None:
-        return {("", "", "operations", ""): part.use_time}
+        return {USES: part.use_time}
     found: dict[Series, list[HistogramStats]] = {}
     for series, duration in part.operations.items():
         if series[2] != "getMore" and series[3] in ("", CANCELLED):

@@ -1,5 +1,6 @@
 """Real PyMongo event objects, delivered to our listeners."""
 
+import asyncio
 import datetime
 import gc
 import json
@@ -169,8 +170,6 @@ def test_only_the_names_of_collections_become_labels(body: dict[str, Any], colle
     [
         ({"code": 11000, "codeName": "DuplicateKey", "errmsg": "dup: 4111"}, "11000", "11000"),
         ({"errmsg": "gone", "errtype": "AutoReconnect"}, "AutoReconnect", ""),
-        ({"errmsg": "", "errtype": "CancelledError"}, "cancelled", ""),
-        ({"errmsg": "", "errtype": "KeyboardInterrupt"}, "cancelled", ""),
         ({"errmsg": "odd"}, "_OTHER", ""),
     ],
 )
@@ -183,6 +182,27 @@ def test_a_failure_is_named_by_its_code_or_its_class(
     assert (series.error_type, series.status_code) == (error_type, status)
     live = replay.telemetry.live_stats()["operations"]["insert"]
     assert (live["count"], live["errors"]) == (1, 1)
+
+
+@pytest.mark.parametrize("kind", [asyncio.CancelledError, KeyboardInterrupt, GeneratorExit])
+def test_who_is_interrupted_has_not_failed(kind: type[BaseException]) -> None:
+    """PyMongo publishes a failure while it handles what it is about."""
+    replay = Replay()
+    try:
+        raise kind
+    except kind:
+        replay.pool.connection_check_out_started(ConnectionCheckOutStartedEvent(ADDRESS))
+        failed = ConnectionCheckOutFailedEvent(ADDRESS, "connectionError", 0.1)
+        replay.pool.connection_check_out_failed(failed)
+        replay.command({"find": "orders"}, error={"errmsg": "", "errtype": kind.__name__})
+        try:
+            raise OSError
+        except OSError:
+            replay.command({"count": "orders"}, error={"errmsg": "", "errtype": "OSError"})
+    assert replay.stats().checkouts["cancelled"] == 1
+    assert replay.stats().checkouts["connection_error"] == 0
+    cancelled, failed_ones = replay.telemetry.stats().operations
+    assert (cancelled.error_type, failed_ones.error_type) == ("cancelled", "OSError")
 
 
 def test_without_operations_no_command_listener_is_registered() -> None:

@@ -230,7 +230,7 @@ def test_a_new_wait_of_the_same_actor_replaces_its_stale_one() -> None:
     assert (stats.waiting, stats.oldest_wait, stats.checkouts["cancelled"]) == (1, 0.0, 1)
 
 
-@pytest.mark.parametrize("outcome", ["timeout", "connection_error", "pool_closed"])
+@pytest.mark.parametrize("outcome", ["timeout", "connection_error", "pool_closed", "cancelled"])
 def test_a_failed_checkout_counts_its_outcome(outcome: str) -> None:
     pool = Pool()
     pool.checkout_started(A)
