@@ -383,6 +383,20 @@ def server_that_came_back(case: Case) -> None:
     case.watch(CALM_SECONDS + TROUBLE_SECONDS)
 
 
+def few_open_for_many(case: Case) -> None:
+    """PyMongo opens two at once, and thirty callers stand behind them for a moment."""
+    case.callers(1, think=0.05)
+    case.watch(CALM_SECONDS)
+    case.hesitate()
+    find = case.client["shop"]["orders"].find_one
+    threads = [threading.Thread(target=find) for _ in range(30)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    case.watch(1.0)
+
+
 def hardly_used_connections(case: Case) -> None:
     """Each caller comes when the connection of the last one was closed for idleness."""
     case.callers(4, think=0.15)
@@ -525,6 +539,13 @@ SCENARIOS = (
         "connection storm",
         storm_after_calm,
         {"maxPoolSize": 100},
+        behind=Proxy,
+    ),
+    Scenario(
+        "few open for many",
+        "connection storm",
+        few_open_for_many,
+        {"maxPoolSize": 60},
         behind=Proxy,
     ),
     Scenario(
