@@ -8,7 +8,7 @@ import math
 from functools import cached_property
 from typing import Final, NamedTuple
 
-from pool_telemetry.sizing import Load, recommend_size
+from pool_telemetry.sizing import LARGEST, Load, predict, recommend_size
 from pool_telemetry.stats import IDLE_SECONDS, ClientStats, PoolStats
 from pool_telemetry.trouble import (
     FEW,
@@ -166,8 +166,7 @@ class Case:
         if trouble is None:
             return None
         use, usual = trouble.use_time, self.usual.use_time if self.usual else None
-        slower = self.slowed is not None and self.slowed.usual is not None
-        if use is None or slower or self.stuck_seconds or self.failing:
+        if use is None or self.slower or self.stuck_seconds or self.failing:
             use = usual or use
         enough = trouble.seconds >= 1.0 and sum(trouble.checkouts.values()) >= FEW
         return Load.of(trouble.rate, use) if use is not None and trouble.rate and enough else None
@@ -225,6 +224,11 @@ class Case:
                 name = " ".join(filter(None, (series[2], series[1])))
                 found.append((duration.sum, Slowed(name, mean, known, duration.count, share)))
         return max(found, key=lambda one: one[0])[1] if found else None
+
+    @property
+    def slower(self) -> bool:
+        """Return whether commands take longer than they are known to."""
+        return self.slowed is not None and self.slowed.usual is not None
 
     @property
     def slow(self) -> bool:
@@ -310,7 +314,7 @@ class Case:
         The pool was full all the time then, and yet its queue did not grow.
         """
         trouble = self.settled
-        if trouble is None or self.slow or not trouble.seconds:
+        if trouble is None or self.slower or self.stuck_seconds or not trouble.seconds:
             return False
         busy = trouble.used / (trouble.seconds * (self.pool.max_size or math.inf))
         growing = trouble.queue_growth > 0.05 * trouble.checkouts["ok"]
@@ -320,10 +324,19 @@ class Case:
 
     @cached_property
     def burst(self) -> bool:
-        """Return whether many came at once, and seldom."""
+        """Return whether many came at once, and seldom; or again and again, with pauses."""
         trouble = self.trouble
         if trouble is None or self.slow or self.retried or self.returning:
             return False
         each = trouble.exhausted_time / max(1, trouble.exhaustions)
         seldom = trouble.exhausted_time < 0.25 * self.seconds
-        return self.pool.peak_waiting > 0 and each <= BURST_SECONDS and seldom
+        return self.pool.peak_waiting > 0 and ((each <= BURST_SECONDS and seldom) or self.crowded)
+
+    @cached_property
+    def crowded(self) -> bool:
+        """Return whether callers wait for far longer than if they came at random, as one would."""
+        trouble, load, limit = self.settled, self.load, self.pool.max_size
+        if trouble is None or load is None or limit is None or load.connections >= limit:
+            return False
+        random = predict(load, min(limit, LARGEST)).p95
+        return quantile(trouble.wait_time, 0.95) > WAIT_SECONDS + 3.0 * random

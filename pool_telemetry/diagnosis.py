@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, TypedDict
 
 from pool_telemetry.case import Case
-from pool_telemetry.findings import RULES, Finding, Severity, Verdict
+from pool_telemetry.findings import RULES, Finding, Severity, Verdict, find_leak
 from pool_telemetry.stats import ClientStats, PoolStats
 from pool_telemetry.window import windows
 
 APART_SECONDS: Final = 1.0
 
+# Told by how a pool is, and not by how long callers waited.
+_OF_NOW: Final = frozenset({"server unreachable", "leak"})
 _RANK: Final = {"critical": 0, "warning": 1, "notice": 2, "healthy": 3}
 
 
@@ -77,8 +79,11 @@ def diagnose(
             past = _past(every, pool, case.worse_at, most)
             found += _new([one for one in past if one.change], found)
         if case.ended_at is not None:
-            past = found if case.trouble else _past(every, pool, case.ended_at, most)
-            found = [] if case.trouble else found  # one look has to do
+            if case.trouble:  # one look has to do
+                past = [one for one in found if one.verdict not in _OF_NOW]
+                found = [one for one in found if one.verdict in _OF_NOW]
+            else:
+                past = _past(every, pool, case.ended_at, most)
             ended = stats.at - case.ended_at
             found += [
                 replace(one, ended=ended if one.ended is None else one.ended)
@@ -101,16 +106,33 @@ def _new(findings: list[Finding], known: list[Finding]) -> list[Finding]:
 def _past(
     samples: Sequence[ClientStats], now: PoolStats, until: float, most: int | None
 ) -> list[Finding]:
-    """Return what was found while the trouble lasted: at the last look at an exhausted pool."""
+    """Return what was found while the trouble lasted: at the last look at an exhausted pool.
+
+    A leak goes on when those who missed the connections have gone: at the last look at that.
+    """
     address = now.host, now.port
-    then = [one for one in samples if one.at <= until]
-    pools = [next((p for p in s.pools if (p.host, p.port) == address), None) for s in then]
-    dry = (i for i in reversed(range(len(then))) if (p := pools[i]) is not None and p.exhausted)
-    last = next(dry, len(then) - 1)
-    if not then or (pool := pools[last]) is None:
+    looks = [
+        (i, pool)
+        for i, one in enumerate(samples)
+        for pool in one.pools
+        if (pool.host, pool.port) == address
+    ]
+
+    def case(i: int, pool: PoolStats) -> Case:
+        then = _apart([*samples[: i + 1]])
+        return Case(pool, windows(then, address), then[-1], most, now)
+
+    before = [look for look in looks if samples[look[0]].at <= until]
+    if not before:
         return []
-    then = _apart(then[: last + 1])
-    return _findings(Case(pool, windows(then, address), then[-1], most, now))
+    last = next((look for look in reversed(before) if look[1].exhausted), before[-1])
+    found = _findings(case(*last))
+    held = next((look for look in reversed(looks) if look[1].held_idle), None)
+    if held is None or held[0] < last[0] or (leak := find_leak(case(*held))) is None:
+        return found
+    # Without those connections it need not have been too small.
+    others = [one for one in found if one.verdict not in ("leak", "undersized")]
+    return [replace(leak, ended=samples[-1].at - samples[held[0]].at), *others]
 
 
 def _apart(samples: list[ClientStats]) -> list[ClientStats]:

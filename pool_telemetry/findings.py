@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from pool_telemetry.case import Case
+from pool_telemetry.case import ENDED_SECONDS, Case
 from pool_telemetry.sizing import Load, recommend_size
 from pool_telemetry.stats import PoolStats
 from pool_telemetry.trouble import quantile
@@ -83,14 +83,14 @@ def _server_unreachable(case: Case) -> Finding | None:
     )
 
 
-def _leak(case: Case) -> Finding | None:
+def find_leak(case: Case) -> Finding | None:
+    """Return the connections that are held without a use, as a leak, if they are one."""
     pool, leaked = case.pool, case.leaked
-    missed = case.ran_dry and (pool.exhausted or pool.waiting > 0)
     # Without commands to go by, an age that no operation had tells.
     unknown = pool.held_idle is None and pool.longest_checkout >= max(
         60.0, 100.0 * quantile(pool.use_time, 0.95)
     )
-    if not unknown and not (leaked and (missed or pool.longest_idle >= LEAKED_SECONDS)):
+    if not unknown and not (leaked and (case.ran_dry or pool.longest_idle >= LEAKED_SECONDS)):
         return None
     most = pool.max_size or math.inf
     timeouts = case.trouble.checkouts["timeout"] if case.trouble else 0
@@ -106,7 +106,8 @@ def _leak(case: Case) -> Finding | None:
         pool=case.name,
         because=f"{what} (maxPoolSize {_limit(pool)}, {pool.waiting} waiting){_owners(pool)}",
         advice="close cursors and end transactions where they are used (`with`); "
-        "get_pool_stats(detail=True) and the log of long checkouts name who has them",
+        "/pool/holders, get_pool_stats(detail=True) and the log of long checkouts name who has "
+        "them",
         evidence={
             "held_idle": leaked,
             "longest_idle_seconds": pool.longest_idle,
@@ -351,7 +352,7 @@ def _oversized(case: Case) -> Finding | None:
 
 RULES: Final[tuple[Callable[[Case], Finding | None], ...]] = (
     _server_unreachable,
-    _leak,
+    find_leak,
     _connection_storm,
     _slow_operations,
     _retry_storm,  # behind what may make callers try again
@@ -375,7 +376,8 @@ def _waits(part: Window) -> dict[str, float]:
 
 def _dry(pool: PoolStats) -> str:
     times = "once" if pool.exhaustions == 1 else f"{pool.exhaustions} times"
-    ago = "" if pool.exhausted else f" {pool.since_exhausted or 0.0:.0f} s ago"
+    since = 0.0 if pool.exhausted else pool.since_exhausted or 0.0
+    ago = f" {since:.0f} s ago" if since >= ENDED_SECONDS else ""
     return (
         f"ran dry{ago} (in all {times}, {pool.exhausted_time:.1f} s, "
         f"{pool.checkouts['timeout']} timeouts)"

@@ -22,6 +22,7 @@ from pool_telemetry.sizing import (
     sizes_around,
 )
 from pool_telemetry.sources import SourceError
+from pool_telemetry.trouble import WAIT_SECONDS
 from pool_telemetry.window import windows
 
 MONITORING: Final = 3
@@ -116,7 +117,10 @@ def run(
             raise SourceError(f"{one.load.connections:.0f} in use on average: no pool is so large")
     if as_json:
         return json.dumps([_as_dict(one, most) for one in found], indent=2)
-    return "\n\n".join(in_words(one, most) for one in found)
+    told = [in_words(one, most) for one in found]
+    if most is None and processes > 1:
+        told.append("How many connections the server takes is not known: give --connection-limit.")
+    return "\n\n".join(told)
 
 
 def _for_each(limit: int, processes: int) -> int:
@@ -247,6 +251,12 @@ def in_words(measured: Measured, most: int | None) -> str:
             f"{_seconds(wait):>10}  {_bar(wait, longest):<{_BAR}}  {', '.join(filter(None, notes))}"
         )
         lines.append(line.rstrip())
+    now = next((wait for wait in waits if wait.size == measured.max_size), None)
+    if now and measured.waited and measured.waited > WAIT_SECONDS + 3.0 * now.p95:
+        lines.append(
+            "They wait for longer than the table has it, which is for callers who come at random: "
+            "these come in crowds, or again as soon as they are served."
+        )
     if measured.trouble:
         lines.append(f"See to that first: {measured.trouble} (pool-telemetry doctor tells more).")
     if most is not None and wanted > most:

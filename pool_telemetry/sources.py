@@ -69,7 +69,10 @@ def _scrape(url: str) -> list[ClientStats]:
     except ValueError as error:
         raise SourceError(f"{mask_uri(page)} is not in Prometheus' text format") from error
     if not clients:
-        raise SourceError(f"{mask_uri(page)} tells of no pool: was a client used there?")
+        raise SourceError(
+            f"{mask_uri(page)} tells of no pool: was a client used there? (Of what a Prometheus "
+            "has, pool-telemetry size tells.)"
+        )
     return clients
 
 
@@ -163,14 +166,20 @@ def busiest(url: str, window: str = "1h") -> list[Busiest]:
     ask = Promql(window="1m")
     by = ", ".join((*PROCESS, POOL))
 
-    def most(question: str) -> dict[tuple[str, ...], float]:
+    def most(question: str, when: str = "") -> dict[tuple[str, ...], float]:
         """Return the highest that this was, by process."""
-        asked = f"max_over_time((sum by ({by}) ({question}))[{window}:15s])"
+        asked = f"max_over_time((sum by ({by}) ({question}){when})[{window}:15s])"
         return _by_process(_query(url, asked))
 
-    rates, timeouts = most(ask.rate(catalog.CHECKOUTS)), most(ask.rate(catalog.TIMEOUTS))
-    dry, queues = most(ask.rate(catalog.EXHAUSTED_SECONDS)), most(ask.of(catalog.PEAK_WAITING))
-    sizes = _by_process(_query(url, f"max by ({by}) ({ask.of(catalog.MAX_SIZE)})"))
+    size, smallest = ask.of(catalog.MAX_SIZE), f"min_over_time({ask.over(catalog.MAX_SIZE)})"
+    sizes = _by_process(_query(url, f"max by ({by}) ({size})"))
+    # What the pool was short of when it was smaller says nothing of the size that it has.
+    so_large = (
+        f" and on ({by}) (max by ({by}) ({smallest}) >= on ({by}) max by ({by}) ({size} @ end()))"
+    )
+    rates, timeouts = most(ask.rate(catalog.CHECKOUTS)), most(ask.rate(catalog.TIMEOUTS), so_large)
+    dry = most(ask.rate(catalog.EXHAUSTED_SECONDS), so_large)
+    queues = most(ask.of(catalog.PEAK_WAITING), so_large)
     used = ask.increase(catalog.USE_SECONDS, part="_bucket", window=window)
     buckets = _query(url, f"sum by (le, {by}) ({used})")
     spent = ask.increase(catalog.USE_SECONDS, part="_sum", window=window)
@@ -296,7 +305,9 @@ def ask_server(uri: str, seconds: float) -> ServerFacts | Diagnosis:
 
     Raises:
         SourceError: The address is none, or it lets us not in.
+        PoolConfigurationError: Its user name or password is not escaped.
     """
+    check_credentials(uri)
     try:
         with without_secrets(uri, {}):
             return _ask_server(uri, seconds)
@@ -321,7 +332,6 @@ def ask_server(uri: str, seconds: float) -> ServerFacts | Diagnosis:
 
 
 def _ask_server(uri: str, seconds: float) -> ServerFacts:
-    check_credentials(uri)
     telemetry = PoolTelemetry(options=TelemetryOptions(watch=False))
     with MongoClient[dict[str, Any]](
         uri,

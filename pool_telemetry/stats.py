@@ -169,6 +169,12 @@ class CallerStats:
     trace_id: str | None  # 32 hexadecimal digits
     idle_seconds: float | None = None  # since its last command ended; None while one runs
 
+    @property
+    def who(self) -> str:
+        """Return its name, and on whose behalf it is here."""
+        owner = f" ({self.owner})" if self.owner else ""
+        return one_line(f"{self.actor or 'somebody'}{owner}")
+
     def in_words(self) -> str:
         """Return who it is, for how long, and what it does."""
         command = " ".join(filter(None, (self.operation, self.collection)))
@@ -177,8 +183,7 @@ class CallerStats:
         )
         if self.idle_seconds is not None and self.idle_seconds >= IDLE_SECONDS:
             doing += f", idle for {self.idle_seconds:.2f} s"
-        owner = f" ({self.owner})" if self.owner else ""
-        return one_line(f"{self.actor or 'somebody'}{owner} for {self.seconds:.2f} s: {doing}")
+        return one_line(f"{self.who} for {self.seconds:.2f} s: {doing}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -71,7 +71,7 @@ class _Seen:
         self.may_tell = 0.0  # from when on one may be told again
         self.untold = 0  # exhaustions that are over, and their seconds
         self.untold_seconds = 0.0
-        self.long: dict[int, Holder] = {}
+        self.long: dict[int, tuple[Holder, str]] = {}  # who has a connection, in names
 
 
 _lock = threading.Lock()
@@ -176,9 +176,11 @@ def _begins(stats: PoolStats, seen: _Seen) -> bool:
 
 
 def _is_over(stats: PoolStats) -> bool:
-    # Where who waited just gave up, and nothing came back since, the next one finds none either.
+    # Where who waited just gave up, and nothing came back since, the next one finds none either;
+    # nor where the server has gone.
     quiet = not stats.exhausted and not stats.stalled_time
-    return quiet and (stats.since_exhausted or 0.0) >= RECOVERED_SECONDS
+    there = stats.up is not False and stats.phase == "ready"
+    return quiet and there and (stats.since_exhausted or 0.0) >= RECOVERED_SECONDS
 
 
 def _forget(seen: _Seen, stats: PoolStats) -> None:
@@ -206,13 +208,13 @@ def _episode(stats: PoolStats, seen: _Seen) -> Episode:
 def _tell_exhausted(watched: Watched, stats: PoolStats, seen: _Seen) -> None:
     episode = _episode(stats, seen)
     _log.warning(
-        "pool %r %s: %d of %s in use, %d waiting, the oldest for %.2f s%s; held by %s%s",
+        "pool %r %s%s; held by %s%s",
         episode.pool,
-        "is exhausted" if stats.exhausted else f"was exhausted for {episode.seconds:.2f} s",
-        stats.in_use,
-        stats.max_size,
-        stats.waiting,
-        stats.oldest_wait,
+        f"is exhausted: {stats.in_use} of {stats.max_size} in use, {stats.waiting} waiting, "
+        f"the oldest for {stats.oldest_wait:.2f} s"
+        if stats.exhausted
+        else f"was exhausted for {episode.seconds:.2f} s: up to {episode.peak_waiting} waited for "
+        f"one of {stats.max_size}",
         f", {episode.timeouts} timeouts" if episode.timeouts else "",
         _holders(episode),
         f" ({seen.untold} more since the last one that was told)" if seen.untold else "",
@@ -224,7 +226,8 @@ def _tell_exhausted(watched: Watched, stats: PoolStats, seen: _Seen) -> None:
 def _tell_recovered(watched: Watched, stats: PoolStats, seen: _Seen) -> None:
     episode = _episode(stats, seen)
     _log.info(
-        "pool %r %s after %.2f s of exhaustion: at most %d waited, %d timed out; it was held by %s",
+        "pool %r %s after %.2f s of exhaustion: at most %d waited, %d checkouts timed "
+        "out; it was held by %s",
         episode.pool,
         "was closed" if stats.phase == "closed" else "has recovered",
         episode.seconds,
@@ -237,9 +240,9 @@ def _tell_recovered(watched: Watched, stats: PoolStats, seen: _Seen) -> None:
 
 def _tell_untold(watched: Watched, stats: PoolStats, seen: _Seen) -> None:
     _log.warning(
-        "pool %r was exhausted again since that was told: %d times, for %.2f s in all",
+        "pool %r was exhausted again since that was told: %s, for %.2f s in all",
         pool_name(watched.name, (stats.host, stats.port)),
-        seen.untold,
+        "once" if seen.untold == 1 else f"{seen.untold} times",
         seen.untold_seconds,
     )
     seen.untold, seen.untold_seconds = 0, 0.0
@@ -260,21 +263,31 @@ def _look_for_long_checkouts(
         return
     held, holders = watched.holding(state)
     name, now = pool_name(watched.name, state.address), watched.now()
-    for conn_id, holder in list(seen.long.items()):
+    for conn_id, (holder, who) in list(seen.long.items()):
         if held.get(conn_id) != holder:
             del seen.long[conn_id]
-            _log.info("a connection of pool %r is back after %.2f s", name, now - holder[1])
+            _log.info(
+                "the connection of pool %r that %s held is %s after %.2f s",
+                name,
+                who,
+                "closed" if stats.phase != "ready" else "back",
+                now - holder[1],
+            )
     new = [i for i, one in holders.items() if one.seconds >= limit and i not in seen.long]
     for conn_id in new:
-        seen.long[conn_id] = held[conn_id]
+        seen.long[conn_id] = held[conn_id], holders[conn_id].who
         state.count_long_checkout()
     new.sort(key=lambda i: holders[i].seconds, reverse=True)
+    waiters, elsewhere = state.waiters(), state.holders()[1]
     for conn_id in new[:TOP_HOLDERS]:
+        actor = held[conn_id][0]
+        gone_on = actor in waiters or conn_id in elsewhere
         _log.warning(
-            "a connection of pool %r is held by %s; now at\n  %s",
+            "a connection of pool %r is held by %s; now%s at\n  %s",
             name,
             holders[conn_id].in_words(),
-            "\n  ".join(stack_of(held[conn_id][0])) or "(it is gone)",
+            ", busy with something else," if gone_on else "",
+            "\n  ".join(stack_of(actor)) or "(it is gone)",
         )
     if len(new) > TOP_HOLDERS:
         _log.warning(

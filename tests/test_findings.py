@@ -191,3 +191,67 @@ def test_what_ended_since_the_last_look_is_over() -> None:
         later = dataclasses.replace(later, since=0.0, at=100.0 + 6.0 - ago)
         (found,) = diagnose(later, [*history, stats]).findings
         assert found.ended == pytest.approx(6.0)
+
+
+TIMED_OUT: dict[str, Any] = {
+    "checkouts": {**dict.fromkeys(OUTCOMES, 0), "ok": 500, "timeout": 30},
+    "exhaustions": 1,
+    "exhausted_time": 9.0,
+    "since_exhausted": 0.5,
+    "since_timeout": 0.5,
+}
+LEAKED: dict[str, Any] = {"in_use": 10, "size": 10, "held_idle": 10, "longest_idle": 4.0}
+
+
+def a_look(at: float, **changes: Any) -> ClientStats:
+    return dataclasses.replace(a_client(a_pool(**changes)), since=0.0, at=at)
+
+
+@pytest.mark.parametrize(
+    ("state", "verdict"), [(DOWN, "server unreachable"), (LEAKED, "leak")], ids=["down", "leaked"]
+)
+def test_what_is_so_now_is_not_over(state: dict[str, Any], verdict: str) -> None:
+    """However quiet it was between two looks."""
+    before = a_look(20.0, **{**TIMED_OUT, **state})
+    quiet = {"since_exhausted": 5.5, "since_timeout": 5.5, "longest_idle": 9.0}
+    found = diagnose(a_look(25.0, **{**TIMED_OUT, **state, **quiet}), [before])
+    assert found.verdict == verdict
+
+
+def test_a_leak_is_one_while_nobody_waits_for_a_moment() -> None:
+    calm = a_look(20.0, checkouts={**dict.fromkeys(OUTCOMES, 0), "ok": 400})
+    found = diagnose(a_look(24.0, **{**TIMED_OUT, **LEAKED}), [calm])
+    assert [one.verdict for one in found.findings] == ["leak"]
+
+
+def test_a_leak_that_is_over_is_told_as_it_was_at_last() -> None:
+    """It went on when those who missed the connections had gone."""
+    missed = {**EXHAUSTED, **TIMED_OUT, **LEAKED, "since_timeout": 0.0, "longest_idle": 2.0}
+    over = {**TIMED_OUT, "since_exhausted": 20.0, "since_timeout": 20.0}
+    history = [
+        a_look(10.0),
+        a_look(20.0, **missed),
+        a_look(30.0, **{**over, **LEAKED, "longest_idle": 12.0}),
+        a_look(35.0, **over),
+    ]
+    (leak,) = diagnose(a_look(40.0, **over), history).findings
+    assert leak.verdict == "leak"
+    assert leak.ended == pytest.approx(10.0)
+    assert "for up to 12.0 s" in leak.because
+
+
+def test_callers_who_come_in_crowds_get_room_for_a_crowd() -> None:
+    """On average they would need little: nobody who comes at random waits so long."""
+    crowd = {
+        "max_size": 3,
+        "checkouts": {**dict.fromkeys(OUTCOMES, 0), "ok": 180},
+        "use_time": HistogramStats((0.05, 0.1), (0, 180, 0), 180 * 0.062, 0.07),
+        "wait_time": HistogramStats((0.1, 1.0, 2.0), (60, 120, 0, 0), 100.0, 0.9),
+        "peak_waiting": 57,
+        "exhausted_time": 6.0,
+        "exhaustions": 3,
+        "since_exhausted": 0.5,
+    }
+    (found,) = diagnose(a_look(16.0, **crowd), [a_look(10.0, max_size=3)]).findings
+    assert found.change == {"maxPoolSize": 60}
+    assert "up to 57 waited, who came at once" in found.because

@@ -105,7 +105,10 @@ def test_exhaustion_is_told_when_it_begins_and_when_it_is_over(
             r"; held by caller-\d \(checkout-flow\) for 0\.\d\d s: find orders; caller-", warning
         )
         (info,) = told(caplog, "has recovered")
-        assert f"after {last.seconds:.2f} s of exhaustion: at most 4 waited, 0 timed out" in info
+        assert (
+            f"after {last.seconds:.2f} s of exhaustion: at most 4 waited, 0 checkouts timed out"
+            in info
+        )
         mine = [one.levelname for one in caplog.records if "'chat@" in one.getMessage()]
         assert mine == ["WARNING", "INFO"]
         assert "s3cr3t" not in caplog.text + str(episodes)
@@ -213,6 +216,26 @@ def test_a_pool_that_nothing_comes_back_to_has_not_recovered(
     assert len(told(caplog, "is exhausted")) == 1
     assert told(caplog, "recovered") == []
     pool.state.checked_in(lambda: HOLDER, 1)
+    pool.look()
+    assert len(told(caplog, "has recovered")) == 1
+
+
+def test_a_pool_whose_server_has_gone_has_not_recovered(caplog: pytest.LogCaptureFixture) -> None:
+    pool = Replay()
+    pool.take()
+    pool.state.checkout_started(WAITER)
+    pool.look()
+    pool.state.heartbeat(up=False, reason="AutoReconnect")
+    pool.state.cleared(pauses=True)
+    pool.state.checkout_failed(WAITER, "connection_error")
+    pool.state.checked_in(lambda: HOLDER, 1)
+    pool.state.connection_closed(1, "stale")
+    for _ in range(20):
+        pool.look()
+    assert len(told(caplog, "is exhausted")) == 1
+    assert told(caplog, "recovered") == []
+    pool.state.heartbeat(up=True)
+    pool.state.ready()
     pool.look()
     assert len(told(caplog, "has recovered")) == 1
 
@@ -402,6 +425,23 @@ def test_a_leaked_connection_is_told_with_the_stack_of_who_has_it(
         wait_for(lambda: told(caplog, "is back after "))
         assert len(told(caplog, "is held by")) == 1
         assert telemetry.stats().pools[0].held_idle == 0
+        client.drop_database("shop")
+
+
+def test_the_stack_of_who_has_gone_on_is_told_as_that(
+    server_uri: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is not where the connection was taken."""
+    telemetry = PoolTelemetry(options=TelemetryOptions(long_checkout_seconds=0.3))
+    with connected(server_uri, telemetry) as client:
+        orders = client["shop"]["orders"]
+        orders.insert_many([{} for _ in range(200)])
+        with orders.find(cursor_type=CursorType.EXHAUST, batch_size=10) as cursor:
+            next(cursor)
+            orders.count_documents({})
+            (warning,) = wait_for(lambda: told(caplog, "is held by"))
+        assert "; now, busy with something else, at\n" in warning
+        wait_for(lambda: told(caplog, " that MainThread held is back after "))
         client.drop_database("shop")
 
 
