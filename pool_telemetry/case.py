@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 from pool_telemetry.sizing import LARGEST, Load, predict, recommend_size
 from pool_telemetry.stats import IDLE_SECONDS, ClientStats, PoolStats
 from pool_telemetry.trouble import (
+    FAILED_SHARE,
     FEW,
     RECENT_SECONDS,
     SLOW_SECONDS,
@@ -19,6 +20,7 @@ from pool_telemetry.trouble import (
     WAIT_SECONDS,
     before_it_got_worse,
     command_times,
+    count_above,
     fails,
     failures,
     is_dry,
@@ -33,6 +35,8 @@ SLOW_SHARE: Final = 0.2
 STUCK_SECONDS: Final = 1.0
 ENDED_SECONDS: Final = 3.0
 """After so long without it a trouble is over."""
+LATELY_SECONDS: Final = 3.0
+"""In so many seconds is seen what became slow where nobody waits."""
 BURST_SECONDS: Final = 1.0
 """Exhaustions that are longer on average are no bursts."""
 UNREACHABLE_SECONDS: Final = 3.0
@@ -65,6 +69,7 @@ class Case:
         trouble: The time in which callers waited, if they still do.
         settled: That without its beginning.
         now: That, or else the last half a minute.
+        lately: The last seconds: what was usual half a minute ago hides what is slow.
         failing: The time in which commands failed, if they still do.
         usual: All other time.
         ended_at: Unix time at which a trouble was over, if one was; `trouble` is None then.
@@ -110,6 +115,7 @@ class Case:
         calm = [one for one in recent if stats.at - one.until < last]
         now = self.dry or calm
         self.now = total(now)
+        self.lately = total(one for one in recent if stats.at - one.until < LATELY_SECONDS)
         strange = [*dry, *failing, *now]
         usual = (one for one in parts if one not in strange and not is_dry(one))
         self.usual = total(before or usual)
@@ -122,6 +128,11 @@ class Case:
         return self.pool.held_idle or 0
 
     @property
+    def leaks(self) -> bool:
+        """Return whether connections were so in the trouble, if they are not any more."""
+        return self.leaked > 0 or any(one.last.held_idle for one in self.dry)
+
+    @property
     def by_cursors(self) -> bool:
         """Return whether cursors that somebody reads have most of a pool that ran dry."""
         pool = self.pool
@@ -130,8 +141,8 @@ class Case:
 
     @property
     def steady(self) -> Window | None:
-        """Return the trouble without its beginning, or else the last half a minute."""
-        return self.settled or self.now
+        """Return the trouble without its beginning, or else the last seconds."""
+        return self.settled or self.lately
 
     @cached_property
     def use_seconds(self) -> float:
@@ -166,7 +177,7 @@ class Case:
         if trouble is None:
             return None
         use, usual = trouble.use_time, self.usual.use_time if self.usual else None
-        if use is None or self.slower or self.stuck_seconds or self.failing:
+        if use is None or self.slower or self.stuck_seconds or self.failing or self.leaks:
             use = usual or use
         enough = trouble.seconds >= 1.0 and sum(trouble.checkouts.values()) >= FEW
         return Load.of(trouble.rate, use) if use is not None and trouble.rate and enough else None
@@ -214,6 +225,7 @@ class Case:
             known = mean_of(was) if was is not None and was.count >= FEW else None
             if known is not None:
                 slow = mean >= max(SLOWER * known, least)
+                slow = slow and (self.ran_dry or count_above(duration, SLOWER * known) > 2)
             else:
                 # Few long ones among many short ones are what keeps connections, too.
                 typical = Load.of(1.0, duration).weighted_use_seconds
@@ -224,6 +236,11 @@ class Case:
                 name = " ".join(filter(None, (series[2], series[1])))
                 found.append((duration.sum, Slowed(name, mean, known, duration.count, share)))
         return max(found, key=lambda one: one[0])[1] if found else None
+
+    @property
+    def give_up(self) -> bool:
+        """Return whether many do not wait to the end."""
+        return self.trouble is not None and self.trouble.share("cancelled") >= FAILED_SHARE
 
     @property
     def slower(self) -> bool:
@@ -248,7 +265,7 @@ class Case:
             return False
         # PyMongo itself tries a read once more: that alone is half of them.
         again = trouble.retries >= 0.75 * trouble.checkouts["timeout"]
-        return again and trouble.timeout_share >= 0.5
+        return again and trouble.share("timeout") >= 0.5
 
     @property
     def opened(self) -> int:
@@ -319,7 +336,7 @@ class Case:
         busy = trouble.used / (trouble.seconds * (self.pool.max_size or math.inf))
         growing = trouble.queue_growth > 0.05 * trouble.checkouts["ok"]
         # Some time out even so: PyMongo's queue is not fair to who waits longest (4.20).
-        few_fail = trouble.timeout_share < 0.05
+        few_fail = trouble.share("timeout", "cancelled") < 0.05
         return trouble.exhausted_share >= 0.9 and busy >= 0.9 and few_fail and not growing
 
     @cached_property

@@ -19,6 +19,8 @@ from pool_telemetry.errors import PoolTelemetryError
 
 FAILED: Final = 1
 NOT_INSTALLED: Final = 2
+USAGE: Final = 2  # argparse's own
+CANT_TELL: Final = 3  # the doctor's
 INTERRUPTED: Final = 130  # as a shell has it: 128 and SIGINT
 
 
@@ -30,9 +32,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 when all went well, which includes Ctrl-C where nothing else ends the demo; 1 when it
-        could not run; 2 when something is not installed; 130 when `--once` was interrupted.
+        could not run; 2 when something is not installed; 130 when `--once` was interrupted. The
+        doctor has codes of its own.
     """
-    options = _parser().parse_args(argv)
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        options = _parser().parse_args(arguments)
+    except SystemExit as ended:
+        if ended.code == USAGE and "doctor" in arguments[:1]:  # there it would be critical
+            sys.exit(CANT_TELL)
+        raise
     try:
         code: int = options.run(options)
     except BrokenPipeError:  # whoever read our output has seen enough
@@ -65,7 +74,7 @@ def _doctor(options: argparse.Namespace) -> int:
         print(f"pool-telemetry doctor: {error}", file=sys.stderr)
         if options.json:
             print(json.dumps({"verdict": None, "severity": None, "error": str(error)}, indent=2))
-        return doctor.CANT_TELL
+        return CANT_TELL
     print(text)
     return code
 

@@ -78,6 +78,8 @@ def diagnose(
             # Too small it was before only if its numbers of then say so.
             past = _past(every, pool, case.worse_at, most)
             found += _new([one for one in past if one.change], found)
+        if case.leaks and not case.leaked and (leak := _past_leak(every, pool, most)):
+            found.append(leak)
         if case.ended_at is not None:
             if case.trouble:  # one look has to do
                 past = [one for one in found if one.verdict not in _OF_NOW]
@@ -103,36 +105,45 @@ def _new(findings: list[Finding], known: list[Finding]) -> list[Finding]:
     return [one for one in findings if one.verdict not in verdicts]
 
 
+Look = tuple[int, PoolStats]
+"""The number of a sample, and a pool in it."""
+
+
+def _looks(samples: Sequence[ClientStats], now: PoolStats) -> list[Look]:
+    return [(i, p) for i, s in enumerate(samples) for p in s.pools if p.address == now.address]
+
+
+def _case_then(
+    samples: Sequence[ClientStats], look: Look, now: PoolStats, most: int | None
+) -> Case:
+    number, pool = look
+    then = _apart([*samples[: number + 1]])
+    return Case(pool, windows(then, (now.host, now.port)), then[-1], most, now)
+
+
 def _past(
     samples: Sequence[ClientStats], now: PoolStats, until: float, most: int | None
 ) -> list[Finding]:
-    """Return what was found while the trouble lasted: at the last look at an exhausted pool.
-
-    A leak goes on when those who missed the connections have gone: at the last look at that.
-    """
-    address = now.host, now.port
-    looks = [
-        (i, pool)
-        for i, one in enumerate(samples)
-        for pool in one.pools
-        if (pool.host, pool.port) == address
-    ]
-
-    def case(i: int, pool: PoolStats) -> Case:
-        then = _apart([*samples[: i + 1]])
-        return Case(pool, windows(then, address), then[-1], most, now)
-
-    before = [look for look in looks if samples[look[0]].at <= until]
-    if not before:
+    """Return what was found while the trouble lasted: at the last look at an exhausted pool."""
+    looks = [look for look in _looks(samples, now) if samples[look[0]].at <= until]
+    if not looks:
         return []
-    last = next((look for look in reversed(before) if look[1].exhausted), before[-1])
-    found = _findings(case(*last))
-    held = next((look for look in reversed(looks) if look[1].held_idle), None)
-    if held is None or held[0] < last[0] or (leak := find_leak(case(*held))) is None:
+    last = next((look for look in reversed(looks) if look[1].exhausted), looks[-1])
+    found = _findings(_case_then(samples, last, now, most))
+    leak = _past_leak(samples, now, most, since=last[0])
+    if leak is None:
         return found
     # Without those connections it need not have been too small.
-    others = [one for one in found if one.verdict not in ("leak", "undersized")]
-    return [replace(leak, ended=samples[-1].at - samples[held[0]].at), *others]
+    return [leak, *(one for one in found if one.verdict not in ("leak", "undersized"))]
+
+
+def _past_leak(
+    samples: Sequence[ClientStats], now: PoolStats, most: int | None, *, since: int = 0
+) -> Finding | None:
+    """Return a leak as it was at last: it goes on when those who missed it have gone."""
+    leaking = [look for look in _looks(samples, now) if look[0] >= since and look[1].held_idle]
+    leak = find_leak(_case_then(samples, leaking[-1], now, most)) if leaking else None
+    return leak and replace(leak, ended=samples[-1].at - samples[leaking[-1][0]].at)
 
 
 def _apart(samples: list[ClientStats]) -> list[ClientStats]:

@@ -22,7 +22,6 @@ from pool_telemetry.stats import one_line
 
 EXIT_CODES: Final[dict[Severity, int]] = {"healthy": 0, "notice": 0, "warning": 1, "critical": 2}
 """As monitoring plugins have them."""
-CANT_TELL: Final = 3
 
 SLOW_PING_SECONDS: Final = 0.1
 SLOW_HANDSHAKE_SECONDS: Final = 0.5

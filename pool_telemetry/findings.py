@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from pool_telemetry.case import ENDED_SECONDS, Case
+from pool_telemetry.case import Case
 from pool_telemetry.sizing import Load, recommend_size
 from pool_telemetry.stats import PoolStats
 from pool_telemetry.trouble import quantile
@@ -28,6 +28,8 @@ Severity = Literal["healthy", "notice", "warning", "critical"]
 
 LEAKED_SECONDS: Final = 5.0
 """A connection held for so long without a command is leaked, where nobody misses it."""
+HANGING_SECONDS: Final = 5.0
+"""Where nothing came back for so long, callers will fail soon."""
 MANY_FAILURES: Final = 10
 """Fewer attempts that fail are no storm."""
 TOP_OWNERS: Final = 3
@@ -172,12 +174,14 @@ def _connection_storm(case: Case) -> Finding | None:
         **_waits(now),
     }
     busy = math.ceil(now.used / now.seconds) if now.seconds else 1
-    least = max(1, pool.min_size, busy, min(pool.peak_waiting, 50))
-    change = {"minPoolSize": min(least, pool.max_size or least)}
+    crowd = max(pool.peak_waiting, pool.in_use + pool.waiting)
+    least = max(1, pool.min_size, busy, min(crowd, 50))
+    change = {"minPoolSize": min(least, pool.max_size or least, case.most or least)}
     if case.storm:
         because = (
             f"callers of {pool.address} wait for connections to be opened: {case.opened} new ones "
-            f"in {now.seconds:.0f} s, {each:.2f} s each, while few are in use"
+            f"in {now.seconds:.0f} s, {each:.2f} s each; {pool.waiting} wait, and {pool.in_use} of "
+            f"maxPoolSize {_limit(pool)} are in use"
         )
         advice = (
             f"keep connections open (minPoolSize {change['minPoolSize']}), open more at once "
@@ -209,6 +213,7 @@ def _slow_operations(case: Case) -> Finding | None:
     if now is None or case.down or not case.slow:
         return None
     timeouts = now.checkouts["timeout"] if case.trouble else 0
+    nothing = case.stuck_seconds >= HANGING_SECONDS
     evidence: dict[str, float] = {
         "use_seconds": case.use_seconds,
         "rate_per_second": now.rate,
@@ -235,19 +240,24 @@ def _slow_operations(case: Case) -> Finding | None:
             "look at this command (indexes, explain, the server's slow log) and at the server; if "
             "it is quick there, something blocks your process: its CPU, or its event loop"
         )
-        if case.ran_dry and case.needed and case.too_small and slowed.usual is None:
-            advice += f"; maxPoolSize {case.needed} would bear it as it is"
-            change = {"maxPoolSize": case.needed}
+        size = case.needed or 0
+        if case.ran_dry and case.too_small and slowed.usual is None:
+            most = size if case.most is None else min(size, case.most)
+            advice += f"; maxPoolSize {size} would bear it as it is"
+            if most < size:
+                advice += f" (the server has {most} for this process)"
+            if most > (pool.max_size or 0):
+                change = {"maxPoolSize": most}
     if case.ran_dry:
         because += f"; it {_dry(case.counts)}"
     return Finding(
         verdict="slow operations",
-        severity="critical" if timeouts else "warning",
+        severity="critical" if timeouts or nothing or case.give_up else "warning",
         pool=case.name,
         because=because,
         advice=advice,
         evidence=evidence,
-        change=_bounded(change, case.most),
+        change=change,
     )
 
 
@@ -257,7 +267,7 @@ def _undersized(case: Case) -> Finding | None:
     if trouble is None or limit is None or case.down or not case.ran_dry or case.storm:
         return None
     # Without what slows it, keeps connections or tries again, would it be large enough?
-    other = case.slow or case.leaked or (case.retried and not case.by_cursors) or case.failing
+    other = case.slow or case.leaks or (case.retried and not case.by_cursors) or case.failing
     unusual = case.slowed is not None and case.slowed.usual is None
     if unusual or (other and not case.too_small):
         return None
@@ -305,7 +315,9 @@ def _undersized(case: Case) -> Finding | None:
             advice += f" ({least} may do, where callers pause between their operations)"
     return Finding(
         verdict="undersized",
-        severity="critical" if trouble.checkouts["timeout"] and not enough else "warning",
+        severity="critical"
+        if (trouble.checkouts["timeout"] or case.give_up) and not enough
+        else "warning",
         pool=case.name,
         because=f"{pool.address} {_dry(case.counts)}{need}; {crowd}",
         advice=advice,
@@ -369,23 +381,16 @@ def _owners(pool: PoolStats) -> str:
 
 def _waits(part: Window) -> dict[str, float]:
     """Return how long callers waited, where nearly all were served: of the others it is unknown."""
-    if part.timeout_share > 0.05:
+    if part.share("timeout", "cancelled") > 0.05:
         return {}
     return {"wait_p95_seconds": quantile(part.wait_time, 0.95)}
 
 
 def _dry(pool: PoolStats) -> str:
     times = "once" if pool.exhaustions == 1 else f"{pool.exhaustions} times"
-    since = 0.0 if pool.exhausted else pool.since_exhausted or 0.0
-    ago = f" {since:.0f} s ago" if since >= ENDED_SECONDS else ""
-    return (
-        f"ran dry{ago} (in all {times}, {pool.exhausted_time:.1f} s, "
-        f"{pool.checkouts['timeout']} timeouts)"
-    )
-
-
-def _bounded(change: dict[str, int], most: int | None) -> dict[str, int]:
-    return {key: value if most is None else min(value, most) for key, value in change.items()}
+    timeouts, cancelled = pool.checkouts["timeout"], pool.checkouts["cancelled"]
+    gave_up = f", {cancelled} gave up" if cancelled else ""
+    return f"ran dry (in all {times}, {pool.exhausted_time:.1f} s, {timeouts} timeouts{gave_up})"
 
 
 def _limit(pool: PoolStats) -> str:

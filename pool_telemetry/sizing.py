@@ -67,7 +67,13 @@ class Load:
 
     @staticmethod
     def evenly(rate: float, use_seconds: float) -> "Load":
-        """Return the load of callers who hold connections for about such a time (exponential)."""
+        """Return the load of callers who hold connections for about such a time (exponential).
+
+        Raises:
+            ValueError: The rate or the time is not above 0.0 and finite.
+        """
+        if not (0.0 < rate < math.inf and 0.0 < use_seconds < math.inf):
+            raise ValueError("a rate and a time are above 0.0, and finite")
         steps = [-math.log(1.0 - (i + 0.5) / 50) for i in range(50)]
         scale = use_seconds * 50 / sum(steps)
         return Load(rate, tuple((step * scale, step * scale, 1 / 50) for step in steps))

@@ -3,6 +3,7 @@
 Pure; made for `case.py` of the differences that `window.py` makes.
 """
 
+import math
 from typing import Final
 
 from pool_telemetry.stats import CANCELLED, HistogramStats, merge
@@ -123,3 +124,9 @@ def mean_of(histogram: HistogramStats | None) -> float:
 def quantile(histogram: HistogramStats | None, q: float) -> float:
     """Return a quantile in seconds; 0.0 where nothing was seen."""
     return (histogram.quantile(q) if histogram else None) or 0.0
+
+
+def count_above(histogram: HistogramStats, seconds: float) -> int:
+    """Return how many may have taken longer."""
+    bounds = (*histogram.bounds, math.inf)
+    return sum(n for most, n in zip(bounds, histogram.counts, strict=True) if most > seconds)

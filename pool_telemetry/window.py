@@ -64,11 +64,10 @@ class Window:
         """Return the share of the time in which the pool was exhausted."""
         return min(1.0, self.exhausted_time / self.seconds) if self.seconds > 0.0 else 0.0
 
-    @property
-    def timeout_share(self) -> float:
-        """Return the share of the checkouts that timed out."""
+    def share(self, *outcomes: str) -> float:
+        """Return the share of the checkouts that ended so."""
         ended = sum(self.checkouts.values())
-        return self.checkouts["timeout"] / ended if ended else 0.0
+        return sum(self.checkouts[one] for one in outcomes) / ended if ended else 0.0
 
     @property
     def waited(self) -> float:

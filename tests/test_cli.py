@@ -22,14 +22,22 @@ def test_it_tells_its_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["nothing"], ["demo", "--port", "65536"], ["demo", "--port", "x"]]
+    ("arguments", "code"),
+    [
+        ([], 2),
+        (["nothing"], 2),
+        (["demo", "--port", "65536"], 2),
+        (["demo", "--port", "x"], 2),
+        (["doctor"], cli.CANT_TELL),  # 2 is critical there
+        (["doctor", "http://localhost", "--seconds", "0"], cli.CANT_TELL),
+    ],
 )
 def test_what_it_does_not_understand_is_refused(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
+    arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(arguments)
-    assert ended.value.code == 2
+    assert ended.value.code == code
     assert "usage: pool-telemetry" in capsys.readouterr().err
 
 

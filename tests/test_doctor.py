@@ -252,12 +252,12 @@ def test_what_does_not_answer_is_critical_or_can_not_be_told(
         ("mongodb://ann:s3c:r3t@h/", "special characters in its user name or password"),
     ):
         code, out, err = run(capsys, "doctor", target)
-        assert (code, out) == (doctor.CANT_TELL, ""), target
+        assert (code, out) == (cli.CANT_TELL, ""), target
         assert err.count("\n") == 1
         assert words in err
         assert "s3c" not in err
     code, out, _ = run(capsys, "doctor", f"http://127.0.0.1:{nowhere}", "--json")
-    assert (code, json.loads(out)["verdict"]) == (doctor.CANT_TELL, None)
+    assert (code, json.loads(out)["verdict"]) == (cli.CANT_TELL, None)
 
 
 def test_an_address_may_have_credentials(service: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -280,7 +280,7 @@ def test_an_address_may_have_credentials(service: str, capsys: pytest.CaptureFix
         code, out, err = run(
             capsys, "doctor", f"http://ann:s3%3Acr3t@127.0.0.1:{guard.server_port}"
         )
-    assert (code, out) == (doctor.CANT_TELL, "")
+    assert (code, out) == (cli.CANT_TELL, "")
     assert "cr3t" not in err
     assert asked == ["Basic " + base64.b64encode(b"ann:s3:cr3t").decode()] * len(asked)
     assert seen == [None] * len(asked)  # it is told to nobody else
@@ -318,7 +318,7 @@ def test_what_has_no_pool_can_not_be_told(text: str, capsys: pytest.CaptureFixtu
         for command in ("doctor", "size"):
             url = f"http://127.0.0.1:{server.server_port}"
             code, out, err = run(capsys, command, url, "--seconds", "0.1")
-            assert (code, out) == (doctor.CANT_TELL if command == "doctor" else 1, "")
+            assert (code, out) == (cli.CANT_TELL if command == "doctor" else 1, "")
             assert err.count("\n") == 1
             assert re.search("tells of no pool|not in Prometheus' text format|of a version", err)
 
