@@ -19,6 +19,7 @@ from pool_telemetry.trouble import (
     USES,
     WAIT_SECONDS,
     before_it_got_worse,
+    cancelled_share,
     command_times,
     count_above,
     fails,
@@ -40,6 +41,8 @@ LATELY_SECONDS: Final = 3.0
 BURST_SECONDS: Final = 1.0
 """Exhaustions that are longer on average are no bursts."""
 UNREACHABLE_SECONDS: Final = 3.0
+MANY_LEFT: Final = 3
+"""So many who are not served, and nobody who is, are no accident."""
 
 
 class Slowed(NamedTuple):
@@ -94,7 +97,7 @@ class Case:
         if first.seconds < RECENT_SECONDS and is_dry(first):
             later = parts
         recent = [one for one in later or [first] if stats.at - one.until < RECENT_SECONDS]
-        self.latest = recent[-1]
+        self.recent, self.latest = recent, recent[-1]
         self.seconds = sum(one.seconds for one in recent)
 
         dry = [one for one in recent if is_dry(one)]
@@ -130,7 +133,9 @@ class Case:
     @property
     def leaks(self) -> bool:
         """Return whether connections were so in the trouble, if they are not any more."""
-        return self.leaked > 0 or any(one.last.held_idle for one in self.dry)
+        since = self.dry[0].until - self.dry[0].seconds if self.dry else math.inf
+        looks = (one for one in self.recent if one.until >= since - 0.001)  # its beginning, too
+        return self.leaked > 0 or any(one.last.held_idle for one in looks)
 
     @property
     def by_cursors(self) -> bool:
@@ -185,9 +190,23 @@ class Case:
     # What it comes to
 
     @property
+    def unopened(self) -> int:
+        """Return how many left lately of whom nobody was served, as no connection could be opened.
+
+        Where the network is silent, heartbeats learn of it later than callers who give up.
+        """
+        lately = self.lately
+        if lately is None or lately.checkouts["ok"] or lately.create_time or not lately.created:
+            return 0
+        left = sum(lately.checkouts.values())
+        return left if left >= MANY_LEFT else 0
+
+    @property
     def down(self) -> bool:
         """Return whether the server does not answer."""
         pool = self.pool
+        if self.unopened:
+            return True
         silent = pool.up is None and pool.phase == "paused"
         return pool.up is False or (silent and pool.since_up_changed >= UNREACHABLE_SECONDS)
 
@@ -239,8 +258,12 @@ class Case:
 
     @property
     def give_up(self) -> bool:
-        """Return whether many do not wait to the end."""
-        return self.trouble is not None and self.trouble.share("cancelled") >= FAILED_SHARE
+        """Return whether many do not wait to the end, of the queue or of their commands."""
+        trouble = self.trouble
+        if trouble is None:
+            return False
+        commands = cancelled_share(trouble)
+        return max(trouble.share("cancelled"), commands) >= FAILED_SHARE
 
     @property
     def slower(self) -> bool:
@@ -336,14 +359,14 @@ class Case:
         busy = trouble.used / (trouble.seconds * (self.pool.max_size or math.inf))
         growing = trouble.queue_growth > 0.05 * trouble.checkouts["ok"]
         # Some time out even so: PyMongo's queue is not fair to who waits longest (4.20).
-        few_fail = trouble.share("timeout", "cancelled") < 0.05
+        few_fail = trouble.share("timeout", "cancelled") < 0.05 and not self.give_up
         return trouble.exhausted_share >= 0.9 and busy >= 0.9 and few_fail and not growing
 
     @cached_property
     def burst(self) -> bool:
         """Return whether many came at once, and seldom; or again and again, with pauses."""
         trouble = self.trouble
-        if trouble is None or self.slow or self.retried or self.returning:
+        if trouble is None or self.slow or self.leaks or self.retried or self.returning:
             return False
         each = trouble.exhausted_time / max(1, trouble.exhaustions)
         seldom = trouble.exhausted_time < 0.25 * self.seconds

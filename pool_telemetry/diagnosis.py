@@ -129,8 +129,9 @@ def _past(
     if not looks:
         return []
     last = next((look for look in reversed(looks) if look[1].exhausted), looks[-1])
-    found = _findings(_case_then(samples, last, now, most))
-    leak = _past_leak(samples, now, most, since=last[0])
+    case = _case_then(samples, last, now, most)
+    found = _findings(case)
+    leak = _past_leak(samples, now, most, since=0 if case.leaks else last[0])
     if leak is None:
         return found
     # Without those connections it need not have been too small.

@@ -67,7 +67,15 @@ def _server_unreachable(case: Case) -> Finding | None:
     if not (case.down or case.was_down):
         return None
     failed = case.now.checkouts["connection_error"] if case.now and case.down else 0
-    because = pool.why_down if case.down else f"{pool.address} was down for {pool.outage:.1f} s"
+    if case.unopened and case.lately:
+        because = (
+            f"no connection to {pool.address} could be opened in {case.lately.seconds:.0f} s, and "
+            f"of {case.unopened} callers nobody was served"
+        )
+    elif case.down:
+        because = pool.why_down
+    else:
+        because = f"{pool.address} was down for {pool.outage:.1f} s"
     return Finding(
         verdict="server unreachable",
         severity="critical" if case.alone else "warning",
@@ -289,6 +297,7 @@ def _undersized(case: Case) -> Finding | None:
         )
     )
     enough = needed is not None and needed <= limit
+    lost = trouble.checkouts["timeout"] or case.give_up
     if case.by_cursors:
         advice = (
             f"read exhaust cursors to their end at once, and give cursors that wait for news a "
@@ -307,7 +316,8 @@ def _undersized(case: Case) -> Finding | None:
             "shorten what holds one"
         )
     else:
-        advice = f"raise maxPoolSize from {limit} to {most}, or shorten what holds a connection"
+        instead = "let them come one by one" if case.burst else "shorten what holds a connection"
+        advice = f"raise maxPoolSize from {limit} to {most}, or {instead}"
         if most < size:
             advice += f" (the server has no more for this process; {size} would be needed)"
         elif case.returning and load is not None and recommend_size(load) < size:
@@ -315,9 +325,7 @@ def _undersized(case: Case) -> Finding | None:
             advice += f" ({least} may do, where callers pause between their operations)"
     return Finding(
         verdict="undersized",
-        severity="critical"
-        if (trouble.checkouts["timeout"] or case.give_up) and not enough
-        else "warning",
+        severity="critical" if lost and not enough and not case.leaks else "warning",
         pool=case.name,
         because=f"{pool.address} {_dry(case.counts)}{need}; {crowd}",
         advice=advice,

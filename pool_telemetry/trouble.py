@@ -63,6 +63,13 @@ def failures(part: Window) -> tuple[int, int]:
     return failed + errors, every + errors
 
 
+def cancelled_share(part: Window) -> float:
+    """Return the share of the commands whose callers did not wait for the answer."""
+    every = sum(duration.count for duration in part.operations.values())
+    cancelled = (d.count for series, d in part.operations.items() if series[3] == CANCELLED)
+    return sum(cancelled) / every if every else 0.0
+
+
 def fails(part: Window) -> bool:
     """Return whether too many of the attempts failed."""
     failed, attempts = failures(part)
