@@ -59,7 +59,7 @@ What it can't know
     cancelled is noticed when the task has ended, or the connection is next used or closed; where it
     also closed the connection, that counts as idle until a caller finds none idle, a clear or the
     end of the pool. An exhaust cursor that a task left open when it ended counts as idle until
-    callers queue though nothing is in use. Before PyMongo 4.20.1 a cancelled command has no
+    callers queue though not all is taken. Before PyMongo 4.20.1 a cancelled command has no
     duration. Where a signal handler uses the client while its thread waits in the queue, that wait
     counts as cancelled. A client forgets the oldest of more than 50 pools of servers that left it,
     and its totals lose their counts.

@@ -27,6 +27,7 @@ class Connections:
     """The books. `size` is opening and ready ones; a held one is ready."""
 
     def __init__(self) -> None:
+        self.max_size = float("inf")
         self.opening: dict[int, Opener] = {}  # connection id -> who opens it, and since when
         self.held: dict[int, Holder] = {}
         self.count = 0  # that were ever created
@@ -51,7 +52,7 @@ class Connections:
         # or closed in silence, or he left a cursor that still has it.
         self.gone: dict[int, tuple[Holder, float]] = {}
         self._kept: set[Holder] = set()  # of these, who has it for sure; his use is counted
-        self.freed_at = 0.0  # when PyMongo last had one for somebody, or room
+        self.full_at = 0.0  # when all that there may be were last taken, while some are in `gone`
         self._newest: dict[Actor, int] = {}  # the connection that each holder took last
         # Of holders who took another: since when (by conn id, with that of the hold).
         self._superseded: dict[int, tuple[float, float]] = {}
@@ -111,14 +112,13 @@ class Connections:
         """Mark one as open. Re-authentication says so again."""
         opening = self.opening.pop(conn_id, None)
         if opening is not None:
-            self.freed_at = now
             self._ready[conn_id] = self._generation
             # The event's own duration leaves TCP and TLS out.
             self.create_time.observe(now - opening[1])
 
     def close(self, conn_id: int, reason: str, now: float, *, pool_is_closed: bool) -> None:
         """Take one out, and end its use."""
-        self.freed_at = now
+        self._note_full(now)
         known = conn_id in self._ready or conn_id in self.opening
         departed = self._departed.get(conn_id, [])
         if None in departed and (not known or (reason == "pool_closed" and not pool_is_closed)):
@@ -156,6 +156,7 @@ class Connections:
             self._new.pop(actor, None)
         if self.gone:
             self.gone.pop(conn_id, None)
+            self._note_full(now)
         if before is not None:  # it came back, or nobody else could have it
             if before not in self._kept:  # who ended says nothing more
                 self._late[conn_id] = {**self._still_due(conn_id, now), before[0]: now}
@@ -190,7 +191,8 @@ class Connections:
 
         Who gives it back is rarely of interest, and in a task costs 0.3 µs to find out.
         """
-        self.freed_at = now
+        if self.gone:
+            self._note_full(now)
         if self._late or self._departed:
             holder = self._untangle(who(), conn_id, now)
         else:
@@ -242,8 +244,8 @@ class Connections:
     def give_up(self, conn_id: int, opener: Opener, now: float) -> None:
         """Take out one whose opener is gone."""
         if self.opening.get(conn_id) == opener:
+            self._note_full(now)
             del self.opening[conn_id]
-            self.freed_at = now
             self.closed["error"] += 1
 
     def do_without(self, actor: Actor) -> None:
@@ -262,6 +264,11 @@ class Connections:
             if len(self.gone) >= _MANY:
                 del self.gone[next(iter(self.gone))]
             self.gone[conn_id] = holder, now
+
+    def _note_full(self, now: float) -> None:
+        """See whether all that there may be are taken."""
+        if len(self.held) + len(self.opening) >= self.max_size:
+            self.full_at = now
 
     def has_for_sure(self, holder: Holder) -> bool:
         """Return whether he still has his, though he ended."""

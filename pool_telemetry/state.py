@@ -92,6 +92,7 @@ class PoolState:
             self._exhaustion.forget()
             self.phase = "paused"
             self._max_size = _UNLIMITED if max_size is None else max_size
+            self._connections.max_size = self._max_size
             self._min_size = min_size
             self._settle()
 
@@ -306,7 +307,7 @@ class PoolState:
         """
         connections = self._connections
         missing = self._max_size - len(connections.held)
-        waited = now - max(since, connections.freed_at) >= QUEUE_SECONDS
+        waited = now - max(since, connections.full_at) >= QUEUE_SECONDS
         if (
             waited
             and not connections.opening

@@ -597,6 +597,46 @@ def test_who_waits_tells_that_others_left_cursors() -> None:
     assert pool.stats().use_time.count == 3
 
 
+def test_who_waits_tells_of_left_cursors_while_others_come_and_go() -> None:
+    pool = Pool(max_size=2)
+    leaving(pool)
+    pool.open(1, 2)
+    pool.out(A, 1)
+    pool.gone = {A}
+    pool.time.now += 1.0
+    assert pool.counts() == (2, 0, 2, 0, 0)
+    pool.checkout_started(C)
+    for _ in range(6):  # what comes back goes to somebody else
+        pool.out(B, 2)
+        pool.time.now += 0.05
+        pool.returned(B, 2)
+    pool.out(B, 2)
+    pool.time.now += 0.05
+    assert pool.counts() == (2, 2, 0, 0, 1)
+    assert pool.stats().exhausted
+
+
+def test_who_waits_behind_a_full_pool_tells_nothing_of_cursors() -> None:
+    pool = Pool(max_size=2)
+    leaving(pool)
+    pool.open(1, 2)
+    pool.out(A, 1)
+    pool.gone = {A}
+    pool.time.now += 1.0
+    assert pool.counts() == (2, 0, 2, 0, 0)  # it was idle
+    pool.checkout_started(C)
+    for _ in range(6):
+        pool.connection_created(B, 3)  # in the place of one that was closed in silence
+        pool.connection_ready(3)
+        pool.out(B, 3)
+        pool.out(D, 2)
+        pool.time.now += 0.1
+        pool.returned(B, 3)
+        pool.connection_closed(3, "error")
+        pool.returned(D, 2)
+        assert pool.stats().in_use == 0
+
+
 def test_a_timeout_tells_that_others_left_cursors() -> None:
     pool = Pool(max_size=1)
     leaving(pool)
