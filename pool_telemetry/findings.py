@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from pool_telemetry.case import Case
+from pool_telemetry.case import ENDED_SECONDS, Case
 from pool_telemetry.sizing import Load, recommend_size
 from pool_telemetry.stats import PoolStats
 from pool_telemetry.trouble import quantile
@@ -398,7 +398,11 @@ def _dry(pool: PoolStats) -> str:
     times = "once" if pool.exhaustions == 1 else f"{pool.exhaustions} times"
     timeouts, cancelled = pool.checkouts["timeout"], pool.checkouts["cancelled"]
     gave_up = f", {cancelled} gave up" if cancelled else ""
-    return f"ran dry (in all {times}, {pool.exhausted_time:.1f} s, {timeouts} timeouts{gave_up})"
+    since = pool.since_exhausted or 0.0
+    ago = f" {since:.0f} s ago" if since >= ENDED_SECONDS else ""
+    return (
+        f"ran dry{ago} (in all {times}, {pool.exhausted_time:.1f} s, {timeouts} timeouts{gave_up})"
+    )
 
 
 def _limit(pool: PoolStats) -> str:
