@@ -24,6 +24,7 @@ from pool_telemetry.trouble import (
     count_above,
     fails,
     failures,
+    is_crowded,
     is_dry,
     last_run,
     mean_of,
@@ -379,4 +380,4 @@ class Case:
         if trouble is None or load is None or limit is None or load.connections >= limit:
             return False
         random = predict(load, min(limit, LARGEST)).p95
-        return quantile(trouble.wait_time, 0.95) > WAIT_SECONDS + 3.0 * random
+        return is_crowded(quantile(trouble.wait_time, 0.95), random)

@@ -13,6 +13,8 @@ from pool_telemetry.stats import CLOSE_REASONS, NO_NOTE, OVERFLOW, FindLink, Not
 Holder = tuple[Actor, float, Note]  # who has a connection, since when, and what he said of himself
 Opener = tuple[Actor, float]
 
+UNLIMITED: Final = float("inf")
+
 # So long after the next check-out of a connection the event of its check-in may still come.
 LATE_SECONDS: Final = 10.0
 # So long after a clear what was idle is closed; a task cancelled meanwhile does not say so.
@@ -27,7 +29,7 @@ class Connections:
     """The books. `size` is opening and ready ones; a held one is ready."""
 
     def __init__(self) -> None:
-        self.max_size = float("inf")
+        self.max_size: float = UNLIMITED
         self.opening: dict[int, Opener] = {}  # connection id -> who opens it, and since when
         self.held: dict[int, Holder] = {}
         self.count = 0  # that were ever created

@@ -22,7 +22,7 @@ from pool_telemetry.sizing import (
     sizes_around,
 )
 from pool_telemetry.sources import SourceError
-from pool_telemetry.trouble import WAIT_SECONDS
+from pool_telemetry.trouble import is_crowded
 from pool_telemetry.window import windows
 
 MONITORING: Final = 3
@@ -252,7 +252,7 @@ def in_words(measured: Measured, most: int | None) -> str:
         )
         lines.append(line.rstrip())
     now = next((wait for wait in waits if wait.size == measured.max_size), None)
-    if now and measured.waited and measured.waited > WAIT_SECONDS + 3.0 * now.p95:
+    if now and measured.waited and is_crowded(measured.waited, now.p95):
         lines.append(
             "They wait for longer than the table has it, which is for callers who come at random: "
             "these come in crowds, or again as soon as they are served."

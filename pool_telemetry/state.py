@@ -12,7 +12,7 @@ from threading import RLock
 from typing import Final
 
 from pool_telemetry.actor import Actor, may_hold, still_in_pool
-from pool_telemetry.connections import Connections, Holder
+from pool_telemetry.connections import UNLIMITED, Connections, Holder
 from pool_telemetry.exhaustion import Exhaustion
 from pool_telemetry.heartbeat import Heartbeat
 from pool_telemetry.histogram import POOL_BOUNDS, Histogram
@@ -41,8 +41,6 @@ LOOK_SECONDS_PER_WAITER: Final = 0.001
 RETRY_SECONDS: Final = 1.0
 _MANY: Final = 10_000
 
-_UNLIMITED: Final = float("inf")
-
 
 class PoolState:
     """One server's pool, as PyMongo's events tell it.
@@ -68,7 +66,6 @@ class PoolState:
         self._may_hold = may_hold
         self._lock = RLock()
         self.phase: Phase = "paused"
-        self._max_size: float = _UNLIMITED
         self._min_size = 0
         self._connections = Connections()
         self._waiters: dict[Actor, tuple[float, Note]] = {}
@@ -91,8 +88,7 @@ class PoolState:
             self._connections.begin_pool()
             self._exhaustion.forget()
             self.phase = "paused"
-            self._max_size = _UNLIMITED if max_size is None else max_size
-            self._connections.max_size = self._max_size
+            self._connections.max_size = UNLIMITED if max_size is None else max_size
             self._min_size = min_size
             self._settle()
 
@@ -144,7 +140,7 @@ class PoolState:
         now = self._clock()
         with self._lock:
             self._connections.created(actor, conn_id, now, self._waiters)
-            if self._connections.size > self._max_size:
+            if self._connections.size > self._connections.max_size:
                 self._connections.let_go(now)
 
     def connection_ready(self, conn_id: int) -> None:
@@ -251,7 +247,7 @@ class PoolState:
             self._now(),
             waiting=len(self._waiters),
             held=len(self._connections.held),
-            max_size=self._max_size,
+            max_size=self._connections.max_size,
         )
 
     def _now(self) -> float:
@@ -306,12 +302,12 @@ class PoolState:
         Called with the lock held.
         """
         connections = self._connections
-        missing = self._max_size - len(connections.held)
+        missing = connections.max_size - len(connections.held)
         waited = now - max(since, connections.full_at) >= QUEUE_SECONDS
         if (
             waited
             and not connections.opening
-            and 0 < missing < _UNLIMITED
+            and 0 < missing < UNLIMITED
             and connections.hold_again(int(missing), before)
         ):
             self._settle()
@@ -345,12 +341,12 @@ class PoolState:
         Where thousands give up at once it has to be cheap.
         """
         with self._lock:
-            limited = self._max_size != _UNLIMITED
+            limited = self._connections.max_size != UNLIMITED
             return Crowd(
                 size=self._connections.size,
                 in_use=len(self._connections.held),
                 waiting=len(self._waiters),
-                max_size=int(self._max_size) if limited else None,
+                max_size=int(self._connections.max_size) if limited else None,
             )
 
     def waiters(self) -> dict[Actor, tuple[float, Note]]:
@@ -375,7 +371,7 @@ class PoolState:
         with self._lock:
             self._settle()
             now = self._latest
-            phase, max_size, min_size = self.phase, self._max_size, self._min_size
+            phase, max_size, min_size = self.phase, self._connections.max_size, self._min_size
             waits = [since for since, _ in self._waiters.values()]
             holds = [since for _, since, _ in connections.held.values()]
             opening, size = len(connections.opening), connections.size
@@ -396,7 +392,7 @@ class PoolState:
             host=host,
             port=port,
             phase=phase,
-            max_size=None if max_size == _UNLIMITED else int(max_size),
+            max_size=None if max_size == UNLIMITED else int(max_size),
             min_size=min_size,
             size=size,
             in_use=len(holds),

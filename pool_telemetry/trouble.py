@@ -91,6 +91,11 @@ def is_dry(part: Window) -> bool:
     )
 
 
+def is_crowded(waited: float, predicted: float) -> bool:
+    """Return whether callers wait for longer (p95) than if they came at random, as predicted."""
+    return waited > WAIT_SECONDS + 3.0 * predicted
+
+
 def last_run(dry: list[Window]) -> list[Window]:
     """Return those that hang together with the last one."""
     run = dry[-1:]

@@ -277,6 +277,8 @@ def _look_for_long_checkouts(
     for conn_id in new:
         seen.long[conn_id] = held[conn_id], holders[conn_id].who
         state.count_long_checkout()
+    if not new:
+        return
     new.sort(key=lambda i: holders[i].seconds, reverse=True)
     waiters, elsewhere = state.waiters(), state.holders()[1]
     for conn_id in new[:TOP_HOLDERS]:

@@ -597,7 +597,8 @@ def test_who_waits_tells_that_others_left_cursors() -> None:
     assert pool.stats().use_time.count == 3
 
 
-def test_who_waits_tells_of_left_cursors_while_others_come_and_go() -> None:
+def one_left() -> Pool:
+    """Return a pool of two that somebody who had one left in silence."""
     pool = Pool(max_size=2)
     leaving(pool)
     pool.open(1, 2)
@@ -605,6 +606,11 @@ def test_who_waits_tells_of_left_cursors_while_others_come_and_go() -> None:
     pool.gone = {A}
     pool.time.now += 1.0
     assert pool.counts() == (2, 0, 2, 0, 0)
+    return pool
+
+
+def test_who_waits_tells_of_left_cursors_while_others_come_and_go() -> None:
+    pool = one_left()
     pool.checkout_started(C)
     for _ in range(6):  # what comes back goes to somebody else
         pool.out(B, 2)
@@ -617,13 +623,7 @@ def test_who_waits_tells_of_left_cursors_while_others_come_and_go() -> None:
 
 
 def test_who_waits_behind_a_full_pool_tells_nothing_of_cursors() -> None:
-    pool = Pool(max_size=2)
-    leaving(pool)
-    pool.open(1, 2)
-    pool.out(A, 1)
-    pool.gone = {A}
-    pool.time.now += 1.0
-    assert pool.counts() == (2, 0, 2, 0, 0)  # it was idle
+    pool = one_left()  # idle
     pool.checkout_started(C)
     for _ in range(6):
         pool.connection_created(B, 3)  # in the place of one that was closed in silence

@@ -535,6 +535,6 @@ def test_history_has_the_beginning_of_each_exhaustion() -> None:
         for _ in range(3):
             pool.look()
     history = pool.telemetry.history()
-    assert len(history) <= 121  # where it runs dry so often
+    assert 115 < len(history) <= 121  # as many as are kept, less what is thinned out
     assert sum(one.pools[0].exhausted for one in history) >= 60
     assert history[-1].at - history[0].at > 150.0
