@@ -142,18 +142,18 @@ class Connections:
 
     def take(self, actor: Actor, conn_id: int, now: float, note: Note = NO_NOTE) -> None:
         """Give one to an actor."""
-        if conn_id in self._silent:
-            self._revive(conn_id)
         if conn_id not in self._ready:
-            if None in (departed := self._departed.get(conn_id, [])):  # no event explains it
-                departed.remove(None)
-            self._depart(conn_id, (actor, now, note))
-            return
+            if conn_id not in self._silent:
+                if None in (departed := self._departed.get(conn_id, [])):  # no event explains it
+                    departed.remove(None)
+                self._depart(conn_id, (actor, now, note))
+                return
+            self._revive(conn_id)
         before = self.held.get(conn_id)
-        self.held[conn_id] = (actor, now, note)
-        if (other := self._newest.get(actor)) is not None:
+        self.held[conn_id] = actor, now, note
+        if (other := self._newest.setdefault(actor, conn_id)) != conn_id:
             self._supersede(other, actor, now)
-        self._newest[actor] = conn_id
+            self._newest[actor] = conn_id
         if self._new:
             self._new.pop(actor, None)
         if self.gone:
@@ -315,11 +315,13 @@ class Connections:
         if self._kept and holder in self._kept:  # when he ended
             self._kept.discard(holder)
             return
-        self.use_time.observe(now - since, link)
+        seconds = now - since
+        self.use_time.observe(seconds, link)
         if owner:
             used = self.owners.get(owner) or self._new_owner(owner)
             used[0] += 1
-            used[1] += max(0.0, now - since)
+            if seconds > 0.0:
+                used[1] += seconds
 
     def owner_stats(self, now: float) -> list[OwnerStats]:
         """Return what each owner had, and has."""

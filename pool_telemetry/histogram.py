@@ -38,19 +38,23 @@ class Histogram:
 
         With a link it becomes the bucket's exemplar, unless that is less than a second old.
         """
-        # A clock that jumped back, or no number at all: a sum never falls.
-        if not 0.0 <= seconds < _FOREVER:
-            seconds = 0.0
+        if not 0.0 <= seconds <= self._max:
+            seconds = self._rare(seconds)
         bucket = bisect_left(self._bounds, seconds)
         self._counts[bucket] += 1
         self._sum += seconds
-        if seconds > self._max:
-            self._max = seconds
         if link is not None and (now := time.monotonic()) >= self._due[bucket]:
             found = link()
             if found is not None:
                 self._exemplars[bucket] = Exemplar(found, seconds, time.time())
                 self._due[bucket] = now + EXEMPLAR_SECONDS
+
+    def _rare(self, seconds: float) -> float:
+        """Note a new maximum. A clock that jumped back, or no number at all, counts as nothing."""
+        if not 0.0 <= seconds < _FOREVER:  # a sum never falls
+            return 0.0
+        self._max = seconds
+        return seconds
 
     def stats(self) -> HistogramStats:
         """Return a frozen copy."""

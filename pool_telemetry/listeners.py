@@ -14,9 +14,9 @@ from pool_telemetry import tracing
 from pool_telemetry.actor import current_actor
 from pool_telemetry.commands import CommandState
 from pool_telemetry.options import TelemetryOptions
-from pool_telemetry.owner import current_owner
+from pool_telemetry.owner import current_note
 from pool_telemetry.state import PoolState
-from pool_telemetry.stats import CANCELLED, NO_NOTE, Address, Note, checked
+from pool_telemetry.stats import CANCELLED, Address, Note, checked
 
 OnError = Callable[[Exception], None]
 
@@ -88,9 +88,9 @@ class PoolListener(cmap.ConnectionPoolListener):
     def connection_check_out_started(self, event: cmap.ConnectionCheckOutStartedEvent) -> None:
         """A caller enters the queue."""
         try:
-            owner, spans, note = current_owner(), tracing.spans, NO_NOTE
-            if owner or spans is not None:
-                note = Note(owner, None if spans is None else spans.link())
+            note, spans = current_note(), tracing.spans
+            if spans is not None:
+                note = Note(note.owner, spans.link())
             self._pools[event.address].checkout_started(current_actor(), note)
         except Exception as error:
             self._on_error(error)
@@ -238,7 +238,8 @@ class OperationListener(cmap.CommandListener):
             collection = command.get(_COLLECTION_FIELD.get(name, ""))
             if not isinstance(collection, str):  # an aggregate over a database has 1
                 collection = ""
-            series = (event.connection_id, event.database_name, collection, name, "", "")
+            database = command.get("$db") or event.database_name  # which says it more slowly
+            series = (event.connection_id, database, collection, name, "", "")
             spans, trace = tracing.spans, None
             try:
                 if spans is not None:

@@ -5,12 +5,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Final
 
+from pool_telemetry.stats import NO_NOTE, Note
+
 MAX_OWNER: Final = 200  # characters
 
-_owner: ContextVar[str] = ContextVar("pool_telemetry_owner", default="")
+_note: ContextVar[Note] = ContextVar("pool_telemetry_owner", default=NO_NOTE)
 
-current_owner = _owner.get
-"""Return the name in force; empty without one."""
+current_note = _note.get
+"""Return a note of the name in force."""
 
 
 @contextmanager
@@ -28,8 +30,8 @@ def owner(name: str) -> Iterator[None]:
     """
     if not isinstance(name, str) or not 0 < len(name) <= MAX_OWNER:
         raise ValueError(f"an owner's name has 1 to {MAX_OWNER} characters")
-    token = _owner.set(name)
+    token = _note.set(Note(name, None))
     try:
         yield
     finally:
-        _owner.reset(token)
+        _note.reset(token)

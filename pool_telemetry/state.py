@@ -72,7 +72,7 @@ class PoolState:
         self._exhaustion = Exhaustion()
         self._look_at = 0.0
         self._checkouts = dict.fromkeys(OUTCOMES, 0)
-        self._ok = self._cleared = 0
+        self._cleared = 0
         self._wait_time = Histogram(POOL_BOUNDS)
         self._last_timeout: float | None = None
         self._long_checkouts = self._retries = 0
@@ -126,7 +126,8 @@ class PoolState:
     @property
     def unused(self) -> bool:
         """Return whether it never had a connection nor a checkout, like a seed's alias."""
-        return not (self._connections.count or self._ok or any(self._checkouts.values()))
+        ok = self._wait_time.stats().count
+        return not (self._connections.count or ok or any(self._checkouts.values()))
 
     @property
     def has_heartbeats(self) -> bool:
@@ -161,16 +162,12 @@ class PoolState:
     def checkout_started(self, actor: Actor, note: Note = NO_NOTE) -> None:
         """Put an actor into the queue. A checkout of its own that still stands there is stale."""
         now = self._clock()
-        with self._lock:
-            waiters = self._waiters
-            if actor in waiters:
-                self._checkouts["cancelled"] += 1
-                self._connections.do_without(actor)
-            waiters[actor] = now, note
-            if self._failed:
-                self._count_retry(actor, now)
-            alarm = len(waiters) + len(self._connections.held) > self._exhaustion.alarm
-        if alarm:
+        waiters = self._waiters
+        if actor in waiters or self._failed:
+            self._come_again(actor, now)
+        # This alone needs no lock: nobody else puts an actor here, nor takes out one that is not.
+        waiters[actor] = now, note
+        if len(waiters) + len(self._connections.held) > self._exhaustion.alarm:
             self._examine(now)
 
     def checked_out(
@@ -183,7 +180,6 @@ class PoolState:
             note = NO_NOTE if waited is None else waited[1]
             # An odd id fails here: nothing is changed.
             self._connections.take(actor, conn_id, now, note)
-            self._ok += 1
             self._waiters.pop(actor, None)
             self._wait_time.observe(wait_seconds, link)
 
@@ -219,13 +215,17 @@ class PoolState:
         if exhausted:
             self._examine(now)
 
-    def _count_retry(self, actor: Actor, now: float) -> None:
-        """See whether a caller who just timed out comes again. Called with the lock held."""
-        failed = self._failed.pop(actor, None)
-        if failed is not None and now - failed < RETRY_SECONDS:
-            self._retries += 1
-        if len(self._failed) == _MANY:  # tasks that never come again
-            self._failed.clear()
+    def _come_again(self, actor: Actor, now: float) -> None:
+        """See whether a caller left the queue in silence before, or just timed out."""
+        with self._lock:
+            if self._waiters.pop(actor, None) is not None:
+                self._checkouts["cancelled"] += 1
+                self._connections.do_without(actor)
+            failed = self._failed.pop(actor, None)
+            if failed is not None and now - failed < RETRY_SECONDS:
+                self._retries += 1
+            if len(self._failed) == _MANY:  # tasks that never come again
+                self._failed.clear()
 
     # What no event tells
 
@@ -237,7 +237,7 @@ class PoolState:
         with self._lock:
             self._settle()
 
-    def _settle(self) -> None:
+    def _settle(self, waiting: int | None = None) -> None:
         """Begin or end an episode of exhaustion. Called with the lock held.
 
         It reads the clock there: with a time from before, the exhausted time that a reader was
@@ -245,7 +245,7 @@ class PoolState:
         """
         self._exhaustion.settle(
             self._now(),
-            waiting=len(self._waiters),
+            waiting=len(self._waiters) if waiting is None else waiting,
             held=len(self._connections.held),
             max_size=self._connections.max_size,
         )
@@ -369,13 +369,13 @@ class PoolState:
         self._drop_ghosts(self._clock())
         connections, exhaustion = self._connections, self._exhaustion
         with self._lock:
-            self._settle()
+            waits = [since for since, _ in self._waiters.copy().values()]
+            self._settle(len(waits))
             now = self._latest
             phase, max_size, min_size = self.phase, self._connections.max_size, self._min_size
-            waits = [since for since, _ in self._waiters.values()]
             holds = [since for _, since, _ in connections.held.values()]
             opening, size = len(connections.opening), connections.size
-            checkouts, closed = {**self._checkouts, "ok": self._ok}, connections.closed.copy()
+            checkouts, closed = self._checkouts.copy(), connections.closed.copy()
             created, cleared = connections.count, self._cleared
             exhausted_since, unmet_since = exhaustion.since, exhaustion.unmet_since
             episodes, last_silence = exhaustion.episodes, exhaustion.last_silence
@@ -409,7 +409,7 @@ class PoolState:
             peak_waiting=peak_waiting,
             long_checkouts=long_checkouts,
             retries=retries,
-            checkouts=checkouts,
+            checkouts={**checkouts, "ok": wait_time.count},
             created=created,
             closed=closed,
             cleared=cleared,
