@@ -1,8 +1,8 @@
 """The truth of one server's pool.
 
 Written by its listener only, one method an event; read through `stats()` only. Each event costs one
-clock read, one leaf lock and a few integer updates: nothing here logs, formats or blocks. The
-lock is reentrant because a garbage collection inside it may run a finalizer that publishes.
+clock read, at most one leaf lock and a few integer updates: nothing here logs, formats or blocks.
+The lock is reentrant because a garbage collection inside it may run a finalizer that publishes.
 """
 
 import time
@@ -237,18 +237,23 @@ class PoolState:
         with self._lock:
             self._settle()
 
-    def _settle(self, waiting: int | None = None) -> None:
-        """Begin or end an episode of exhaustion. Called with the lock held.
+    def _settle(self) -> int:
+        """Begin or end an episode of exhaustion; return how many wait. Called with the lock held.
 
         It reads the clock there: with a time from before, the exhausted time that a reader was
-        told meanwhile would fall.
+        told meanwhile would fall. Callers come without the lock: one sees the alarm that is set
+        here, or is seen here.
         """
-        self._exhaustion.settle(
-            self._now(),
-            waiting=len(self._waiters) if waiting is None else waiting,
-            held=len(self._connections.held),
-            max_size=self._connections.max_size,
-        )
+        waiting = -1
+        while waiting != len(self._waiters):
+            waiting = len(self._waiters)
+            self._exhaustion.settle(
+                self._now(),
+                waiting=waiting,
+                held=len(self._connections.held),
+                max_size=self._connections.max_size,
+            )
+        return waiting
 
     def _now(self) -> float:
         """Return the time, which never runs backwards, whatever the clock does; in the lock."""
@@ -369,9 +374,10 @@ class PoolState:
         self._drop_ghosts(self._clock())
         connections, exhaustion = self._connections, self._exhaustion
         with self._lock:
-            waits = [since for since, _ in self._waiters.copy().values()]
-            self._settle(len(waits))
+            while self._settle() != len(waiters := self._waiters.copy()):
+                pass  # somebody came
             now = self._latest
+            waits = [since for since, _ in waiters.values()]
             phase, max_size, min_size = self.phase, self._connections.max_size, self._min_size
             holds = [since for _, since, _ in connections.held.values()]
             opening, size = len(connections.opening), connections.size

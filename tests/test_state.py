@@ -1,6 +1,6 @@
 """PoolState by itself: every event, in and out of order, with a clock that we set."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 
@@ -16,8 +16,10 @@ A, B, C, D = 1, 2, 3, 4  # actors
 class Clock:
     def __init__(self) -> None:
         self.now = 1_000.0
+        self.calls: Iterator[Callable[[], None]] = iter(())  # what happens while it is read
 
     def __call__(self) -> float:
+        next(self.calls, lambda: None)()
         return self.now
 
 
@@ -312,6 +314,21 @@ def test_a_timeout_of_the_only_waiter_ends_exhaustion() -> None:
     pool = exhausted_pool()
     pool.time.now += 4.0
     pool.checkout_failed(C, "timeout")
+    assert not pool.stats().exhausted
+
+
+def test_who_comes_amid_a_read_is_in_it_or_not() -> None:
+    """Callers enter the queue without the pool's lock."""
+    pool = Pool(max_size=1)
+    pool.open(1)
+    pool.out(A, 1)
+    pool.time.calls = iter((lambda: None, lambda: pool.checkout_started(B)))
+    stats = pool.stats()  # it reads the clock twice: the second time in the lock
+    assert (stats.waiting, stats.exhausted) == (1, True)
+    pool.returned(A, 1)
+    pool.checked_out(B, 1, 0.0)
+    pool.returned(B, 1)
+    assert pool.counts() == (1, 0, 1, 0, 0)
     assert not pool.stats().exhausted
 
 
