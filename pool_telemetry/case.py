@@ -335,9 +335,9 @@ class Case:
             return None
         best, limit = recommend_size(self.load), self.pool.max_size or 0
         if self.returning:
-            # How many waited once it had settled: not those of its beginning.
+            # How many there were once it had settled: not those of its beginning.
             late = self.dry[len(self.dry) // 2 :]
-            return max(best, limit + max(one.last.waiting for one in late))
+            return max(best, *(one.last.in_use + one.last.waiting for one in late))
         if self.burst:  # over within the wait that nobody minds
             demand = limit + self.pool.peak_waiting
             return max(best, math.ceil(demand * min(1.0, self.use_seconds / WAIT_SECONDS)))

@@ -255,3 +255,29 @@ def test_callers_who_come_in_crowds_get_room_for_a_crowd() -> None:
     (found,) = diagnose(a_look(16.0, **crowd), [a_look(10.0, max_size=3)]).findings
     assert found.change == {"maxPoolSize": 60}
     assert "up to 57 waited, who came at once" in found.because
+
+
+def test_callers_who_come_again_are_counted_at_every_moment() -> None:
+    """Also while a connection is between two of them, and nobody has it."""
+
+    def look(second: int, in_use: int) -> ClientStats:
+        served = 1_000 * second
+        return a_look(
+            float(second),
+            max_size=4,
+            size=4,
+            in_use=in_use,
+            waiting=12 - in_use,
+            peak_waiting=12 - in_use,
+            exhausted=True,
+            exhaustions=1,
+            exhausted_time=float(second),
+            checkouts={**dict.fromkeys(OUTCOMES, 0), "ok": served},
+            use_time=HistogramStats((0.005,), (served, 0), 0.00395 * served, 0.004),
+            wait_time=HistogramStats((0.01,), (served, 0), 0.0079 * served, 0.008),
+        )
+
+    looks = [look(second, in_use=3 if second > 5 else 4) for second in range(1, 10)]
+    for now in range(5, 10):
+        (found,) = diagnose(looks[now - 1], looks[: now - 1]).findings
+        assert found.change == {"maxPoolSize": 12}
