@@ -15,7 +15,7 @@ from pool_telemetry.uri import mask_uri
 from tests.benchmarks.crowd import run_crowd
 from tests.benchmarks.events import run_events
 from tests.benchmarks.in_place import run_in_place
-from tests.benchmarks.measure import FULL, QUICK, show_goals
+from tests.benchmarks.measure import FULL, QUICK, show_goals, yardstick
 from tests.benchmarks.memory import run_memory
 from tests.benchmarks.reading import run_reading
 from tests.benchmarks.spans import run_spans
@@ -34,7 +34,8 @@ def main() -> None:
     with _server() as uri:
         print(
             f"What pool_telemetry costs: CPython {platform.python_version()}, "
-            f"PyMongo {pymongo.version}, {os.cpu_count()} cores, {mask_uri(uri)}"
+            f"PyMongo {pymongo.version}, {os.cpu_count()} cores, {mask_uri(uri)}\n"
+            f"Here at least: {yardstick()}"
         )
         goals = [
             *run_events(effort),

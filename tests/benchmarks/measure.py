@@ -2,7 +2,9 @@
 
 import gc
 import statistics
+import threading
 import time
+import timeit
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -83,6 +85,22 @@ def take_turns(
 def over(costs: Costs, name: str, base: str) -> float:
     """Return by how much a variant is dearer than another: the median over the rounds."""
     return statistics.median(b - a for a, b in zip(costs[base], costs[name], strict=True))
+
+
+def yardstick() -> str:
+    """Return what is the least that Python takes here, to compare machines by."""
+    given = {"empty": lambda: None, "clock": time.perf_counter, "lock": threading.Lock(), "n": 0}
+    calls = {
+        "an empty function": "empty()",
+        "time.perf_counter": "clock()",
+        "a lock and an integer": "with lock: n + 1",
+    }
+    loops = 10_000
+    least = {
+        what: min(timeit.repeat(call, globals=given, number=loops, repeat=50)) / loops * 1e9
+        for what, call in calls.items()
+    }
+    return ", ".join(f"{what} {ns:.0f} ns" for what, ns in least.items())
 
 
 def show_heading(section: str, text: str, goal: str) -> None:
