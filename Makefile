@@ -35,7 +35,8 @@ test-stack: $(VENV)/.dev
 
 test-covered: $(VENV)/.dev
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest -m "not heavy" --ignore=tests/test_stack.py
+	$(BIN)/python -m coverage run -m pytest -m "not heavy" --ignore=tests/test_stack.py \
+		--numprocesses=2 --dist=loadfile
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 
