@@ -31,6 +31,7 @@ _CLOSE_REASONS: Final = {
     cmap.ConnectionClosedReason.ERROR: "error",
     cmap.ConnectionClosedReason.POOL_CLOSED: "pool_closed",
 }
+_BROKEN_OFF: Final = "_OperationCancelled"  # an error that has no public name
 # Commands that name a collection, and where. A list of what is allowed: in other commands the
 # first value may be a user's name or other data, which must not become a label.
 _COLLECTION_FIELD: Final = {
@@ -291,9 +292,13 @@ class HeartbeatListener(cmap.ServerHeartbeatListener):
             self._on_error(error)
 
     def failed(self, event: cmap.ServerHeartbeatFailedEvent) -> None:
-        """The server is not there."""
+        """The server is not there; or PyMongo breaks a look off, and looks again at once.
+
+        It does so when a connection of the application's fails: that is nothing of the server's.
+        """
         try:
             reason = type(event.reply).__name__
-            self._pools[event.connection_id].heartbeat(up=False, reason=reason)
+            if reason != _BROKEN_OFF:
+                self._pools[event.connection_id].heartbeat(up=False, reason=reason)
         except Exception as error:
             self._on_error(error)

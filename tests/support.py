@@ -75,21 +75,23 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def slow(uri: str, app_name: str, milliseconds: int, *commands: str) -> Iterator[None]:
-    """Make the server take its time for these commands of the clients with this appName."""
+def failing(uri: str, app_name: str, *commands: str, **how: Any) -> Iterator[None]:
+    """Make the server fail these commands, or finds, of the clients with this appName."""
     control: MongoClient[dict[str, Any]] = MongoClient(uri, appName="tests-control")
-    fail_point = {
-        "failCommands": list(commands or ("find",)),
-        "blockConnection": True,
-        "blockTimeMS": milliseconds,
-        "appName": app_name,
-    }
+    fail_point = {"failCommands": list(commands or ("find",)), "appName": app_name, **how}
     try:
         control.admin.command("configureFailPoint", "failCommand", mode="alwaysOn", data=fail_point)
         yield
     finally:
         control.admin.command("configureFailPoint", "failCommand", mode="off")
         control.close()
+
+
+def slow(
+    uri: str, app_name: str, milliseconds: int, *commands: str
+) -> contextlib.AbstractContextManager[None]:
+    """Make the server take its time for these commands of the clients with this appName."""
+    return failing(uri, app_name, *commands, blockConnection=True, blockTimeMS=milliseconds)
 
 
 class Noop(ConnectionPoolListener):

@@ -10,7 +10,7 @@ import pytest
 from bson import ObjectId
 from prometheus_client import CollectorRegistry
 from pymongo import AsyncMongoClient, MongoClient
-from pymongo.errors import PyMongoError
+from pymongo.errors import AutoReconnect, PyMongoError
 from pymongo.monitoring import (
     ConnectionCheckedInEvent,
     ConnectionCheckedOutEvent,
@@ -24,6 +24,8 @@ from pymongo.monitoring import (
     PoolCreatedEvent,
     PoolReadyEvent,
     ServerHeartbeatFailedEvent,
+    ServerHeartbeatListener,
+    ServerHeartbeatStartedEvent,
     ServerHeartbeatSucceededEvent,
 )
 
@@ -36,7 +38,7 @@ from pool_telemetry import (
 )
 from pool_telemetry.embedded import EmbeddedServer
 from pool_telemetry.state import MOMENT
-from tests.support import Counts, drivers, ours, slow, the_pool, until, wait_for
+from tests.support import Counts, drivers, failing, ours, slow, the_pool, until, wait_for
 
 Client = MongoClient[dict[str, Any]]
 AsyncClient = AsyncMongoClient[dict[str, Any]]
@@ -85,6 +87,39 @@ def test_several_clients_of_one_server_are_told_apart(server_uri: str) -> None:
         assert f'db_client_connection_pool_name="several{number}@' in text
     for client in clients:
         client.close()
+
+
+class Heartbeats(ServerHeartbeatListener):
+    """What failed, by the names of the errors."""
+
+    def __init__(self) -> None:
+        self.failures: list[str] = []
+
+    def started(self, event: ServerHeartbeatStartedEvent) -> None:
+        pass
+
+    def succeeded(self, event: ServerHeartbeatSucceededEvent) -> None:
+        pass
+
+    def failed(self, event: ServerHeartbeatFailedEvent) -> None:
+        self.failures.append(type(event.reply).__name__)
+
+
+def test_a_connection_that_breaks_is_no_outage(server_uri: str) -> None:
+    """PyMongo breaks its heartbeat off then, and says that it failed."""
+    telemetry, heartbeats = PoolTelemetry(), Heartbeats()
+    listeners = [*telemetry.listeners, heartbeats]
+    with Client(server_uri, appName="breaks", event_listeners=listeners) as client:
+        wait_for(lambda: the_pool(telemetry).rtt)
+        with failing(server_uri, "breaks", closeConnection=True):
+            while len(heartbeats.failures) < 3:
+                with pytest.raises(AutoReconnect):
+                    client["clients"]["t"].find_one({})
+                assert the_pool(telemetry).up
+        pool = the_pool(telemetry)
+        assert set(heartbeats.failures) == {"_OperationCancelled"}
+        assert (pool.up, pool.outage) == (True, 0.0)
+        assert pool.cleared >= 3
 
 
 def test_a_primary_that_steps_down_and_one_that_is_killed(own_server: EmbeddedServer) -> None:
