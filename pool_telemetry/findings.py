@@ -75,7 +75,8 @@ def _server_unreachable(case: Case) -> Finding | None:
     elif case.down:
         because = pool.why_down
     else:
-        because = f"{pool.address} was down for {pool.outage:.1f} s"
+        lasted = f"for {pool.outage:.1f} s" if pool.outage >= 0.05 else "for a moment"
+        because = f"{pool.address} was down {lasted}"
     return Finding(
         verdict="server unreachable",
         severity="critical" if case.alone else "warning",

@@ -150,6 +150,8 @@ def test_an_outage_that_is_over_is_told() -> None:
     (outage,) = found.findings
     assert (outage.verdict, outage.ended, found.verdict) == ("server unreachable", 20.0, "healthy")
     assert "db:27017 was down for 3.0 s" in outage.because
+    (blink,) = diagnose(a_client(a_pool(outage=0.001, since_up_changed=20.0))).findings
+    assert blink.because == "db:27017 was down for a moment"
     assert not recommend(found)["check_connection"]
 
 
