@@ -16,7 +16,8 @@ Where PyMongo says nothing
     A wait that is cancelled, interrupted or killed ends: test_field_notes.py, 01. So does a
     check-in (22), and a connection lost while it opens: test_machine.py, test_chaos.py.
 Where PyMongo's events mislead
-    Each trap is shown with a listener that falls into it: test_field_notes.py, 01 to 22.
+    Each trap is shown with a listener that falls into it: test_field_notes.py, 01 to 22. A
+    heartbeat that PyMongo breaks off itself is no outage: test_clients.py.
 Exhausted
     is true when callers and holders exceed maxPoolSize, and only then: test_machine.py. Its
     episodes and seconds count no ghost: test_state.py.
