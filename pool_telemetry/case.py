@@ -41,6 +41,8 @@ LATELY_SECONDS: Final = 3.0
 """In so many seconds is seen what became slow where nobody waits."""
 BURST_SECONDS: Final = 1.0
 """Exhaustions that are longer on average are no bursts."""
+PAUSED_SECONDS: Final = 1.5
+"""PyMongo that looks at a server again and again lets callers in sooner, if it is well."""
 UNREACHABLE_SECONDS: Final = 3.0
 MANY_LEFT: Final = 3
 """So many who are not served, and nobody who is, are no accident."""
@@ -203,10 +205,22 @@ class Case:
         return left if left >= MANY_LEFT else 0
 
     @property
+    def paused_seconds(self) -> float:
+        """Return for how long PyMongo has let nobody in lately, though heartbeats are answered.
+
+        An error told it that the server is unfit, and it waits for the next heartbeat.
+        """
+        looks = [one for one in self.recent if self.latest.until - one.until < LATELY_SECONDS]
+        paused = all(one.last.up and one.last.phase == "paused" for one in looks)
+        later = looks[1:]
+        served = any(one.checkouts["ok"] for one in later)
+        return sum(one.seconds for one in later) if paused and not served else 0.0
+
+    @property
     def down(self) -> bool:
         """Return whether the server does not answer."""
         pool = self.pool
-        if self.unopened:
+        if self.unopened or self.paused_seconds >= PAUSED_SECONDS:
             return True
         silent = pool.up is None and pool.phase == "paused"
         return pool.up is False or (silent and pool.since_up_changed >= UNREACHABLE_SECONDS)
@@ -334,14 +348,20 @@ class Case:
         if self.load is None:
             return None
         best, limit = recommend_size(self.load), self.pool.max_size or 0
+        if self.leaks:  # without them all who are there would do with one each
+            best = min(best, self.crowd)
         if self.returning:
-            # How many there were once it had settled: not those of its beginning.
-            late = self.dry[len(self.dry) // 2 :]
-            return max(best, *(one.last.in_use + one.last.waiting for one in late))
+            return max(best, self.crowd)
         if self.burst:  # over within the wait that nobody minds
             demand = limit + self.pool.peak_waiting
             return max(best, math.ceil(demand * min(1.0, self.use_seconds / WAIT_SECONDS)))
         return best
+
+    @property
+    def crowd(self) -> int:
+        """Return how many callers there were at most, once the trouble had settled."""
+        late = (one.last for one in self.dry[len(self.dry) // 2 :])
+        return max((one.in_use - (one.held_idle or 0) + one.waiting for one in late), default=0)
 
     @property
     def too_small(self) -> bool:
@@ -357,7 +377,8 @@ class Case:
         trouble = self.settled
         if trouble is None or self.slower or self.stuck_seconds or not trouble.seconds:
             return False
-        busy = trouble.used / (trouble.seconds * (self.pool.max_size or math.inf))
+        left = max(0, (self.pool.max_size or 0) - self.leaked) or math.inf
+        busy = trouble.used / (trouble.seconds * left)
         growing = trouble.queue_growth > 0.05 * trouble.checkouts["ok"]
         # Some time out even so: PyMongo's queue is not fair to who waits longest (4.20).
         few_fail = trouble.share("timeout", "cancelled") < 0.05 and not self.give_up

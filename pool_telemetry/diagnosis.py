@@ -74,7 +74,7 @@ def diagnose(
         address = pool.host, pool.port
         case = Case(pool, windows(samples, address), stats, most)
         found = _findings(case)
-        if case.worse_at is not None:
+        if case.worse_at is not None and not case.down:
             # Too small it was before only if its numbers of then say so.
             past = _past(every, pool, case.worse_at, most)
             found += _new([one for one in past if one.change], found)

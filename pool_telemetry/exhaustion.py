@@ -4,8 +4,14 @@ Pure bookkeeping for `PoolState`, which holds the lock. Times are monotonic seco
 """
 
 from dataclasses import dataclass
+from typing import Final
 
 _NEVER = float("inf")
+
+NOTEWORTHY_SECONDS: Final = 0.1
+"""What is shorter comes and goes with any load."""
+RECOVERED_SECONDS: Final = 1.0
+"""After so long without an episode of note the next one is another exhaustion."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +37,8 @@ class Exhaustion:
         # When a caller first found nothing free, since the last check-in; and the silence before.
         self.unmet_since: float | None = None
         self.last_silence = 0.0
-        self.peak = 0  # of the queue, in this episode or the last
+        self.peak = 0  # of the queue, in this episode or the last of note
+        self._peak_until = -_NEVER
 
     def noticed(self, waiting: int) -> None:
         """Note how long the queue is. Before it shrinks is enough."""
@@ -46,7 +53,8 @@ class Exhaustion:
                 self.since = now
                 self.episodes = Episodes(last.count + 1, last.seconds, last.until)
                 self.last_silence = 0.0
-                self.peak = 0
+                if now - self._peak_until >= RECOVERED_SECONDS:
+                    self.peak = 0
                 if self.unmet_since is None:
                     self.unmet_since = now
             self.noticed(waiting)
@@ -56,6 +64,8 @@ class Exhaustion:
                 lasted = max(0.0, now - self.since)
                 self.episodes = Episodes(last.count, last.seconds + lasted, until=now)
                 self.since = None
+                if lasted >= NOTEWORTHY_SECONDS:  # a queue's end flickers
+                    self._peak_until = now
                 if held < max_size:  # else the waiters just gave up
                     self.unmet_since = None
             self.alarm = min(max_size, 2 * demand + 1024)

@@ -34,7 +34,7 @@ from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.owner import MAX_OWNER, owner
 from pool_telemetry.pool import MongoDBConnectionPool
 from pool_telemetry.report import PoolReport, pool_lines
-from pool_telemetry.stats import ClientStats
+from pool_telemetry.stats import ClientStats, one_line
 
 Pool = type[MongoDBConnectionPool] | type[AsyncMongoDBConnectionPool]
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -169,7 +169,7 @@ class OwnerMiddleware:
         """Serve one request."""
         template = ""
         if scope["type"] in ("http", "websocket") and "app" in scope:
-            template = _template(scope["app"].routes, scope)[:MAX_OWNER]
+            template = one_line(_template(scope["app"].routes, scope)[:MAX_OWNER])
         with owner(template) if template else contextlib.nullcontext():
             await self._app(scope, receive, send)
 

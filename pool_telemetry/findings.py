@@ -72,6 +72,11 @@ def _server_unreachable(case: Case) -> Finding | None:
             f"no connection to {pool.address} could be opened in {case.lately.seconds:.0f} s, and "
             f"of {case.unopened} callers nobody was served"
         )
+    elif case.down and pool.up:
+        because = (
+            f"{pool.address} answers, but an error said that it is unfit: for "
+            f"{case.paused_seconds:.0f} s PyMongo has let nobody in, until the next heartbeat"
+        )
     elif case.down:
         because = pool.why_down
     else:

@@ -26,10 +26,11 @@ def owner(name: str) -> Iterator[None]:
     job), never a user's or a request's.
 
     Raises:
-        ValueError: It is empty, or longer than 200 characters.
+        ValueError: It is empty, longer than 200 characters, or has some that can't be printed.
     """
-    if not isinstance(name, str) or not 0 < len(name) <= MAX_OWNER:
-        raise ValueError(f"an owner's name has 1 to {MAX_OWNER} characters")
+    fits = isinstance(name, str) and 0 < len(name) <= MAX_OWNER and name.isprintable()
+    if not fits:
+        raise ValueError(f"an owner's name has 1 to {MAX_OWNER} printable characters")
     token = _note.set(Note(name, None))
     try:
         yield

@@ -245,7 +245,7 @@ class PoolStats:
     wait_time: HistogramStats
     use_time: HistogramStats
     create_time: HistogramStats
-    peak_waiting: int = 0  # of this episode of exhaustion, or the last
+    peak_waiting: int = 0  # of this episode of exhaustion, or the last of note
     long_checkouts: int = 0  # that were open for longer than `long_checkout_seconds`
     retries: int = 0  # checkouts of callers whose last one had timed out within a second before
     held_idle: int | None = None  # in use without a command for IDLE_SECONDS; None: unknown

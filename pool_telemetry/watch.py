@@ -14,16 +14,13 @@ from typing import Final, Protocol
 
 from pool_telemetry.callbacks import Callbacks
 from pool_telemetry.connections import Holder
+from pool_telemetry.exhaustion import NOTEWORTHY_SECONDS, RECOVERED_SECONDS
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.stack import stack_of
 from pool_telemetry.state import PoolState
 from pool_telemetry.stats import CallerStats, Episode, PoolStats, pool_name
 
 LOOK_SECONDS: Final = 0.5
-RECOVERED_SECONDS: Final = 1.0
-"""A pool that runs dry again within this time has not recovered."""
-NOTEWORTHY_SECONDS: Final = 0.1
-"""An exhaustion is told if it lasts so long between two looks, or timed a caller out."""
 TOP_HOLDERS: Final = 5
 
 _log = logging.getLogger("pool_telemetry.watch")

@@ -283,3 +283,49 @@ def test_callers_who_come_again_are_counted_at_every_moment() -> None:
     for now in range(5, 10):
         (found,) = diagnose(looks[now - 1], looks[: now - 1]).findings
         assert found.change == {"maxPoolSize": 12}
+
+
+def test_a_pool_that_stays_paused_serves_nobody() -> None:
+    """An error of the server's paused it, and the next heartbeat is seconds away."""
+    served = {"checkouts": {**dict.fromkeys(OUTCOMES, 0), "ok": 500}}
+    paused = {**served, "phase": "paused", "size": 0, "cleared": 1}
+    calm = [a_look(at, **served) for at in (1.0, 2.0, 3.0)]
+    looks = [a_look(at, **paused) for at in (4.0, 5.0, 6.0)]
+    assert diagnose(looks[0], calm) == Diagnosis()  # it may be back in a moment
+    (found,) = diagnose(looks[2], [*calm, *looks[:2]]).findings
+    assert (found.verdict, found.severity) == ("server unreachable", "critical")
+    assert "for 2 s PyMongo has let nobody in" in found.because
+    assert diagnose(a_look(7.0, **served), [*calm, *looks]) == Diagnosis()
+
+
+def test_a_leak_alone_asks_for_no_size() -> None:
+    """All who are there would have a connection, if those that leak came back."""
+
+    def look(second: int, callers: int) -> ClientStats:
+        leaks = max(0, min(4, second - 4))  # of six
+        served, waited = 25 * second, 25 * max(0, second - 6) * (callers + leaks > 6)
+        return a_look(
+            float(second),
+            max_size=6,
+            size=6,
+            in_use=min(6, callers + leaks),
+            longest_checkout=0.1,
+            waiting=max(0, callers + leaks - 6),
+            peak_waiting=max(0, callers + leaks - 6),
+            exhausted=callers + leaks > 6,
+            exhaustions=int(leaks > 2),
+            exhausted_time=float(max(0, second - 6)),
+            checkouts={**dict.fromkeys(OUTCOMES, 0), "ok": served},
+            use_time=HistogramStats((0.2,), (served, 0), 0.159 * served, 0.17),
+            wait_time=HistogramStats((0.01, 0.2), (served - waited, waited, 0), 0.1 * waited, 0.17),
+            held_idle=leaks,
+            longest_idle=float(leaks),
+        )
+
+    def found(callers: int) -> dict[str, dict[str, int]]:
+        looks = [look(second, callers) for second in range(1, 15)]
+        findings = diagnose(looks[-1], looks[:-1]).findings
+        return {one.verdict: dict(one.change) for one in findings}
+
+    assert found(callers=4) == {"leak": {}}
+    assert found(callers=12)["undersized"]["maxPoolSize"] >= 7

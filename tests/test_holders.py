@@ -287,8 +287,8 @@ def test_owners_are_summed(client: Client, telemetry: PoolTelemetry) -> None:
 
 
 def test_owners_are_names() -> None:
-    for wrong in ("", "x" * 201, None):
-        with pytest.raises(ValueError, match="1 to 200 characters"), owner(wrong):  # type: ignore[arg-type]  # that is it
+    for wrong in ("", "x" * 201, "two\nlines", None):
+        with pytest.raises(ValueError, match="1 to 200 printable"), owner(wrong):  # type: ignore[arg-type]  # that is it
             pass
 
 

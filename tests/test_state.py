@@ -332,6 +332,26 @@ def test_who_comes_amid_a_read_is_in_it_or_not() -> None:
     assert not pool.stats().exhausted
 
 
+def test_the_end_of_a_queue_flickers_and_its_peak_stays() -> None:
+    pool = Pool(max_size=1)
+    pool.open(1)
+    pool.out(A, 1)
+    pool.checkout_started(B)
+    pool.checkout_started(C)
+    pool.time.now += 0.5
+    for before, after in ((A, B), (B, C)):
+        pool.returned(before, 1)
+        pool.checked_out(after, 1, 0.5)
+    pool.time.now += 0.9
+    pool.checkout_started(D)
+    assert (pool.stats().exhaustions, pool.stats().peak_waiting) == (2, 2)
+    pool.returned(C, 1)
+    pool.checked_out(D, 1, 0.0)
+    pool.time.now += 0.1
+    pool.checkout_started(A)  # this is another exhaustion
+    assert (pool.stats().exhaustions, pool.stats().peak_waiting) == (3, 1)
+
+
 def test_a_ghost_does_not_begin_an_episode() -> None:
     pool = Pool(max_size=2)
     pool.open(1, 2)
