@@ -135,8 +135,8 @@ class Case:
 
     @property
     def leaks(self) -> bool:
-        """Return whether connections were so in the trouble, if they are not any more."""
-        since = self.dry[0].until - self.dry[0].seconds if self.dry else math.inf
+        """Return whether connections were so in the trouble, or else lately."""
+        since = self.dry[0].until - self.dry[0].seconds if self.dry else 0.0
         looks = (one for one in self.recent if one.until >= since - 0.001)  # its beginning, too
         return self.leaked > 0 or any(one.last.held_idle for one in looks)
 

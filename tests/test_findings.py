@@ -242,6 +242,15 @@ def test_a_leak_that_is_over_is_told_as_it_was_at_last() -> None:
     assert "for up to 12.0 s" in leak.because
 
 
+def test_a_leak_that_nobody_missed_is_told_when_it_is_over() -> None:
+    kept = [a_look(at, in_use=3, held_idle=3, longest_idle=at - 20.0) for at in (22.0, 28.0, 34.0)]
+    (leak,) = diagnose(a_look(40.0), [a_look(10.0), a_look(20.0), *kept]).findings
+    assert leak.verdict == "leak"
+    assert leak.ended == pytest.approx(6.0)
+    assert "3 of 3 connections in use run no command, for up to 14.0 s" in leak.because
+    assert not diagnose(a_look(40.0), [a_look(20.0), kept[0]]).findings  # for 2 s it was none
+
+
 def test_callers_who_come_in_crowds_get_room_for_a_crowd() -> None:
     """On average they would need little: nobody who comes at random waits so long."""
     crowd = {
