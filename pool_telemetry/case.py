@@ -75,7 +75,8 @@ class Case:
         trouble: The time in which callers waited, if they still do.
         settled: That without its beginning.
         now: That, or else the last half a minute.
-        lately: The last seconds: what was usual half a minute ago hides what is slow.
+        looks: The last seconds, look by look.
+        lately: They together: what was usual half a minute ago hides what is slow.
         failing: The time in which commands failed, if they still do.
         usual: All other time.
         ended_at: Unix time at which a trouble was over, if one was; `trouble` is None then.
@@ -121,7 +122,8 @@ class Case:
         calm = [one for one in recent if stats.at - one.until < last]
         now = self.dry or calm
         self.now = total(now)
-        self.lately = total(one for one in recent if stats.at - one.until < LATELY_SECONDS)
+        self.looks = [one for one in recent if stats.at - one.until < LATELY_SECONDS]
+        self.lately = total(self.looks)
         strange = [*dry, *failing, *now]
         usual = (one for one in parts if one not in strange and not is_dry(one))
         self.usual = total(before or usual)
@@ -210,9 +212,8 @@ class Case:
 
         An error told it that the server is unfit, and it waits for the next heartbeat.
         """
-        looks = [one for one in self.recent if self.latest.until - one.until < LATELY_SECONDS]
-        paused = all(one.last.up and one.last.phase == "paused" for one in looks)
-        later = looks[1:]
+        paused = all(one.last.up and one.last.phase == "paused" for one in self.looks)
+        later = self.looks[1:]
         served = any(one.checkouts["ok"] for one in later)
         return sum(one.seconds for one in later) if paused and not served else 0.0
 

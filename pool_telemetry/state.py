@@ -126,8 +126,8 @@ class PoolState:
     @property
     def unused(self) -> bool:
         """Return whether it never had a connection nor a checkout, like a seed's alias."""
-        ok = self._wait_time.stats().count
-        return not (self._connections.count or ok or any(self._checkouts.values()))
+        ended = any(self._checkouts.values())
+        return not (self._connections.count or ended or self._wait_time.stats().count)
 
     @property
     def has_heartbeats(self) -> bool:

@@ -22,7 +22,7 @@ from pool_telemetry import ClientStats, PoolTelemetry
 from pool_telemetry.embedded import EmbeddedServer
 from tests.balancer import Balancer
 from tests.proxy import Proxy
-from tests.support import slow, wait_for
+from tests.support import failing, slow, wait_for
 
 Client = MongoClient[dict[str, Any]]
 SAMPLE_SECONDS = 0.5
@@ -105,15 +105,7 @@ class Case:
 
     def failing(self, **how: Any) -> None:
         """The server fails finds from now on."""
-        control = Client(self.server.uri)
-        data = {"failCommands": ["find"], "appName": self.app_name, **how}
-
-        def end() -> None:
-            control.admin.command("configureFailPoint", "failCommand", mode="off")
-            control.close()
-
-        control.admin.command("configureFailPoint", "failCommand", mode="alwaysOn", data=data)
-        self.stack.callback(end)
+        self.stack.enter_context(failing(self.server.uri, self.app_name, **how))
 
     def leak(self, count: int) -> list[Any]:
         """So many exhaust cursors stay open, if nobody closes them."""
