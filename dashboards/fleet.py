@@ -19,10 +19,10 @@ from dashboards.panels import (
     warn,
 )
 from pool_telemetry import catalog
-from pool_telemetry.alerts import Thresholds
 from pool_telemetry.catalog import CLIENT_INFO
+from pool_telemetry.monitoring.alerts import Thresholds
+from pool_telemetry.monitoring.promql import HOST, POOL, PORT, PROCESS, Promql
 from pool_telemetry.prometheus import prometheus_label
-from pool_telemetry.promql import HOST, POOL, PORT, PROCESS, Promql
 
 UID: Final = "pool-telemetry-fleet"
 CONNECTION_LIMIT: Final = 1500

@@ -23,7 +23,7 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 from grafana_foundation_sdk.models.text import TextMode
 
 from pool_telemetry.catalog import CLIENT_INFO
-from pool_telemetry.promql import Promql
+from pool_telemetry.monitoring.promql import Promql
 
 DATASOURCE: Final = d.DataSourceRef(type_val="prometheus", uid="${datasource}")
 TAG: Final = "pool_telemetry"

@@ -27,9 +27,9 @@ from dashboards.panels import (
     words,
 )
 from pool_telemetry import catalog
-from pool_telemetry.alerts import Thresholds
 from pool_telemetry.catalog import Metric
-from pool_telemetry.promql import (
+from pool_telemetry.monitoring.alerts import Thresholds
+from pool_telemetry.monitoring.promql import (
     COMMAND,
     ERROR,
     HOST,

@@ -12,7 +12,7 @@ import time
 from pymongo.errors import PyMongoError, WaitQueueTimeoutError
 
 from pool_telemetry import Diagnosis, MongoDBConnectionPool, TelemetryOptions, diagnose, owner
-from pool_telemetry.doctor import in_words
+from pool_telemetry.cli.doctor import in_words
 from pool_telemetry.report import pool_lines
 
 CALLERS = 12

@@ -87,7 +87,7 @@ from pool_telemetry.errors import (
 from pool_telemetry.findings import Finding
 from pool_telemetry.health import Health, HealthLimits, assess
 from pool_telemetry.options import TelemetryOptions
-from pool_telemetry.owner import owner
+from pool_telemetry.owners import owner
 from pool_telemetry.pool import MongoDBConnectionPool
 from pool_telemetry.report import PoolReport
 from pool_telemetry.stats import ClientStats, Episode, PoolStats

@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 import pymongo
 
-from pool_telemetry.histogram import OPERATION_BOUNDS, POOL_BOUNDS
+from pool_telemetry.state.histogram import OPERATION_BOUNDS, POOL_BOUNDS
 from pool_telemetry.stats import AgentStats, ClientStats, HistogramStats, OwnerStats, PoolStats
 from pool_telemetry.version import __version__
 

@@ -31,7 +31,7 @@ from pool_telemetry.diagnosis import diagnose, recommend, worst_first
 from pool_telemetry.findings import Finding
 from pool_telemetry.health import Health, HealthLimits, assess
 from pool_telemetry.options import TelemetryOptions
-from pool_telemetry.owner import MAX_OWNER, owner
+from pool_telemetry.owners import MAX_OWNER, owner
 from pool_telemetry.pool import MongoDBConnectionPool
 from pool_telemetry.report import PoolReport, pool_lines
 from pool_telemetry.stats import ClientStats, one_line

@@ -12,8 +12,7 @@ import pymongo
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
-from pool_telemetry.errors import PoolNotInitializedError
-from pool_telemetry.managed import (
+from pool_telemetry.base_pool import (
     CLOSE_SECONDS,
     POLL_SECONDS,
     VERSION_PAUSES,
@@ -23,6 +22,7 @@ from pool_telemetry.managed import (
     Settings,
     Singleton,
 )
+from pool_telemetry.errors import PoolNotInitializedError
 from pool_telemetry.options import TelemetryOptions
 
 _Client = MongoClient[dict[str, Any]]

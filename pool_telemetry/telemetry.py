@@ -18,17 +18,21 @@ from functools import partial
 from operator import attrgetter
 from typing import Any, Final
 
-from pool_telemetry import callers, watch
-from pool_telemetry.actor import notice_greenlets
-from pool_telemetry.agents import AgentCounts
-from pool_telemetry.callbacks import Callbacks
-from pool_telemetry.commands import CommandState
-from pool_telemetry.connections import Holder
-from pool_telemetry.history import History
-from pool_telemetry.listeners import HeartbeatListener, OperationListener, PoolListener, Pools
+from pool_telemetry import watch
+from pool_telemetry.events.listeners import (
+    HeartbeatListener,
+    OperationListener,
+    PoolListener,
+    Pools,
+)
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.report import LiveStats, live_stats
-from pool_telemetry.state import Clock, PoolState
+from pool_telemetry.state import callers
+from pool_telemetry.state.actor import notice_greenlets
+from pool_telemetry.state.agents import AgentCounts
+from pool_telemetry.state.commands import CommandState
+from pool_telemetry.state.connections import Holder
+from pool_telemetry.state.pool_state import Clock, PoolState
 from pool_telemetry.stats import (
     Address,
     CallerStats,
@@ -36,6 +40,8 @@ from pool_telemetry.stats import (
     PoolStats,
     pool_name,
 )
+from pool_telemetry.watch.callbacks import Callbacks
+from pool_telemetry.watch.history import History
 
 _log = logging.getLogger("pool_telemetry.telemetry")
 

@@ -26,7 +26,7 @@ from pymongo import AsyncMongoClient, CursorType, MongoClient
 from pymongo.errors import PyMongoError
 
 from pool_telemetry import PoolTelemetry
-from pool_telemetry.embedded import EmbeddedServer
+from pool_telemetry.demo.embedded import EmbeddedServer
 from pool_telemetry.stats import PoolStats
 from tests.proxy import Proxy
 from tests.support import Started, drivers, monitors, ours, the_pool, wait_for

@@ -13,8 +13,9 @@ import hypothesis
 import pytest
 from pymongo import AsyncMongoClient
 
-from pool_telemetry import AsyncMongoDBConnectionPool, MongoDBConnectionPool, embedded
-from pool_telemetry.embedded import EmbeddedServer
+from pool_telemetry import AsyncMongoDBConnectionPool, MongoDBConnectionPool
+from pool_telemetry.demo import embedded
+from pool_telemetry.demo.embedded import EmbeddedServer
 from tests.chaos import Chaos
 from tests.needs import lacks
 

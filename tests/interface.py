@@ -85,7 +85,7 @@ def _metrics() -> Iterator[str]:
 
 
 def _commands() -> Iterator[str]:
-    from pool_telemetry.cli import _parser  # type: ignore[attr-defined,unused-ignore]
+    from pool_telemetry.cli.main import _parser  # type: ignore[attr-defined,unused-ignore]
 
     (commands,) = (
         cast("dict[str, argparse.ArgumentParser]", action.choices)

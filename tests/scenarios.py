@@ -19,7 +19,7 @@ from pymongo.cursor import CursorType
 from pymongo.errors import PyMongoError
 
 from pool_telemetry import ClientStats, PoolTelemetry
-from pool_telemetry.embedded import EmbeddedServer
+from pool_telemetry.demo.embedded import EmbeddedServer
 from tests.balancer import Balancer
 from tests.proxy import Proxy
 from tests.support import failing, slow, wait_for

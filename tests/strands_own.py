@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from pool_telemetry.embedded import EmbeddedServer
+from pool_telemetry.demo.embedded import EmbeddedServer
 
 ROOT: Final = Path(__file__).parent.parent
 FOLDER: Final = ROOT / ".strands"

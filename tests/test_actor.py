@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pymongo import AsyncMongoClient, MongoClient
 
-from pool_telemetry.actor import (
+from pool_telemetry.state.actor import (
     Actor,
     ThreadActor,
     current_actor,
@@ -20,7 +20,7 @@ from pool_telemetry.actor import (
     names_of,
     still_in_pool,
 )
-from pool_telemetry.stack import stack_of
+from pool_telemetry.state.frames import stack_of
 from tests.support import Noop, drivers, slow, until, wait_for
 
 
@@ -299,7 +299,7 @@ def test_who_lives_may_hold_a_connection_and_who_ended_may_not() -> None:
 
 FROZEN = """
 import gc, sys, threading, time, weakref
-from pool_telemetry.actor import still_in_pool
+from pool_telemetry.state.actor import still_in_pool
 
 class Cycle:
     pass

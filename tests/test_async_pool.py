@@ -17,7 +17,7 @@ from pool_telemetry import (
     PoolNotInitializedError,
     TelemetryOptions,
 )
-from pool_telemetry.embedded import EmbeddedServer
+from pool_telemetry.demo.embedded import EmbeddedServer
 from pool_telemetry.telemetry import live
 from tests.support import drivers, fastest, slow, until
 

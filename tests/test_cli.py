@@ -6,7 +6,8 @@ import sys
 import pytest
 
 import pool_telemetry
-from pool_telemetry import cli, embedded
+from pool_telemetry import cli
+from pool_telemetry.demo import embedded
 
 
 def one_line(text: str) -> str:

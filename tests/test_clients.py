@@ -33,11 +33,11 @@ from pool_telemetry import (
     AsyncMongoDBConnectionPool,
     MongoDBConnectionPool,
     PoolTelemetry,
-    managed,
+    base_pool,
     prometheus,
 )
-from pool_telemetry.embedded import EmbeddedServer
-from pool_telemetry.state import MOMENT
+from pool_telemetry.demo.embedded import EmbeddedServer
+from pool_telemetry.state.pool_state import MOMENT
 from tests.support import Counts, drivers, failing, ours, slow, the_pool, until, wait_for
 
 Client = MongoClient[dict[str, Any]]
@@ -306,7 +306,7 @@ def closed(telemetry: PoolTelemetry) -> bool:
 def test_no_operation_fails_while_the_client_is_replaced(
     server_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(managed, "QUIET_SECONDS", 0.3)
+    monkeypatch.setattr(base_pool, "QUIET_SECONDS", 0.3)
     MongoDBConnectionPool.initialize(server_uri, maxPoolSize=4, minPoolSize=0)
     database = MongoDBConnectionPool.get_client()["clients"]
     database["many"].insert_many({} for _ in range(30))
@@ -350,7 +350,7 @@ def test_no_operation_fails_while_the_client_is_replaced(
 def test_no_operation_of_a_task_fails_while_the_client_is_replaced(
     server_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(managed, "QUIET_SECONDS", 0.3)
+    monkeypatch.setattr(base_pool, "QUIET_SECONDS", 0.3)
 
     async def main() -> None:
         pool = AsyncMongoDBConnectionPool

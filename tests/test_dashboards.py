@@ -12,9 +12,10 @@ import pytest
 import yaml
 
 from dashboards import generate
-from pool_telemetry import PoolConfigurationError, artifacts, catalog, cli
-from pool_telemetry.alerts import Thresholds, alerts
+from pool_telemetry import PoolConfigurationError, catalog, cli
 from pool_telemetry.catalog import CATALOG, POOL_ATTRIBUTES
+from pool_telemetry.monitoring import files
+from pool_telemetry.monitoring.alerts import Thresholds, alerts
 from pool_telemetry.prometheus import prometheus_label, prometheus_name
 from tests.grafana import BOARDS, ROOT, board, panels
 from tests.needs import needs
@@ -37,7 +38,7 @@ def test_the_files_are_what_the_source_makes(
 @pytest.mark.parametrize("name", [field.name for field in fields(Thresholds)])
 def test_a_threshold_is_drawn_where_the_source_would_draw_it(name: str) -> None:
     other = replace(Thresholds(), **{name: getattr(Thresholds(), name) * 1.02})
-    made, adapted = generate.dashboards(other), artifacts.dashboards(thresholds=other)
+    made, adapted = generate.dashboards(other), files.dashboards(thresholds=other)
     assert made == adapted
     drawn = name not in ("timeout_share", "created_per_second")  # a share, and of each pool
     assert (made != generate.dashboards(Thresholds())) == drawn
@@ -232,7 +233,7 @@ def test_a_folder_that_can_not_be_written_is_said(
 
 def test_limits_are_exact_in_words_and_rules() -> None:
     odd = Thresholds(timeout_share=0.00123, in_use_critical=0.995, created_per_second=1234567.8)
-    text = artifacts.rules(thresholds=odd)["rules.yml"]
+    text = files.rules(thresholds=odd)["rules.yml"]
     assert "> 1234567.8\n" in text
     assert "(alert above 0.123%)" in text
     assert "(alert above 99.5%)" in text
@@ -241,7 +242,7 @@ def test_limits_are_exact_in_words_and_rules() -> None:
 @pytest.mark.parametrize("job", ["日本é😀", 'a"b\\\\c', "chat.*|shop", "{{x}}", "it's $1"])
 def test_a_job_of_any_name_makes_rules_that_load(job: str, tmp_path: Path) -> None:
     needs("promtool", package="prometheus")
-    (tmp_path / "rules.yml").write_text(artifacts.rules(job=job)["rules.yml"])
+    (tmp_path / "rules.yml").write_text(files.rules(job=job)["rules.yml"])
     done = subprocess.run(
         ["promtool", "check", "rules", tmp_path / "rules.yml"], capture_output=True
     )
@@ -250,18 +251,18 @@ def test_a_job_of_any_name_makes_rules_that_load(job: str, tmp_path: Path) -> No
 
 def test_a_limit_of_no_connections_is_refused() -> None:
     with pytest.raises(PoolConfigurationError, match="connection_limit is 0: use 1 or more"):
-        artifacts.dashboards(connection_limit=0)
+        files.dashboards(connection_limit=0)
 
 
 def test_an_empty_job_is_every_job() -> None:
-    assert artifacts.dashboards(job="") == artifacts.dashboards()
-    assert artifacts.rules(job="") == artifacts.rules()
+    assert files.dashboards(job="") == files.dashboards()
+    assert files.rules(job="") == files.rules()
 
 
 def test_the_library_does_not_need_the_generator() -> None:
     code = (
         "import sys; sys.modules['grafana_foundation_sdk'] = sys.modules['yaml'] = None\n"
-        "from pool_telemetry.artifacts import dashboards, rules\n"
+        "from pool_telemetry.monitoring.files import dashboards, rules\n"
         "print(len(rules()), len(dashboards()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 from pymongo import MongoClient
 
-from pool_telemetry import MongoDBConnectionPool, TelemetryOptions, cli, embedded
-from pool_telemetry.demo_load import CYCLE, Callers, Server
+from pool_telemetry import MongoDBConnectionPool, TelemetryOptions, cli
+from pool_telemetry.demo import embedded
+from pool_telemetry.demo.load import CYCLE, Callers, Server
 from tests.conftest import need_embedded_server
 from tests.support import wait_for
 

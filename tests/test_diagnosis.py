@@ -13,8 +13,8 @@ import pytest
 from pymongo import AsyncMongoClient
 
 from pool_telemetry import PoolTelemetry
+from pool_telemetry.demo.embedded import EmbeddedServer
 from pool_telemetry.diagnosis import Diagnosis, diagnose, recommend
-from pool_telemetry.embedded import EmbeddedServer
 from pool_telemetry.stats import ClientStats
 from tests.conftest import need_embedded_server
 from tests.scenarios import (

@@ -17,8 +17,9 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from pymongo import CursorType, MongoClient
 from pymongo.uri_parser import parse_uri
 
-from pool_telemetry import MongoDBConnectionPool, PoolTelemetry, cli, doctor, prometheus
-from pool_telemetry.exposition import read
+from pool_telemetry import MongoDBConnectionPool, PoolTelemetry, cli, prometheus
+from pool_telemetry.cli import doctor
+from pool_telemetry.cli.prometheus_text import read
 from pool_telemetry.fastapi import create_router
 from pool_telemetry.stats import HistogramStats, PoolStats
 from tests.proxy import Proxy
@@ -237,7 +238,7 @@ def test_a_slow_way_to_the_server_is_told(
 def test_what_does_not_answer_is_critical_or_can_not_be_told(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pool_telemetry.sources.REACH_SECONDS", 0.5)
+    monkeypatch.setattr("pool_telemetry.cli.sources.REACH_SECONDS", 0.5)
     nowhere = free_port()
     code, out, _ = run(capsys, "doctor", f"mongodb://ann:s3cr3t@127.0.0.1:{nowhere}/")
     assert code == doctor.EXIT_CODES["critical"]

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from pymongo import MongoClient
 
-from pool_telemetry import embedded
-from pool_telemetry.embedded import EmbeddedServer, EmbeddedServerError
+from pool_telemetry.demo import embedded
+from pool_telemetry.demo.embedded import EmbeddedServer, EmbeddedServerError
 
 
 @pytest.fixture

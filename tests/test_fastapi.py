@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from pool_telemetry import AsyncMongoDBConnectionPool, HealthLimits, MongoDBConnectionPool
-from pool_telemetry.embedded import EmbeddedServer
+from pool_telemetry.demo.embedded import EmbeddedServer
 from pool_telemetry.fastapi import create_router, pool_lifespan
 from tests.support import prometheus_families, slow, wait_for
 from tests.web import Web, serving

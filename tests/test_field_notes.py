@@ -28,9 +28,10 @@ from pymongo import AsyncMongoClient, CursorType, MongoClient
 from pymongo.errors import PyMongoError, WaitQueueTimeoutError
 from pymongo.monitoring import PoolClearedEvent, PoolCreatedEvent, PoolReadyEvent
 
-from pool_telemetry import MongoDBConnectionPool, PoolTelemetry, commands
-from pool_telemetry.embedded import EmbeddedServer
-from pool_telemetry.managed import CLOSE_SECONDS
+from pool_telemetry import MongoDBConnectionPool, PoolTelemetry
+from pool_telemetry.base_pool import CLOSE_SECONDS
+from pool_telemetry.demo.embedded import EmbeddedServer
+from pool_telemetry.state import commands
 from tests.conftest import need_embedded_server
 from tests.naive import Naive, Numbers, numbers_of
 from tests.proxy import Proxy

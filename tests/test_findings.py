@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pool_telemetry.cli.doctor import in_words
 from pool_telemetry.diagnosis import Diagnosis, diagnose, recommend
-from pool_telemetry.doctor import in_words
-from pool_telemetry.histogram import POOL_BOUNDS
+from pool_telemetry.state.histogram import POOL_BOUNDS
 from pool_telemetry.stats import (
     CLOSE_REASONS,
     OUTCOMES,

@@ -5,7 +5,7 @@ import pytest
 
 from pool_telemetry import Health, HealthLimits, PoolConfigurationError, assess
 from pool_telemetry.diagnosis import diagnose, recommend
-from pool_telemetry.state import PoolState
+from pool_telemetry.state.pool_state import PoolState
 from pool_telemetry.stats import ClientStats, PoolStats
 
 

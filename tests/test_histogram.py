@@ -3,7 +3,7 @@ from itertools import pairwise
 
 import pytest
 
-from pool_telemetry.histogram import OPERATION_BOUNDS, POOL_BOUNDS, Histogram
+from pool_telemetry.state.histogram import OPERATION_BOUNDS, POOL_BOUNDS, Histogram
 from pool_telemetry.stats import HistogramStats, merge
 
 

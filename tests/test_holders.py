@@ -23,10 +23,10 @@ from pool_telemetry import (
     prometheus,
 )
 from pool_telemetry.catalog import OWNER_CHECKOUTS
-from pool_telemetry.commands import CommandState
-from pool_telemetry.embedded import EmbeddedServer
+from pool_telemetry.demo.embedded import EmbeddedServer
 from pool_telemetry.fastapi import OwnerMiddleware, create_router
 from pool_telemetry.prometheus import prometheus_name
+from pool_telemetry.state.commands import CommandState
 from pool_telemetry.stats import CallerStats
 from tests.balancer import Balancer
 from tests.support import slow, traced_to, until, wait_for

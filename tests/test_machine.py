@@ -20,9 +20,9 @@ from hypothesis.stateful import (
     rule,
 )
 
-from pool_telemetry.actor import Actor
-from pool_telemetry.connections import STALE_SECONDS
-from pool_telemetry.state import MOMENT, QUEUE_SECONDS, PoolState
+from pool_telemetry.state.actor import Actor
+from pool_telemetry.state.connections import STALE_SECONDS
+from pool_telemetry.state.pool_state import MOMENT, QUEUE_SECONDS, PoolState
 from pool_telemetry.stats import CLOSE_REASONS, OUTCOMES, PoolStats
 
 ACTORS = range(1, 7)

@@ -30,7 +30,7 @@ from pool_telemetry import (
     prometheus,
 )
 from pool_telemetry.catalog import CATALOG, CLIENT_INFO, OWNER_SECONDS, POOL_ATTRIBUTES, Metric
-from pool_telemetry.otel import configure, look
+from pool_telemetry.otel import collection, configure
 from tests.everything import replay
 from tests.otlp import PROTOCOLS, Received, attributes, exported, receiver
 from tests.support import prometheus_families
@@ -42,9 +42,9 @@ Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 def everything(monkeypatch: pytest.MonkeyPatch) -> Iterator[PoolTelemetry]:
     """A client with something of everything, and no other in this process."""
     telemetry, listeners = replay()
-    for module in (prometheus, look):
+    for module in (prometheus, collection):
         monkeypatch.setattr(module, "live", lambda: [telemetry])
-    monkeypatch.setattr(look, "ended", list)
+    monkeypatch.setattr(collection, "ended", list)
     yield telemetry
     del listeners  # they hold it, as a client does
 
@@ -190,7 +190,7 @@ def test_an_applications_own_provider_gets_the_same(everything: PoolTelemetry) -
         assert found.keys() == {metric.name for metric in CATALOG}
         for metric in CATALOG:
             expected = {
-                frozenset(look.attributes_of(metric, values).items()): value
+                frozenset(collection.attributes_of(metric, values).items()): value
                 for values, value in metric.read(stats)
             }
             points = {frozenset((p.attributes or {}).items()): p for p in found[metric.name]}

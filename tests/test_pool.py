@@ -32,7 +32,7 @@ from pool_telemetry import (
     TelemetryOptions,
     prometheus,
 )
-from pool_telemetry.embedded import EmbeddedServer
+from pool_telemetry.demo.embedded import EmbeddedServer
 from pool_telemetry.options import DEFAULTS
 from pool_telemetry.telemetry import live
 from tests.support import Noop, drivers, fastest, slow, wait_for

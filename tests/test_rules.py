@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from pool_telemetry import artifacts, catalog
-from pool_telemetry.alerts import Thresholds, alerts, recorded
+from pool_telemetry import catalog
 from pool_telemetry.catalog import Metric
+from pool_telemetry.monitoring import files
+from pool_telemetry.monitoring.alerts import Thresholds, alerts, recorded
+from pool_telemetry.monitoring.promql import OUTCOME, POOL, REASON, STATE
 from pool_telemetry.prometheus import prometheus_name
-from pool_telemetry.promql import OUTCOME, POOL, REASON, STATE
 from tests.needs import needs
 
 
@@ -453,7 +454,7 @@ def a_test(pool: Mapping[str, str], *questions: Asked) -> dict[str, Any]:
 
 def judged(folder: Path, tests: list[dict[str, Any]], thresholds: Thresholds | None = None) -> str:
     """Return what promtool says against it; nothing when all is as expected."""
-    for name, text in artifacts.rules(
+    for name, text in files.rules(
         thresholds=thresholds, runbooks="https://wiki/runbooks.md"
     ).items():
         (folder / name).write_text(text)

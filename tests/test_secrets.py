@@ -31,12 +31,12 @@ from pool_telemetry import (
     MongoDBConnectionPool,
     TelemetryOptions,
     assess,
-    doctor,
     prometheus,
 )
+from pool_telemetry.base_pool import Managed, Settings
+from pool_telemetry.cli import doctor
 from pool_telemetry.diagnosis import diagnose
 from pool_telemetry.fastapi import create_router
-from pool_telemetry.managed import Managed, Settings
 from pool_telemetry.uri import mask_uri
 from tests.otlp import exported
 from tests.support import traced_to

@@ -14,8 +14,8 @@ import pytest
 from pymongo import MongoClient
 
 from pool_telemetry import PoolTelemetry
-from pool_telemetry.histogram import POOL_BOUNDS, Histogram
 from pool_telemetry.sizing import WAITERS, Load, erlang_c, predict, recommend_size, sizes_around
+from pool_telemetry.state.histogram import POOL_BOUNDS, Histogram
 from pool_telemetry.stats import HistogramStats
 from tests.support import Noop, slow, wait_for
 

@@ -31,8 +31,9 @@ from prometheus_client import CollectorRegistry
 from pymongo import AsyncMongoClient, DeleteOne, MongoClient, UpdateOne, monitoring
 from pymongo.errors import OperationFailure, PyMongoError, WaitQueueTimeoutError
 
-from pool_telemetry import PoolTelemetry, TelemetryOptions, otel, prometheus, tracing
-from pool_telemetry.embedded import EmbeddedServer
+from pool_telemetry import PoolTelemetry, TelemetryOptions, otel, prometheus
+from pool_telemetry.demo.embedded import EmbeddedServer
+from pool_telemetry.events import tracing
 from pool_telemetry.otel import configure
 from pool_telemetry.otel.query_text import MAX_CHARACTERS, query_text
 from tests.conftest import need_embedded_server

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 
-from pool_telemetry.actor import Actor
-from pool_telemetry.commands import CommandState
-from pool_telemetry.connections import LATE_SECONDS
-from pool_telemetry.state import MOMENT, PoolState
+from pool_telemetry.state.actor import Actor
+from pool_telemetry.state.commands import CommandState
+from pool_telemetry.state.connections import LATE_SECONDS
+from pool_telemetry.state.pool_state import MOMENT, PoolState
 from pool_telemetry.stats import PoolStats
 
 A, B, C, D = 1, 2, 3, 4  # actors

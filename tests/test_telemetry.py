@@ -16,8 +16,8 @@ from pool_telemetry import (
     PoolTelemetry,
     TelemetryOptions,
 )
-from pool_telemetry.embedded import EmbeddedServer
-from pool_telemetry.state import MOMENT
+from pool_telemetry.demo.embedded import EmbeddedServer
+from pool_telemetry.state.pool_state import MOMENT
 from pool_telemetry.telemetry import live
 from tests.support import drivers, fastest, ours, slow, the_pool, wait_for
 

@@ -15,7 +15,7 @@ from pymongo import AsyncMongoClient, MongoClient
 from pymongo.cursor import CursorType
 
 from pool_telemetry import PoolTelemetry, TelemetryOptions, owner, watch
-from pool_telemetry.actor import ThreadActor
+from pool_telemetry.state.actor import ThreadActor
 from pool_telemetry.stats import Episode
 from tests.support import slow, until, wait_for
 

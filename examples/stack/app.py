@@ -21,7 +21,7 @@ from fastapi import FastAPI, HTTPException
 from opentelemetry import trace
 
 from pool_telemetry import MongoDBConnectionPool, TelemetryOptions
-from pool_telemetry.demo_load import (
+from pool_telemetry.demo.load import (
     CROWDED_CYCLE,
     CYCLE,
     MAX_POOL_SIZE,

@@ -25,8 +25,8 @@ from typing import Any, Final
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
-from pool_telemetry import artifacts
-from pool_telemetry.embedded import EmbeddedServer
+from pool_telemetry.demo.embedded import EmbeddedServer
+from pool_telemetry.monitoring import files
 
 HERE: Final = Path(__file__).parent
 PROGRAMS: Final = ("prometheus", "prometheus-alertmanager")
@@ -77,7 +77,7 @@ def running(uri: str, **environ: str) -> Iterator[Stack]:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pool-telemetry-")))
         places["/etc/prometheus/rules.yml"] = str(folder / "rules.yml")
-        for name, text in artifacts.rules().items():
+        for name, text in files.rules().items():
             (folder / name).write_text(text)
         for name in ("prometheus/prometheus.yml", "alertmanager/alertmanager.yml"):
             text = (HERE / name).read_text()

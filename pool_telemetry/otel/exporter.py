@@ -22,7 +22,7 @@ from opentelemetry.sdk.metrics.export import (
 )
 
 from pool_telemetry.catalog import CATALOG
-from pool_telemetry.otel.look import SCOPE, Look, attributes_of
+from pool_telemetry.otel.collection import SCOPE, Look, attributes_of
 from pool_telemetry.stats import HistogramStats
 
 

@@ -13,8 +13,8 @@ from opentelemetry.instrumentation.utils import unwrap
 from pymongo import AsyncMongoClient, MongoClient
 from wrapt import wrap_function_wrapper
 
-from pool_telemetry import tracing
-from pool_telemetry.listeners import PoolListener
+from pool_telemetry.events import tracing
+from pool_telemetry.events.listeners import PoolListener
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.otel.metrics import register, unregister
 from pool_telemetry.otel.spans import start_tracing, stop_tracing

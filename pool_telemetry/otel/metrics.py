@@ -18,8 +18,8 @@ from opentelemetry.context import Context
 from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
 
 from pool_telemetry.catalog import CATALOG, Metric
+from pool_telemetry.otel.collection import SCHEMA_URL, SCOPE, Look, attributes_of
 from pool_telemetry.otel.exporter import HistogramExporter
-from pool_telemetry.otel.look import SCHEMA_URL, SCOPE, Look, attributes_of
 from pool_telemetry.stats import HistogramStats, Link
 
 # Whoever asks for a collection may be in a span, which has nothing to do with what is told.

@@ -29,14 +29,14 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from pool_telemetry import tracing
 from pool_telemetry.catalog import CROWD_ATTRIBUTES, DB_SYSTEM, POOL_ATTRIBUTES, WAIT_TIME
-from pool_telemetry.commands import Series
+from pool_telemetry.events import tracing
+from pool_telemetry.events.tracing import Instrumentor, PoolName
 from pool_telemetry.options import TelemetryOptions
-from pool_telemetry.otel.look import SCHEMA_URL, SCOPE
+from pool_telemetry.otel.collection import SCHEMA_URL, SCOPE
 from pool_telemetry.otel.query_text import query_text
+from pool_telemetry.state.commands import Series
 from pool_telemetry.stats import CANCELLED, Address, Crowd, Link
-from pool_telemetry.tracing import Instrumentor, PoolName
 
 _log = logging.getLogger("pool_telemetry.otel")
 

@@ -12,9 +12,9 @@ from pymongo import ASCENDING, DESCENDING, AsyncMongoClient, MongoClient
 from strands.types.exceptions import SessionException
 from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
 
-from pool_telemetry.sessions.calls import Way, way_for
-from pool_telemetry.sessions.clients import AnyClient, check_client
-from pool_telemetry.sessions.directory import Directory
+from pool_telemetry.sessions.client_choice import AnyClient, check_client
+from pool_telemetry.sessions.collections import Store
+from pool_telemetry.sessions.dispatch import Way, way_for
 from pool_telemetry.sessions.documents import (
     PREFIX,
     SCHEMA,
@@ -32,7 +32,7 @@ from pool_telemetry.sessions.documents import (
     readable,
     replacing,
 )
-from pool_telemetry.sessions.store import Store
+from pool_telemetry.sessions.records import Directory
 
 if TYPE_CHECKING:
     from strands.multiagent.base import MultiAgentBase

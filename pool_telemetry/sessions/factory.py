@@ -7,10 +7,10 @@ from typing import Any, Self
 
 from pymongo import MongoClient
 
+from pool_telemetry.base_pool import Settings
 from pool_telemetry.errors import PoolNotInitializedError
-from pool_telemetry.managed import Settings
 from pool_telemetry.pool import ManagedPool, MongoDBConnectionPool
-from pool_telemetry.sessions.clients import AnyClient, check_choice, shared_client
+from pool_telemetry.sessions.client_choice import AnyClient, check_choice, shared_client
 from pool_telemetry.sessions.documents import PREFIX
 from pool_telemetry.sessions.manager import (
     AsyncMongoDBSessionManager,

@@ -21,19 +21,19 @@ from strands.hooks.registry import HookRegistry
 from strands.session.repository_session_manager import RepositorySessionManager
 from strands.types.content import Message
 
-from pool_telemetry import tracing
 from pool_telemetry.async_pool import ManagedAsyncPool
-from pool_telemetry.managed import Settings
+from pool_telemetry.base_pool import Settings
+from pool_telemetry.events import tracing
 from pool_telemetry.pool import ManagedPool, MongoDBConnectionPool
 from pool_telemetry.sessions.async_repository import AsyncMongoDBSessionRepository
-from pool_telemetry.sessions.clients import AnyClient, check_choice, shared_client
+from pool_telemetry.sessions.client_choice import AnyClient, check_choice, shared_client
 from pool_telemetry.sessions.documents import (
     PREFIX,
     Document,
     SessionConflictError,
     SessionUsage,
 )
-from pool_telemetry.sessions.opened import (
+from pool_telemetry.sessions.opened_session import (
     OpenedSession,
     PreloadedSession,
     check_restore_last,

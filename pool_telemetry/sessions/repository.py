@@ -9,10 +9,10 @@ from strands.session.session_repository import SessionRepository
 from strands.types.session import Session, SessionAgent, SessionMessage
 
 from pool_telemetry.sessions.async_repository import AsyncMongoDBSessionRepository
-from pool_telemetry.sessions.calls import at_once, finish
-from pool_telemetry.sessions.clients import check_client
+from pool_telemetry.sessions.client_choice import check_client
+from pool_telemetry.sessions.collections import indexing
+from pool_telemetry.sessions.dispatch import at_once, finish
 from pool_telemetry.sessions.documents import PREFIX, Document, SessionInfo, SessionUsage
-from pool_telemetry.sessions.store import indexing
 
 if TYPE_CHECKING:
     from strands.multiagent.base import MultiAgentBase

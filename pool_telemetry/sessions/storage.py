@@ -23,8 +23,8 @@ from strands.storage import Storage
 from strands.storage import storage as strands_storage
 from strands.types.exceptions import StorageError
 
-from pool_telemetry.sessions.calls import way_for
-from pool_telemetry.sessions.clients import AnyClient, check_client, shared_client
+from pool_telemetry.sessions.client_choice import AnyClient, check_client, shared_client
+from pool_telemetry.sessions.dispatch import way_for
 from pool_telemetry.sessions.documents import PREFIX, SCHEMA, Document
 
 T = TypeVar("T")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pymongo
 
-from pool_telemetry.embedded import EmbeddedServer
+from pool_telemetry.demo.embedded import EmbeddedServer
 from pool_telemetry.uri import mask_uri
 from tests.benchmarks.crowd import run_crowd
 from tests.benchmarks.events import run_events

@@ -9,7 +9,7 @@ from typing import Any
 from pymongo import AsyncMongoClient
 
 from pool_telemetry import PoolTelemetry
-from pool_telemetry.state import MOMENT, PoolState
+from pool_telemetry.state.pool_state import MOMENT, PoolState
 from tests.benchmarks.measure import Effort, Goal, show_heading
 from tests.support import until
 

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from pymongo.monitoring import CommandListener, CommandStartedEvent, CommandSucceededEvent
 
 from pool_telemetry import PoolTelemetry, prometheus
-from pool_telemetry.state import MOMENT
+from pool_telemetry.state.pool_state import MOMENT
 from tests.benchmarks.events import find
 from tests.benchmarks.measure import Costs, Effort, Goal, Turn, show, show_heading, take_turns
 from tests.benchmarks.traffic import Client, connected, pool_of

@@ -11,11 +11,11 @@ from operator import attrgetter
 from threading import RLock
 from typing import Final
 
-from pool_telemetry.actor import Actor, may_hold, still_in_pool
-from pool_telemetry.connections import UNLIMITED, Connections, Holder
-from pool_telemetry.exhaustion import Exhaustion
-from pool_telemetry.heartbeat import Heartbeat
-from pool_telemetry.histogram import POOL_BOUNDS, Histogram
+from pool_telemetry.state.actor import Actor, may_hold, still_in_pool
+from pool_telemetry.state.connections import UNLIMITED, Connections, Holder
+from pool_telemetry.state.exhaustion import Exhaustion
+from pool_telemetry.state.heartbeat import Heartbeat
+from pool_telemetry.state.histogram import POOL_BOUNDS, Histogram
 from pool_telemetry.stats import (
     NO_NOTE,
     OUTCOMES,

@@ -8,16 +8,16 @@ import textwrap
 from collections.abc import Sequence
 from typing import Final
 
-from pool_telemetry.diagnosis import Diagnosis, diagnose, worst_first
-from pool_telemetry.findings import Finding, Severity
-from pool_telemetry.report import pool_lines
-from pool_telemetry.sources import (
+from pool_telemetry.cli.sources import (
     ServerFacts,
     ask_server,
     is_server,
     own_diagnosis,
     scrape,
 )
+from pool_telemetry.diagnosis import Diagnosis, diagnose, worst_first
+from pool_telemetry.findings import Finding, Severity
+from pool_telemetry.report import pool_lines
 from pool_telemetry.stats import one_line
 
 EXIT_CODES: Final[dict[Severity, int]] = {"healthy": 0, "notice": 0, "warning": 1, "critical": 2}

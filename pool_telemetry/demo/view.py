@@ -17,7 +17,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from pool_telemetry.demo_load import CYCLE, Phase
+from pool_telemetry.demo.load import CYCLE, Phase
 from pool_telemetry.health import Health
 from pool_telemetry.report import PoolReport
 from pool_telemetry.stats import ClientStats, HistogramStats, PoolStats

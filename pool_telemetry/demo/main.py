@@ -24,7 +24,8 @@ from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 from pymongo.errors import PyMongoError
 
-from pool_telemetry.demo_load import (
+from pool_telemetry.demo.embedded import EmbeddedServer
+from pool_telemetry.demo.load import (
     CROWDED_CYCLE,
     CYCLE,
     MAX_POOL_SIZE,
@@ -33,8 +34,7 @@ from pool_telemetry.demo_load import (
     Phase,
     Server,
 )
-from pool_telemetry.demo_view import Intro, Reading, Recent, Screen, screen, summary
-from pool_telemetry.embedded import EmbeddedServer
+from pool_telemetry.demo.view import Intro, Reading, Recent, Screen, screen, summary
 from pool_telemetry.errors import PoolTelemetryError
 from pool_telemetry.fastapi import create_router
 from pool_telemetry.health import HealthLimits, assess

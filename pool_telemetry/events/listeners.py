@@ -10,12 +10,12 @@ from typing import Any, Final
 
 from pymongo import monitoring as cmap
 
-from pool_telemetry import tracing
-from pool_telemetry.actor import current_actor
-from pool_telemetry.commands import CommandState
+from pool_telemetry.events import tracing
 from pool_telemetry.options import TelemetryOptions
-from pool_telemetry.owner import current_note
-from pool_telemetry.state import PoolState
+from pool_telemetry.owners import current_note
+from pool_telemetry.state.actor import current_actor
+from pool_telemetry.state.commands import CommandState
+from pool_telemetry.state.pool_state import PoolState
 from pool_telemetry.stats import CANCELLED, Address, Note, checked
 
 OnError = Callable[[Exception], None]

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any, Protocol
 
-from pool_telemetry.commands import Series, Trace
 from pool_telemetry.options import TelemetryOptions
+from pool_telemetry.state.commands import Series, Trace
 from pool_telemetry.stats import Address, Crowd, Link
 
 about: ContextVar[Mapping[str, str] | None] = ContextVar("pool_telemetry_about", default=None)

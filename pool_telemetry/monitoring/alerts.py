@@ -11,8 +11,8 @@ from typing import Any, Final, Literal
 from pool_telemetry import catalog
 from pool_telemetry.catalog import Metric
 from pool_telemetry.errors import PoolConfigurationError
+from pool_telemetry.monitoring.promql import OUTCOME, POOL, PROCESS, REASON, Promql
 from pool_telemetry.prometheus import prometheus_name
-from pool_telemetry.promql import OUTCOME, POOL, PROCESS, REASON, Promql
 
 Unit = Literal["share", "seconds", "number"]
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Final
 
 import pool_telemetry
-from pool_telemetry import artifacts
-from pool_telemetry.alerts import Thresholds
 from pool_telemetry.errors import PoolTelemetryError
+from pool_telemetry.monitoring import files
+from pool_telemetry.monitoring.alerts import Thresholds
 
 FAILED: Final = 1
 NOT_INSTALLED: Final = 2
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _demo(options: argparse.Namespace) -> int:
     try:
-        from pool_telemetry.demo import run
+        from pool_telemetry.demo.main import run
     except ImportError as error:
         print(_not_installed(error), file=sys.stderr)
         return NOT_INSTALLED
@@ -66,7 +66,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from pool_telemetry import doctor
+    from pool_telemetry.cli import doctor
 
     try:
         text, code = doctor.run(options.target, seconds=options.seconds, as_json=options.json)
@@ -80,7 +80,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _size(options: argparse.Namespace) -> int:
-    from pool_telemetry import size
+    from pool_telemetry.cli import size
 
     text = size.run(
         options.target,
@@ -96,34 +96,34 @@ def _size(options: argparse.Namespace) -> int:
 
 
 def _dashboards(options: argparse.Namespace) -> int:
-    files = artifacts.dashboards(
+    written = files.dashboards(
         datasource=options.datasource,
         job=options.job,
         connection_limit=options.connection_limit,
         thresholds=_thresholds(options),
     )
-    return _write(options.folder, files)
+    return _write(options.folder, written)
 
 
 def _rules(options: argparse.Namespace) -> int:
-    files = artifacts.rules(
+    written = files.rules(
         datasource=options.datasource,
         job=options.job,
         grafana=options.grafana,
         runbooks=options.runbooks,
         thresholds=_thresholds(options),
     )
-    return _write(options.folder, files)
+    return _write(options.folder, written)
 
 
 def _thresholds(options: argparse.Namespace) -> Thresholds:
     return Thresholds(**{field.name: getattr(options, field.name) for field in fields(Thresholds)})
 
 
-def _write(folder: Path, files: Mapping[str, str]) -> int:
+def _write(folder: Path, texts: Mapping[str, str]) -> int:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
+        for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
             print(folder / name)
     except OSError as error:
@@ -221,7 +221,7 @@ def _parser() -> argparse.ArgumentParser:
     rules.add_argument(
         "--grafana",
         metavar="URL",
-        default=artifacts.GRAFANA,
+        default=files.GRAFANA,
         help="Grafana's address: runbook_url leads to the Pool dashboard (default: %(default)s)",
     )
     rules.add_argument(
@@ -276,7 +276,3 @@ def _not_installed(error: ImportError) -> str:
         f"pool-telemetry demo needs {cause.name or cause}, which is not installed: "
         "pip install 'pool-telemetry[demo]'"
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

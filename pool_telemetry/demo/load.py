@@ -15,7 +15,7 @@ from pymongo import MongoClient
 from pymongo.collection import Collection
 from pymongo.errors import OperationFailure, PyMongoError
 
-from pool_telemetry.owner import owner
+from pool_telemetry.owners import owner
 
 MAX_POOL_SIZE: Final = 8
 WAIT_QUEUE_TIMEOUT_MS: Final = 700

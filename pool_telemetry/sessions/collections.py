@@ -15,11 +15,12 @@ from pymongo.errors import DocumentTooLarge, DuplicateKeyError, OperationFailure
 from pymongo.write_concern import WriteConcern
 from strands.types.exceptions import SessionException
 
-from pool_telemetry import telemetry, tracing
-from pool_telemetry.agents import AgentCounts
-from pool_telemetry.sessions.calls import Way
-from pool_telemetry.sessions.clients import AnyClient
+from pool_telemetry import telemetry
+from pool_telemetry.events import tracing
+from pool_telemetry.sessions.client_choice import AnyClient
+from pool_telemetry.sessions.dispatch import Way
 from pool_telemetry.sessions.documents import SessionConflictError, name_of
+from pool_telemetry.state.agents import AgentCounts
 
 _TOO_LARGE: Final = (10334, 17419, 17420)  # the server's codes for what an update would exceed
 _REFUSED: Final = {28: "a path leads through a value", 40: "two paths overlap"}

@@ -5,10 +5,10 @@ Called by readers only. What a holder does is read off the commands that he sent
 
 from typing import Final, NamedTuple
 
-from pool_telemetry.actor import names_of
-from pool_telemetry.commands import CommandState
-from pool_telemetry.connections import Holder
-from pool_telemetry.state import PoolState
+from pool_telemetry.state.actor import names_of
+from pool_telemetry.state.commands import CommandState
+from pool_telemetry.state.connections import Holder
+from pool_telemetry.state.pool_state import PoolState
 from pool_telemetry.stats import IDLE_SECONDS, CallerStats, Doing, Link, pool_name
 
 READ_SECONDS: Final = 0.1

@@ -12,13 +12,13 @@ import threading
 import weakref
 from typing import Final, Protocol
 
-from pool_telemetry.callbacks import Callbacks
-from pool_telemetry.connections import Holder
-from pool_telemetry.exhaustion import NOTEWORTHY_SECONDS, RECOVERED_SECONDS
 from pool_telemetry.options import TelemetryOptions
-from pool_telemetry.stack import stack_of
-from pool_telemetry.state import PoolState
+from pool_telemetry.state.connections import Holder
+from pool_telemetry.state.exhaustion import NOTEWORTHY_SECONDS, RECOVERED_SECONDS
+from pool_telemetry.state.frames import stack_of
+from pool_telemetry.state.pool_state import PoolState
 from pool_telemetry.stats import CallerStats, Episode, PoolStats, pool_name
+from pool_telemetry.watch.callbacks import Callbacks
 
 LOOK_SECONDS: Final = 0.5
 TOP_HOLDERS: Final = 5

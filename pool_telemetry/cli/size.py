@@ -9,7 +9,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from pool_telemetry import sources
+from pool_telemetry.cli import sources
+from pool_telemetry.cli.sources import SourceError
 from pool_telemetry.diagnosis import diagnose
 from pool_telemetry.findings import Finding
 from pool_telemetry.sizing import (
@@ -21,7 +22,6 @@ from pool_telemetry.sizing import (
     recommend_size,
     sizes_around,
 )
-from pool_telemetry.sources import SourceError
 from pool_telemetry.trouble import is_crowded
 from pool_telemetry.window import windows
 

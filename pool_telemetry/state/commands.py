@@ -10,8 +10,8 @@ from collections.abc import Callable
 from threading import RLock
 from typing import Final, Protocol
 
-from pool_telemetry.actor import Actor
-from pool_telemetry.histogram import OPERATION_BOUNDS, Histogram
+from pool_telemetry.state.actor import Actor
+from pool_telemetry.state.histogram import OPERATION_BOUNDS, Histogram
 from pool_telemetry.stats import OVERFLOW, Address, Link, OperationStats, checked
 
 Series = tuple[Address, str, str, str, str, str]

@@ -15,7 +15,7 @@ from strands.session.session_repository import SessionRepository
 from strands.types.session import Session, SessionAgent, SessionMessage
 
 from pool_telemetry.sessions.async_repository import AsyncMongoDBSessionRepository
-from pool_telemetry.sessions.calls import finish
+from pool_telemetry.sessions.dispatch import finish
 from pool_telemetry.sessions.documents import Document, SessionConflictError
 
 if TYPE_CHECKING:

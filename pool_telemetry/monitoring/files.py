@@ -11,16 +11,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from pool_telemetry.alerts import Thresholds, alerts
 from pool_telemetry.errors import PoolConfigurationError
-from pool_telemetry.rules import grafana_alerts, prometheus_rules
+from pool_telemetry.monitoring.alerts import Thresholds, alerts
+from pool_telemetry.monitoring.rule_files import grafana_alerts, prometheus_rules
 
 GRAFANA: Final = "http://localhost:3000"
 
 LAYOUT: Final[dict[str, Any]] = {"indent": 2, "sort_keys": True, "ensure_ascii": False}
 """Of the dashboards' JSON."""
 
-_BESIDE: Final = Path(__file__).parent
+_BESIDE: Final = Path(__file__).parents[1]
 # In a wheel they are in the package, in a checkout beside it.
 _FOLDER: Final = next(
     folder

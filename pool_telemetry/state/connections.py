@@ -6,8 +6,8 @@ Used by `PoolState` only. It tells the truth also where PyMongo says nothing, or
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from pool_telemetry.actor import Actor
-from pool_telemetry.histogram import POOL_BOUNDS, Histogram
+from pool_telemetry.state.actor import Actor
+from pool_telemetry.state.histogram import POOL_BOUNDS, Histogram
 from pool_telemetry.stats import CLOSE_REASONS, NO_NOTE, OVERFLOW, FindLink, Note, OwnerStats
 
 Holder = tuple[Actor, float, Note]  # who has a connection, since when, and what he said of himself

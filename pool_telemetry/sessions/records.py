@@ -8,6 +8,7 @@ from pymongo import ASCENDING, DESCENDING
 from strands.types.exceptions import SessionException
 from strands.types.session import decode_bytes_values, encode_bytes_values
 
+from pool_telemetry.sessions.collections import Store
 from pool_telemetry.sessions.documents import (
     Document,
     SessionInfo,
@@ -21,7 +22,6 @@ from pool_telemetry.sessions.documents import (
     of_metadata,
     readable,
 )
-from pool_telemetry.sessions.store import Store
 
 _MAX_LISTED: Final = 1_000
 _USAGE: Final = {

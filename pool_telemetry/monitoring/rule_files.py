@@ -8,8 +8,8 @@ import string
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from pool_telemetry.alerts import ALSO, Alert, recorded
-from pool_telemetry.promql import POOL, PROCESS, Promql
+from pool_telemetry.monitoring.alerts import ALSO, Alert, recorded
+from pool_telemetry.monitoring.promql import POOL, PROCESS, Promql
 
 FOLDER: Final = "MongoDB connection pools"
 

@@ -9,8 +9,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pool_telemetry import catalog
 from pool_telemetry.catalog import CATALOG, POOL_ATTRIBUTES, Metric
-from pool_telemetry.histogram import POOL_BOUNDS
 from pool_telemetry.prometheus import prometheus_label, prometheus_name
+from pool_telemetry.state.histogram import POOL_BOUNDS
 from pool_telemetry.stats import (
     CLOSE_REASONS,
     OUTCOMES,

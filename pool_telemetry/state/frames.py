@@ -6,7 +6,7 @@ No source text and no values: a line of code may have a literal that is nobody's
 from types import CoroutineType, FrameType
 from typing import Any, Final
 
-from pool_telemetry.actor import Actor, ThreadActor, await_chain, current_frames, found_as
+from pool_telemetry.state.actor import Actor, ThreadActor, await_chain, current_frames, found_as
 
 DEEPEST: Final = 30
 """Frames told, the innermost."""
