@@ -1,0 +1,79 @@
+"""What the numbers promise, the test that keeps each promise, and what the numbers can't know.
+
+The tests are under `tests/`. Each runs on a real server unless "replay" stands beside it.
+
+At every quiet moment
+    size, in_use, idle, opening and waiting equal PyMongo's own counters: test_agreement.py (storms
+    of threads and of tasks). They equal the server's counters, too, behind a network that breaks:
+    test_chaos.py, and `make soak` with 100,000 operations and more.
+In any order of events
+    0 <= in_use + opening <= size. No number is negative; no counter and no total time ever falls.
+    Each checkout ends once, with the outcome that it had. Each histogram counts what its counter
+    counts. Kept by test_machine.py (Hypothesis against a model of PyMongo's pool) and
+    test_state.py.
+Where PyMongo publishes nothing
+    A wait that was cancelled, interrupted or killed ends: test_field_notes.py, 01. So does a
+    checkout whose check-in was never published (22), and a connection that was lost while it
+    opened: test_machine.py, test_chaos.py.
+Where PyMongo's events mislead
+    Each trap is shown with a listener that falls into it: test_field_notes.py, 01 to 22. A
+    heartbeat that PyMongo breaks off itself is no outage: test_clients.py.
+Exhausted
+    is true when callers and holders together exceed maxPoolSize, and only then: test_machine.py.
+    Its episodes and seconds count no cancelled wait: test_state.py.
+Every client for itself
+    Several clients on one server, a failover, a load balancer (replay), and a client that is
+    dropped, closed while exhausted, or replaced under load. No running operation fails when its
+    client is replaced (a cursor has 5 s between two batches): test_clients.py, test_telemetry.py,
+    test_pool.py.
+Every process for itself
+    os.fork, and fork, forkserver and spawn of multiprocessing: test_fork.py.
+The telemetry never hurts the application
+    A failure inside a listener reaches no caller, is logged once, and is counted:
+    test_listeners.py, test_field_notes.py (14). Inspecting callers stops no thread: test_actor.py.
+    A read never waits for PyMongo's pool or for the network: test_field_notes.py (10, 11, 20).
+    With 1,000 callers waiting and 500 connections in use a read takes milliseconds and delays no
+    event: test_cost.py, `make bench`. Memory is bounded: test_cost.py.
+No secret is shown
+    in stats, metrics, spans, health, logs, errors or reprs: test_secrets.py, test_uri.py,
+    test_pool.py.
+The same in every exporter
+    OTLP and the Prometheus text have the same values at the same moment, and all of them:
+    test_otel_metrics.py. A foreign collector passes them on unchanged: test_rotel.py. Each failed
+    checkout has its span: test_chaos.py. Spans are asserted as a receiver got them: test_spans.py.
+Who has connections, and why the pool is exhausted
+    Holders and waiters by name, and what a holder does: test_holders.py. Exhaustion and long
+    checkouts are logged once, and again when they end: test_watch.py. Each verdict is made to
+    happen on a real server: `make scenarios`; recorded histories of it are diagnosed at every
+    sampling. Predicted waits are compared with a simulation and with real pools: test_sizing.py.
+Sessions of agents
+    No message is lost, doubled or moved without an error, between threads, tasks and processes,
+    and when the server stops in the middle of a turn. The commands of a turn are counted:
+    test_session_manager.py. A reader of a blob sees all of it: test_session_storage.py. Strands'
+    own tests pass over these sessions: `make test-strands`.
+On every supported version
+    `make test-matrix`: four PyMongos, the oldest to the newest, on every Python here, and gevent.
+
+What the numbers can't know
+    A cancelled wait is noticed at the next read, or when the pool is next exhausted. It is not
+    noticed while its task awaits something in a compiled library, which can't be inspected.
+    A cancelled check-in is noticed when the task has ended, or when its connection is next used or
+    closed. If the cancelled task also closed the connection, it counts as idle until a caller finds
+    no idle connection, or until the pool is cleared or closed.
+    An exhaust cursor that a task left open when it ended counts as idle until callers queue though
+    connections seem to be free.
+    Before PyMongo 4.20.1 a cancelled command has no duration.
+    If a signal handler uses the client while its thread waits in the queue, that wait counts as
+    cancelled.
+    A client forgets the oldest of more than 50 pools of servers that left it; its totals then lose
+    their counts.
+    If a caller holds several connections, what it does is shown for the last one that it took.
+    Without a time in which all was well, the usual duration of a command is unknown: 0.1 s and more
+    is then called slow.
+    A thread of a thread pool that takes its next request right after one timed out looks like a
+    caller that retries. A queue that neither grows nor shrinks before a full pool looks like a
+    fixed number of callers.
+    A wait that is cancelled in the queue has no span. Neither has a command or a new connection of
+    which PyMongo publishes no end, nor anything done within a garbage collection. What an
+    AsyncMongoClient does in the background is in the trace in which the client was opened.
+"""
