@@ -7,6 +7,7 @@
 # make test-strands Strands' own tests over our session repository
 # make dashboards   what is made in dashboards/, from its source
 # make bench        what the telemetry costs
+# make pictures     the README's pictures, from a run of the demo and of the stack
 # Each sets itself up in .venv: Python 3.11 or newer, pip and make are all they need.
 
 VENV := .venv
@@ -15,7 +16,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: dashboards demo stack-local test test-stack test-covered test-strands test-tools test-matrix soak lint bench clean
+.PHONY: dashboards demo pictures stack-local test test-stack test-covered test-strands test-tools test-matrix soak lint bench clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/pool-telemetry demo $(ARGS)
@@ -51,6 +52,9 @@ test-matrix: $(VENV)/.dev
 
 dashboards: $(VENV)/.dev
 	@$(BIN)/python -m dashboards.generate
+
+pictures: $(VENV)/.dev
+	@$(BIN)/python -m tests.pictures
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 import uvicorn
@@ -57,12 +57,15 @@ class DemoError(PoolTelemetryError, RuntimeError):
     """The demo can't run here; the message says what to change."""
 
 
-def run(*, once: bool = False, port: int | None = None) -> bool:
+def run(
+    *, once: bool = False, port: int | None = None, show_on: Callable[[Intro], Screen] = screen
+) -> bool:
     """Show the demo until Ctrl-C, or for one cycle.
 
     Args:
         once: One cycle, then a summary.
         port: Of the endpoints; 0 takes a free one, None prefers PORT.
+        show_on: Makes the screen; by default the one that stdout can show.
 
     Returns:
         Whether it came to its own end; False when a signal ended it.
@@ -98,7 +101,7 @@ def run(*, once: bool = False, port: int | None = None) -> bool:
         stack.callback(callers.stop)
         stack.callback(server.quicken)  # first of all: nobody shall wait for a slow operation
         cycle = CYCLE if server.obeys else CROWDED_CYCLE
-        with screen(_intro(url, given=given is not None, obeys=server.obeys)) as view:
+        with show_on(_intro(url, given=given is not None, obeys=server.obeys)) as view:
             phases = cycle if once else itertools.cycle(cycle)
             completed = _play(phases, server, callers, view, stop)
         said = summary(MongoDBConnectionPool.get_pool_stats(), _read(Recent()).health.status)
