@@ -23,7 +23,12 @@ from pool_telemetry.managed import (
     Settings,
     Singleton,
 )
-from pool_telemetry.options import TelemetryOptions
+from pool_telemetry.options import (
+    ASYNC_DEFAULTS,
+    WAIT_LIMITS_BREAK_ASYNC_POOLS,
+    TelemetryOptions,
+    wait_limits,
+)
 
 _Client = AsyncMongoClient[dict[str, Any]]
 
@@ -34,6 +39,9 @@ class ManagedAsyncPool(Managed[_Client]):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings, AsyncMongoClient)
         self._learning: asyncio.Task[None] | None = None
+        limits = wait_limits(settings.uri, settings.kwargs)
+        if limits and WAIT_LIMITS_BREAK_ASYNC_POOLS:
+            self.telemetry.warn_of_wait_limits(limits)
 
     async def start(self) -> None:
         """Ping the server and learn its version; close the client where that fails."""
@@ -60,9 +68,10 @@ class ManagedAsyncPool(Managed[_Client]):
 
     async def _learn_version(self) -> bool:
         try:
-            with pymongo.timeout(VERSION_SECONDS):
+            # Not by pymongo.timeout(), see options.WAIT_LIMITS_BREAK_ASYNC_POOLS.
+            async with asyncio.timeout(VERSION_SECONDS):
                 info = await self.client.server_info()
-        except PyMongoError:
+        except (PyMongoError, TimeoutError):
             return False
         self.telemetry.server_version = info["version"]
         return True
@@ -114,14 +123,22 @@ class AsyncMongoDBConnectionPool(Singleton[_Client]):
     ) -> _Client:
         """Make the client, ping the server, and return the client.
 
-        As `MongoDBConnectionPool.initialize`, with the same arguments and errors.
+        As `MongoDBConnectionPool.initialize`, with the same arguments, defaults and errors.
+
+        On Python 3.11 there is no waitQueueTimeoutMS by default, as in PyMongo itself, and a
+        WARNING if it or timeoutMS is set by a keyword argument, a preset or the connection string.
+        With such a limit PyMongo's pool breaks for good there, if tasks that wait for a connection
+        are cancelled repeatedly. Web frameworks do that when clients hang up. Use Python 3.12 or
+        later, or bound the wait with `async with asyncio.timeout(seconds)`; `pymongo.timeout()`
+        does the same harm. To take a preset without its limit:
+        `initialize(uri, **{**presets.PRODUCTION, "waitQueueTimeoutMS": None})`.
 
         Raises:
             PoolNotInitializedError: Also when a client of another event loop is still there.
         """
         async with cls._enter_loop():
             current, closes = cls._current, cls._closes
-            settings = Settings.of(connection_string, telemetry, kwargs, current)
+            settings = Settings.of(connection_string, telemetry, kwargs, current, ASYNC_DEFAULTS)
             if current is not None and current.is_usable(settings):
                 return current.client
             new = ManagedAsyncPool(settings)
