@@ -4,9 +4,10 @@
 """
 
 import asyncio
+import logging
 import os
 import threading
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import pymongo
 from pymongo import AsyncMongoClient
@@ -23,9 +24,23 @@ from pool_telemetry.base_pool import (
     Singleton,
 )
 from pool_telemetry.errors import PoolNotInitializedError
-from pool_telemetry.options import TelemetryOptions
+from pool_telemetry.options import (
+    ASYNC_DEFAULTS,
+    WAIT_LIMITS_BREAK_ASYNC_POOLS,
+    TelemetryOptions,
+    wait_limits,
+)
 
 _Client = AsyncMongoClient[dict[str, Any]]
+
+# Seconds after which a client that is being closed is left behind: PyMongo's endSessions may take
+# CLOSE_SECONDS, and what follows needs a moment.
+LEAVE_SECONDS: Final = CLOSE_SECONDS + 1.0
+# Seconds more that `close()` waits for replaced clients, which it closes at the same time.
+DRAIN_SECONDS: Final = 1.0
+
+_log = logging.getLogger("pool_telemetry.async_pool")
+_closing: set["asyncio.Task[None]"] = set()  # a loop alone would let them be collected
 
 
 class ManagedAsyncPool(Managed[_Client]):
@@ -34,6 +49,9 @@ class ManagedAsyncPool(Managed[_Client]):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings, AsyncMongoClient)
         self._learning: asyncio.Task[None] | None = None
+        limits = wait_limits(settings.uri, settings.kwargs)
+        if limits and WAIT_LIMITS_BREAK_ASYNC_POOLS:
+            self.telemetry.warn_of_wait_limits(limits)
 
     async def start(self) -> None:
         """Ping the server and learn its version; close the client where that fails."""
@@ -49,20 +67,44 @@ class ManagedAsyncPool(Managed[_Client]):
         self.telemetry.on_reconnected = self._learn_version_soon
 
     async def close(self) -> None:
-        """Close the client within CLOSE_SECONDS, whatever state its pool is in."""
+        """Close the client, or leave it behind after LEAVE_SECONDS.
+
+        PyMongo's own close() may wait for a lock that was lost, or for a TLS connection to a server
+        that is frozen. It runs in a task of its own, so that it ends also when the caller of this
+        function is cancelled.
+        """
         if self._learning is not None:
             self._learning.cancel()
+        closing = asyncio.get_running_loop().create_task(self._close_client())
+        _closing.add(closing)
+        closing.add_done_callback(_closing.discard)
         try:
-            with pymongo.timeout(CLOSE_SECONDS):
-                await self.client.close()
+            # Not by wait_for() or timeout(): they wait until a cancelled task has ended.
+            await asyncio.wait([closing], timeout=LEAVE_SECONDS)
         finally:
             self.telemetry.close()
+        if closing.done():
+            await closing
+        else:
+            closing.cancel()
+            _log.warning(
+                "the client of pool %r could not be closed within %.0f s and is left behind: its "
+                "connections stay open until the process ends. PyMongo waits for a lock that was "
+                "lost, or for a server that does not answer",
+                self.telemetry.name,
+                LEAVE_SECONDS,
+            )
+
+    async def _close_client(self) -> None:
+        with pymongo.timeout(CLOSE_SECONDS):
+            await self.client.close()
 
     async def _learn_version(self) -> bool:
         try:
-            with pymongo.timeout(VERSION_SECONDS):
+            # Not by pymongo.timeout(), see options.WAIT_LIMITS_BREAK_ASYNC_POOLS.
+            async with asyncio.timeout(VERSION_SECONDS):
                 info = await self.client.server_info()
-        except PyMongoError:
+        except (PyMongoError, TimeoutError):
             return False
         self.telemetry.server_version = info["version"]
         return True
@@ -114,14 +156,22 @@ class AsyncMongoDBConnectionPool(Singleton[_Client]):
     ) -> _Client:
         """Make the client, ping the server, and return the client.
 
-        As `MongoDBConnectionPool.initialize`, with the same arguments and errors.
+        As `MongoDBConnectionPool.initialize`, with the same arguments, defaults and errors.
+
+        On Python 3.11 there is no waitQueueTimeoutMS by default, as in PyMongo itself, and a
+        WARNING if it or timeoutMS is set by a keyword argument, a preset or the connection string.
+        With such a limit PyMongo's pool breaks for good there, if tasks that wait for a connection
+        are cancelled repeatedly. Web frameworks do that when clients hang up. Use Python 3.12 or
+        later, or bound the wait with `async with asyncio.timeout(seconds)`; `pymongo.timeout()`
+        does the same harm. To take a preset without its limit:
+        `initialize(uri, **{**presets.PRODUCTION, "waitQueueTimeoutMS": None})`.
 
         Raises:
             PoolNotInitializedError: Also when a client of another event loop is still there.
         """
         async with cls._enter_loop():
             current, closes = cls._current, cls._closes
-            settings = Settings.of(connection_string, telemetry, kwargs, current)
+            settings = Settings.of(connection_string, telemetry, kwargs, current, ASYNC_DEFAULTS)
             if current is not None and current.is_usable(settings):
                 return current.client
             new = ManagedAsyncPool(settings)
@@ -161,7 +211,10 @@ class AsyncMongoDBConnectionPool(Singleton[_Client]):
 
     @classmethod
     async def close(cls) -> None:
-        """Close the client, within 5 s even when its pool is exhausted. Again is no error.
+        """Close the client within 5 s, whatever state its pool is in. Again is no error.
+
+        A client that PyMongo can't close by then is left behind, with a WARNING. A client whose
+        `close()` is cancelled is closed all the same.
 
         Raises:
             PoolNotInitializedError: The client belongs to another event loop that still runs.
@@ -175,7 +228,7 @@ class AsyncMongoDBConnectionPool(Singleton[_Client]):
         if current is not None:
             await current.close()
         if draining:
-            await asyncio.wait([task for _, task in draining], timeout=CLOSE_SECONDS)
+            await asyncio.wait([task for _, task in draining], timeout=DRAIN_SECONDS)
 
 
 def _after_fork_in_child() -> None:

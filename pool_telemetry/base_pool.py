@@ -7,13 +7,14 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
 from pool_telemetry.errors import PoolConfigurationError, PoolNotInitializedError
 from pool_telemetry.options import (
     DEFAULT_URI,
+    DEFAULTS,
     TelemetryOptions,
     client_kwargs,
     pool_config,
@@ -55,6 +56,7 @@ class Settings:
         options: TelemetryOptions | None,
         kwargs: dict[str, Any],
         current: "Managed[Any] | None",
+        defaults: Mapping[str, Any] = DEFAULTS,
     ) -> "Settings":
         """Apply MONGODB_URI, the defaults and the environment."""
         if not uri and ("host" in kwargs or "port" in kwargs):  # MongoClient's other way
@@ -71,7 +73,7 @@ class Settings:
         if options is None:
             options = TelemetryOptions() if current is None else current.settings.options
         with without_secrets(uri, kwargs):
-            return cls(uri, client_kwargs(uri, kwargs), TelemetryOptions.of(options))
+            return cls(uri, client_kwargs(uri, kwargs, defaults), TelemetryOptions.of(options))
 
     def same_as(self, other: "Settings") -> bool:
         """Return whether both come to the same client."""

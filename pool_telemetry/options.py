@@ -30,7 +30,26 @@ DEFAULTS: Final[Mapping[str, Any]] = MappingProxyType(
         "retryReads": True,
     }
 )
-"""The guide's nine: what MongoClient gets unless the URI or the caller says otherwise."""
+"""The guide's nine: what MongoClient gets unless the URI or the caller says otherwise.
+
+AsyncMongoClient gets `ASYNC_DEFAULTS`, which differ on Python 3.11.
+"""
+
+WAIT_LIMITS_BREAK_ASYNC_POOLS: Final = sys.version_info < (3, 12)
+"""Whether a limit of the wait for a connection can break an AsyncMongoClient for good.
+
+PyMongo waits by `asyncio.wait_for(condition.wait(), seconds)` if there is a limit. Before Python
+3.12 a task that is cancelled twice in it loses the pool's lock (python/cpython#86766).
+"""
+
+ASYNC_DEFAULTS: Final[Mapping[str, Any]] = MappingProxyType(
+    {
+        name: value
+        for name, value in DEFAULTS.items()
+        if name != "waitQueueTimeoutMS" or not WAIT_LIMITS_BREAK_ASYNC_POOLS
+    }
+)
+"""The defaults of AsyncMongoClient: on Python 3.11 all but waitQueueTimeoutMS, else the same."""
 
 DEFAULT_URI: Final = "mongodb://localhost:27017/"
 
@@ -252,7 +271,9 @@ class TelemetryOptions:
                 raise PoolConfigurationError(f"{key} is {shown(callback)}: use a function")
 
 
-def client_kwargs(uri: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def client_kwargs(
+    uri: str, kwargs: Mapping[str, Any], defaults: Mapping[str, Any] = DEFAULTS
+) -> dict[str, Any]:
     """Return the keyword arguments for MongoClient: the caller's, and the defaults not set.
 
     The default minPoolSize gives way to a smaller maxPoolSize.
@@ -265,8 +286,8 @@ def client_kwargs(uri: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     for name, allowed in _ALLOWED.items():
         if name.lower() in chosen and not allowed.has(value := chosen[name.lower()]):
             raise PoolConfigurationError(f"{name} is {shown(value)}: use {allowed.words}")
-    defaults = {key: value for key, value in DEFAULTS.items() if key.lower() not in chosen}
-    max_size = _as_int(chosen.get("maxpoolsize", DEFAULTS["maxPoolSize"]))
+    unset = {key: value for key, value in defaults.items() if key.lower() not in chosen}
+    max_size = _as_int(chosen.get("maxpoolsize", defaults["maxPoolSize"]))
     min_size = _as_int(chosen.get("minpoolsize"))
     # 0 and None are unlimited.
     if max_size and min_size is not None and min_size > max_size:
@@ -274,10 +295,23 @@ def client_kwargs(uri: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
             f"maxPoolSize {max_size} is below minPoolSize {min_size}: "
             "raise maxPoolSize or lower minPoolSize"
         )
-    if max_size is not None and "minPoolSize" in defaults:
+    if max_size is not None and "minPoolSize" in unset:
         # To 0 also under 0, "unlimited": older PyMongo refuses any minimum above it.
-        defaults["minPoolSize"] = min(defaults["minPoolSize"], max_size)
-    return {**defaults, **kwargs}
+        unset["minPoolSize"] = min(unset["minPoolSize"], max_size)
+    return {**unset, **kwargs}
+
+
+def wait_limits(uri: str, kwargs: Mapping[str, Any]) -> list[str]:
+    """Return the limits of the wait for a connection, each with its source, for a log line."""
+    given = {key.lower(): value for key, value in kwargs.items()}
+    in_uri = uri_options(uri)
+    found = []
+    for name in ("waitQueueTimeoutMS", "timeoutMS"):
+        source = "keyword argument or preset" if name.lower() in given else "connection string"
+        value = given.get(name.lower(), in_uri.get(name.lower()))
+        if value is not None and float(value) > 0:  # PyMongo takes timeoutMS=0 for no limit
+            found.append(f"{name}={float(value):g} ({source})")
+    return found
 
 
 def _as_int(value: Any) -> int | None:

@@ -1,6 +1,8 @@
 """The guide's pool sizings, to read and to pass: `initialize(uri, **presets.PRODUCTION)`.
 
 A preset names what the guide names for it; everything else stays as `options.DEFAULTS` has it.
+CONSTRAINED and PRODUCTION have a waitQueueTimeoutMS, which an asynchronous pool on Python 3.11 must
+not have: `initialize(uri, **{**presets.PRODUCTION, "waitQueueTimeoutMS": None})`.
 """
 
 from collections.abc import Mapping

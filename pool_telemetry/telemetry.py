@@ -103,6 +103,7 @@ class PoolTelemetry:
         self._since, self._began = time.time(), clock()
         self._closed = False
         self._shared = False
+        self._warned_of_wait_limits = False
         self._client: Callable[[], Any] = lambda: None
         self._ordinal = next(_ordinals)
         with _registry_lock:
@@ -128,6 +129,7 @@ class PoolTelemetry:
             self._on_reconnected,
             self._on_closed,
             self.on_error,
+            on_wait_limit=lambda limit: self.warn_of_wait_limits([f"waitQueueTimeoutMS={limit:g}"]),
             pool_name=self._pool_name,
             options=self.options,
         )
@@ -146,6 +148,26 @@ class PoolTelemetry:
         MongoDB 4.4 on that is the first of each connection only. Kept weakly; no I/O.
         """
         self._client = weakref.ref(client)
+
+    def warn_of_wait_limits(self, limits: Sequence[str]) -> None:
+        """Log, once for this client, that these limits can break its asynchronous pool.
+
+        Args:
+            limits: Each option with its value, and its source if that is known.
+        """
+        with self._lock:
+            warned, self._warned_of_wait_limits = self._warned_of_wait_limits, True
+        if not warned:
+            _log.warning(
+                "pool %r may break for good: an AsyncMongoClient on Python 3.11 has %s. There, "
+                "PyMongo loses connections or the pool's lock when waiting tasks are cancelled "
+                "repeatedly, as web frameworks do when clients hang up. Use Python 3.12 or later; "
+                "or set waitQueueTimeoutMS=None and bound the wait with `async with "
+                "asyncio.timeout(seconds)`, because pymongo.timeout() and timeoutMS do the same "
+                "harm",
+                self.name,
+                " and ".join(limits),
+            )
 
     def stats(self) -> ClientStats:
         """Return all that is known at this moment. Never does I/O, never waits for a pool."""

@@ -11,9 +11,9 @@ from typing import Any, Final
 from pymongo import monitoring as cmap
 
 from pool_telemetry.events import tracing
-from pool_telemetry.options import TelemetryOptions
+from pool_telemetry.options import WAIT_LIMITS_BREAK_ASYNC_POOLS, TelemetryOptions
 from pool_telemetry.owners import current_note
-from pool_telemetry.state.actor import current_actor
+from pool_telemetry.state.actor import current_actor, is_called_by_async_pool
 from pool_telemetry.state.commands import CommandState
 from pool_telemetry.state.pool_state import PoolState
 from pool_telemetry.stats import CANCELLED, Address, Note, checked
@@ -62,6 +62,8 @@ class PoolListener(cmap.ConnectionPoolListener):
         on_created: Called with a new pool's address, maxPoolSize (None: unlimited), minPoolSize.
         on_reconnected: Called when a cleared pool is ready again; PyMongo's pool lock is held.
         on_closed: Called when a pool is closed.
+        on_wait_limit: Called with the milliseconds that an asynchronous client may wait for a
+            connection, if that can break its pool.
         on_error: Called with a failure of ours; it never reaches the application.
         pool_name: Returns the name that a pool has in spans.
         options: Which checkouts get a span.
@@ -75,6 +77,7 @@ class PoolListener(cmap.ConnectionPoolListener):
         on_closed: Callable[[], None],
         on_error: OnError,
         *,
+        on_wait_limit: Callable[[float], None],
         pool_name: tracing.PoolName,
         options: TelemetryOptions,
     ) -> None:
@@ -84,6 +87,7 @@ class PoolListener(cmap.ConnectionPoolListener):
         self._on_created = on_created
         self._on_reconnected = on_reconnected
         self._on_closed = on_closed
+        self._on_wait_limit = on_wait_limit
         self._on_error = on_error
 
     def connection_check_out_started(self, event: cmap.ConnectionCheckOutStartedEvent) -> None:
@@ -168,6 +172,9 @@ class PoolListener(cmap.ConnectionPoolListener):
         """A server joins the topology; its pool begins paused."""
         try:
             self._on_created(checked(event.address), *_sizes(event.options))
+            limit = event.options.get("waitQueueTimeoutMS")
+            if limit and WAIT_LIMITS_BREAK_ASYNC_POOLS and is_called_by_async_pool():
+                self._on_wait_limit(limit)
         except Exception as error:
             self._on_error(error)
 

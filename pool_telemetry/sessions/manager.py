@@ -24,6 +24,7 @@ from strands.types.content import Message
 from pool_telemetry.async_pool import ManagedAsyncPool
 from pool_telemetry.base_pool import Settings
 from pool_telemetry.events import tracing
+from pool_telemetry.options import ASYNC_DEFAULTS
 from pool_telemetry.pool import ManagedPool, MongoDBConnectionPool
 from pool_telemetry.sessions.async_repository import AsyncMongoDBSessionRepository
 from pool_telemetry.sessions.client_choice import AnyClient, check_choice, shared_client
@@ -271,7 +272,8 @@ class AsyncMongoDBSessionManager(_Manager):
         check_restore_last(restore_last)
         owned: ManagedAsyncPool | None = None
         if connection_string is not None:
-            owned = ManagedAsyncPool(Settings.of(connection_string, None, kwargs, None))
+            settings = Settings.of(connection_string, None, kwargs, None, ASYNC_DEFAULTS)
+            owned = ManagedAsyncPool(settings)
             await owned.start()
             client = owned.client
         try:

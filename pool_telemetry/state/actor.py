@@ -21,6 +21,7 @@ _Matches = Callable[[object], bool]
 _is_pool: _Matches = frozenset(
     {"pymongo.synchronous.pool", "pymongo.asynchronous.pool"}
 ).__contains__
+_is_async_pool: _Matches = frozenset({"pymongo.asynchronous.pool"}).__contains__
 # The links of a task's await chain, as (frame, what it awaits).
 _LINKS: dict[type, tuple[str, str]] = {
     CoroutineType: ("cr_frame", "cr_await"),
@@ -100,6 +101,11 @@ def current_actor() -> Actor:
         return _here.actor if _current_greenlet is None else _ref(_current_greenlet())
     task = _current_task(loop)
     return _here.actor if task is None else _ref(task)
+
+
+def is_called_by_async_pool() -> bool:
+    """Return whether the pool of an AsyncMongoClient is among the callers of this function."""
+    return _runs_in(_is_async_pool, sys._getframe())
 
 
 def found_as(actor: Actor) -> Any:
