@@ -1,31 +1,18 @@
 """Each thing that goes wrong, made to happen on a real server, and what is said of it."""
 
-import asyncio
-import contextlib
 import dataclasses
 import json
 import math
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
-from pymongo import AsyncMongoClient
 
-from pool_telemetry import PoolTelemetry
 from pool_telemetry.diagnosis import Diagnosis, diagnose, recommend
 from pool_telemetry.embedded import EmbeddedServer
 from pool_telemetry.stats import ClientStats
 from tests.conftest import need_embedded_server
-from tests.scenarios import (
-    CALM_SECONDS,
-    SCENARIOS,
-    TROUBLE_SECONDS,
-    Client,
-    Scenario,
-    playing,
-)
-from tests.support import slow
+from tests.scenarios import SCENARIOS, Scenario, playing, provide_documents
 
 pytestmark = pytest.mark.heavy
 
@@ -69,10 +56,7 @@ def table(found: list[tuple[str, str, str]]) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def documents(server: EmbeddedServer) -> None:
-    client = Client(server.uri)
-    if not client["shop"]["orders"].count_documents({}):  # a server that was killed forgets
-        client["shop"]["orders"].insert_many([{"number": number} for number in range(200)])
-    client.close()
+    provide_documents(server)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda one: one.name)
@@ -93,35 +77,6 @@ def test_what_is_wrong_is_found(scenario: Scenario, server: EmbeddedServer) -> N
         assert one.advice
         assert all(math.isfinite(number) for number in one.evidence.values())
     json.dumps(recommend(found))
-
-
-def test_callers_who_hang_up_show_a_server_that_hangs(server: EmbeddedServer) -> None:
-    """They are no storm, though each takes a connection with him, and none has an error."""
-    telemetry, over = PoolTelemetry(), asyncio.Event()
-
-    async def impatient(client: AsyncMongoClient[dict[str, Any]]) -> None:
-        while not over.is_set():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(0.5):
-                    await client["shop"]["orders"].find_one()
-            await asyncio.sleep(0.05)
-
-    async def play() -> Diagnosis:
-        async with AsyncMongoClient[dict[str, Any]](
-            server.uri, appName="hang-up", maxPoolSize=5, event_listeners=telemetry.listeners
-        ) as client:
-            callers = [asyncio.create_task(impatient(client)) for _ in range(8)]
-            await asyncio.sleep(CALM_SECONDS)
-            with slow(server.uri, "hang-up", 3_000):
-                await asyncio.sleep(TROUBLE_SECONDS)
-                found = diagnose(telemetry.stats(), telemetry.history())
-                over.set()
-                await asyncio.gather(*callers)
-        return found
-
-    found = asyncio.run(play())
-    _found[OWN].append(("callers who hang up", "slow operations", found.verdict))
-    assert [one.verdict for one in found.findings] == ["slow operations"], found
 
 
 def resized(scenario: Scenario, size: int) -> Scenario:
