@@ -1,7 +1,8 @@
 """What goes wrong with pools, made to happen on a real server, each with what is to be found.
 
-Each scenario has a time when all is well and then its trouble, and is looked at while that lasts.
-The end of a test run shows what was found in them, as a confusion matrix.
+Each scenario has a time when all is well and then its trouble, and is sampled all the time.
+`make scenarios` plays and diagnoses them. `make record-scenarios` keeps their histories as text,
+which `test_recordings.py` diagnoses without a server.
 """
 
 import asyncio
@@ -26,7 +27,7 @@ from tests.proxy import Proxy
 from tests.support import failing, slow, wait_for
 
 Client = MongoClient[dict[str, Any]]
-SAMPLE_SECONDS = 0.5
+SAMPLE_SECONDS = 0.125
 CALM_SECONDS = 2.0
 TROUBLE_SECONDS = 2.5
 
@@ -122,14 +123,14 @@ class Case:
         time.sleep(seconds)
 
     @contextlib.contextmanager
-    def sampled(self, seconds: float) -> Iterator[None]:
-        """Sample the client at this interval while the block runs."""
+    def sampled(self) -> Iterator[None]:
+        """Sample the client every SAMPLE_SECONDS while the block runs."""
 
         def run() -> None:
             due = time.monotonic()
             while not over.wait(max(0.0, due - time.monotonic())):
                 self.history.append(self.telemetry.stats())
-                due += seconds
+                due += SAMPLE_SECONDS
 
         over, thread = threading.Event(), threading.Thread(target=run)
         thread.start()
@@ -166,9 +167,7 @@ def provide_documents(server: EmbeddedServer) -> None:
 
 
 @contextlib.contextmanager
-def playing(
-    scenario: Scenario, server: EmbeddedServer, sample_seconds: float = SAMPLE_SECONDS
-) -> Iterator[tuple[Case, ClientStats]]:
+def playing(scenario: Scenario, server: EmbeddedServer) -> Iterator[tuple[Case, ClientStats]]:
     """Play a scenario and hand it over, with how the client is at its end."""
     telemetry = PoolTelemetry()
     app_name = f"scenario-{next(_numbers)}"
@@ -191,7 +190,7 @@ def playing(
             case.client.admin.command("ping")
             wait_for(lambda: all(p.size >= p.min_size for p in telemetry.stats().open_pools))
         outer.callback(case.stack.close)
-        with case.sampled(sample_seconds):
+        with case.sampled():
             scenario.play(case)
         yield case, telemetry.stats()
 

@@ -21,6 +21,7 @@ from pool_telemetry.stats import (
     OwnerStats,
     PoolStats,
 )
+from tests.scenarios import Scenario
 
 FOLDER: Final = Path(__file__).parent
 EPOCH: Final = 1_767_225_600.0
@@ -39,6 +40,17 @@ class Recording:
     also: frozenset[str]  # further findings that must be there
     maybe: frozenset[str]  # further findings that may be there
     samples: tuple[ClientStats, ...]
+
+    @classmethod
+    def of(cls, scenario: Scenario, samples: Sequence[ClientStats]) -> "Recording":
+        """Return a play of a scenario."""
+        return cls(
+            name=scenario.name,
+            verdict=scenario.verdict,
+            also=scenario.also,
+            maybe=scenario.maybe,
+            samples=tuple(samples),
+        )
 
     @property
     def path(self) -> Path:

@@ -7,8 +7,6 @@ from pool_telemetry.embedded import EmbeddedServer
 from tests.recordings import Recording, dump
 from tests.scenarios import SCENARIOS, playing, provide_documents
 
-SAMPLE_SECONDS = 0.125
-
 
 def main(names: list[str]) -> None:
     """Write a file for each scenario."""
@@ -17,15 +15,9 @@ def main(names: list[str]) -> None:
             if names and scenario.name not in names:
                 continue
             provide_documents(server)
-            with playing(scenario, server, SAMPLE_SECONDS) as (case, stats):
+            with playing(scenario, server) as (case, stats):
                 samples = (*case.history, stats)
-            recording = Recording(
-                name=scenario.name,
-                verdict=scenario.verdict,
-                also=scenario.also,
-                maybe=scenario.maybe,
-                samples=samples,
-            )
+            recording = Recording.of(scenario, samples)
             recording.path.write_text(text := dump(recording))
             found = diagnose(stats, case.history)
             print(
