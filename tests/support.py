@@ -5,7 +5,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.sampling import Sampler
 from prometheus_client import parser as parser_of_text
 from prometheus_client.openmetrics import parser as openmetrics
 from pymongo import AsyncMongoClient, MongoClient
-from pymongo.monitoring import ConnectionPoolListener
+from pymongo.monitoring import CommandListener, ConnectionPoolListener
 
 from pool_telemetry import PoolTelemetry
 from pool_telemetry.otel import start_tracing, stop_tracing
@@ -94,6 +94,56 @@ def slow(
     return failing(uri, app_name, *commands, blockConnection=True, blockTimeMS=milliseconds)
 
 
+def pool_of(client: "MongoClient[Any] | AsyncMongoClient[Any]") -> Any:
+    """Return PyMongo's own pool of a client's only server."""
+    topology: Any = client._topology
+    (server,) = topology._servers.values()
+    return server.pool
+
+
+@contextlib.contextmanager
+def exhausted(client: MongoClient[Any]) -> Iterator[None]:
+    """Hold every connection of a client: whatever callers wait, wait until the block ends."""
+    pool = pool_of(client)
+    with contextlib.ExitStack() as held:
+        for _ in range(pool.max_pool_size):
+            held.enter_context(pool.checkout())
+        yield
+
+
+@contextlib.asynccontextmanager
+async def aexhausted(client: AsyncMongoClient[Any]) -> AsyncIterator[None]:
+    """Hold every connection of an asynchronous client."""
+    pool = pool_of(client)
+    async with contextlib.AsyncExitStack() as held:
+        for _ in range(pool.max_pool_size):
+            await held.enter_async_context(pool.checkout())
+        yield
+
+
+class Gate(CommandListener):
+    """Holds finds up in their callers' threads, with their connections, while it is shut."""
+
+    def __init__(self) -> None:
+        self._open = threading.Event()
+        self._open.set()
+
+    @contextlib.contextmanager
+    def shut(self) -> Iterator[None]:
+        self._open.clear()
+        try:
+            yield
+        finally:
+            self._open.set()
+
+    def started(self, event: Any) -> None:
+        if event.command_name == "find":
+            self._open.wait()
+
+    def succeeded(self, event: Any) -> None: ...
+    def failed(self, event: Any) -> None: ...
+
+
 class Noop(ConnectionPoolListener):
     """Hears nothing, unless a subclass says what."""
 
@@ -157,9 +207,7 @@ def drivers(client: "MongoClient[Any] | AsyncMongoClient[Any]") -> Counts:
     Its operation_count would tell who waits, too, but before 4.19 a failed checkout leaves
     it too high for good; the queues of its conditions are always right.
     """
-    topology: Any = client._topology
-    (server,) = topology._servers.values()
-    pool = server.pool
+    pool = pool_of(client)
     idle, active, opening = len(pool.conns), pool.active_sockets, pool._pending
     return Counts(
         size=idle + active + opening,

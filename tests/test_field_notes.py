@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,19 @@ from pool_telemetry.managed import CLOSE_SECONDS
 from tests.conftest import need_embedded_server
 from tests.naive import Naive, Numbers, numbers_of
 from tests.proxy import Proxy
-from tests.support import Noop, drivers, monitors, ours, slow, the_pool, until, wait_for
+from tests.support import (
+    Noop,
+    aexhausted,
+    drivers,
+    exhausted,
+    monitors,
+    ours,
+    pool_of,
+    slow,
+    the_pool,
+    until,
+    wait_for,
+)
 
 Client = MongoClient[dict[str, Any]]
 AsyncClient = AsyncMongoClient[dict[str, Any]]
@@ -65,31 +77,6 @@ class Watched:
         naive = self.naive.numbers(max(pool.longest_checkout for pool in stats.pools))
         assert claim(naive) == gone, f"whether this trap is gone: {not gone}, {naive}"
         assert stats.telemetry_errors == 0
-
-
-def pool_of(client: Any) -> Any:
-    """Return PyMongo's own pool of a client's only server."""
-    (server,) = client._topology._servers.values()
-    return server.pool
-
-
-@contextlib.contextmanager
-def exhausted(client: Client) -> Iterator[None]:
-    """Hold every connection."""
-    pool = pool_of(client)
-    with contextlib.ExitStack() as held:
-        for _ in range(pool.max_pool_size):
-            held.enter_context(pool.checkout())
-        yield
-
-
-@contextlib.asynccontextmanager
-async def aexhausted(client: AsyncClient) -> AsyncIterator[None]:
-    pool = pool_of(client)
-    async with contextlib.AsyncExitStack() as held:
-        for _ in range(pool.max_pool_size):
-            await held.enter_async_context(pool.checkout())
-        yield
 
 
 async def swallow(work: Any, over: asyncio.Event) -> None:

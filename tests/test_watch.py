@@ -97,12 +97,12 @@ def test_exhaustion_is_told_when_it_begins_and_when_it_is_over(
         )
         assert last.peak_waiting == pool.peak_waiting == 4
         assert last.seconds == pytest.approx(pool.exhausted_time)
-        assert 0.7 < last.seconds < 10.0
+        assert last.seconds > 0.7
         assert last.timeouts == 0
         (warning,) = told(caplog, "is exhausted")
         assert f"pool 'chat@{pool.address}' is exhausted: 2 of 2 in use, " in warning
         assert re.search(
-            r"; held by caller-\d \(checkout-flow\) for 0\.\d\d s: find orders; caller-", warning
+            r"; held by caller-\d \(checkout-flow\) for \d+\.\d\d s: find orders; caller-", warning
         )
         (info,) = told(caplog, "has recovered")
         assert (
@@ -467,7 +467,7 @@ def test_the_stack_of_a_task_is_told(server_uri: str, caplog: pytest.LogCaptureF
 
     asyncio.run(use())
     (warning,) = told(caplog, "is held by")
-    assert re.search(r" is held by page for \d\.\d\d s: find orders; now at\n", warning)
+    assert re.search(r" is held by page for \d+\.\d\d s: find orders; now at\n", warning)
     assert re.search(r"show\n.*look_it_up\n", warning)
     assert "s3cr3t" not in warning
 
