@@ -1,5 +1,6 @@
 """One real server for the whole run, and nothing left over between tests."""
 
+import contextlib
 import gc
 import logging
 import os
@@ -19,8 +20,10 @@ from tests.chaos import Chaos
 from tests.needs import lacks
 
 ASYNCHRONOUS = (AsyncMongoClient, AsyncMongoDBConnectionPool, Chaos)
-# The same examples each time. To search: --hypothesis-profile=default --hypothesis-seed=random
-hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
+# The same examples each time, and more of them in `make test-load`.
+# To search: --hypothesis-profile=default --hypothesis-seed=random
+hypothesis.settings.register_profile("same", derandomize=True, deadline=None, max_examples=100)
+hypothesis.settings.register_profile("many", derandomize=True, deadline=None, max_examples=500)
 hypothesis.settings.load_profile("same")
 # A shell's & has SIGINT ignored, which tests send and what they start inherits.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -60,17 +63,27 @@ def server_uri() -> Iterator[str]:
     if given:
         yield given
         return
-    need_embedded_server()
-    with EmbeddedServer() as server:
+    with embedded_server() as server:
         yield server.uri
 
 
 @pytest.fixture
 def own_server() -> Iterator[EmbeddedServer]:
     """A server that a test may stop and start."""
-    need_embedded_server()
-    with EmbeddedServer() as server:
+    with embedded_server() as server:
         yield server
+
+
+@contextlib.contextmanager
+def embedded_server() -> Iterator[EmbeddedServer]:
+    """A server that is killed in the end, because a proper end takes it 2 s."""
+    need_embedded_server()
+    server = EmbeddedServer()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop(kill=True)
 
 
 def need_embedded_server() -> None:

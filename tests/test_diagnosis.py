@@ -12,7 +12,7 @@ from pool_telemetry.stats import ClientStats
 from tests.conftest import need_embedded_server
 from tests.scenarios import SAMPLE_SECONDS, SCENARIOS, Scenario, playing, provide_documents
 
-pytestmark = pytest.mark.heavy
+pytestmark = pytest.mark.load
 
 
 @pytest.fixture(scope="module")

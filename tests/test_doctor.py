@@ -156,7 +156,7 @@ def test_what_suffices_is_enough(
             over.set()
             thread.join()
     assert code == 0
-    assert re.search(r"^ +2 .* now \(p95 measured: 0\.\d ms\), recommended$", out, re.MULTILINE), (
+    assert re.search(r"^ +2 .* now \(p95 measured: [\d.]+ ms\), recommended$", out, re.MULTILINE), (
         out
     )
 
@@ -231,7 +231,8 @@ def test_a_slow_way_to_the_server_is_told(
         code, out, _ = run(capsys, "doctor", proxy.uri, "--seconds", "0.1")
     assert code == doctor.EXIT_CODES["warning"]
     assert out.startswith("WARNING: slow operations, 127.0.0.1:")
-    assert "a ping takes 12" in out
+    (milliseconds,) = re.findall(r"a ping takes (\d+) ms", out)
+    assert int(milliseconds) >= 120
 
 
 def test_what_does_not_answer_is_critical_or_can_not_be_told(

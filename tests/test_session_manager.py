@@ -1038,7 +1038,7 @@ def test_spans_say_which_conversation_and_metrics_do_not(chat: Chat) -> None:
     assert "Concierge" not in text
 
 
-@pytest.mark.heavy
+@pytest.mark.load
 def test_1000_sessions_at_once_on_a_pool_of_20(
     server_uri: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
