@@ -5,6 +5,7 @@ import gc
 import logging
 import os
 import signal
+import socket
 import sys
 import warnings
 from collections.abc import Iterator
@@ -72,6 +73,14 @@ def own_server() -> Iterator[EmbeddedServer]:
     """A server that a test may stop and start."""
     with embedded_server() as server:
         yield server
+
+
+@pytest.fixture
+def dead_port() -> Iterator[int]:
+    """A port that refuses connections: it is bound, and nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
 
 
 @contextlib.contextmanager

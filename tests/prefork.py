@@ -20,7 +20,12 @@ from tests.support import drivers, ours, the_pool, wait_for
 
 WORKERS = 3
 OPERATIONS = 40
-OPTIONS: dict[str, Any] = {"maxPoolSize": 4, "minPoolSize": 0, "retryReads": False}
+OPTIONS: dict[str, Any] = {
+    "maxPoolSize": 4,
+    "minPoolSize": 0,
+    "retryReads": False,
+    "waitQueueTimeoutMS": 120_000,  # for the callers that wait until all workers have reported
+}
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from pool_telemetry.exposition import read
 from pool_telemetry.fastapi import create_router
 from pool_telemetry.stats import HistogramStats, PoolStats
 from tests.proxy import Proxy
-from tests.support import free_port, slow, wait_for
+from tests.support import slow, wait_for
 from tests.web import serving
 
 APP = "ailing"
@@ -236,10 +236,10 @@ def test_a_slow_way_to_the_server_is_told(
 
 
 def test_what_does_not_answer_is_critical_or_can_not_be_told(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    dead_port: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pool_telemetry.sources.REACH_SECONDS", 0.5)
-    nowhere = free_port()
+    nowhere = dead_port
     code, out, _ = run(capsys, "doctor", f"mongodb://ann:s3cr3t@127.0.0.1:{nowhere}/")
     assert code == doctor.EXIT_CODES["critical"]
     assert out.startswith(f"CRITICAL: server unreachable, mongodb://***:***@127.0.0.1:{nowhere}/")

@@ -3,12 +3,10 @@
 import gc
 import json
 import logging
-import socket
 import threading
 import time
 import traceback
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -39,14 +37,6 @@ from pool_telemetry.telemetry import live
 from tests.support import Noop, drivers, exhausted, fastest, pool_of, slow, wait_for
 
 SECRET = "s3cret-w0rd"
-
-
-@pytest.fixture
-def dead_port() -> Iterator[int]:
-    """A port that refuses: bound, and nobody listens."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        yield taken.getsockname()[1]
 
 
 def names() -> set[str]:
