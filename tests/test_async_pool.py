@@ -164,7 +164,7 @@ def test_close_also_ends_the_clients_that_still_drain(server_uri: str) -> None:
 
 def test_close_during_initialize_wins(server_uri: str) -> None:
     async def main() -> None:
-        with slow(server_uri, "alate", 500, "ping"):
+        with slow(server_uri, "alate", 1_500, "ping"):
             starting = asyncio.create_task(Pool.initialize(server_uri, appName="alate"))
             await asyncio.sleep(0)
             await until(lambda: Pool._initializing.locked())

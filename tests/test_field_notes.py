@@ -190,7 +190,7 @@ def test_02_commands_cancelled_in_flight(server_uri: str, monkeypatch: pytest.Mo
             server_uri, appName="inflight", event_listeners=watched.listeners
         )
         collection = client["notes"]["t"]
-        with slow(server_uri, "inflight", 300):
+        with slow(server_uri, "inflight", 5_000):
             running = [asyncio.create_task(collection.find_one()) for _ in range(12)]
             await until(lambda: len(watched.naive.in_flight) == 12)
             for task in running:
@@ -615,7 +615,7 @@ def test_22_a_check_in_that_is_cancelled(server_uri: str) -> None:
         collection, over = client["notes"]["t"], asyncio.Event()
         await collection.find_one()
         lock = pool_of(client).lock
-        with slow(server_uri, "lost", 100):
+        with slow(server_uri, "lost", 1_000):
             task = asyncio.create_task(swallow(collection.find_one(), over))
             await until(lambda: drivers(client).in_use == 1)
             async with lock:

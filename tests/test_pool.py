@@ -186,7 +186,7 @@ def test_clients_and_their_passwords_do_not_outlive_close(server_uri: str) -> No
 
 
 def test_a_version_that_is_slow_to_come_is_asked_for_again(server_uri: str) -> None:
-    with slow(server_uri, "slow-version", 1_500, "buildInfo", "buildinfo"):
+    with slow(server_uri, "slow-version", 3_000, "buildInfo", "buildinfo"):
         Pool.initialize(server_uri, appName="slow-version")
         assert Pool.get_pool_stats()["server_version"] is None
     wait_for(lambda: Pool.get_pool_stats()["server_version"])

@@ -40,6 +40,8 @@ from tests.otlp import PROTOCOLS, attributes, receiver
 from tests.proxy import Proxy
 from tests.support import (
     aexhausted,
+    exhausted,
+    pool_of,
     prometheus_families,
     slow,
     the_pool,
@@ -114,7 +116,6 @@ def test_every_span_and_attribute_arrives(server_uri: str, protocol: str) -> Non
             event_listeners=telemetry.listeners,
             maxPoolSize=1,
             waitQueueTimeoutMS=50,
-            appName="spans",
             retryReads=False,
         )
         with client, tracer.start_as_current_span("request"):
@@ -124,13 +125,11 @@ def test_every_span_and_attribute_arrives(server_uri: str, protocol: str) -> Non
                 orders.find_one({"$nonsense": 1})
             (pool,) = telemetry.stats().open_pools
             host, port = pool.host, pool.port or 0
-            with slow(server_uri, "spans", 300, "find"):
-                busy = threading.Thread(target=orders.find_one)
-                busy.start()
-                wait_for(lambda: the_pool(telemetry).in_use)
-                with pytest.raises(WaitQueueTimeoutError):
-                    orders.find_one()
-                busy.join()
+            with exhausted(client), pytest.raises(WaitQueueTimeoutError):
+                orders.find_one()
+            without_a_span = threading.Thread(target=orders.find_one)
+            without_a_span.start()
+            without_a_span.join()
         otlp.close()
         telemetry.close()
     by_name: dict[str, list[Any]] = {}
@@ -260,14 +259,20 @@ def test_a_slow_checkout_has_a_span_from_the_start_of_its_wait(
     server_uri: str, memory: Any
 ) -> None:
     options = TelemetryOptions(slow_checkout_seconds=0.1)
-    with traced(server_uri, memory, options, maxPoolSize=1, appName="slowspan") as t:
-        with slow(server_uri, "slowspan", 300, "find"):
-            busy = threading.Thread(target=t.client["spans"]["t"].find_one)
-            busy.start()
-            wait_for(lambda: the_pool(t.telemetry).in_use)
-            with t.tracer.start_as_current_span("request") as request:
-                t.client["spans"]["t"].find_one()
-            busy.join()
+    with traced(server_uri, memory, options, maxPoolSize=1) as t:
+        taken = threading.Event()
+
+        def hold() -> None:
+            with exhausted(t.client):
+                taken.set()
+                wait_for(lambda: the_pool(t.telemetry).oldest_wait > 0.15)
+
+        holder = threading.Thread(target=hold)
+        holder.start()
+        taken.wait()
+        with t.tracer.start_as_current_span("request") as request:
+            t.client["spans"]["t"].find_one()
+        holder.join()
         (checkout,) = t.spans("checkout")  # the other one did not wait
         assert checkout.parent.span_id == request.get_span_context().span_id
         waited = (checkout.end_time - checkout.start_time) / 1e9
@@ -294,18 +299,14 @@ def test_a_further_command_over_the_same_connection_waited_for_nothing(
 def test_a_connection_that_fails_to_open_fails_in_the_trace(memory: Any) -> None:
     with EmbeddedServer() as server, Proxy(server.port) as proxy:
         options: Any = {"retryReads": False, "heartbeatFrequencyMS": 60_000}
-        with traced(proxy.uri, memory, appName="refused", **options) as t:
-            with slow(server.uri, "refused", 500, "find"):
-                busy = threading.Thread(target=t.client["spans"]["t"].find_one)
-                busy.start()
-                wait_for(lambda: the_pool(t.telemetry).in_use)
+        with traced(proxy.uri, memory, **options) as t:
+            with pool_of(t.client).checkout():
                 proxy.refuse()
                 with (
                     t.tracer.start_as_current_span("request") as request,
                     pytest.raises(PyMongoError),
                 ):
                     t.client["spans"]["t"].find_one()
-                busy.join()
             (connect,) = t.spans("connect")
             (checkout,) = t.spans("checkout")
             for span, error in ((connect, "error"), (checkout, "connection_error")):
@@ -323,13 +324,9 @@ def test_authentication_is_below_the_connection_that_it_opens(memory: Any, tmp_p
         admin.admin.command("createUser", "ann", pwd="s3cret", roles=["root"])
     with EmbeddedServer(0, *storage, "--auth") as server:
         uri = server.uri.replace("//", "//ann:s3cret@")
-        with traced(uri, memory, TelemetryOptions(query_text=True), appName="auth") as t:
-            with slow(uri, "auth", 200, "find"), t.tracer.start_as_current_span("request"):
-                busy = threading.Thread(target=t.client["spans"]["t"].find_one)
-                busy.start()
-                wait_for(lambda: the_pool(t.telemetry).in_use)
+        with traced(uri, memory, TelemetryOptions(query_text=True)) as t:
+            with pool_of(t.client).checkout(), t.tracer.start_as_current_span("request"):
                 t.client["spans"]["t"].find_one()
-                busy.join()
             (connect,) = t.spans("connect")
             said = [span for span in t.spans() if span.name.startswith("sasl")]
             assert said
