@@ -43,7 +43,8 @@ In every exporter
 Who, and why
     Holders and waiters by name, and what a holder does: test_holders.py. Exhaustion and connections
     that are kept are told once, and when they are over: test_watch.py. Each verdict is made to
-    happen on a real server: test_diagnosis.py (with a confusion matrix); any numbers have one:
+    happen on a real server (`make scenarios`, with a confusion matrix), and its recorded history
+    has that verdict at every sampling: test_recordings.py. Any numbers have one:
     test_findings.py. Predicted waits are held against a simulation and real pools: test_sizing.py;
     the recommended size ends the exhaustion: test_diagnosis.py.
 In sessions of agents

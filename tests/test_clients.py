@@ -128,7 +128,7 @@ def test_a_primary_that_steps_down_and_one_that_is_killed(own_server: EmbeddedSe
         own_server.uri,
         maxPoolSize=4,
         heartbeatFrequencyMS=500,
-        serverSelectionTimeoutMS=500,
+        serverSelectionTimeoutMS=2_000,
         appName="failover",
         event_listeners=telemetry.listeners,
     ) as client:

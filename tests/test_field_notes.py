@@ -335,7 +335,7 @@ def test_08_the_order_of_a_clear(own_server: EmbeddedServer) -> None:
             proxy.uri,
             maxPoolSize=2,
             heartbeatFrequencyMS=500,
-            serverSelectionTimeoutMS=300,
+            serverSelectionTimeoutMS=2_000,
             retryReads=False,
             event_listeners=watched.listeners,
         ) as client,

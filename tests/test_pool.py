@@ -345,7 +345,7 @@ def test_close_returns_while_the_server_is_gone(own_server: EmbeddedServer) -> N
 
 
 def test_stats_of_a_dead_server_come_at_once_with_the_truth(own_server: EmbeddedServer) -> None:
-    Pool.initialize(own_server.uri, heartbeatFrequencyMS=500, serverSelectionTimeoutMS=300)
+    Pool.initialize(own_server.uri, heartbeatFrequencyMS=500, serverSelectionTimeoutMS=2_000)
     version = Pool.get_pool_stats()["server_version"]
     own_server.stop(kill=True)
     wait_for(lambda: Pool.get_pool_stats()["status"] == "disconnected")

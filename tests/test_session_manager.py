@@ -542,7 +542,7 @@ def test_a_server_that_goes_mid_turn_leaves_no_hole(chat: Chat) -> None:
     with Proxy(port) as proxy:
         telemetry = PoolTelemetry("proxied")
         client = chat.connect(
-            proxy.uri, telemetry, serverSelectionTimeoutMS=300, heartbeatFrequencyMS=500
+            proxy.uri, telemetry, serverSelectionTimeoutMS=2_000, heartbeatFrequencyMS=500
         )
 
         @tool

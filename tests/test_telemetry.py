@@ -144,7 +144,7 @@ def test_stopping_and_starting_the_server(own_server: EmbeddedServer) -> None:
         own_server.uri,
         directConnection=True,  # a set's member that stops may leave the topology first
         heartbeatFrequencyMS=500,
-        serverSelectionTimeoutMS=300,
+        serverSelectionTimeoutMS=2_000,
         event_listeners=telemetry.listeners,
     ) as client:
         client.admin.command("ping")
