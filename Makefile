@@ -1,10 +1,17 @@
 # make demo         the pool, live, under load       (ARGS=--once for one cycle)
-# make test         everything that CI checks  (ARGS=tests/test_watch.py for a part of it)
-# make test-matrix  four PyMongos on every Python here  (ARGS="--only 3.13")
+# make test         lint, and every test that is deterministic, under coverage: some minutes
+#                   (ARGS=tests/test_watch.py for a part of them)
+# CI runs these, too:
+# make scenarios    every trouble, live, and the share of right verdicts  (ARGS="--runs 5")
+# make test-load    tests that make a load or measure time, and more random examples
+# make test-stack   a service, Prometheus, Alertmanager, and the dashboards in a browser
+# make test-strands Strands' own tests over our session repository
 # make soak         150,000 operations behind a broken network  (ARGS="--seed 7")
+# For these nobody waits:
+# make test-matrix  four PyMongos on every Python here  (ARGS="--only 3.13")
+# make record-scenarios  the histories on which make test checks the diagnosis  (ARGS="'slow server'")
 # make stack-local  a service, Prometheus and Alertmanager on loopback, without containers
 # make test-tools   what the dashboards' tests need from npm; without it they are skipped
-# make test-strands Strands' own tests over our session repository
 # make dashboards   what is made in dashboards/, from its source
 # make bench        what the telemetry costs
 # make pictures     the README's pictures, from a run of the demo and of the stack
@@ -16,30 +23,28 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: dashboards demo pictures stack-local test test-stack test-covered test-strands test-tools test-matrix soak lint bench clean
+.PHONY: dashboards demo pictures stack-local test test-load test-stack test-strands test-tools test-matrix scenarios record-scenarios soak lint bench clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/pool-telemetry demo $(ARGS)
 
-ifdef ARGS
 test: lint
+ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
 else
-test: lint
-	@$(MAKE) --no-print-directory --jobs=2 test-stack test-covered
-	$(BIN)/python -m pytest -m heavy --ignore=tests/test_stack.py
-endif
-
-# Most of its two minutes it waits for Prometheus: it does so beside the others.
-test-stack: $(VENV)/.dev
-	$(BIN)/python -m pytest --quiet tests/test_stack.py
-
-test-covered: $(VENV)/.dev
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest -m "not heavy" --ignore=tests/test_stack.py \
-		--numprocesses=2 --dist=loadfile
+	$(BIN)/python -m coverage run -m pytest -m "not load and not stack" \
+		--numprocesses=3 --dist=worksteal
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
+endif
+
+test-load: $(VENV)/.dev
+	$(BIN)/python -m pytest -m load $(ARGS)
+	$(BIN)/python -m pytest --hypothesis-profile=many tests/test_findings.py tests/test_machine.py
+
+test-stack: $(VENV)/.dev
+	$(BIN)/python -m pytest -m stack $(ARGS)
 
 test-strands: $(VENV)/.dev
 	@$(BIN)/python -m tests.strands_own
@@ -65,6 +70,12 @@ lint: $(VENV)/.dev
 
 soak: $(VENV)/.dev
 	@$(BIN)/python -m tests.chaos $(ARGS)
+
+scenarios: $(VENV)/.dev
+	@$(BIN)/python -m tests.scenarios_live $(ARGS)
+
+record-scenarios: $(VENV)/.dev
+	@$(BIN)/python -m tests.recordings $(ARGS)
 
 stack-local: $(VENV)/.demo
 	@$(BIN)/python examples/stack/local.py

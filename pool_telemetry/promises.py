@@ -44,8 +44,9 @@ The same in every exporter
 Who has connections, and why the pool is exhausted
     Holders and waiters by name, and what a holder does: test_holders.py. Exhaustion and long
     checkouts are logged once, and again when they end: test_watch.py. Each verdict is made to
-    happen on a real server: `make scenarios`; recorded histories of it are diagnosed at every
-    sampling. Predicted waits are compared with a simulation and with real pools: test_sizing.py.
+    happen on a real server (`make scenarios`), and its recorded history has that verdict at every
+    sampling: test_recordings.py. Predicted waits are compared with a simulation and with real
+    pools: test_sizing.py. The recommended size ends the exhaustion: test_diagnosis.py.
 Sessions of agents
     No message is lost, doubled or moved without an error, between threads, tasks and processes,
     and when the server stops in the middle of a turn. The commands of a turn are counted:

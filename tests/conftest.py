@@ -1,9 +1,11 @@
 """One real server for the whole run, and nothing left over between tests."""
 
+import contextlib
 import gc
 import logging
 import os
 import signal
+import socket
 import sys
 import warnings
 from collections.abc import Iterator
@@ -20,8 +22,10 @@ from tests.chaos import Chaos
 from tests.needs import lacks
 
 ASYNCHRONOUS = (AsyncMongoClient, AsyncMongoDBConnectionPool, Chaos)
-# The same examples each time. To search: --hypothesis-profile=default --hypothesis-seed=random
-hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
+# The same examples each time, and more of them in `make test-load`.
+# To search: --hypothesis-profile=default --hypothesis-seed=random
+hypothesis.settings.register_profile("same", derandomize=True, deadline=None, max_examples=100)
+hypothesis.settings.register_profile("many", derandomize=True, deadline=None, max_examples=500)
 hypothesis.settings.load_profile("same")
 # A shell's & has SIGINT ignored, which tests send and what they start inherits.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -34,6 +38,18 @@ _FIGURES = pytest.StashKey[list[str]]()
 def figures(pytestconfig: pytest.Config) -> list[str]:
     """Lines to show at the end of the run, of what was measured in it."""
     return pytestconfig.stash.setdefault(_FIGURES, [])
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker of pytest-xdist hands its figures to the process that prints them."""
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        output["figures"] = session.config.stash.get(_FIGURES, [])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    figures = getattr(node, "workeroutput", {}).get("figures", [])
+    node.config.stash.setdefault(_FIGURES, []).extend(figures)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -49,17 +65,35 @@ def server_uri() -> Iterator[str]:
     if given:
         yield given
         return
-    need_embedded_server()
-    with EmbeddedServer() as server:
+    with embedded_server() as server:
         yield server.uri
 
 
 @pytest.fixture
 def own_server() -> Iterator[EmbeddedServer]:
     """A server that a test may stop and start."""
-    need_embedded_server()
-    with EmbeddedServer() as server:
+    with embedded_server() as server:
         yield server
+
+
+@pytest.fixture
+def dead_port() -> Iterator[int]:
+    """A port that refuses connections: it is bound, and nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
+
+
+@contextlib.contextmanager
+def embedded_server() -> Iterator[EmbeddedServer]:
+    """A server that is killed in the end, because a proper end takes it 2 s."""
+    need_embedded_server()
+    server = EmbeddedServer()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop(kill=True)
 
 
 def need_embedded_server() -> None:

@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
+import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from opentelemetry.sdk.trace.sampling import Sampler
 from prometheus_client import parser as parser_of_text
 from prometheus_client.openmetrics import parser as openmetrics
 from pymongo import AsyncMongoClient, MongoClient
-from pymongo.monitoring import ConnectionPoolListener
+from pymongo.monitoring import CommandListener, ConnectionPoolListener
 
 from pool_telemetry import PoolTelemetry
 from pool_telemetry.otel import start_tracing, stop_tracing
@@ -68,10 +69,16 @@ def fastest(call: Callable[[], object]) -> float:
 
 
 def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
+    """Return a port on which nobody listens.
+
+    It is below those that Linux gives to outgoing connections, so that none of these takes it
+    before it is used.
+    """
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            return port
 
 
 @contextlib.contextmanager
@@ -92,6 +99,56 @@ def slow(
 ) -> contextlib.AbstractContextManager[None]:
     """Make the server take its time for these commands of the clients with this appName."""
     return failing(uri, app_name, *commands, blockConnection=True, blockTimeMS=milliseconds)
+
+
+def pool_of(client: "MongoClient[Any] | AsyncMongoClient[Any]") -> Any:
+    """Return PyMongo's own pool of a client's only server."""
+    topology: Any = client._topology
+    (server,) = topology._servers.values()
+    return server.pool
+
+
+@contextlib.contextmanager
+def exhausted(client: MongoClient[Any]) -> Iterator[None]:
+    """Hold every connection of a client: whatever callers wait, wait until the block ends."""
+    pool = pool_of(client)
+    with contextlib.ExitStack() as held:
+        for _ in range(pool.max_pool_size):
+            held.enter_context(pool.checkout())
+        yield
+
+
+@contextlib.asynccontextmanager
+async def aexhausted(client: AsyncMongoClient[Any]) -> AsyncIterator[None]:
+    """Hold every connection of an asynchronous client."""
+    pool = pool_of(client)
+    async with contextlib.AsyncExitStack() as held:
+        for _ in range(pool.max_pool_size):
+            await held.enter_async_context(pool.checkout())
+        yield
+
+
+class Gate(CommandListener):
+    """Holds finds up in their callers' threads, with their connections, while it is shut."""
+
+    def __init__(self) -> None:
+        self._open = threading.Event()
+        self._open.set()
+
+    @contextlib.contextmanager
+    def shut(self) -> Iterator[None]:
+        self._open.clear()
+        try:
+            yield
+        finally:
+            self._open.set()
+
+    def started(self, event: Any) -> None:
+        if event.command_name == "find":
+            self._open.wait()
+
+    def succeeded(self, event: Any) -> None: ...
+    def failed(self, event: Any) -> None: ...
 
 
 class Noop(ConnectionPoolListener):
@@ -157,9 +214,7 @@ def drivers(client: "MongoClient[Any] | AsyncMongoClient[Any]") -> Counts:
     Its operation_count would tell who waits, too, but before 4.19 a failed checkout leaves
     it too high for good; the queues of its conditions are always right.
     """
-    topology: Any = client._topology
-    (server,) = topology._servers.values()
-    pool = server.pool
+    pool = pool_of(client)
     idle, active, opening = len(pool.conns), pool.active_sockets, pool._pending
     return Counts(
         size=idle + active + opening,

@@ -21,7 +21,7 @@ from pool_telemetry.state.actor import (
     still_in_pool,
 )
 from pool_telemetry.state.frames import stack_of
-from tests.support import Noop, drivers, slow, until, wait_for
+from tests.support import Noop, aexhausted, drivers, exhausted, until, wait_for
 
 
 def test_a_thread_is_its_own_actor() -> None:
@@ -89,7 +89,7 @@ def test_a_callback_on_the_loop_is_the_thread() -> None:
 
 
 def test_threads_in_the_queue_are_told_from_those_that_left(server_uri: str) -> None:
-    client: MongoClient[dict[str, Any]] = MongoClient(server_uri, maxPoolSize=1, appName="frames")
+    client: MongoClient[dict[str, Any]] = MongoClient(server_uri, maxPoolSize=1)
     collection = client["actors"]["frames"]
     collection.find_one()
     go_on = threading.Event()
@@ -103,17 +103,17 @@ def test_threads_in_the_queue_are_told_from_those_that_left(server_uri: str) -> 
         actors["left"] = current_actor()
         go_on.wait()
 
-    with slow(server_uri, "frames", 400):
-        queue = [threading.Thread(target=find) for _ in range(4)]
+    with contextlib.ExitStack() as held:
+        held.enter_context(exhausted(client))
+        queue = [threading.Thread(target=find) for _ in range(3)]
         elsewhere = threading.Thread(target=left)
         for thread in (*queue, elsewhere):
             thread.start()
         wait_for(lambda: drivers(client).waiting == 3)
-        wait_for(lambda: len(actors) == 5)
-        inside = still_in_pool(actors.values())
-        assert len(inside & {actors[thread.name] for thread in queue}) >= 3
-        assert actors["left"] not in inside
+        wait_for(lambda: len(actors) == 4)
+        assert still_in_pool(actors.values()) == {actors[thread.name] for thread in queue}
         go_on.set()
+        held.close()
         for thread in (*queue, elsewhere):
             thread.join()
     assert still_in_pool(actors.values()) == set()
@@ -196,9 +196,7 @@ def test_a_task_is_found_in_the_queue_through_whatever_it_awaits(
     server_uri: str, way: Callable[[Callable[[], Awaitable[Any]]], Awaitable[None]]
 ) -> None:
     async def main() -> None:
-        client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(
-            server_uri, maxPoolSize=1, appName="chain"
-        )
+        client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(server_uri, maxPoolSize=1)
         collection = client["actors"]["chain"]
         left_the_pool = asyncio.Event()
         await collection.find_one()
@@ -212,9 +210,7 @@ def test_a_task_is_found_in_the_queue_through_whatever_it_awaits(
             left_the_pool.set()
             await asyncio.Event().wait()
 
-        with slow(server_uri, "chain", 300):
-            holder = asyncio.create_task(one())
-            await until(lambda: drivers(client).in_use == 1)
+        async with aexhausted(client):
             waits, ghost = asyncio.create_task(one()), asyncio.create_task(swallows())
             await until(lambda: drivers(client).waiting == 2)
             ghost.cancel()
@@ -229,7 +225,7 @@ def test_a_task_is_found_in_the_queue_through_whatever_it_awaits(
             # The same from a thread, while this task runs: it is not in the pool's code.
             seen = await asyncio.to_thread(still_in_pool, list(actors.values()))
             assert seen == {actors["waits"]}
-            await asyncio.gather(holder, waits)
+        await waits
         assert still_in_pool(actors.values()) == set()
         ghost.cancel()
         await asyncio.gather(ghost, return_exceptions=True)

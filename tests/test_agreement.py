@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import random
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,8 +15,19 @@ from pymongo import AsyncMongoClient, MongoClient
 from pymongo.errors import PyMongoError
 
 from pool_telemetry import PoolTelemetry
+from pool_telemetry.state.pool_state import MOMENT
 from pool_telemetry.stats import PoolStats
-from tests.support import Counts, Started, drivers, ours, slow, the_pool, until, wait_for
+from tests.support import (
+    Counts,
+    Started,
+    aexhausted,
+    drivers,
+    exhausted,
+    ours,
+    the_pool,
+    until,
+    wait_for,
+)
 
 MAX_SIZE = 4
 CALLERS = 12
@@ -59,7 +71,6 @@ def test_a_storm_of_threads_agrees_with_the_driver_at_every_quiet_moment(server_
         server_uri,
         maxPoolSize=MAX_SIZE,
         waitQueueTimeoutMS=10_000,
-        appName="storm",
         retryReads=False,
         event_listeners=[started, *telemetry.listeners],
     )
@@ -84,18 +95,16 @@ def test_a_storm_of_threads_agrees_with_the_driver_at_every_quiet_moment(server_
         for round_ in range(3):
             run_threads([partial(busy, s + 100 * round_) for s in range(CALLERS)])
             assert_agreement(telemetry, client, is_quiet)
-            with slow(server_uri, "storm", 400):
+            with exhausted(client):
                 queue = [threading.Thread(target=collection.find_one) for _ in range(CALLERS)]
                 for thread in queue:
                     thread.start()
                 # PyMongo's own thread, which kills cursors, may stand in the queue with them.
-                full = assert_agreement(
-                    telemetry, client, lambda c: c.waiting >= CALLERS - MAX_SIZE
-                )
+                full = assert_agreement(telemetry, client, lambda c: c.waiting >= CALLERS)
                 assert (full.size, full.in_use) == (MAX_SIZE, MAX_SIZE)
                 assert the_pool(telemetry).exhausted
-                for thread in queue:
-                    thread.join()
+            for thread in queue:
+                thread.join()
             assert assert_agreement(telemetry, client, is_quiet).size == MAX_SIZE
             assert not the_pool(telemetry).exhausted
             assert_balanced(the_pool(telemetry), started.count)
@@ -120,7 +129,6 @@ def test_a_storm_of_tasks_agrees_with_the_driver_at_every_quiet_moment(server_ur
         client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(
             server_uri,
             maxPoolSize=MAX_SIZE,
-            appName="astorm",
             retryReads=False,
             event_listeners=[started, *telemetry.listeners],
         )
@@ -142,14 +150,12 @@ def test_a_storm_of_tasks_agrees_with_the_driver_at_every_quiet_moment(server_ur
         try:
             await plain()
             for _ in range(3):
-                with slow(server_uri, "astorm", 600):
-                    holders = [asyncio.create_task(plain()) for _ in range(MAX_SIZE)]
-                    await until(lambda: drivers(client).in_use == MAX_SIZE)
+                async with aexhausted(client):
                     waiting = [asyncio.create_task(plain()) for _ in range(3)]
                     cancelled = [asyncio.create_task(plain()) for _ in range(5)]
                     living_on = [asyncio.create_task(swallows()) for _ in range(4)]
+                    await until(lambda: drivers(client).waiting == 12)
                     late = [asyncio.create_task(timed_out()) for _ in range(2)]
-                    await until(lambda: drivers(client).waiting == 14)
                     for task in (*cancelled, *living_on):
                         task.cancel()
                     await asyncio.gather(*late, *cancelled, return_exceptions=True)
@@ -158,7 +164,7 @@ def test_a_storm_of_tasks_agrees_with_the_driver_at_every_quiet_moment(server_ur
                     expected = Counts(MAX_SIZE, MAX_SIZE, 0, 0, 3)
                     await until(partial(agrees, telemetry, expected))
                     assert ours(the_pool(telemetry)) == drivers(client) == expected
-                    await asyncio.gather(*holders, *waiting)
+                await asyncio.gather(*waiting)
                 over.set()
                 await asyncio.gather(*living_on)
                 over.clear()
@@ -181,19 +187,19 @@ def test_cancelled_waiters_are_forgotten_while_nobody_reads(server_uri: str, cou
 
     async def main() -> None:
         client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(
-            server_uri, maxPoolSize=1, appName="unread", event_listeners=telemetry.listeners
+            server_uri, maxPoolSize=1, event_listeners=telemetry.listeners
         )
         collection = client["storm"]["unread"]
         await collection.find_one()
-        with slow(server_uri, "unread", 300):
-            holder = asyncio.create_task(collection.find_one())
-            await until(lambda: drivers(client).in_use == 1)
+        async with aexhausted(client):
             ghosts = [asyncio.create_task(collection.find_one()) for _ in range(count)]
             await until(lambda: drivers(client).waiting == count)
             for task in ghosts:
                 task.cancel()
             await asyncio.gather(*ghosts, return_exceptions=True)
-            await holder
+            old_enough = time.monotonic() + 2 * MOMENT
+            await until(lambda: time.monotonic() > old_enough)
+        await collection.find_one()
         (state,) = (pool for pool in telemetry._pools.values() if pool.phase == "ready")
         assert len(state._waiters) == 0
         await client.close()

@@ -3,6 +3,7 @@
 import asyncio
 import tracemalloc
 
+import pytest
 from pymongo.monitoring import CommandListener, CommandStartedEvent
 
 from pool_telemetry import PoolTelemetry, TelemetryOptions
@@ -16,6 +17,7 @@ CEILING_MICROSECONDS = 60.0  # ten times the goal: coverage and a busy machine a
 UNWATCHED = TelemetryOptions(watch=False)
 
 
+@pytest.mark.load
 def test_the_five_events_of_an_operation_cost_microseconds() -> None:
     telemetry = PoolTelemetry()
     variants = {
@@ -27,6 +29,7 @@ def test_the_five_events_of_an_operation_cost_microseconds() -> None:
     assert telemetry.stats().telemetry_errors == 0
 
 
+@pytest.mark.load
 def test_a_read_in_a_crowd_is_quick_and_holds_nobody_up(server_uri: str) -> None:
     """A thousand callers wait and 500 connections are in use; ceilings are ten times the goal."""
     read, hold = asyncio.run(crowd.read_in_a_crowd(server_uri, 10))

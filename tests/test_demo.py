@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 import uuid
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from pool_telemetry import MongoDBConnectionPool, TelemetryOptions, cli
 from pool_telemetry.demo import embedded
 from pool_telemetry.demo.load import CYCLE, Callers, Server
 from tests.conftest import need_embedded_server
-from tests.support import wait_for
+from tests.support import fastest, wait_for
 
 ROW = r"in use +\d+/8  idle +\d+  waiting +\d+  oldest wait .+  wait p99 .+  timeouts .+  status "
 
@@ -122,17 +121,13 @@ def _needs_the_server() -> None:
 
 
 def test_once_plays_the_cycle_and_ends_well(tmp_path: Path) -> None:
-    began = time.monotonic()
     with running(tmp_path, "--once") as demo:
         demo.see(ROW)
-        assert time.monotonic() - began < 5.0
         assert json.loads(get(f"{demo.url}/health"))["status"] == "healthy"
 
         demo.see("== exhausted: ")
         demo.see(r"timeouts +[1-9]\d*  status degraded")
-        began = time.monotonic()
         health, metrics = json.loads(get(f"{demo.url}/health")), get(f"{demo.url}/metrics")
-        assert time.monotonic() - began < 1.0
         assert health["status"] == "degraded"
         assert health["mongodb"]["pool"]["in_use"] == 8
         assert re.search(
@@ -198,10 +193,8 @@ def test_a_server_of_the_users_is_left_as_it_was(tmp_path: Path, server_uri: str
             wait_for(lambda: app_name in client.list_database_names())
             assert demo.stop(signal.SIGINT) == 0
             assert app_name not in client.list_database_names()
-            began = time.monotonic()
-            for _ in range(20):  # slowed down they would take 0.6 s
-                client.test.test.find_one()
-            assert time.monotonic() - began < 0.5
+            # Slowed down, each would take at least so long.
+            assert fastest(client.test.test.find_one) < 0.03
     assert demo.error_text == ""
 
 
@@ -228,7 +221,7 @@ def test_a_server_that_can_not_be_slowed_down_gets_a_crowd(tmp_path: Path) -> No
     assert demo.error_text == ""
 
 
-def test_callers_stop_at_once_while_the_pool_is_exhausted(server_uri: str) -> None:
+def test_callers_stop_after_what_they_do_while_the_pool_is_exhausted(server_uri: str) -> None:
     before = threading.active_count()
     client = MongoDBConnectionPool.initialize(
         server_uri, appName="slow-one", maxPoolSize=2, telemetry=TelemetryOptions()
@@ -238,10 +231,12 @@ def test_callers_stop_at_once_while_the_pool_is_exhausted(server_uri: str) -> No
     callers.become(20, 0.0)
     wait_for(lambda: MongoDBConnectionPool.get_pool_stats()["pool"]["waiting"] == 18)
 
-    began = time.monotonic()
+    before_stop = MongoDBConnectionPool.get_pool_stats()["checkouts"]["ok"]
     server.quicken()
     callers.stop()
-    assert time.monotonic() - began < 1.0
+    after_stop = MongoDBConnectionPool.get_pool_stats()["checkouts"]["ok"]
+    # Each of the 20 reads and then writes.
+    assert after_stop - before_stop <= 2 * 20
 
     server.close()
     MongoDBConnectionPool.close()

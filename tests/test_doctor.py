@@ -23,7 +23,7 @@ from pool_telemetry.cli.prometheus_text import read
 from pool_telemetry.fastapi import create_router
 from pool_telemetry.stats import HistogramStats, PoolStats
 from tests.proxy import Proxy
-from tests.support import free_port, slow, wait_for
+from tests.support import slow, wait_for
 from tests.web import serving
 
 APP = "ailing"
@@ -157,7 +157,7 @@ def test_what_suffices_is_enough(
             over.set()
             thread.join()
     assert code == 0
-    assert re.search(r"^ +2 .* now \(p95 measured: 0\.\d ms\), recommended$", out, re.MULTILINE), (
+    assert re.search(r"^ +2 .* now \(p95 measured: [\d.]+ ms\), recommended$", out, re.MULTILINE), (
         out
     )
 
@@ -232,14 +232,15 @@ def test_a_slow_way_to_the_server_is_told(
         code, out, _ = run(capsys, "doctor", proxy.uri, "--seconds", "0.1")
     assert code == doctor.EXIT_CODES["warning"]
     assert out.startswith("WARNING: slow operations, 127.0.0.1:")
-    assert "a ping takes 12" in out
+    (milliseconds,) = re.findall(r"a ping takes (\d+) ms", out)
+    assert int(milliseconds) >= 120
 
 
 def test_what_does_not_answer_is_critical_or_can_not_be_told(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    dead_port: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pool_telemetry.cli.sources.REACH_SECONDS", 0.5)
-    nowhere = free_port()
+    nowhere = dead_port
     code, out, _ = run(capsys, "doctor", f"mongodb://ann:s3cr3t@127.0.0.1:{nowhere}/")
     assert code == doctor.EXIT_CODES["critical"]
     assert out.startswith(f"CRITICAL: server unreachable, mongodb://***:***@127.0.0.1:{nowhere}/")

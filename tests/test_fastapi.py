@@ -1,6 +1,7 @@
 """The routes over HTTP, while all is well and while nothing is."""
 
 import asyncio
+import contextlib
 import json
 import threading
 from typing import Any
@@ -12,7 +13,7 @@ from prometheus_client import CollectorRegistry
 from pool_telemetry import AsyncMongoDBConnectionPool, HealthLimits, MongoDBConnectionPool
 from pool_telemetry.demo.embedded import EmbeddedServer
 from pool_telemetry.fastapi import create_router, pool_lifespan
-from tests.support import prometheus_families, slow, wait_for
+from tests.support import exhausted, prometheus_families, wait_for
 from tests.web import Web, serving
 
 SECRET = "s3cret-w0rd"
@@ -76,9 +77,7 @@ def test_metrics_speak_what_the_scraper_asks_for_and_do_not_redirect(server_uri:
 
 def test_it_answers_while_everything_is_taken(server_uri: str) -> None:
     """All connections, all callers waiting, and more blocked requests than worker threads."""
-    client = MongoDBConnectionPool.initialize(
-        server_uri, maxPoolSize=2, appName="taken", waitQueueTimeoutMS=60_000
-    )
+    client = MongoDBConnectionPool.initialize(server_uri, maxPoolSize=2, waitQueueTimeoutMS=60_000)
     app = an_app(limits=HealthLimits(stalled_seconds=0.5))
 
     @app.get("/slow")
@@ -86,8 +85,9 @@ def test_it_answers_while_everything_is_taken(server_uri: str) -> None:
         client["t"]["t"].find_one()
         return "done"
 
-    with serving(app) as web, slow(server_uri, "taken", 1_500):
-        threads = [threading.Thread(target=web.get, args=("/slow",)) for _ in range(6)]
+    with serving(app) as web, contextlib.ExitStack() as held:
+        held.enter_context(exhausted(client))
+        threads = [threading.Thread(target=web.get, args=("/slow",)) for _ in range(4)]
         for thread in threads:
             thread.start()
         wait_for(lambda: MongoDBConnectionPool.get_pool_stats()["pool"]["waiting"] == 4)
@@ -101,6 +101,7 @@ def test_it_answers_while_everything_is_taken(server_uri: str) -> None:
         assert advice["increase_pool"]
         assert "ran dry (in all once" in advice["reasons"][0]
         assert "mongodb_client_pool_exhausted{" in web.get("/metrics").text
+        held.close()
         for thread in threads:
             thread.join()
 

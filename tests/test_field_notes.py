@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,19 @@ from pool_telemetry.state import commands
 from tests.conftest import need_embedded_server
 from tests.naive import Naive, Numbers, numbers_of
 from tests.proxy import Proxy
-from tests.support import Noop, drivers, monitors, ours, slow, the_pool, until, wait_for
+from tests.support import (
+    Noop,
+    aexhausted,
+    drivers,
+    exhausted,
+    monitors,
+    ours,
+    pool_of,
+    slow,
+    the_pool,
+    until,
+    wait_for,
+)
 
 Client = MongoClient[dict[str, Any]]
 AsyncClient = AsyncMongoClient[dict[str, Any]]
@@ -66,31 +78,6 @@ class Watched:
         naive = self.naive.numbers(max(pool.longest_checkout for pool in stats.pools))
         assert claim(naive) == gone, f"whether this trap is gone: {not gone}, {naive}"
         assert stats.telemetry_errors == 0
-
-
-def pool_of(client: Any) -> Any:
-    """Return PyMongo's own pool of a client's only server."""
-    (server,) = client._topology._servers.values()
-    return server.pool
-
-
-@contextlib.contextmanager
-def exhausted(client: Client) -> Iterator[None]:
-    """Hold every connection."""
-    pool = pool_of(client)
-    with contextlib.ExitStack() as held:
-        for _ in range(pool.max_pool_size):
-            held.enter_context(pool.checkout())
-        yield
-
-
-@contextlib.asynccontextmanager
-async def aexhausted(client: AsyncClient) -> AsyncIterator[None]:
-    pool = pool_of(client)
-    async with contextlib.AsyncExitStack() as held:
-        for _ in range(pool.max_pool_size):
-            await held.enter_async_context(pool.checkout())
-        yield
 
 
 async def swallow(work: Any, over: asyncio.Event) -> None:
@@ -204,7 +191,7 @@ def test_02_commands_cancelled_in_flight(server_uri: str, monkeypatch: pytest.Mo
             server_uri, appName="inflight", event_listeners=watched.listeners
         )
         collection = client["notes"]["t"]
-        with slow(server_uri, "inflight", 300):
+        with slow(server_uri, "inflight", 5_000):
             running = [asyncio.create_task(collection.find_one()) for _ in range(12)]
             await until(lambda: len(watched.naive.in_flight) == 12)
             for task in running:
@@ -349,7 +336,7 @@ def test_08_the_order_of_a_clear(own_server: EmbeddedServer) -> None:
             proxy.uri,
             maxPoolSize=2,
             heartbeatFrequencyMS=500,
-            serverSelectionTimeoutMS=300,
+            serverSelectionTimeoutMS=2_000,
             retryReads=False,
             event_listeners=watched.listeners,
         ) as client,
@@ -629,7 +616,7 @@ def test_22_a_check_in_that_is_cancelled(server_uri: str) -> None:
         collection, over = client["notes"]["t"], asyncio.Event()
         await collection.find_one()
         lock = pool_of(client).lock
-        with slow(server_uri, "lost", 100):
+        with slow(server_uri, "lost", 1_000):
             task = asyncio.create_task(swallow(collection.find_one(), over))
             await until(lambda: drivers(client).in_use == 1)
             async with lock:

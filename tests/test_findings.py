@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pool_telemetry.cli.doctor import in_words
@@ -94,9 +94,7 @@ def clients(draw: Any) -> ClientStats:
     return dataclasses.replace(client, operations=tuple(operations), at=at, since=0.0)
 
 
-@pytest.mark.heavy
 @given(clients(), st.lists(clients(), max_size=3), st.one_of(st.none(), st.integers(1, 500)))
-@settings(max_examples=300)
 def test_any_numbers_can_be_diagnosed(
     stats: ClientStats, history: list[ClientStats], most: int | None
 ) -> None:

@@ -29,7 +29,7 @@ from pool_telemetry.prometheus import prometheus_name
 from pool_telemetry.state.commands import CommandState
 from pool_telemetry.stats import CallerStats
 from tests.balancer import Balancer
-from tests.support import slow, traced_to, until, wait_for
+from tests.support import Gate, slow, traced_to, until, wait_for
 from tests.web import serving
 
 Client = MongoClient[dict[str, Any]]
@@ -43,8 +43,13 @@ def telemetry() -> PoolTelemetry:
 
 
 @pytest.fixture
-def client(server_uri: str, telemetry: PoolTelemetry) -> Iterator[Client]:
-    client = Client(server_uri, maxPoolSize=2, appName=APP, event_listeners=telemetry.listeners)
+def gate() -> Gate:
+    return Gate()
+
+
+@pytest.fixture
+def client(server_uri: str, telemetry: PoolTelemetry, gate: Gate) -> Iterator[Client]:
+    client = Client(server_uri, maxPoolSize=2, event_listeners=[*telemetry.listeners, gate])
     client["shop"]["orders"].insert_many([{"number": number} for number in range(100)])
     yield client
     client.drop_database("shop")
@@ -60,7 +65,7 @@ def waiters(telemetry: PoolTelemetry) -> list[CallerStats]:
 
 
 def test_threads_are_named_with_what_they_do(
-    server_uri: str, client: Client, telemetry: PoolTelemetry
+    client: Client, telemetry: PoolTelemetry, gate: Gate
 ) -> None:
     def report(number: int) -> None:
         with owner("report"):
@@ -70,7 +75,7 @@ def test_threads_are_named_with_what_they_do(
         threading.Thread(target=report, args=(number,), name=f"worker-{number}")
         for number in range(4)
     ]
-    with slow(server_uri, APP, 1_000):
+    with gate.shut():
         for thread in threads:
             thread.start()
         wait_for(lambda: len(waiters(telemetry)) == 2 and len(holders(telemetry)) == 2)
@@ -233,7 +238,7 @@ def test_who_runs_a_command_is_not_forgotten_for_others() -> None:
 
 
 def test_the_trace_of_a_holder_is_told(
-    server_uri: str, client: Client, telemetry: PoolTelemetry
+    client: Client, telemetry: PoolTelemetry, gate: Gate
 ) -> None:
     with traced_to(SimpleSpanProcessor(InMemorySpanExporter())) as provider:
         tracer = provider.get_tracer("test")
@@ -245,7 +250,7 @@ def test_the_trace_of_a_holder_is_told(
                 client["shop"]["orders"].find_one()
 
         threads = [threading.Thread(target=work) for _ in range(3)]
-        with slow(server_uri, APP, 500):
+        with gate.shut():
             for thread in threads:
                 thread.start()
             wait_for(lambda: len(waiters(telemetry)) == 1 and len(holders(telemetry)) == 2)
@@ -306,12 +311,12 @@ def test_names_break_no_line_of_a_log() -> None:
     assert who.in_words() == "worker 0 ( [2J) for 1.00 s: find orders "
 
 
-def test_the_stats_and_the_endpoint_tell_it(server_uri: str) -> None:
+def test_the_stats_and_the_endpoint_tell_it(server_uri: str, gate: Gate) -> None:
     assert MongoDBConnectionPool.get_pool_stats(detail=True)["holders"] == []
-    client = MongoDBConnectionPool.initialize(server_uri, appName=APP)
+    client = MongoDBConnectionPool.initialize(server_uri, event_listeners=[gate])
     app = FastAPI()
     app.include_router(create_router(holders=True))
-    with slow(server_uri, APP, 1_000), serving(app) as web:
+    with serving(app) as web, gate.shut():
         thread = threading.Thread(target=lambda: client["shop"]["orders"].find_one(), name="worker")
         thread.start()
         wait_for(lambda: web.get("/pool/holders").json()["holders"])
@@ -319,7 +324,7 @@ def test_the_stats_and_the_endpoint_tell_it(server_uri: str) -> None:
         assert [one["actor"] for one in stats["holders"]] == ["worker"]
         assert json.loads(json.dumps(stats["waiters"])) == []
         assert "holders" not in MongoDBConnectionPool.get_pool_stats()
-        thread.join()
+    thread.join()
     plain = FastAPI()
     plain.include_router(create_router())
     with serving(plain) as web:

@@ -30,7 +30,7 @@ def test_the_import_takes_little_more_than_pymongos() -> None:
         "import time, pymongo, pymongo.asynchronous.mongo_client; before = time.perf_counter();"
         "import pool_telemetry; print(time.perf_counter() - before)"
     )
-    assert min(float(python(code)) for _ in range(3)) < 0.150
+    assert min(float(python(code)) for _ in range(3)) < 1.0  # seconds; some 0.05 are usual
 
 
 @pytest.mark.parametrize(

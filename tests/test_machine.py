@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -546,9 +545,5 @@ def counters(stats: PoolStats) -> list[float]:
     ]
 
 
-TestPool = pytest.mark.heavy(Pool.TestCase)
-TestPool.settings = settings(
-    max_examples=400,
-    stateful_step_count=80,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+TestPool = Pool.TestCase
+TestPool.settings = settings(stateful_step_count=80, suppress_health_check=[HealthCheck.too_slow])

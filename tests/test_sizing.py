@@ -19,8 +19,6 @@ from pool_telemetry.state.histogram import POOL_BOUNDS, Histogram
 from pool_telemetry.stats import HistogramStats
 from tests.support import Noop, slow, wait_for
 
-pytestmark = pytest.mark.heavy
-
 Draw = Callable[[random.Random], float]
 TOLERANCE = 0.25
 SERVED = 2  # the seed of the times for which they are served
@@ -128,7 +126,7 @@ def test_more_than_it_can_serve_waits_without_end() -> None:
         predict(load, 0)
 
 
-# Against a real server
+# Against a real server, by `make test-load`
 
 APP = "sized"
 
@@ -194,6 +192,7 @@ def typical(rate: float, seconds: float, draw: Draw, size: int) -> list[float]:
     return min(alike, key=odd)
 
 
+@pytest.mark.load
 @pytest.mark.parametrize(
     ("size", "milliseconds", "slow_share", "busy"),
     [

@@ -22,6 +22,8 @@ from tests.needs import needs
 from tests.otlp import Received, receiver
 from tests.support import wait_for
 
+pytestmark = pytest.mark.stack
+
 STEP_SECONDS = 5.0
 ALERT = "MongoDBPoolExhausted"
 
