@@ -238,12 +238,13 @@ def _parser() -> argparse.ArgumentParser:
             help=f"of Grafana's Prometheus data source (default: {source})",
         )
         for field in fields(Thresholds):
+            meaning = field.metadata["meaning"].replace("%", "%%")  # argparse formats the help
             command.add_argument(
                 "--" + field.name.replace("_", "-"),
                 type=float,
                 metavar="N",
                 default=field.default,
-                help=f"{field.metadata['meaning']} (default: %(default)s)",
+                help=f"{meaning} (default: %(default)s)",
             )
     return parser
 
