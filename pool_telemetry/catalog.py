@@ -276,14 +276,14 @@ CATALOG: Final = (
         "mongodb.client.pool.exhaustions",
         "counter",
         "{exhaustion}",
-        "Episodes of exhaustion",
+        "Exhaustions; those less than a second apart are one",
         _value(lambda pool: pool.exhaustions),
     ),
     EXHAUSTED_SECONDS := Metric(
         "mongodb.client.pool.exhausted_time",
         "counter",
         "s",
-        "Time the pool was exhausted",
+        "Time the pool was exhausted, without the gaps within an exhaustion",
         _value(lambda pool: pool.exhausted_time),
     ),
     OLDEST_WAIT := Metric(
