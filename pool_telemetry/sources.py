@@ -14,7 +14,6 @@ import urllib.request
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from itertools import pairwise
 from typing import Any, Final
 
 from pymongo import MongoClient
@@ -23,7 +22,7 @@ from pymongo.errors import OperationFailure, PyMongoError, ServerSelectionTimeou
 from pool_telemetry import catalog
 from pool_telemetry.diagnosis import Diagnosis, worst_first
 from pool_telemetry.errors import PoolTelemetryError
-from pool_telemetry.exposition import read
+from pool_telemetry.exposition import histogram_of, read
 from pool_telemetry.findings import Finding
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.promql import POOL, PROCESS, Promql
@@ -202,7 +201,7 @@ def busiest(url: str, window: str = "1h") -> list[Busiest]:
                 process=" ".join(filter(None, process[:-1])),
                 processes=1,
                 rate=rate,
-                use_time=_as_histogram(sorted(below[process]), sums.get(process, 0.0)),
+                use_time=histogram_of(sorted(below[process]), sums.get(process, 0.0)),
                 max_size=int(sizes[process]) if process in sizes else None,
                 at_least=at_least(process),
             )
@@ -213,15 +212,6 @@ def busiest(url: str, window: str = "1h") -> list[Busiest]:
         replace(max(every, key=Busiest.demand), processes=len(every))
         for _, every in sorted(found.items())
     ]
-
-
-def _as_histogram(below: list[tuple[float, float]], total: float) -> HistogramStats:
-    bounds = tuple(bound for bound, _ in below[:-1])
-    cumulative = [0.0, *(count for _, count in below)]
-    counts = tuple(round(upper - lower) for lower, upper in pairwise(cumulative))
-    last = max((i for i, count in enumerate(counts) if count), default=0)
-    most = bounds[last] if last < len(bounds) else 2 * bounds[-1]
-    return HistogramStats(bounds, counts, total, most)
 
 
 def _query(url: str, query: str) -> list[Any]:
