@@ -160,7 +160,8 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument(
         "target",
         metavar="URL",
-        help="of the service (http://HOST:PORT), of its metrics, or of MongoDB (mongodb://...)",
+        help="of the service (HOST:PORT, or its /health or /metrics), or of MongoDB "
+        "(mongodb://HOST:PORT)",
     )
     doctor.set_defaults(run=_doctor)
     size = commands.add_parser(

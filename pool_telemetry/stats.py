@@ -315,7 +315,7 @@ class ClientStats:
     pools: tuple[PoolStats, ...]
     operations: tuple[OperationStats, ...]
     telemetry_errors: int  # failures inside our own listeners; anything but 0 is a bug of ours
-    since: float = 0.0  # Unix time from which its counters count
+    since: float = 0.0  # Unix time from which its counters count; 0.0 where it is not known
     server_version: str | None = None  # None while nobody learned it
     agents: AgentStats = field(default_factory=AgentStats)
     owner_metrics: bool = False  # whether metrics tell of owners
