@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
+from pymongo.errors import ConnectionFailure
+
 from pool_telemetry.errors import PoolConfigurationError, PoolNotInitializedError
 from pool_telemetry.options import (
     DEFAULT_URI,
@@ -43,11 +45,16 @@ _EMPTY: Final = ClientStats(name="", pools=(), operations=(), telemetry_errors=0
 
 @dataclass(frozen=True, repr=False)  # it would show the password
 class Settings:
-    """What `initialize()` was called with, after the defaults and the environment."""
+    """What `initialize()` was called with, after the defaults and the environment.
+
+    Attributes:
+        assumed: No address was given, and MONGODB_URI is not set.
+    """
 
     uri: str
     kwargs: dict[str, Any]
     options: TelemetryOptions
+    assumed: bool = False
 
     @classmethod
     def of(
@@ -66,14 +73,16 @@ class Settings:
                 f"connection_string is {shown(uri)}: use a text, for several hosts "
                 "'mongodb://one,two/'"
             )
-        uri = uri or os.environ.get("MONGODB_URI") or DEFAULT_URI
+        given = uri or os.environ.get("MONGODB_URI")
+        uri = given or DEFAULT_URI
         check_credentials(uri)
         if not kwargs.get("event_listeners", True):
             del kwargs["event_listeners"]
         if options is None:
             options = TelemetryOptions() if current is None else current.settings.options
         with without_secrets(uri, kwargs):
-            return cls(uri, client_kwargs(uri, kwargs, defaults), TelemetryOptions.of(options))
+            kwargs = client_kwargs(uri, kwargs, defaults)
+            return cls(uri, kwargs, TelemetryOptions.of(options), assumed=not given)
 
     def same_as(self, other: "Settings") -> bool:
         """Return whether both come to the same client."""
@@ -106,8 +115,14 @@ class Managed(Generic[ClientT]):
         try:
             with without_secrets(self.settings.uri, self.settings.kwargs):
                 yield
-        except Exception:
+        except Exception as error:
             self.telemetry.close()
+            if self.settings.assumed and isinstance(error, ConnectionFailure):
+                uri = self.settings.uri
+                error.args = (
+                    f"no address was given and MONGODB_URI is not set, so {uri} was tried, and no "
+                    "server answered there: pass an address to initialize(), or set MONGODB_URI",
+                )
             raise
 
     def is_usable(self, settings: Settings) -> bool:

@@ -263,7 +263,7 @@ class Case:
                 slow = slow and (self.ran_dry or count_above(duration, SLOWER * known) > 2)
             else:
                 # Few long ones among many short ones are what keeps connections, too.
-                typical = Load.of(1.0, duration).weighted_use_seconds
+                typical = Load.of(1.0, duration).typical_use_seconds
                 held = every >= 0.5 * now.used
                 slow = self.ran_dry and held and max(mean, typical / 2) >= SLOW_SECONDS
                 mean = max(mean, typical) if slow else mean

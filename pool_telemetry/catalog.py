@@ -2,23 +2,26 @@
 
 Names, units and attributes are OpenTelemetry's semantic conventions for database clients; what
 they lack is under `mongodb.client.*`. No other file spells a metric's name. Exporters walk
-`CATALOG` and translate; a new metric is one new row. Who asks for one metric takes its row.
+`CATALOG` and translate, and what reads their text back walks it, too: a new metric is one new row.
+Code that asks for one metric takes its row.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import pymongo
 
 from pool_telemetry.state.histogram import OPERATION_BOUNDS, POOL_BOUNDS
-from pool_telemetry.stats import AgentStats, ClientStats, HistogramStats, OwnerStats, PoolStats
+from pool_telemetry.stats import AgentStats, ClientStats, HistogramStats, PoolStats
 from pool_telemetry.version import __version__
 
 Instrument = Literal["counter", "updowncounter", "gauge", "histogram"]
 Value = float | HistogramStats
 Points = Iterator[tuple[tuple[str, ...], Value]]
 """Attributes' values, and the value."""
+Fields = dict[str, Any]
+"""Of stats, by name."""
 
 POOL_ATTRIBUTES: Final = (
     "db.client.connection.pool.name",
@@ -59,20 +62,35 @@ _OPERATION: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Metric:
-    """One row. Unit is UCUM, where braces only annotate.
+class Reading:
+    """How a metric's values come out of stats, and how one of them is put back.
 
-    `read` yields the values of POOL_ATTRIBUTES and of the metric's own attributes, in their order,
-    and the value; nothing for "unknown". `bounds` are a histogram's.
+    Attributes:
+        read: Yields the values of POOL_ATTRIBUTES and of the metric's own attributes, in their
+            order, and the value; nothing for "unknown".
+        put: Takes what was read of one pool or client (by the fields of its stats), the values of
+            the metric's own attributes, and a value that somebody scraped.
     """
+
+    read: Callable[[ClientStats], Points]
+    put: Callable[[Fields, tuple[str, ...], Any], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One row. Unit is UCUM, where braces only annotate. `bounds` are a histogram's."""
 
     name: str
     instrument: Instrument
     unit: str
     description: str
-    read: Callable[[ClientStats], Points]
+    reading: Reading
     attributes: tuple[str, ...] = ()
     bounds: tuple[float, ...] = ()
+
+    def read(self, client: ClientStats) -> Points:
+        """Yield the values of all attributes, and the value."""
+        return self.reading.read(client)
 
 
 def _pool_labels(client: ClientStats, pool: PoolStats) -> tuple[str, ...]:
@@ -83,72 +101,139 @@ def _port(port: int | None) -> str:
     return "" if port is None else str(port)
 
 
-def _value(read: Callable[[PoolStats], Value | None]) -> Callable[[ClientStats], Points]:
+def _nothing(*_: Any) -> None:
+    """Put nothing back: another metric has it, or the text has only a part of it."""
+
+
+def _value(field: str, kind: Callable[[Any], Any] = int, *, while_open: bool = False) -> Reading:
+    """Return the reading of a field of PoolStats; None there is "unknown".
+
+    Args:
+        field: Its name.
+        kind: Makes its type of a number; for a histogram `_same`.
+        while_open: Nothing once the pool is closed: its limits and its server's health are history.
+    """
+
     def points(client: ClientStats) -> Points:
         for pool in client.pools:
-            if (value := read(pool)) is not None:
-                yield _pool_labels(client, pool), value
+            value = getattr(pool, field)
+            if value is not None and not (while_open and pool.phase == "closed"):
+                yield _pool_labels(client, pool), int(value) if kind is bool else value
 
-    return points
+    def put(fields: Fields, _: tuple[str, ...], value: Any) -> None:
+        fields[field] = kind(value)
+
+    return Reading(points, put)
 
 
-def _while_open(read: Callable[[PoolStats], float | None]) -> Callable[[ClientStats], Points]:
-    """Yield nothing once the pool is closed: its limits and its server's health are history."""
-    return _value(lambda pool: None if pool.phase == "closed" else read(pool))
+def _same(value: Any) -> Any:
+    return value
 
 
-def _by(read: Callable[[PoolStats], dict[str, int]]) -> Callable[[ClientStats], Points]:
+def _by(field: str) -> Reading:
+    """Return the reading of a field of PoolStats that has a number for each key."""
+
     def points(client: ClientStats) -> Points:
         for pool in client.pools:
-            for key, value in read(pool).items():
+            for key, value in getattr(pool, field).items():
                 yield (*_pool_labels(client, pool), key), value
 
-    return points
+    def put(fields: Fields, of: tuple[str, ...], value: Any) -> None:
+        fields.setdefault(field, {})[of[0]] = int(value)
+
+    return Reading(points, put)
 
 
-def _operations(client: ClientStats) -> Points:
-    names = {(pool.host, pool.port): client.pool_name(pool) for pool in client.pools}
-    for series in client.operations:
-        name = names.get((series.host, series.port), client.name)
-        yield (
-            (
-                name,
-                series.host,
-                _port(series.port),
-                DB_SYSTEM[1],
-                series.namespace,
-                series.collection,
-                series.operation,
-                series.error_type,
-                series.status_code,
-            ),
-            series.duration,
-        )
+def _states() -> Reading:
+    states = {"idle": "idle", "used": "in_use"}
+
+    def points(client: ClientStats) -> Points:
+        for pool in client.pools:
+            for state, field in states.items():
+                yield (*_pool_labels(client, pool), state), getattr(pool, field)
+
+    def put(fields: Fields, of: tuple[str, ...], value: Any) -> None:
+        fields[states[of[0]]] = int(value)
+
+    return Reading(points, put)
 
 
-def _info(client: ClientStats) -> Points:
-    yield (client.name, "", "", __version__, pymongo.version, client.server_version or ""), 1
+def _timeouts() -> Reading:
+    def points(client: ClientStats) -> Points:
+        for pool in client.pools:
+            yield _pool_labels(client, pool), pool.checkouts["timeout"]
+
+    return Reading(points, _nothing)  # CHECKOUTS has them
 
 
-def _of_owners(read: Callable[[OwnerStats], float]) -> Callable[[ClientStats], Points]:
+def _ready() -> Reading:
+    def points(client: ClientStats) -> Points:
+        for pool in client.open_pools:
+            yield _pool_labels(client, pool), int(pool.phase == "ready")
+
+    def put(fields: Fields, _: tuple[str, ...], value: Any) -> None:
+        fields["phase"] = "ready" if value else "paused"
+
+    return Reading(points, put)
+
+
+def _operations() -> Reading:
+    own = ("namespace", "collection", "operation", "error_type", "status_code")
+
+    def points(client: ClientStats) -> Points:
+        names = {(pool.host, pool.port): client.pool_name(pool) for pool in client.pools}
+        for series in client.operations:
+            name = names.get((series.host, series.port), client.name)
+            of = (getattr(series, field) for field in own)
+            place = series.host, _port(series.port)
+            yield (name, *place, DB_SYSTEM[1], *of), series.duration
+
+    def put(fields: Fields, of: tuple[str, ...], value: Any) -> None:
+        series = {**dict(zip(own, of[1:], strict=True)), "duration": value}
+        fields.setdefault("operations", []).append(series)
+
+    return Reading(points, put)
+
+
+def _info() -> Reading:
+    def points(client: ClientStats) -> Points:
+        versions = __version__, pymongo.version, client.server_version or ""
+        yield (client.name, "", "", *versions), 1
+
+    def put(fields: Fields, of: tuple[str, ...], _: Any) -> None:
+        fields["server_version"] = of[2] or None
+
+    return Reading(points, put)
+
+
+def _of_owners(field: str) -> Reading:
     def points(client: ClientStats) -> Points:
         for pool in client.pools if client.owner_metrics else ():
             for owner in pool.owners:
-                yield (*_pool_labels(client, pool), owner.owner), read(owner)
+                yield (*_pool_labels(client, pool), owner.owner), getattr(owner, field)
 
-    return points
+    return Reading(points, _nothing)  # what an owner has in use is in no metric
 
 
-def _of_agents(read: Callable[[AgentStats], int]) -> Callable[[ClientStats], Points]:
+def _of_agents(field: str) -> Reading:
     def points(client: ClientStats) -> Points:
-        yield (client.name, "", ""), read(client.agents)
+        yield (client.name, "", ""), getattr(client.agents, field)
 
-    return points
+    def put(fields: Fields, _: tuple[str, ...], value: Any) -> None:
+        fields["agents"] = fields.get("agents", AgentStats())._replace(**{field: int(value)})
+
+    return Reading(points, put)
 
 
-def _telemetry_errors(client: ClientStats) -> Points:
+def _telemetry_errors() -> Reading:
     # A broken event may not even say which server it is from: so the client's name, and no server.
-    yield (client.name, "", ""), client.telemetry_errors
+    def points(client: ClientStats) -> Points:
+        yield (client.name, "", ""), client.telemetry_errors
+
+    def put(fields: Fields, _: tuple[str, ...], value: Any) -> None:
+        fields["telemetry_errors"] = int(value)
+
+    return Reading(points, put)
 
 
 CATALOG: Final = (
@@ -157,7 +242,7 @@ CATALOG: Final = (
         "updowncounter",
         "{connection}",
         "Connections that are ready, by state",
-        _by(lambda pool: {"idle": pool.idle, "used": pool.in_use}),
+        _states(),
         _STATE,
     ),
     MAX_SIZE := Metric(
@@ -165,28 +250,28 @@ CATALOG: Final = (
         "updowncounter",
         "{connection}",
         "maxPoolSize, absent when unlimited",
-        _while_open(lambda pool: pool.max_size),
+        _value("max_size", while_open=True),
     ),
     WAITING := Metric(
         "db.client.connection.pending_requests",
         "updowncounter",
         "{request}",
         "Callers waiting for a connection",
-        _value(lambda pool: pool.waiting),
+        _value("waiting"),
     ),
     TIMEOUTS := Metric(
         "db.client.connection.timeouts",
         "counter",
         "{timeout}",
         "Checkouts that timed out waiting for a connection",
-        _value(lambda pool: pool.checkouts["timeout"]),
+        _timeouts(),
     ),
     WAIT_SECONDS := Metric(
         "db.client.connection.wait_time",
         "histogram",
         "s",
         "Time to obtain a connection",
-        _value(lambda pool: pool.wait_time),
+        _value("wait_time", _same),
         bounds=POOL_BOUNDS,
     ),
     USE_SECONDS := Metric(
@@ -194,7 +279,7 @@ CATALOG: Final = (
         "histogram",
         "s",
         "Time a connection was held",
-        _value(lambda pool: pool.use_time),
+        _value("use_time", _same),
         bounds=POOL_BOUNDS,
     ),
     CREATE_SECONDS := Metric(
@@ -202,7 +287,7 @@ CATALOG: Final = (
         "histogram",
         "s",
         "Time to open a connection: TCP, TLS and authentication included",
-        _value(lambda pool: pool.create_time),
+        _value("create_time", _same),
         bounds=POOL_BOUNDS,
     ),
     OPERATION_SECONDS := Metric(
@@ -210,7 +295,7 @@ CATALOG: Final = (
         "histogram",
         "s",
         "Duration of one command, from first byte to reply",
-        _operations,
+        _operations(),
         _OPERATION,
         OPERATION_BOUNDS,
     ),
@@ -219,21 +304,21 @@ CATALOG: Final = (
         "updowncounter",
         "{connection}",
         "minPoolSize, which bounds the total of connections",
-        _while_open(lambda pool: pool.min_size),
+        _value("min_size", while_open=True),
     ),
     OPENING := Metric(
         "mongodb.client.pool.opening",
         "updowncounter",
         "{connection}",
         "Connections being established",
-        _value(lambda pool: pool.opening),
+        _value("opening"),
     ),
     CHECKOUTS := Metric(
         "mongodb.client.pool.checkouts",
         "counter",
         "{checkout}",
         "Checkouts that ended, by outcome",
-        _by(lambda pool: pool.checkouts),
+        _by("checkouts"),
         ("outcome",),
     ),
     CREATED := Metric(
@@ -241,14 +326,14 @@ CATALOG: Final = (
         "counter",
         "{connection}",
         "Connections created",
-        _value(lambda pool: pool.created),
+        _value("created"),
     ),
     CLOSED := Metric(
         "mongodb.client.pool.connections.closed",
         "counter",
         "{connection}",
         "Connections closed, by reason",
-        _by(lambda pool: pool.closed),
+        _by("closed"),
         ("reason",),
     ),
     CLEARED := Metric(
@@ -256,84 +341,84 @@ CATALOG: Final = (
         "counter",
         "{clear}",
         "Times the pool was cleared",
-        _value(lambda pool: pool.cleared),
+        _value("cleared"),
     ),
     READY := Metric(
         "mongodb.client.pool.ready",
         "updowncounter",
         "{pool}",
         "1 while the pool is ready, 0 while it is paused",
-        _while_open(lambda pool: int(pool.phase == "ready")),
+        _ready(),
     ),
     EXHAUSTED := Metric(
         "mongodb.client.pool.exhausted",
         "updowncounter",
         "{pool}",
         "1 while callers wait because all of maxPoolSize is taken",
-        _value(lambda pool: int(pool.exhausted)),
+        _value("exhausted", bool),
     ),
     EXHAUSTIONS := Metric(
         "mongodb.client.pool.exhaustions",
         "counter",
         "{exhaustion}",
-        "Episodes of exhaustion",
-        _value(lambda pool: pool.exhaustions),
+        "Exhaustions; those less than a second apart are one",
+        _value("exhaustions"),
     ),
     EXHAUSTED_SECONDS := Metric(
         "mongodb.client.pool.exhausted_time",
         "counter",
         "s",
-        "Time the pool was exhausted",
-        _value(lambda pool: pool.exhausted_time),
+        "Time the pool was exhausted, without the gaps within an exhaustion",
+        _value("exhausted_time", float),
     ),
     OLDEST_WAIT := Metric(
         "mongodb.client.pool.oldest_wait",
         "gauge",
         "s",
         "Age of the oldest waiter, 0 when nobody waits",
-        _value(lambda pool: pool.oldest_wait),
+        _value("oldest_wait", float),
     ),
     LONGEST_CHECKOUT := Metric(
         "mongodb.client.pool.longest_checkout",
         "gauge",
         "s",
         "Age of the longest checkout still open, 0 when none is",
-        _value(lambda pool: pool.longest_checkout),
+        _value("longest_checkout", float),
     ),
     PEAK_WAITING := Metric(
         "mongodb.client.pool.peak_waiting",
         "gauge",
         "{request}",
         "Longest queue of this exhaustion, or of the last one",
-        _value(lambda pool: pool.peak_waiting),
+        _value("peak_waiting"),
     ),
     HELD_IDLE := Metric(
         "mongodb.client.pool.held_idle",
         "updowncounter",
         "{connection}",
         "Connections in use on which no command ran for a second or more",
-        _value(lambda pool: pool.held_idle),
+        _value("held_idle"),
     ),
     RETRIES := Metric(
         "mongodb.client.pool.retries",
         "counter",
         "{checkout}",
         "Checkouts of callers whose last one had timed out within a second before",
-        _value(lambda pool: pool.retries),
+        _value("retries"),
     ),
     LONG_CHECKOUTS := Metric(
         "mongodb.client.pool.long_checkouts",
         "counter",
         "{checkout}",
         "Checkouts that were open for longer than long_checkout_seconds",
-        _value(lambda pool: pool.long_checkouts),
+        _value("long_checkouts"),
     ),
     OWNER_SECONDS := Metric(
         "mongodb.client.pool.owner.held_time",
         "counter",
         "s",
         "Time connections were held on behalf of an owner, where owner_metrics is set",
-        _of_owners(lambda owner: owner.seconds),
+        _of_owners("seconds"),
         ("mongodb.client.owner",),
     ),
     OWNER_CHECKOUTS := Metric(
@@ -341,7 +426,7 @@ CATALOG: Final = (
         "counter",
         "{checkout}",
         "Checkouts that ended on behalf of an owner, where owner_metrics is set",
-        _of_owners(lambda owner: owner.checkouts),
+        _of_owners("checkouts"),
         ("mongodb.client.owner",),
     ),
     AGENT_TURNS := Metric(
@@ -349,28 +434,28 @@ CATALOG: Final = (
         "counter",
         "{turn}",
         "Turns that agents with sessions here ended",
-        _of_agents(lambda agents: agents.turns),
+        _of_agents("turns"),
     ),
     AGENT_OPERATIONS := Metric(
         "mongodb.client.agent.operations",
         "counter",
         "{operation}",
         "Operations for agents' sessions",
-        _of_agents(lambda agents: agents.operations),
+        _of_agents("operations"),
     ),
     AGENT_CONFLICTS := Metric(
         "mongodb.client.agent.conflicts",
         "counter",
         "{conflict}",
         "Messages refused, for somebody else had continued the session",
-        _of_agents(lambda agents: agents.conflicts),
+        _of_agents("conflicts"),
     ),
     CLIENT_INFO := Metric(
         "mongodb.client.info",
         "updowncounter",
         "{client}",
         "1 for each client, with its versions; the server's where it is known",
-        _info,
+        _info(),
         ("pool_telemetry.version", "pymongo.version", "mongodb.server.version"),
     ),
     TELEMETRY_ERRORS := Metric(
@@ -378,20 +463,20 @@ CATALOG: Final = (
         "counter",
         "{error}",
         "Failures inside the telemetry's own listeners; anything but 0 is a bug of ours",
-        _telemetry_errors,
+        _telemetry_errors(),
     ),
     SERVER_UP := Metric(
         "mongodb.client.server.up",
         "updowncounter",
         "{server}",
         "1 while the server answers heartbeats, 0 while it does not",
-        _while_open(lambda pool: None if pool.up is None else int(pool.up)),
+        _value("up", bool, while_open=True),
     ),
     SERVER_RTT := Metric(
         "mongodb.client.server.rtt",
         "gauge",
         "s",
         "Round-trip time to the server, by heartbeats",
-        _while_open(lambda pool: pool.rtt),
+        _value("rtt", float, while_open=True),
     ),
 )

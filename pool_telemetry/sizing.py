@@ -90,6 +90,12 @@ class Load:
         return squares / self.use_seconds if self.use_seconds else 0.0
 
     @property
+    def typical_use_seconds(self) -> float:
+        """Return the same, if all uses within a bucket are equal: for one bucket it is the mean."""
+        squares = sum(share * ((low + high) / 2) ** 2 for low, high, share in self.use)
+        return squares / self.use_seconds if self.use_seconds else 0.0
+
+    @property
     def connections(self) -> float:
         """Return how many connections are in use on average, by Little's law."""
         return self.rate * self.use_seconds

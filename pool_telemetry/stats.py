@@ -188,13 +188,17 @@ class CallerStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Episode:
-    """A pool that ran dry: what `on_exhausted` and `on_recovered` are called with."""
+    """One exhaustion of a pool: what `on_exhausted` and `on_recovered` are called with.
+
+    As in `PoolStats.exhaustions` those less than a second apart are one. So are those between
+    which the pool did not recover: no connection came back, or its server was gone.
+    """
 
     pool: str  # NAME@host:port
     max_size: int | None
     in_use: int  # this and `waiting`: at the moment of the call
     waiting: int
-    seconds: float  # for which it has been, or was, exhausted
+    seconds: float  # for which it has been, or was, exhausted; without the gaps
     peak_waiting: int
     timeouts: int  # checkouts that timed out meanwhile
     holders: tuple[CallerStats, ...]  # who held connections for longest when last looked at
@@ -228,8 +232,8 @@ class PoolStats:
     oldest_wait: float  # 0.0 when nobody waits
     longest_checkout: float  # of those still open; 0.0 when none is
     exhausted: bool  # callers stand in the queue because all of max_size is taken
-    exhaustions: int
-    exhausted_time: float
+    exhaustions: int  # those less than a second apart are one
+    exhausted_time: float  # only while it was exhausted: the gaps within one do not count
     since_exhausted: float | None  # 0.0 while it lasts; None when it never was
     since_timeout: float | None  # age of the last checkout that timed out; None when none did
     stalled_time: float  # since a caller found all taken and nothing came back; 0.0 if it does
@@ -245,7 +249,7 @@ class PoolStats:
     wait_time: HistogramStats
     use_time: HistogramStats
     create_time: HistogramStats
-    peak_waiting: int = 0  # of this episode of exhaustion, or the last of note
+    peak_waiting: int = 0  # of this exhaustion, or the last one
     long_checkouts: int = 0  # that were open for longer than `long_checkout_seconds`
     retries: int = 0  # checkouts of callers whose last one had timed out within a second before
     held_idle: int | None = None  # in use without a command for IDLE_SECONDS; None: unknown
@@ -311,7 +315,7 @@ class ClientStats:
     pools: tuple[PoolStats, ...]
     operations: tuple[OperationStats, ...]
     telemetry_errors: int  # failures inside our own listeners; anything but 0 is a bug of ours
-    since: float = 0.0  # Unix time from which its counters count
+    since: float = 0.0  # Unix time from which its counters count; 0.0 where it is not known
     server_version: str | None = None  # None while nobody learned it
     agents: AgentStats = field(default_factory=AgentStats)
     owner_metrics: bool = False  # whether metrics tell of owners

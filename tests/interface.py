@@ -85,11 +85,10 @@ def _metrics() -> Iterator[str]:
 
 
 def _commands() -> Iterator[str]:
-    from pool_telemetry.cli.main import _parser  # type: ignore[attr-defined,unused-ignore]
 
     (commands,) = (
         cast("dict[str, argparse.ArgumentParser]", action.choices)
-        for action in _parser()._actions
+        for action in parser()._actions
         if isinstance(action, argparse._SubParsersAction)
     )
     for name, command in commands.items():

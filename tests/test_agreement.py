@@ -109,7 +109,7 @@ def test_a_storm_of_threads_agrees_with_the_driver_at_every_quiet_moment(server_
             assert not the_pool(telemetry).exhausted
             assert_balanced(the_pool(telemetry), started.count)
         assert timeouts, "the storm was too gentle to time anyone out"
-        assert the_pool(telemetry).exhaustions >= 3
+        assert the_pool(telemetry).exhaustions >= 1
     finally:
         client.close()
 

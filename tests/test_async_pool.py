@@ -19,7 +19,7 @@ from pool_telemetry import (
 from pool_telemetry.base_pool import CLOSE_SECONDS
 from pool_telemetry.demo.embedded import EmbeddedServer
 from pool_telemetry.telemetry import live
-from tests.support import aexhausted, drivers, slow, until
+from tests.support import aexhausted, drivers, free_port, slow, until
 
 pytestmark = pytest.mark.filterwarnings(  # some tests leave a client behind on purpose
     "ignore:.*AsyncMongoClient.__del__:pytest.PytestUnraisableExceptionWarning",
@@ -73,6 +73,20 @@ def test_before_initialize_and_after_close() -> None:
         assert Pool.get_pool_stats()["status"] == "not_initialized"
         await Pool.close()
         await Pool.close()
+
+    run(main)
+
+
+def test_without_an_address_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = f"mongodb://localhost:{free_port()}/"
+    monkeypatch.setattr("pool_telemetry.managed.DEFAULT_URI", tried)
+
+    async def main() -> None:
+        words = f"no address was given and MONGODB_URI is not set, so {tried} was tried"
+        with pytest.raises(ServerSelectionTimeoutError, match=words):
+            await Pool.initialize(serverSelectionTimeoutMS=200)
+        with pytest.raises(ServerSelectionTimeoutError, match="Topology Description"):
+            await Pool.initialize(tried, serverSelectionTimeoutMS=200)
 
     run(main)
 

@@ -1,13 +1,19 @@
 """The command line's answers when there is nothing to show: one line each, and an exit code."""
 
+import argparse
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import fields
 
 import pytest
 
 import pool_telemetry
 from pool_telemetry import cli
+from pool_telemetry.cli.main import parser as program
 from pool_telemetry.demo import embedded
+from pool_telemetry.monitoring.alerts import Thresholds
 
 
 def one_line(text: str) -> str:
@@ -20,6 +26,56 @@ def test_it_tells_its_version(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["--version"])
     assert ended.value.code == 0
     assert capsys.readouterr().out == f"pool-telemetry {pool_telemetry.__version__}\n"
+
+
+def parsers(
+    parser: argparse.ArgumentParser, *words: str
+) -> Iterator[tuple[tuple[str, ...], argparse.ArgumentParser]]:
+    """Yield the program's parser and those of its commands, each with the words that lead there."""
+    yield words, parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, command in action.choices.items():
+                yield from parsers(command, *words, name)
+
+
+PARSERS = list(parsers(program()))
+
+
+@pytest.mark.parametrize("words", [words for words, _ in PARSERS], ids=" ".join)
+def test_the_help_of_every_command_is_shown(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*words, "--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: {' '.join(('pool-telemetry', *words))} ")
+    assert "%%" not in shown
+
+
+@pytest.mark.parametrize("parser", [parser for _, parser in PARSERS], ids=lambda one: one.prog)
+def test_every_help_text_can_be_formatted(parser: argparse.ArgumentParser) -> None:
+    """Python 3.14 formats a help text when its argument is added: one bad text ends every command.
+
+    Earlier versions format it only when it is shown.
+    """
+    for action in parser._actions:
+        for one in getattr(action, "_choices_actions", [action]):  # that of the commands has theirs
+            assert one.help, one.dest
+            assert parser._get_formatter()._expand_help(one)
+
+
+@pytest.mark.parametrize("command", ["dashboards", "rules"])
+def test_a_threshold_is_explained_with_its_percent_signs(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    shown = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert any("%" in one.metadata["meaning"] for one in fields(Thresholds))
+    for one in fields(Thresholds):
+        assert f"{one.metadata['meaning']} (default: {one.default})" in shown
 
 
 @pytest.mark.parametrize(

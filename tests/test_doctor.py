@@ -70,7 +70,8 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 
 
 def test_a_healthy_service_is_told_so(service: str, capsys: pytest.CaptureFixture[str]) -> None:
-    for target in (service, service + "/metrics"):
+    plain = service.removeprefix("http://")
+    for target in (service, plain, plain + "/health", plain + "/metrics", service + "/metrics/"):
         code, out, err = run(capsys, "doctor", target, "--seconds", "0.2")
         assert (code, err) == (0, "")
         assert out.startswith("healthy: nothing is wrong\n")
@@ -92,7 +93,7 @@ def test_every_pool_of_a_service_is_looked_at(
     assert out.count(" in use, ") >= 2
 
 
-@pytest.mark.parametrize("page", ["", "/", "/pool/diagnosis", "/internal", "/metrics"])
+@pytest.mark.parametrize("page", ["", "/health", "/pool/diagnosis", "/internal", "/metrics"])
 def test_an_exhausted_pool_is_told_with_what_to_set(
     page: str, service: str, server_uri: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -247,7 +248,7 @@ def test_what_does_not_answer_is_critical_or_can_not_be_told(
     for target, words in (
         (f"http://127.0.0.1:{nowhere}", "does not answer: Connection refused"),
         (f"http://ann:s3cr3t@127.0.0.1:{nowhere}", "does not answer: "),
-        ("localhost:8000", "that is no address: use http://HOST:PORT, https:// or mongodb://"),
+        (f"localhost:{nowhere}", f"http://localhost:{nowhere}/pool/diagnosis does not answer: "),
         ("http://", "that is no address: "),
         ("", "that is no address: "),
         ("mongodb://ann:s3cr3t@", "can't be used: "),

@@ -21,6 +21,7 @@ from hypothesis.stateful import (
 
 from pool_telemetry.state.actor import Actor
 from pool_telemetry.state.connections import STALE_SECONDS
+from pool_telemetry.state.exhaustion import RECOVERED_SECONDS
 from pool_telemetry.state.pool_state import MOMENT, QUEUE_SECONDS, PoolState
 from pool_telemetry.stats import CLOSE_REASONS, OUTCOMES, PoolStats
 
@@ -74,6 +75,7 @@ class Pool(RuleBasedStateMachine):
         self.next_id = 1
         self.phase = "paused"
         self.last: PoolStats | None = None
+        self.last_at = self.now
         self.state = PoolState(
             ("h", 1),
             clock=lambda: self.now,
@@ -512,7 +514,22 @@ class Pool(RuleBasedStateMachine):
         if before is not None:
             assert counters(before) <= counters(stats)
             assert all(a <= b for a, b in zip(counters(before), counters(stats), strict=True))
-        self.last = stats
+            self.counts_exhaustions(before, stats, self.now - self.last_at)
+        self.last, self.last_at = stats, self.now
+
+    def counts_exhaustions(self, before: PoolStats, stats: PoolStats, passed: float) -> None:
+        """What is less than a second apart is one exhaustion, whatever happened between looks."""
+        new = stats.exhaustions - before.exhaustions
+        known = before.since_exhausted is not None
+        quiet = (before.since_exhausted or 0.0) + passed  # at most so long since the last one
+        if known and quiet < RECOVERED_SECONDS - 1e-6:
+            assert new == 0
+        if stats.exhausted and not before.exhausted and not known:
+            assert new >= 1
+        # Before each of them but a first one is a second in which nobody waited.
+        assert new <= (not known) + quiet / RECOVERED_SECONDS
+        assert stats.exhausted_time - before.exhausted_time <= passed + 1e-6
+        assert (stats.exhaustions > 0) == (stats.since_exhausted is not None)
 
     @invariant()
     def forgets_what_is_over(self) -> None:

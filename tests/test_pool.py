@@ -143,6 +143,30 @@ def test_the_address_comes_from_the_environment(
     assert Pool.get_pool_stats()["connection_string"] == server_uri
 
 
+@pytest.mark.parametrize("address", [None, ""])
+def test_without_an_address_the_error_says_so(
+    address: str | None, dead_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = f"mongodb://localhost:{dead_port}/"
+    monkeypatch.setattr("pool_telemetry.managed.DEFAULT_URI", tried)
+    with pytest.raises(ServerSelectionTimeoutError) as raised:
+        Pool.initialize(address, serverSelectionTimeoutMS=200)
+    assert str(raised.value) == (
+        f"no address was given and MONGODB_URI is not set, so {tried} was tried, and no server "
+        "answered there: pass an address to initialize(), or set MONGODB_URI"
+    )
+    others: list[dict[str, Any]] = [
+        {"connection_string": tried},
+        {"host": "localhost", "port": dead_port},
+    ]
+    for given in others:  # in PyMongo's own words
+        with pytest.raises(ServerSelectionTimeoutError, match="Topology Description"):
+            Pool.initialize(**given, serverSelectionTimeoutMS=200)
+    monkeypatch.setenv("MONGODB_URI", tried)
+    with pytest.raises(ServerSelectionTimeoutError, match="Topology Description"):
+        Pool.initialize(address, serverSelectionTimeoutMS=200)
+
+
 def test_host_and_port_are_mongoclients_other_way(server_uri: str) -> None:
     host, port = server_uri.removeprefix("mongodb://").rstrip("/").split(":")
     client = Pool.initialize(host=host, port=int(port))

@@ -344,12 +344,64 @@ def test_the_end_of_a_queue_flickers_and_its_peak_stays() -> None:
         pool.checked_out(after, 1, 0.5)
     pool.time.now += 0.9
     pool.checkout_started(D)
-    assert (pool.stats().exhaustions, pool.stats().peak_waiting) == (2, 2)
+    assert (pool.stats().exhaustions, pool.stats().peak_waiting) == (1, 2)
     pool.returned(C, 1)
     pool.checked_out(D, 1, 0.0)
-    pool.time.now += 0.1
+    pool.time.now += 1.0
     pool.checkout_started(A)  # this is another exhaustion
-    assert (pool.stats().exhaustions, pool.stats().peak_waiting) == (3, 1)
+    assert (pool.stats().exhaustions, pool.stats().peak_waiting) == (2, 1)
+
+
+def a_flicker(pool: Pool, holder: int, waiter: int, seconds: float) -> None:
+    """Let a caller wait for so long, then hand over to it: nobody waits after that."""
+    pool.checkout_started(waiter)
+    pool.time.now += seconds
+    pool.returned(holder, 1)
+    pool.checked_out(waiter, 1, seconds)
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_exhaustions_less_than_a_second_apart_are_one(read: bool) -> None:
+    """A queue's hand-overs flicker; a reader between two of them sees no other count."""
+    pool = Pool(max_size=1)
+    pool.open(1)
+    pool.out(A, 1)
+    for n in range(200):
+        a_flicker(pool, *((B, A) if n % 2 else (A, B)), 0.0625)
+        pool.time.now += 0.96875
+        if read:
+            stats = pool.stats()
+            assert (stats.exhausted, stats.exhaustions) == (False, 1)
+            assert stats.since_exhausted == 0.96875
+            # The gaps do not count: nobody waited in them.
+            assert stats.exhausted_time == 0.0625 * (n + 1)
+    assert pool.stats().exhaustions == 1
+    assert pool.stats().exhausted_time == 0.0625 * 200
+
+
+def test_exhaustions_a_second_apart_are_two() -> None:
+    pool = Pool(max_size=1)
+    pool.open(1)
+    pool.out(A, 1)
+    for n in range(3):
+        a_flicker(pool, *((B, A) if n % 2 else (A, B)), 0.25)
+        assert pool.stats().exhaustions == n + 1
+        pool.time.now += 1.0
+
+
+def test_the_peak_is_that_of_all_that_counts_as_one_exhaustion() -> None:
+    pool = Pool(max_size=1)
+    pool.open(1)
+    pool.out(A, 1)
+    pool.checkout_started(C)
+    pool.checkout_started(D)
+    for waiter in (C, D):  # too short to be told
+        pool.time.now += 0.01
+        pool.checkout_failed(waiter, "timeout")
+    for n in range(5):
+        pool.time.now += 0.9
+        a_flicker(pool, *((B, A) if n % 2 else (A, B)), 0.01)
+        assert (pool.stats().exhaustions, pool.stats().peak_waiting) == (1, 2)
 
 
 def test_a_ghost_does_not_begin_an_episode() -> None:

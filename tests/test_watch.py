@@ -546,3 +546,16 @@ def test_history_has_the_beginning_of_each_exhaustion() -> None:
     assert 115 < len(history) <= 121  # as many as are kept, less what is thinned out
     assert sum(one.pools[0].exhausted for one in history) >= 60
     assert history[-1].at - history[0].at > 150.0
+
+
+def test_history_has_the_beginning_alone_of_one_that_flickers() -> None:
+    """Else it would fill the history, and of what was before nothing would be known."""
+    pool = Replay()
+    for _ in range(400):
+        pool.exhausted_for(0.6)
+        pool.look(0.4)
+    (last,) = pool.telemetry.stats().pools
+    assert last.exhaustions == 1
+    history = pool.telemetry.history()
+    assert len(history) < 75
+    assert history[-1].at - history[0].at == pytest.approx(300.0, abs=6.0)

@@ -10,6 +10,7 @@ from typing import Final
 
 from pool_telemetry.cli.sources import (
     ServerFacts,
+    address_of,
     ask_server,
     is_server,
     own_diagnosis,
@@ -34,13 +35,14 @@ def run(target: str, *, seconds: float, as_json: bool) -> tuple[str, int]:
     """Return what to print, and the exit code.
 
     Args:
-        target: A service's address, that of its /metrics, or MongoDB's.
+        target: A service's address, that of one of its pages, or MongoDB's.
         seconds: How long to look, where that has no history.
         as_json: As JSON.
 
     Raises:
         SourceError: The target does not answer, or not to this.
     """
+    target = address_of(target)
     diagnosis, pools = _look(target, seconds)
     code = EXIT_CODES[diagnosis.severity]
     if as_json:
@@ -55,13 +57,9 @@ def _look(target: str, seconds: float) -> tuple[Diagnosis, list[str]]:
         return (facts, []) if isinstance(facts, Diagnosis) else _of_server(facts)
     if (own := own_diagnosis(target)) is not None:
         return own
-    before, now = scrape(target, seconds)
-    history = {client.name: client for client in before}
-    findings: tuple[Finding, ...] = ()
-    for client in now:
-        earlier = [history[client.name]] if client.name in history else []
-        findings += diagnose(client, earlier).findings
-    return worst_first(findings), [line for client in now for line in pool_lines(client)]
+    clients = scrape(target, seconds)
+    found = worst_first(one for *before, now in clients for one in diagnose(now, before).findings)
+    return found, [line for *_, now in clients for line in pool_lines(now)]
 
 
 def in_words(diagnosis: Diagnosis, pools: Sequence[str], *, calm: str = "nothing is wrong") -> str:

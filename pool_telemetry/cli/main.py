@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if argv is None else argv
     try:
-        options = _parser().parse_args(arguments)
+        options = parser().parse_args(arguments)
     except SystemExit as ended:
         if ended.code == USAGE and "doctor" in arguments[:1]:  # there it would be critical
             sys.exit(CANT_TELL)
@@ -131,13 +131,14 @@ def _write(folder: Path, texts: Mapping[str, str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    program = argparse.ArgumentParser(
         prog="pool-telemetry", description=(pool_telemetry.__doc__ or "").partition("\n")[0]
     )
     version = f"%(prog)s {pool_telemetry.__version__}"
-    parser.add_argument("--version", action="version", version=version)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    program.add_argument("--version", action="version", version=version)
+    commands = program.add_subparsers(required=True, metavar="COMMAND", dest="command")
     demo = commands.add_parser(
         "demo",
         help="watch a pool run dry and recover",
@@ -160,7 +161,8 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument(
         "target",
         metavar="URL",
-        help="of the service (http://HOST:PORT), of its metrics, or of MongoDB (mongodb://...)",
+        help="of the service (HOST:PORT, or its /health or /metrics), or of MongoDB "
+        "(mongodb://HOST:PORT)",
     )
     doctor.set_defaults(run=_doctor)
     size = commands.add_parser(
@@ -238,14 +240,15 @@ def _parser() -> argparse.ArgumentParser:
             help=f"of Grafana's Prometheus data source (default: {source})",
         )
         for field in fields(Thresholds):
+            meaning = field.metadata["meaning"].replace("%", "%%")  # argparse formats the help
             command.add_argument(
                 "--" + field.name.replace("_", "-"),
                 type=float,
                 metavar="N",
                 default=field.default,
-                help=f"{field.metadata['meaning']} (default: %(default)s)",
+                help=f"{meaning} (default: %(default)s)",
             )
-    return parser
+    return program
 
 
 def _port(text: str) -> int:

@@ -87,6 +87,7 @@ def run(
     Raises:
         SourceError: The target does not answer, or nobody uses the pool.
     """
+    target = None if target is None else sources.address_of(target)
     most = None if limit is None else _for_each(limit, processes)
     given = None
     if rate is not None and use_seconds is not None:
@@ -136,11 +137,8 @@ def _for_each(limit: int, processes: int) -> int:
 
 def _of_service(target: str, seconds: float) -> list[Measured]:
     own = sources.own_diagnosis(target)
-    before, now = sources.scrape(target, seconds)
-    earlier = {client.name: client for client in before}
     found, every = list[Measured](), list[Finding]()
-    for client in now:
-        history = [one for one in (earlier.get(client.name),) if one is not None]
+    for *history, client in sources.scrape(target, seconds):
         told = (own[0] if own else diagnose(client, history)).current
         every += told
         for pool in client.open_pools:

@@ -14,14 +14,14 @@ import urllib.request
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from itertools import pairwise
 from typing import Any, Final
 
 from pymongo import MongoClient
 from pymongo.errors import OperationFailure, PyMongoError, ServerSelectionTimeoutError
 
 from pool_telemetry import catalog
-from pool_telemetry.cli.prometheus_text import read
+from pool_telemetry.catalog import CATALOG, Value
+from pool_telemetry.cli.prometheus_text import histogram_of, read
 from pool_telemetry.diagnosis import Diagnosis, worst_first
 from pool_telemetry.errors import PoolTelemetryError
 from pool_telemetry.findings import Finding
@@ -37,10 +37,44 @@ REACH_SECONDS: Final = 5.0
 _PINGS: Final = 20
 _NOT_AUTHENTICATED: Final = (18, 8000)
 _DIAGNOSIS: Final = "/pool/diagnosis"
+_ROUTES: Final = (
+    *(_DIAGNOSIS, "/pool/holders", "/metrics/mongodb"),
+    *("/health", "/health/live", "/health/ready"),
+)
+_HOST: Final = re.compile(r"([^\s:@/?#\[\]]+|\[[0-9A-Fa-f:.%]+\])(:\d+)?")
+_SAME_START_SECONDS: Final = 0.1
+"""Starts so close are one: what a process says of its start has steps of 10 ms."""
 
 
 class SourceError(PoolTelemetryError, RuntimeError):
     """A source does not answer, or has not what is asked for."""
+
+
+# What an address is
+
+
+def address_of(target: str) -> str:
+    """Return what a user named as an address: `HOST:PORT` becomes one by HTTP.
+
+    Raises:
+        SourceError: It is none.
+    """
+    target = target.strip()
+    if is_server(target):
+        return target
+    address = target if "://" in target else f"http://{target}"
+    try:
+        parts = urllib.parse.urlsplit(address)
+        host = parts.netloc.rpartition("@")[2] if target == address else parts.netloc
+        usable = parts.scheme in ("http", "https") and _HOST.fullmatch(host) and parts.port != 0
+    except ValueError:  # a port or an IPv6 address that is none
+        usable = False
+    if not usable:
+        raise SourceError(
+            "that is no address: use HOST:PORT or http://HOST:PORT of a service (or its /health or "
+            "/metrics), https://HOST, or mongodb://HOST:PORT"
+        )
+    return parts.geturl()
 
 
 def is_server(target: str) -> bool:
@@ -48,22 +82,71 @@ def is_server(target: str) -> bool:
     return target.startswith(("mongodb://", "mongodb+srv://"))
 
 
+def routes_of(url: str) -> str:
+    """Return where a service's routes begin, by the address of any; they may have a prefix."""
+    parts = urllib.parse.urlsplit(url)
+    path = parts.path.rstrip("/")
+    route = next(filter(path.endswith, _ROUTES), "")
+    return parts._replace(path=path.removesuffix(route), query="", fragment="").geturl()
+
+
+def _is_metrics(url: str) -> bool:
+    """Return whether it is the page of the metrics itself, whatever it is called."""
+    return urllib.parse.urlsplit(url).path.rstrip("/").endswith("metrics")
+
+
 # A service
 
 
-def scrape(url: str, seconds: float) -> tuple[list[ClientStats], list[ClientStats]]:
-    """Return the clients of a service as its /metrics tells them, twice, so many seconds apart.
+def scrape(url: str, seconds: float) -> list[list[ClientStats]]:
+    """Return the clients of a service as its /metrics shows them, so many seconds apart.
+
+    Each client has two samples, or the second alone if it counts anew since the first.
 
     Raises:
-        SourceError: It does not answer, or tells of no pool.
+        SourceError: It does not answer, shows no pool, or counts anew and does not say since when.
     """
-    first = _scrape(url)
+    first = {client.name: client for client in _scrape(url)}
+    began = max(client.at for client in first.values())
     time.sleep(seconds)
-    return first, _scrape(url)
+    return [_samples(first.get(now.name), now, began, url) for now in _scrape(url)]
+
+
+def _samples(
+    before: ClientStats | None, now: ClientStats, began: float, url: str
+) -> list[ClientStats]:
+    if before is None:
+        return [replace(now, since=now.since or began)]
+    known = before.since and now.since
+    same = not known or abs(now.since - before.since) <= _SAME_START_SECONDS
+    if same and not _fell(before, now):
+        since = before.since or now.since
+        return [replace(before, since=since), replace(now, since=since)]
+    if not now.since:
+        raise SourceError(
+            f"{mask_uri(url)} counts anew since the first look, and does not say since when "
+            "(process_start_time_seconds): look again, at one process only"
+        )
+    return [now]
+
+
+def _fell(before: ClientStats, now: ClientStats) -> bool:
+    """Return whether a counter fell: then another process counts, or the same one anew."""
+    for metric in CATALOG:
+        if metric.instrument in ("counter", "histogram"):
+            known = dict(metric.read(before))
+            for labels, value in metric.read(now):
+                if labels in known and _count(value) < _count(known[labels]):
+                    return True
+    return False
+
+
+def _count(value: Value) -> float:
+    return value.count if isinstance(value, HistogramStats) else value
 
 
 def _scrape(url: str) -> list[ClientStats]:
-    page = url if _ends(url, "metrics") else _base(url) + "/metrics"
+    page = url if _is_metrics(url) else routes_of(url) + "/metrics"
     try:
         clients = read(_get(page), time.time())
     except ValueError as error:
@@ -84,10 +167,10 @@ def own_diagnosis(url: str) -> tuple[Diagnosis, list[str]] | None:
     Raises:
         SourceError: It does not answer, or in terms of another version.
     """
-    if _ends(url, "metrics"):
+    if _is_metrics(url):
         return None
     try:
-        answer = json.loads(_get(_base(url) + _DIAGNOSIS))
+        answer = json.loads(_get(routes_of(url) + _DIAGNOSIS))
     except (ValueError, _NotFoundError):
         return None
     return _told(answer) if isinstance(answer, dict) and "findings" in answer else None
@@ -103,15 +186,6 @@ def _told(own: Mapping[str, Any]) -> tuple[Diagnosis, list[str]]:
         return found, [str(line) for line in own.get("pools", ())]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise SourceError("its /pool/diagnosis is of a version that is not understood") from error
-
-
-def _base(url: str) -> str:
-    """Return where the routes begin: `create_router()` may have a prefix."""
-    return url.rstrip("/").removesuffix(_DIAGNOSIS)
-
-
-def _ends(url: str, name: str) -> bool:
-    return urllib.parse.urlsplit(url).path.rstrip("/").endswith(name)
 
 
 # A Prometheus
@@ -202,7 +276,7 @@ def busiest(url: str, window: str = "1h") -> list[Busiest]:
                 process=" ".join(filter(None, process[:-1])),
                 processes=1,
                 rate=rate,
-                use_time=_as_histogram(sorted(below[process]), sums.get(process, 0.0)),
+                use_time=histogram_of(sorted(below[process]), sums.get(process, 0.0)),
                 max_size=int(sizes[process]) if process in sizes else None,
                 at_least=at_least(process),
             )
@@ -213,15 +287,6 @@ def busiest(url: str, window: str = "1h") -> list[Busiest]:
         replace(max(every, key=Busiest.demand), processes=len(every))
         for _, every in sorted(found.items())
     ]
-
-
-def _as_histogram(below: list[tuple[float, float]], total: float) -> HistogramStats:
-    bounds = tuple(bound for bound, _ in below[:-1])
-    cumulative = [0.0, *(count for _, count in below)]
-    counts = tuple(round(upper - lower) for lower, upper in pairwise(cumulative))
-    last = max((i for i, count in enumerate(counts) if count), default=0)
-    most = bounds[last] if last < len(bounds) else 2 * bounds[-1]
-    return HistogramStats(bounds, counts, total, most)
 
 
 def _query(url: str, query: str) -> list[Any]:
@@ -247,10 +312,8 @@ class _NotFoundError(SourceError):
 
 
 def _get(page: str) -> str:
-    if not re.match(r"https?://[^/]", page):
-        raise SourceError("that is no address: use http://HOST:PORT, https:// or mongodb://")
     try:
-        with urllib.request.urlopen(_request(page), timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310  # checked above
+        with urllib.request.urlopen(_request(page), timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310  # by address_of()
             text: str = answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:
@@ -349,6 +412,8 @@ def _ask_server(uri: str, seconds: float) -> ServerFacts:
         time.sleep(seconds)
         after, took = client.admin.command("serverStatus"), time.monotonic() - began
         pool = max(telemetry.stats().pools, key=lambda pool: pool.use_time.count)
+    if began_anew(before, after):
+        raise SourceError(f"{pool.address} restarted between two looks: look again")
     current, available = (after["connections"].get(key, 0) for key in ("current", "available"))
     operations, spent = (_latencies(after, key) - _latencies(before, key) for key in _LATENCIES)
     counted = sum(after["opcounters"].values()) - sum(before["opcounters"].values())
@@ -363,6 +428,22 @@ def _ask_server(uri: str, seconds: float) -> ServerFacts:
         operations_per_second=max(0, (operations or counted) - 1) / took,  # one was ours
         operation_seconds=spent / operations / 1e6 if operations else None,
     )
+
+
+def began_anew(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Return whether a server restarted between two answers to `serverStatus`: a counter fell."""
+
+    def counters(status: Mapping[str, Any]) -> list[float]:
+        opened = status["connections"].get("totalCreated", 0)
+        commands = sum(status["opcounters"].values())
+        return [
+            status.get("uptime", 0),
+            opened,
+            commands,
+            *(_latencies(status, k) for k in _LATENCIES),
+        ]
+
+    return any(map(operator.lt, counters(after), counters(before)))
 
 
 _LATENCIES: Final = ("ops", "latency")

@@ -16,8 +16,7 @@ STATE: Final = prometheus_label(catalog.CONNECTIONS.attributes[0])
 OUTCOME: Final = prometheus_label(catalog.CHECKOUTS.attributes[0])
 OWNER: Final = prometheus_label(catalog.OWNER_SECONDS.attributes[0])
 REASON: Final = prometheus_label(catalog.CLOSED.attributes[0])
-COMMAND: Final = prometheus_label("db.operation.name")
-ERROR: Final = prometheus_label("error.type")
+COMMAND, ERROR = map(prometheus_label, catalog.OPERATION_SECONDS.attributes[3:5])
 PROCESS: Final = ("job", "instance")
 """Prometheus' labels of a process; by OTLP the service's name and `service.instance.id`."""
 

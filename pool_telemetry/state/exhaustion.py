@@ -9,14 +9,22 @@ from typing import Final
 _NEVER = float("inf")
 
 NOTEWORTHY_SECONDS: Final = 0.1
-"""What is shorter comes and goes with any load."""
+"""An exhaustion shorter than this is not logged: any load has such moments."""
 RECOVERED_SECONDS: Final = 1.0
-"""After so long without an episode of note the next one is another exhaustion."""
+"""Exhaustions less than this apart are one: the end of a queue flickers at every hand-over."""
 
 
 @dataclass(frozen=True, slots=True)
 class Episodes:
-    """The episodes that are over; `count` has the current one, too."""
+    """The exhaustions so far.
+
+    Attributes:
+        count: How many, the current one included. It rises when one begins, never later: so no
+            reader sees a count that is taken back when the next one turns out to be the same.
+        seconds: For how long the pool was exhausted, without the current time and without the
+            gaps in which nobody had to wait.
+        until: When the pool was last exhausted, monotonic seconds; None if it never was.
+    """
 
     count: int = 0
     seconds: float = 0.0
@@ -37,8 +45,7 @@ class Exhaustion:
         # When a caller first found nothing free, since the last check-in; and the silence before.
         self.unmet_since: float | None = None
         self.last_silence = 0.0
-        self.peak = 0  # of the queue, in this episode or the last of note
-        self._peak_until = -_NEVER
+        self.peak = 0  # of the queue, in this exhaustion or the last one
 
     def noticed(self, waiting: int) -> None:
         """Note how long the queue is. Before it shrinks is enough."""
@@ -46,14 +53,14 @@ class Exhaustion:
             self.peak = waiting
 
     def settle(self, now: float, *, waiting: int, held: int, max_size: float) -> None:
-        """Begin or end an episode."""
+        """Note that the pool is exhausted from now on, or no more."""
         demand, last = waiting + held, self.episodes
         if demand > max_size:
             if self.since is None:
                 self.since = now
-                self.episodes = Episodes(last.count + 1, last.seconds, last.until)
                 self.last_silence = 0.0
-                if now - self._peak_until >= RECOVERED_SECONDS:
+                if last.until is None or now - last.until >= RECOVERED_SECONDS:
+                    self.episodes = Episodes(last.count + 1, last.seconds, last.until)
                     self.peak = 0
                 if self.unmet_since is None:
                     self.unmet_since = now
@@ -64,8 +71,6 @@ class Exhaustion:
                 lasted = max(0.0, now - self.since)
                 self.episodes = Episodes(last.count, last.seconds + lasted, until=now)
                 self.since = None
-                if lasted >= NOTEWORTHY_SECONDS:  # a queue's end flickers
-                    self._peak_until = now
                 if held < max_size:  # else the waiters just gave up
                     self.unmet_since = None
             self.alarm = min(max_size, 2 * demand + 1024)

@@ -43,11 +43,14 @@ class History:
                 sample = _sharing(sample, self._samples[-1])
             self._samples.append(sample)
             kept = deque[ClientStats](maxlen=_MOST)
+            known = set[tuple[str, int]]()
             for one in self._samples:
                 age = sample.at - one.at
                 close = age > FRESH_SECONDS and kept and one.at - kept[-1].at < _APART
-                # What is told of an exhaustion that is over is told of how it was then.
-                if age <= HISTORY_SECONDS + 1.0 and not (close and not _runs_dry(kept[-1], one)):
+                # A diagnosis of an exhaustion that is over reads the first sample of it.
+                begun = _exhaustions(one) - known
+                known |= begun
+                if age <= HISTORY_SECONDS + 1.0 and (begun or not close):
                     kept.append(one)
             self._samples = kept
 
@@ -59,7 +62,6 @@ def _sharing(sample: ClientStats, last: ClientStats) -> ClientStats:
     return replace(sample, operations=tuple(old if old == one else one for one, old in operations))
 
 
-def _runs_dry(before: ClientStats, after: ClientStats) -> bool:
-    """Return whether a pool is exhausted, for the first time in these two."""
-    known = {pool.address: pool.exhaustions for pool in before.pools if pool.exhausted}
-    return any(p.exhausted and known.get(p.address) != p.exhaustions for p in after.pools)
+def _exhaustions(sample: ClientStats) -> set[tuple[str, int]]:
+    """Return the exhaustions that a sample shows, each by its pool and its number there."""
+    return {(pool.address, pool.exhaustions) for pool in sample.pools if pool.exhausted}

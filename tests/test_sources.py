@@ -1,0 +1,182 @@
+"""What an address means, and when two looks are at one process."""
+
+import re
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import generate_latest
+
+from pool_telemetry import PoolTelemetry, cli, prometheus
+from pool_telemetry.cli import sources
+from pool_telemetry.cli.sources import SourceError, address_of, began_anew, routes_of
+from pool_telemetry.prometheus import PoolCollector
+from pool_telemetry.state.actor import ThreadActor
+from pool_telemetry.window import windows
+from tests.everything import ADDRESS
+from tests.test_doctor import _Page, run, serving_pages
+
+ACCEPTED = "use HOST:PORT or http://HOST:PORT of a service"
+
+
+@pytest.mark.parametrize("scheme", ["", "http://", "https://", "HTTP://"])
+@pytest.mark.parametrize("host", ["localhost:8101", "127.0.0.1:8101", "[::1]:8101", "chat.example"])
+@pytest.mark.parametrize(
+    "page",
+    [
+        *("", "/", "/health", "/health/", "/health/live", "/health/ready", "/health?verbose=1"),
+        *("/metrics/mongodb", "/metrics/mongodb/", "/pool/diagnosis", "/pool/holders", "#top"),
+    ],
+)
+def test_every_page_of_a_service_leads_to_its_routes(scheme: str, host: str, page: str) -> None:
+    for prefix in ("", "/internal", "/a/b"):
+        found = routes_of(address_of(f" {scheme}{host}{prefix}{page} "))
+        assert found == f"{scheme.lower() or 'http://'}{host}{prefix}"
+
+
+def test_credentials_stay_in_an_address() -> None:
+    assert routes_of(address_of("https://ann:s3cr3t@chat/health")) == "https://ann:s3cr3t@chat"
+
+
+@pytest.mark.parametrize("target", ["mongodb://a,b/?replicaSet=r", "mongodb+srv://cluster.example"])
+def test_mongodbs_addresses_stay_as_they_are(target: str) -> None:
+    assert address_of(target) == target
+
+
+@pytest.mark.parametrize("command", ["doctor", "size"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        *("", " ", "http://", "http:///metrics", "https://:8000", "ftp://host/", "file:///etc"),
+        *("host:port", "localhost:99999", "http://localhost:99999/", "http://[::1", "::1", "/tmp"),
+        *("a b", "http://a b/", "ann:s3cr3t@host", "http:localhost:8000", "mongo://localhost"),
+    ],
+)
+def test_what_is_no_address_is_told_with_what_is_one(
+    command: str, target: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(capsys, command, target)
+    assert (code, out) == (cli.CANT_TELL if command == "doctor" else cli.FAILED, "")
+    assert err.count("\n") == 1
+    assert ACCEPTED in err
+    assert "mongodb://" in err
+    assert "s3cr3t" not in err
+
+
+# Two looks
+
+
+HOLDER = ThreadActor()
+
+
+class Process:
+    """A process whose pool of one we use, and what its /metrics says."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, started: float | None) -> None:
+        self.telemetry = PoolTelemetry()
+        self.telemetry.name = "shop"  # as any other process of the service calls it
+        self.telemetry._on_created(object(), ADDRESS, 1, 0)
+        (self.state,) = self.telemetry.states()
+        self.state.ready()
+        self.state.connection_created(HOLDER, 1)
+        self.state.connection_ready(1)
+        self.started = started
+        self._monkeypatch = monkeypatch
+
+    def use(self, times: int) -> None:
+        for _ in range(times):
+            self.state.checkout_started(HOLDER)
+            self.state.checked_out(HOLDER, 1, 0.0)
+            self.state.checked_in(lambda: HOLDER, 1)
+
+    def text(self) -> str:
+        self._monkeypatch.setattr(prometheus, "live", lambda: [self.telemetry])
+        registry = CollectorRegistry()
+        registry.register(PoolCollector())
+        told = "" if self.started is None else f"process_start_time_seconds {self.started!r}\n"
+        return generate_latest(registry).decode() + told
+
+
+def look_twice(first: str, second: str) -> list[Any]:
+    texts = iter([first, second])
+    page = type("Page", (_Page,), {"text": property(lambda _: next(texts))})
+    with serving_pages(page) as server:
+        return sources.scrape(f"http://127.0.0.1:{server.server_port}/metrics", 0.05)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(None, None), (5e8, 5e8), (5e8, 5e8 + 0.01), (5e8 + 0.01, 5e8), (None, 5e8), (5e8, None)],
+)
+def test_two_looks_at_one_process_are_compared(
+    before: float | None, after: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may not tell when it started, and what it tells has steps of 10 ms."""
+    process = Process(monkeypatch, before)
+    process.use(1_000)
+    first = process.text()
+    process.use(20)
+    process.started = after
+    ((one, other),) = look_twice(first, process.text())
+    window = windows([one, other], ADDRESS)[-1]
+    assert not window.whole
+    assert window.checkouts["ok"] == 20
+    assert window.seconds == pytest.approx(other.at - one.at)
+    assert window.rate > 0.0
+
+
+@pytest.fixture
+def restarted(monkeypatch: pytest.MonkeyPatch) -> tuple[Process, str]:
+    """A process, and what its predecessor said."""
+    old = Process(monkeypatch, 5e8)
+    old.use(1_000)
+    new = Process(monkeypatch, 5e8)
+    new.use(20)
+    return new, old.text()
+
+
+def test_a_restart_is_seen_by_the_time_of_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = Process(monkeypatch, 5e8), Process(monkeypatch, 5e8 + 1.0)
+    new.use(20)  # more than before
+    ((one,),) = look_twice(old.text(), new.text())
+    assert one.since == 5e8 + 1.0
+    (window,) = windows([one], ADDRESS)
+    assert window.whole
+
+
+def test_a_restart_is_seen_by_counters_that_fall(restarted: tuple[Process, str]) -> None:
+    new, before = restarted
+    ((one,),) = look_twice(before, new.text())
+    assert one.since == 5e8
+
+
+def test_a_restart_without_a_time_can_not_be_told(restarted: tuple[Process, str]) -> None:
+    """For how long it counts is not known, nor whether it is one process that answers."""
+    new, before = restarted
+    new.started = None
+    with pytest.raises(SourceError, match=re.escape("/metrics counts anew since the first look")):
+        look_twice(before.replace("process_start_time_seconds", "other"), new.text())
+
+
+def test_a_client_that_comes_between_two_looks_counts_since_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    process, other = Process(monkeypatch, None), Process(monkeypatch, None)
+    other.telemetry.name = "reports"
+    process.use(20)
+    ((one,),) = look_twice(other.text(), process.text())
+    assert 0.0 < one.at - one.since < 10.0
+
+
+def test_a_server_that_restarted_is_not_compared_with_what_it_was() -> None:
+    before = {
+        "uptime": 900,
+        "connections": {"current": 3, "available": 97, "totalCreated": 40},
+        "opcounters": {"query": 10, "command": 70},
+        "opLatencies": {"reads": {"ops": 10, "latency": 5_000}},
+    }
+    assert not began_anew(before, before)
+    assert began_anew(before, {**before, "uptime": 2})
+    assert began_anew(before, {**before, "connections": {"current": 1, "totalCreated": 2}})
+    assert began_anew(before, {**before, "opcounters": {"query": 5}})
+    assert began_anew(before, {**before, "opLatencies": {}})
