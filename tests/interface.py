@@ -18,6 +18,7 @@ from typing import Any, cast
 import pool_telemetry
 from pool_telemetry import MongoDBConnectionPool, TelemetryOptions, assess, diagnose
 from pool_telemetry.catalog import CATALOG
+from pool_telemetry.cli.main import parser as program
 from pool_telemetry.diagnosis import recommend
 from tests.everything import replay
 
@@ -85,10 +86,9 @@ def _metrics() -> Iterator[str]:
 
 
 def _commands() -> Iterator[str]:
-
     (commands,) = (
         cast("dict[str, argparse.ArgumentParser]", action.choices)
-        for action in parser()._actions
+        for action in program()._actions
         if isinstance(action, argparse._SubParsersAction)
     )
     for name, command in commands.items():
