@@ -26,7 +26,8 @@ Every client for itself
     while exhausted or replaced under load, of which no running operation fails (a cursor has 5 s
     from batch to batch): test_clients.py, test_telemetry.py, test_pool.py.
 Every process for itself
-    os.fork, and fork, forkserver and spawn of multiprocessing: test_fork.py.
+    os.fork, fork, forkserver and spawn of multiprocessing, and forks in C, of which Python knows
+    nothing: test_fork.py. Workers of uWSGI, with threads and without: test_uwsgi.py.
 It never hurts
     A failure of ours reaches nobody, is logged once and counted: test_listeners.py,
     test_field_notes.py (14). A look at who waits stops no thread: test_actor.py. It never waits
@@ -69,6 +70,9 @@ What it can't know
     pool of threads that takes the next request, after one that timed out, looks like a caller who
     tries again. A queue that neither grows nor shrinks before a full pool is taken for a fixed
     number of callers.
+    After a fork in C (uWSGI without `--py-call-osafterfork`) no frames of threads can be looked at:
+    a thread that leaves the queue without an event counts as waiting until its next checkout or its
+    end. PyMongo sends no heartbeats there, so `up` and RTT are unknown and health goes by the pool.
     A wait that is cancelled in the queue has no span, nor a command or a new connection of which
     PyMongo says nothing more, nor what is done within a garbage collection. What an
     AsyncMongoClient does in the background is in the trace in which the client was opened.
