@@ -5,7 +5,6 @@
 
 import asyncio
 import logging
-import os
 import threading
 from typing import Any, ClassVar, Final
 
@@ -30,6 +29,7 @@ from pool_telemetry.options import (
     TelemetryOptions,
     wait_limits,
 )
+from pool_telemetry.process import after_fork, notice_fork
 
 _Client = AsyncMongoClient[dict[str, Any]]
 
@@ -189,6 +189,7 @@ class AsyncMongoDBConnectionPool(Singleton[_Client]):
     @classmethod
     def _enter_loop(cls) -> asyncio.Lock:
         """Make sure that the client is this loop's to change, and return its lock."""
+        notice_fork()
         loop = asyncio.get_running_loop()
         with cls._loop_lock:
             if cls._loop is not loop:
@@ -231,12 +232,9 @@ class AsyncMongoDBConnectionPool(Singleton[_Client]):
             await asyncio.wait([task for _, task in draining], timeout=DRAIN_SECONDS)
 
 
-def _after_fork_in_child() -> None:
+@after_fork
+def _begin_anew() -> None:
     # The client is bound to a loop that runs in the parent only: this process makes its own.
     AsyncMongoDBConnectionPool._loop_lock = threading.Lock()
     AsyncMongoDBConnectionPool._forget()
     AsyncMongoDBConnectionPool._loop = None
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -22,6 +22,7 @@ from pool_telemetry.options import (
     pool_config,
     shown,
 )
+from pool_telemetry.process import notice_fork
 from pool_telemetry.report import PoolReport, callers, live_stats
 from pool_telemetry.stats import ClientStats
 from pool_telemetry.telemetry import PoolTelemetry
@@ -171,6 +172,7 @@ class Singleton(Generic[ClientT]):
         Raises:
             PoolNotInitializedError: Before `initialize()` or after `close()`.
         """
+        notice_fork()
         current = cls._current
         if current is None:
             raise PoolNotInitializedError(
@@ -199,6 +201,7 @@ class Singleton(Generic[ClientT]):
     @classmethod
     def read(cls) -> tuple[PoolReport, ClientStats | None]:
         """Return `get_pool_stats()` with the stats that it was made of; None without a client."""
+        notice_fork()
         current = cls._current
         if current is not None:
             stats = current.telemetry.stats()
@@ -214,6 +217,7 @@ class Singleton(Generic[ClientT]):
     @classmethod
     def get_telemetry(cls) -> PoolTelemetry | None:
         """Return the telemetry of the current client, for `health.assess`; None without one."""
+        notice_fork()
         current = cls._current
         return None if current is None else current.telemetry
 

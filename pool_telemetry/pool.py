@@ -3,7 +3,6 @@
 Threads may call anything at any time. Only `initialize` and `close` do I/O.
 """
 
-import os
 import threading
 import time
 from typing import Any, ClassVar
@@ -24,6 +23,7 @@ from pool_telemetry.base_pool import (
 )
 from pool_telemetry.errors import PoolNotInitializedError
 from pool_telemetry.options import TelemetryOptions
+from pool_telemetry.process import after_fork, notice_fork
 
 _Client = MongoClient[dict[str, Any]]
 
@@ -131,6 +131,7 @@ class MongoDBConnectionPool(Singleton[_Client]):
                 an option. Nothing is left behind, and a client that was there stays.
             PoolNotInitializedError: `close()` was called meanwhile.
         """
+        notice_fork()
         with cls._initializing:
             current, closes = cls._current, cls._closes
             settings = Settings.of(connection_string, telemetry, kwargs, current)
@@ -151,6 +152,7 @@ class MongoDBConnectionPool(Singleton[_Client]):
     @classmethod
     def close(cls) -> None:
         """Close the client, within 5 s even when its pool is exhausted. Again is no error."""
+        notice_fork()
         deadline = time.monotonic() + 2 * CLOSE_SECONDS
         with cls._lock:
             current, cls._current = cls._current, None
@@ -164,12 +166,11 @@ class MongoDBConnectionPool(Singleton[_Client]):
             thread.join(max(0.0, deadline - time.monotonic()))
 
 
-def _after_fork_in_child() -> None:
+@after_fork
+def _begin_anew() -> None:
     # A thread of the parent may have held them; and its drain threads do not exist here.
     MongoDBConnectionPool._initializing = threading.Lock()
     MongoDBConnectionPool._lock = threading.Lock()
     MongoDBConnectionPool._draining = []
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    if (current := MongoDBConnectionPool._current) is not None:
+        current._learning = threading.Thread()

@@ -4,7 +4,6 @@ Names are the standard translation of OpenTelemetry's: dots become underscores, 
 `_total` are appended. It reads at scrape time; between scrapes it costs nothing.
 """
 
-import threading
 import weakref
 from collections.abc import Iterator
 from itertools import accumulate
@@ -26,12 +25,13 @@ from prometheus_client.samples import Exemplar
 
 from pool_telemetry import stats
 from pool_telemetry.catalog import CATALOG, POOL_ATTRIBUTES, Metric
+from pool_telemetry.process import ProcessLock
 from pool_telemetry.stats import HistogramStats
 from pool_telemetry.telemetry import live
 
 _registered: "weakref.WeakKeyDictionary[CollectorRegistry, PoolCollector]"
 _registered = weakref.WeakKeyDictionary()
-_lock: Final = threading.Lock()
+_lock: Final = ProcessLock()
 
 
 class PoolCollector(Collector):

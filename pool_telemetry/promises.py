@@ -27,7 +27,8 @@ Every client for itself
     client is replaced (a cursor has 5 s between two batches): test_clients.py, test_telemetry.py,
     test_pool.py.
 Every process for itself
-    os.fork, and fork, forkserver and spawn of multiprocessing: test_fork.py.
+    os.fork, and fork, forkserver and spawn of multiprocessing, and forks in C, of which Python
+    knows nothing: test_fork.py. Workers of uWSGI, with threads and without: test_uwsgi.py.
 The telemetry never hurts the application
     A failure inside a listener reaches no caller, is logged once, and is counted:
     test_listeners.py, test_field_notes.py (14). Inspecting callers stops no thread: test_actor.py.
@@ -74,6 +75,10 @@ What the numbers can't know
     A thread of a thread pool that takes its next request right after one timed out looks like a
     caller that retries. A queue that neither grows nor shrinks before a full pool looks like a
     fixed number of callers.
+    After a fork in C (uWSGI without `--py-call-osafterfork`) the frames of threads can't be
+    inspected. A thread that leaves the queue without an event counts as waiting until its next
+    checkout or its end. PyMongo sends no heartbeats there, so `up` and the round-trip time are
+    unknown.
     A wait that is cancelled in the queue has no span. Neither has a command or a new connection of
     which PyMongo publishes no end, nor anything done within a garbage collection. What an
     AsyncMongoClient does in the background is in the trace in which the client was opened.

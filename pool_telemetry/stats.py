@@ -241,7 +241,7 @@ class PoolStats:
     created: int
     closed: dict[str, int]  # by CLOSE_REASONS
     cleared: int
-    up: bool | None  # by the last heartbeat; None before the first and behind a load balancer
+    up: bool | None  # by the last heartbeat; None before the first, also where none ever comes
     since_up_changed: float
     outage: float  # how long the server is down, or was when it last was; 0.0 if it never was
     down_reason: str | None  # the error's class; never its text, which names hosts

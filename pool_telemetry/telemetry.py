@@ -7,7 +7,6 @@ that one registration with an exporter covers every client.
 import asyncio
 import itertools
 import logging
-import os
 import threading
 import time
 import weakref
@@ -26,6 +25,7 @@ from pool_telemetry.events.listeners import (
     Pools,
 )
 from pool_telemetry.options import TelemetryOptions
+from pool_telemetry.process import ProcessLock, after_fork, notice_fork, threads_are_known
 from pool_telemetry.report import LiveStats, live_stats
 from pool_telemetry.state import callers
 from pool_telemetry.state.actor import notice_greenlets
@@ -48,7 +48,7 @@ _log = logging.getLogger("pool_telemetry.telemetry")
 # Servers come and go (hosts of a replica set in a cluster): so many closed pools are remembered.
 _CLOSED_POOLS_KEPT: Final = 50
 
-_registry_lock = threading.RLock()
+_registry_lock: Final = ProcessLock()
 _registry: "weakref.WeakSet[PoolTelemetry]" = weakref.WeakSet()
 _by_listener: "weakref.WeakKeyDictionary[PoolListener, PoolTelemetry]"
 _by_listener = weakref.WeakKeyDictionary()
@@ -94,6 +94,7 @@ class PoolTelemetry:
         self._clock = clock
         self._lock = threading.RLock()
         self._pools = Pools()
+        self._inherited: dict[Address, PoolState] = {}  # of before a fork, as long as not used here
         self._owners: dict[Address, object] = {}
         self.commands = CommandState(self.options.max_operation_series, clock=clock)
         self.agents = AgentCounts()
@@ -175,7 +176,9 @@ class PoolTelemetry:
         return ClientStats(
             name=self.name,
             pools=tuple(
-                replace(p, rtt=rtts.get((p.host, p.port)) or p.rtt) for p in self.pool_stats()
+                # Without heartbeats (a fork in C) PyMongo's value is the parent's, for good.
+                p if p.up is None else replace(p, rtt=rtts.get((p.host, p.port)) or p.rtt)
+                for p in self.pool_stats()
             ),
             operations=self.commands.stats(),
             telemetry_errors=self._errors,
@@ -222,6 +225,7 @@ class PoolTelemetry:
 
     def history(self) -> list[ClientStats]:
         """Return samples of the last five minutes, the oldest first; none unless it is watched."""
+        notice_fork()
         return self._history.samples()
 
     def remember(self, *, at_once: bool = False) -> None:
@@ -265,6 +269,7 @@ class PoolTelemetry:
 
     def states(self) -> list[PoolState]:
         """Return the states of all its pools."""
+        notice_fork()
         with self._lock:
             return list(self._pools.values())
 
@@ -287,6 +292,7 @@ class PoolTelemetry:
                 pool = self._pools[address] = PoolState(address, clock=self._clock)
             pool.created(max_size, min_size)
             self._owners[address] = owner
+            self._inherited.pop(address, None)
             self._forget_old_pools(address)
             said, self._shared = self._shared, self._shared or shared
         self.callbacks.loop = asyncio._get_running_loop() or self.callbacks.loop
@@ -297,6 +303,17 @@ class PoolTelemetry:
                 "make one PoolTelemetry for each client",
                 self.name,
             )
+
+    def _inherit(self, address: Address) -> PoolState:
+        """Return the state of a pool of before a fork; without one, a state that nobody reads."""
+        with self._lock:
+            old = self._inherited.pop(address, None)
+            if old is not None:
+                self._pools[address] = old.in_a_fork()
+            found = self._pools.get(address) or PoolState(address)
+        if old is not None:
+            watch.add(self)
+        return found
 
     def _forget_old_pools(self, current: Address) -> None:
         """Drop the oldest closed pools beyond a limit."""
@@ -326,13 +343,19 @@ class PoolTelemetry:
             )
 
     def _after_fork(self) -> None:
-        # The parent's connections are never closed here, and PyMongo announces new pools.
+        # The parent's connections are never closed here. PyMongo announces new pools; but after a
+        # fork in C, of which it knows nothing, it goes on with those that it has.
+        if threads_are_known():
+            self._inherited.clear()
+            self._owners.clear()
+        else:
+            self._inherited |= {a: p for a, p in self._pools.items() if p.phase != "closed"}
+            self._pools.inherit = self._inherit
         self._lock = threading.RLock()
         self._errors = 0
         self._since, self._began = time.time(), self._clock()
         self._shared = False
         self._pools.clear()
-        self._owners.clear()
         self._history = History()
         self.callbacks = Callbacks()
         self.commands.reset()
@@ -379,13 +402,8 @@ def _free_name(wanted: str) -> str:
     )
 
 
-def _after_fork_in_child() -> None:
-    global _registry_lock
-    _registry_lock = threading.RLock()
+@after_fork
+def _begin_anew() -> None:
     _lately_closed.clear()
     for telemetry in list(_registry):
         telemetry._after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pool_telemetry import AsyncMongoDBConnectionPool, MongoDBConnectionPool, assess
+from tests.forked_in_c import CALLERS, FINDS, SIZE
 from tests.prefork import OPERATIONS, OPTIONS, WORKERS
 
 METHODS = {"os.fork", *multiprocessing.get_all_start_methods()}
@@ -80,6 +81,84 @@ def test_a_worker_of_a_pre_fork_server_is_ready_and_then_healthy(server_uri: str
         await AsyncMongoDBConnectionPool.close()
 
     asyncio.run(main())
+
+
+def forked_in_c(scenario: str, uri: str) -> Any:
+    """Return what a process says that was forked without Python's knowledge."""
+    if sys.platform != "linux":
+        pytest.skip("it asks /proc which threads live")
+    if not getattr(sys, "_is_gil_enabled", lambda: True)():
+        pytest.skip("without the GIL a fork in C meets threads amid a step")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "tests.forked_in_c", scenario, uri],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_worker_forked_in_c_reports_on_itself(server_uri: str) -> None:
+    (unused, used, (unused_child, child, known)), parent = forked_in_c("own_numbers", server_uri)
+    for before in (unused, unused_child):
+        assert (before["health"], before["status"], before["pools"]) == ("degraded", "connected", 0)
+        assert (before["watched"], before["errors"], before["exported"]) == (0, 0, {})
+    for after, finds in ((used, 1), (child, 2)):
+        assert (after["health"], after["status"], after["phases"]) == (
+            "healthy",
+            "connected",
+            ["ready"],
+        )
+        assert (after["checkouts"], after["finds"]) == (finds, finds)
+        assert list(after["exported"].values()) == [finds]
+        assert (after["closed"], after["cleared"], after["errors"]) == (0, 0, 0)
+        assert (after["watched"], after["max_sizes"]) == (1, [SIZE])
+    assert known  # Python forked that one
+    assert (parent["finds"], parent["errors"], parent["watched"]) == (FINDS, 1, 1)
+
+
+def test_a_queue_in_a_worker_forked_in_c_is_told_and_no_dead_frame_looked_at(
+    server_uri: str,
+) -> None:
+    said = forked_in_c("queue", server_uri)
+    waiting = CALLERS - SIZE
+    assert said["queue"] == [SIZE, waiting, True, SIZE, waiting]
+    assert said["after"][:2] == [0, 0]
+    ok, cancelled = said["after"][2]["ok"], said["after"][2]["cancelled"]
+    assert (ok, cancelled) == (CALLERS, 0)
+    assert said["agreed"]
+    assert said["stacks"]
+    assert said["looked"] == []
+
+
+def test_threads_that_find_out_at_once_lose_no_count(server_uri: str) -> None:
+    said = forked_in_c("all_at_once", server_uri)
+    assert said["checkouts"] == said["finds"] == CALLERS * FINDS
+
+
+def test_what_pymongo_clears_for_a_fork_is_no_failure(server_uri: str) -> None:
+    assert forked_in_c("clears", server_uri) == [[0, ["ready"]], [1, ["paused"]]]
+
+
+def test_a_lock_that_a_dead_thread_holds_stops_nobody(server_uri: str) -> None:
+    first, again, collects = forked_in_c("locks", server_uri)
+    assert (first["checkouts"], again["phases"], collects) == (1, ["ready"], True)
+
+
+def test_a_worker_forked_in_c_closes_a_client_that_it_never_used(server_uri: str) -> None:
+    ((phase, size, _),) = forked_in_c("unused", server_uri)
+    assert (phase, size) == ("closed", 0)
+
+
+def test_a_worker_forked_in_c_has_no_asynchronous_client(server_uri: str) -> None:
+    status, checkouts = forked_in_c("asynchronous", server_uri)
+    assert status == "connected"
+    assert checkouts > 0
+
+
+def test_the_process_id_tells_of_forks_where_memory_can_not(server_uri: str) -> None:
+    assert forked_in_c("by_number", server_uri) == [True, [False, True], [False, True]]
 
 
 def in_a_thread(call: Any, *args: Any) -> None:

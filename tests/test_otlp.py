@@ -160,7 +160,8 @@ def test_a_protocol_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 FORK = """
-pid = os.fork()
+import ctypes
+pid = {fork}()
 client["otlp"]["parent" if pid else "child"].find_one()
 if pid == 0:
     sys.exit()  # and so through atexit
@@ -170,12 +171,13 @@ assert status == 0, status
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("fork", ["os.fork", "ctypes.PyDLL(None).fork"])
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_a_forked_child_sends_its_own(server_uri: str, protocol: str) -> None:
+def test_a_forked_child_sends_its_own(server_uri: str, protocol: str, fork: str) -> None:
     with receiver(protocol) as received:
         run(
             server_uri,
-            after=FORK,
+            after=FORK.format(fork=fork),
             PYTHONWARNINGS="ignore",  # PyMongo's, of forks
             OTEL_EXPORTER_OTLP_ENDPOINT=received.endpoint,
             OTEL_EXPORTER_OTLP_PROTOCOL=protocol,
@@ -183,6 +185,27 @@ def test_a_forked_child_sends_its_own(server_uri: str, protocol: str) -> None:
         names = [span.name for span in received.spans]
         assert names.count("find t") == 100  # and not once more by the child
         assert names.count("find parent") == names.count("find child") == 1
+        finds = counted_finds(received)
+        assert finds["parent"]
+        assert finds["child"]
+        if fork != "os.fork":  # over which SDKs before 1.44 keep the instance
+            assert finds["child"].isdisjoint(finds["parent"] | finds["t"])
+
+
+def counted_finds(received: Any) -> dict[str, set[str]]:
+    """Return which instances have counted finds in each collection."""
+    found: dict[str, set[str]] = {"t": set(), "parent": set(), "child": set()}
+    for request in received.metrics:
+        for resource in request.resource_metrics:
+            names = {one.key: one.value.string_value for one in resource.resource.attributes}
+            for metric in (one for scope in resource.scope_metrics for one in scope.metrics):
+                if metric.name == "db.client.operation.duration":
+                    for point in metric.histogram.data_points:
+                        of = {one.key: one.value.string_value for one in point.attributes}
+                        collection = of.get("db.collection.name", "")
+                        if of["db.operation.name"] == "find" and collection in found:
+                            found[collection].add(names["service.instance.id"])
+    return found
 
 
 @pytest.mark.parametrize("endpoint", ["127.0.0.1:4317", "http://ann:s3cr3t@127.0.0.1:4317"])

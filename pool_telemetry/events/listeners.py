@@ -6,6 +6,7 @@ pool lock: they take one leaf lock, touch no pool, and let no exception out.
 
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, Final
 
 from pymongo import monitoring as cmap
@@ -13,6 +14,7 @@ from pymongo import monitoring as cmap
 from pool_telemetry.events import tracing
 from pool_telemetry.options import WAIT_LIMITS_BREAK_ASYNC_POOLS, TelemetryOptions
 from pool_telemetry.owners import current_note
+from pool_telemetry.process import notice_fork, unforked
 from pool_telemetry.state.actor import current_actor, is_called_by_async_pool
 from pool_telemetry.state.commands import CommandState
 from pool_telemetry.state.pool_state import PoolState
@@ -48,10 +50,19 @@ _COLLECTION_FIELD: Final = {
 
 
 class Pools(dict[Address, PoolState]):
-    """A client's pools by address. Late events of a pool that was forgotten count nowhere."""
+    """A client's pools by address.
+
+    Attributes:
+        inherit: Returns the state of a pool that is not here: the late events of one that was
+            forgotten count nowhere, but after a fork PyMongo may go on with it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inherit: Callable[[Address], PoolState] = PoolState
 
     def __missing__(self, address: Address) -> PoolState:
-        return PoolState(address)
+        return self.inherit(address)
 
 
 class PoolListener(cmap.ConnectionPoolListener):
@@ -93,6 +104,8 @@ class PoolListener(cmap.ConnectionPoolListener):
     def connection_check_out_started(self, event: cmap.ConnectionCheckOutStartedEvent) -> None:
         """A caller enters the queue."""
         try:
+            if not unforked[0]:
+                notice_fork()
             note, spans = current_note(), tracing.spans
             if spans is not None:
                 note = Note(note.owner, spans.link())
@@ -161,6 +174,7 @@ class PoolListener(cmap.ConnectionPoolListener):
     def connection_closed(self, event: cmap.ConnectionClosedEvent) -> None:
         """A connection is gone."""
         try:
+            notice_fork()
             reason = _CLOSE_REASONS.get(event.reason, "error")
             self._pools[event.address].connection_closed(event.connection_id, reason)
             if (spans := tracing.spans) is not None:
@@ -171,6 +185,7 @@ class PoolListener(cmap.ConnectionPoolListener):
     def pool_created(self, event: cmap.PoolCreatedEvent) -> None:
         """A server joins the topology; its pool begins paused."""
         try:
+            notice_fork()
             self._on_created(checked(event.address), *_sizes(event.options))
             limit = event.options.get("waitQueueTimeoutMS")
             if limit and WAIT_LIMITS_BREAK_ASYNC_POOLS and is_called_by_async_pool():
@@ -189,17 +204,32 @@ class PoolListener(cmap.ConnectionPoolListener):
     def pool_cleared(self, event: cmap.PoolClearedEvent) -> None:
         """The server failed; connections are closed as they come back."""
         try:
-            self._pools[event.address].cleared(pauses=event.service_id is None)
+            notice_fork()
+            if not _is_of_a_fork():
+                self._pools[event.address].cleared(pauses=event.service_id is None)
         except Exception as error:
             self._on_error(error)
 
     def pool_closed(self, event: cmap.PoolClosedEvent) -> None:
         """The server left the topology, or the client was closed. Events still follow."""
         try:
+            notice_fork()
             self._pools[event.address].closed()
             self._on_closed()
         except Exception as error:
             self._on_error(error)
+
+
+def _is_of_a_fork() -> bool:
+    """Return whether PyMongo, which saw that it was forked, drops the parent's connections.
+
+    It publishes a clear for that, and once more where two threads see it at the same time. But the
+    server has not failed, and the pool is not paused.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code.co_name != "reset_without_pause":
+        frame = frame.f_back
+    return frame is not None
 
 
 def _sizes(options: dict[str, Any]) -> tuple[int | None, int]:

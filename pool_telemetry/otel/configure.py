@@ -24,13 +24,15 @@ from pool_telemetry.options import shown
 from pool_telemetry.otel.exporter import HistogramExporter
 from pool_telemetry.otel.metrics import register, unregister
 from pool_telemetry.otel.spans import start_tracing, stop_tracing
+from pool_telemetry.process import ProcessLock, after_fork, threads_are_known
 
 Protocol = Literal["grpc", "http/protobuf"]
 
 FLUSH_SECONDS: Final = 5.0
 
-_lock: Final = threading.RLock()
+_lock: Final = ProcessLock()
 _current: "Otlp | None" = None
+_service_name: str | None = None
 
 
 class Otlp:
@@ -51,6 +53,20 @@ class Otlp:
         self.meter_provider: MeterProvider | None = None
         self.tracer_provider: TracerProvider | None = None
         self._batches: _Batches | None = None
+        self._metric_exporter, self._span_exporter = metric_exporter, span_exporter
+        self.begin(resource)
+        atexit.register(self.close)
+
+    def begin(self, resource: Resource) -> None:
+        """Make the providers: once more in a process that was forked in C.
+
+        There the SDK's threads do not exist, and nobody told it: what it counted is the parent's.
+        """
+        if self.tracer_provider is not None:
+            stop_tracing(self.tracer_provider)
+        if self.meter_provider is not None:
+            unregister(self.meter_provider)
+        metric_exporter, span_exporter = self._metric_exporter, self._span_exporter
         if span_exporter is not None:
             self._batches = _Batches(span_exporter)  # refuses variables that are wrong
         if metric_exporter is not None:
@@ -62,7 +78,6 @@ class Otlp:
             self.tracer_provider = TracerProvider(resource=resource, shutdown_on_exit=False)
             self.tracer_provider.add_span_processor(self._batches)
             start_tracing(self.tracer_provider)
-        atexit.register(self.close)
 
     def flush(self, timeout_seconds: float = FLUSH_SECONDS) -> None:
         """Send what there is now; give up after about this time."""
@@ -132,18 +147,15 @@ def configure_otlp(
         PoolConfigurationError: The protocol is none of the two, or the endpoint is no URL, or has
             credentials, which exporters log: OTEL_EXPORTER_OTLP_HEADERS is for them.
     """
-    global _current
+    global _current, _service_name
     if endpoint is not None and ("://" not in endpoint or "@" in endpoint):
         words = "use http://host:port or https://host:port, without credentials"
         raise PoolConfigurationError(f"endpoint is {shown(endpoint)}: {words}")
     with _lock:
         if _current is None:
-            # Older SDKs give none, and two processes of a service would write the same series.
-            instance = Resource({"service.instance.id": str(uuid.uuid4())})
-            given = {"service.name": service_name} if service_name else None
-            resource = instance.merge(Resource.create(given))
+            _service_name = service_name
             _current = Otlp(
-                resource,
+                _resource(),
                 _metric_exporter(_protocol(protocol, "METRICS"), endpoint)
                 if _wanted(metrics, "METRICS")
                 else None,
@@ -153,6 +165,19 @@ def configure_otlp(
             )
             _make_global(_current)
         return _current
+
+
+def _resource() -> Resource:
+    # Older SDKs give none, and two processes of a service would write the same series.
+    instance = Resource({"service.instance.id": str(uuid.uuid4())})
+    given = {"service.name": _service_name} if _service_name else None
+    return instance.merge(Resource.create(given))
+
+
+@after_fork
+def _begin_anew() -> None:
+    if _current is not None and not threads_are_known():
+        _current.begin(_resource())
 
 
 def _wanted(given: bool | None, signal: str) -> bool:

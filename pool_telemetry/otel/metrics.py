@@ -4,7 +4,6 @@ Everything is read when a reader collects; between collections it costs nothing.
 on the event path: there a garbage collection inside the SDK's own locks may publish an event.
 """
 
-import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observa
 from pool_telemetry.catalog import CATALOG, Metric
 from pool_telemetry.otel.collection import SCHEMA_URL, SCOPE, Look, attributes_of
 from pool_telemetry.otel.exporter import HistogramExporter
+from pool_telemetry.process import ProcessLock, after_fork, notice_fork
 from pool_telemetry.stats import HistogramStats, Link
 
 # Whoever asks for a collection may be in a span, which has nothing to do with what is told.
@@ -34,7 +34,7 @@ class _Global:
 _global: Final = _Global()
 _registered: "weakref.WeakKeyDictionary[MeterProvider | _Global, _Instruments]"
 _registered = weakref.WeakKeyDictionary()
-_lock = threading.Lock()
+_lock: Final = ProcessLock()
 
 
 def register(
@@ -129,6 +129,7 @@ class _Instruments:
     def _observe(self, metric: Metric, _: CallbackOptions) -> Iterator[Observation]:
         if self._over:
             return
+        notice_fork()
         with self._lock:
             if self._look.begins_with(metric) and self._replays:
                 self._replay()
@@ -183,12 +184,7 @@ def _durations(new: HistogramStats) -> Iterator[tuple[float, Link | None]]:
             yield seconds, None
 
 
-def _after_fork_in_child() -> None:
-    global _lock
-    _lock = threading.Lock()
+@after_fork
+def _begin_anew() -> None:
     for instruments in list(_registered.values()):
         instruments.after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

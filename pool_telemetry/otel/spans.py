@@ -7,7 +7,6 @@ of its checkout goes by context variables of ours; what is current is never touc
 import gc
 import ipaddress
 import logging
-import threading
 from collections.abc import Mapping
 from contextvars import ContextVar
 from functools import lru_cache
@@ -35,6 +34,7 @@ from pool_telemetry.events.tracing import Instrumentor, PoolName
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.otel.collection import SCHEMA_URL, SCOPE
 from pool_telemetry.otel.query_text import query_text
+from pool_telemetry.process import ProcessLock
 from pool_telemetry.state.commands import Series
 from pool_telemetry.stats import CANCELLED, Address, Crowd, Link
 
@@ -336,7 +336,7 @@ def _note_collection(phase: str, _: dict[str, int]) -> None:
     _collector = get_ident() if phase == "start" else 0
 
 
-_lock: Final = threading.RLock()
+_lock: Final = ProcessLock()
 _provider: TracerProvider | None = None  # whose spans they are, if it is not the global one
 
 

@@ -3,7 +3,6 @@
 Here is also what fails, in words: never with a document's values.
 """
 
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
@@ -17,6 +16,7 @@ from strands.types.exceptions import SessionException
 
 from pool_telemetry import telemetry
 from pool_telemetry.events import tracing
+from pool_telemetry.process import ProcessLock
 from pool_telemetry.sessions.client_choice import AnyClient
 from pool_telemetry.sessions.dispatch import Way
 from pool_telemetry.sessions.documents import SessionConflictError, name_of
@@ -36,7 +36,7 @@ _EXPIRY: Final = (
 )
 
 _indexed: "WeakKeyDictionary[AnyClient, set[str]]" = WeakKeyDictionary()
-indexing = threading.Lock()
+indexing: Final = ProcessLock()
 
 
 class Store:

@@ -1,15 +1,15 @@
 """Session managers made per request, over one client: no connection and no index each time."""
 
-import threading
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from pymongo import MongoClient
 
 from pool_telemetry.base_pool import Settings
 from pool_telemetry.errors import PoolNotInitializedError
 from pool_telemetry.pool import ManagedPool, MongoDBConnectionPool
+from pool_telemetry.process import ProcessLock
 from pool_telemetry.sessions.client_choice import AnyClient, check_choice, shared_client
 from pool_telemetry.sessions.documents import PREFIX
 from pool_telemetry.sessions.manager import (
@@ -110,7 +110,7 @@ class MongoDBSessionManagerFactory:
 
 
 _global: MongoDBSessionManagerFactory | None = None
-_lock = threading.Lock()
+_lock: Final = ProcessLock()
 
 
 def initialize_global_factory(

@@ -8,7 +8,6 @@ Called by listeners (`current_actor`, on the hot path) and by readers (`still_in
 
 import asyncio
 import gc
-import os
 import sys
 import threading
 import weakref
@@ -16,6 +15,8 @@ from collections.abc import Callable, Hashable, Iterable
 from threading import RLock
 from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
 from typing import Any
+
+from pool_telemetry.process import after_fork, notice_fork, threads_are_known
 
 _Matches = Callable[[object], bool]
 _is_pool: _Matches = frozenset(
@@ -78,12 +79,7 @@ _get_running_loop = asyncio._get_running_loop
 _current_task = asyncio.current_task
 _current_greenlet: Callable[[], Any] | None = None
 _frames_lock = RLock()
-if hasattr(os, "register_at_fork"):  # a child must begin neither locked nor without collections
-    os.register_at_fork(
-        before=_frames_lock.acquire,
-        after_in_parent=_frames_lock.release,
-        after_in_child=_frames_lock.release,
-    )
+_gc_is_paused = False
 
 
 def notice_greenlets() -> None:
@@ -117,7 +113,8 @@ def still_in_pool(actors: Iterable[Actor]) -> set[Actor]:
     """Return those actors that are inside PyMongo's pool code at this moment.
 
     An actor in the wait queue always is: PyMongo publishes the start and the end of a checkout
-    from within its pool module. About 3 µs an actor; no lock, no I/O.
+    from within its pool module. About 3 µs an actor; no lock, no I/O. Where frames can't be looked
+    at, a thread that lives counts as inside, until its next event.
     """
     everyone = set(actors)
     inside = _look_into(everyone)
@@ -125,22 +122,37 @@ def still_in_pool(actors: Iterable[Actor]) -> set[Actor]:
     return inside | _look_into(everyone - inside)
 
 
-def current_frames() -> dict[int, FrameType]:
-    """Return each thread's frame.
+def current_frames() -> dict[int, FrameType] | None:
+    """Return each thread's frame; None where some may be a dead thread's, after a fork in C.
 
     Before 3.12 a garbage collection inside it may run Python code while the interpreter's own lock
     is held: another thread that needs that lock then stops the process for good.
     """
+    global _gc_is_paused
+    notice_fork()
+    if not threads_are_known():
+        return None
     if sys.version_info >= (3, 12):
         return sys._current_frames()
     with _frames_lock:
-        enabled = gc.isenabled()
+        _gc_is_paused = gc.isenabled()
         gc.disable()
         try:
             return sys._current_frames()
         finally:
-            if enabled:
+            if _gc_is_paused:
                 gc.enable()
+            _gc_is_paused = False
+
+
+@after_fork
+def _begin_anew() -> None:
+    """Begin neither locked nor without collections, as another thread's look left it."""
+    global _frames_lock, _gc_is_paused
+    _frames_lock = RLock()
+    if _gc_is_paused:
+        gc.enable()
+        _gc_is_paused = False
 
 
 def _look_into(actors: set[Actor]) -> set[Actor]:
@@ -150,7 +162,10 @@ def _look_into(actors: set[Actor]) -> set[Actor]:
         if (one := found_as(actor)) is None:
             found = False
         elif isinstance(one, ThreadActor):
-            found = _runs_in(_is_pool, threads.get(one.ident or 0))
+            ident = one.ident
+            found = ident is not None and (
+                threads is None or _runs_in(_is_pool, threads.get(ident))
+            )
         elif _is_greenlet(one):
             found = not one.dead and _greenlet_in_pool(one, threads)
         else:
@@ -190,10 +205,10 @@ def _is_greenlet(one: Any) -> bool:
     return hasattr(one, "gr_frame")
 
 
-def _greenlet_in_pool(greenlet: Any, threads: dict[int, FrameType]) -> bool:
+def _greenlet_in_pool(greenlet: Any, threads: dict[int, FrameType] | None) -> bool:
     frame = greenlet.gr_frame
     if frame is None:  # it runs at this moment, on one of the threads
-        return any(_runs_in(_is_pool, stack) for stack in threads.values())
+        return threads is None or any(_runs_in(_is_pool, stack) for stack in threads.values())
     return _runs_in(_is_pool, frame)
 
 
@@ -248,7 +263,7 @@ def _executes(module: _Matches, outermost: FrameType) -> bool:
 
     When no thread runs it any more, it went on while we looked: then it may be anywhere.
     """
-    for stack in current_frames().values():
+    for stack in (current_frames() or {}).values():
         inside, frame = False, stack
         while frame is not None:
             inside = inside or _is_of(module, frame)

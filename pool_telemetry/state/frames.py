@@ -11,6 +11,9 @@ from pool_telemetry.state.actor import Actor, ThreadActor, await_chain, current_
 DEEPEST: Final = 30
 """Frames told, the innermost."""
 
+UNKNOWN: Final = "(unknown: Python took no part in the fork of this process)"
+"""Stands for a thread's frames where they can't be looked at."""
+
 
 def stack_of(actor: Actor) -> list[str]:
     """Return its frames, the innermost last, each as `file:line in function`; none if it is gone.
@@ -20,7 +23,9 @@ def stack_of(actor: Actor) -> list[str]:
     if (one := found_as(actor)) is None:
         frames = []
     elif isinstance(one, ThreadActor):
-        frames = _outward(current_frames().get(one.ident or 0))
+        if (threads := current_frames()) is None:
+            return [UNKNOWN]
+        frames = _outward(threads.get(one.ident or 0))
     elif hasattr(one, "gr_frame"):
         frames = _outward(one.gr_frame)
     else:
@@ -33,7 +38,7 @@ def stack_of(actor: Actor) -> list[str]:
 
 def _of_coroutine(outermost: Any) -> list[FrameType]:
     if type(outermost) is CoroutineType and outermost.cr_running:
-        for innermost in current_frames().values():
+        for innermost in (current_frames() or {}).values():
             frames = _outward(innermost)
             if outermost.cr_frame in frames:
                 return frames[frames.index(outermost.cr_frame) :]

@@ -79,6 +79,25 @@ class PoolState:
         self._failed: dict[Actor, float] = {}  # who timed out, and did not come again yet
         self._latest = clock()
         self._heartbeat = Heartbeat(self._latest)
+        self._had_heartbeats = False  # in the process that this one was forked from
+
+    def in_a_fork(self) -> "PoolState":
+        """Return this pool's state in a forked process where PyMongo goes on with the same pool.
+
+        It begins without connections, callers and counts. The lock is not taken: a thread that does
+        not exist there may hold it.
+        """
+        new = PoolState(
+            self.address,
+            clock=self._clock,
+            still_waiting=self._still_waiting,
+            may_hold=self._may_hold,
+        )
+        new.phase, new._had_heartbeats = self.phase, self.has_heartbeats
+        new._connections.max_size, new._min_size = self._connections.max_size, self._min_size
+        with new._lock:
+            new._settle()
+        return new
 
     # The pool
 
@@ -131,8 +150,11 @@ class PoolState:
 
     @property
     def has_heartbeats(self) -> bool:
-        """Return whether the server's answers are known; behind a load balancer they never are."""
-        return self._heartbeat.up is not None
+        """Return whether the server's answers are known, or were before a fork.
+
+        Behind a load balancer they never are.
+        """
+        return self._heartbeat.up is not None or self._had_heartbeats
 
     # Connections
 

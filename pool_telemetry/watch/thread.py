@@ -7,12 +7,12 @@ last, and a forked child that uses its client has its own. Nothing here is on th
 
 import contextlib
 import logging
-import os
 import threading
 import weakref
 from typing import Final, Protocol
 
 from pool_telemetry.options import TelemetryOptions
+from pool_telemetry.process import ProcessLock, after_fork
 from pool_telemetry.state.connections import Holder
 from pool_telemetry.state.exhaustion import NOTEWORTHY_SECONDS, RECOVERED_SECONDS
 from pool_telemetry.state.frames import stack_of
@@ -71,7 +71,7 @@ class _Seen:
         self.long: dict[int, tuple[Holder, str]] = {}  # who has a connection, in names
 
 
-_lock = threading.Lock()
+_lock: Final = ProcessLock()
 _watched: "weakref.WeakSet[Watched]" = weakref.WeakSet()
 _seen: "weakref.WeakKeyDictionary[PoolState, _Seen]" = weakref.WeakKeyDictionary()
 _thread: threading.Thread | None = None
@@ -297,12 +297,9 @@ def _look_for_long_checkouts(
         )
 
 
-def _after_fork_in_child() -> None:
-    global _lock, _thread
-    _lock, _thread = threading.Lock(), None
+@after_fork
+def _begin_anew() -> None:
+    global _thread
+    _thread = None
     _watched.clear()
     _seen.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,38 @@
+"""A WSGI application that uses its client before uWSGI forks its workers, which is the default."""
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+
+from pool_telemetry import MongoDBConnectionPool, prometheus
+from tests.forked_in_c import FINDS, SIZE, counts
+from tests.prefork import find
+
+MongoDBConnectionPool.initialize(
+    f"{os.environ['SERVER_URI']}?appName=uwsgi",
+    maxPoolSize=SIZE,
+    minPoolSize=0,
+    waitQueueTimeoutMS=20_000,
+)
+find(10 * FINDS)
+registry = CollectorRegistry()
+prometheus.register(registry)
+
+
+def application(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+    """Answer `/find`, `/stats` and `/metrics`."""
+    path = environ["PATH_INFO"]
+    if path == "/find":
+        find(1)
+    body = generate_latest(registry) if path == "/metrics" else json.dumps(said()).encode()
+    start("200 OK", [("Content-Type", "text/plain")])
+    return [body]
+
+
+def said() -> dict[str, Any]:
+    """Return what the worker tells of itself."""
+    pool = MongoDBConnectionPool.get_pool_stats()["pool"]
+    return {**counts(), "pid": os.getpid(), "pool": pool}
