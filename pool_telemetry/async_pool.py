@@ -164,7 +164,8 @@ class AsyncMongoDBConnectionPool(Singleton[_Client]):
         are cancelled repeatedly. Web frameworks do that when clients hang up. Use Python 3.12 or
         later, or bound the wait with `async with asyncio.timeout(seconds)`; `pymongo.timeout()`
         does the same harm. To take a preset without its limit:
-        `initialize(uri, **{**presets.PRODUCTION, "waitQueueTimeoutMS": None})`.
+        `initialize(uri, **{**presets.PRODUCTION, "waitQueueTimeoutMS": None})`. Callers that wait
+        for a server can break a client on Python 3.11 in the same way, and no option avoids that.
 
         Raises:
             PoolNotInitializedError: Also when a client of another event loop is still there.

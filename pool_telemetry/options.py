@@ -39,7 +39,8 @@ WAIT_LIMITS_BREAK_ASYNC_POOLS: Final = sys.version_info < (3, 12)
 """Whether a limit of the wait for a connection can break an AsyncMongoClient for good.
 
 PyMongo waits by `asyncio.wait_for(condition.wait(), seconds)` if there is a limit. Before Python
-3.12 a task that is cancelled twice in it loses the pool's lock (python/cpython#86766).
+3.12 a task that is cancelled twice in it can lose the pool's lock (python/cpython#86766). Server
+selection always waits so: there, two callers that hang up can lose the topology's lock.
 """
 
 ASYNC_DEFAULTS: Final[Mapping[str, Any]] = MappingProxyType(

@@ -2,7 +2,7 @@
 
 import asyncio
 import gc
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
@@ -71,13 +71,17 @@ def test_close_ends_after_clients_that_hung_up_broke_the_pool(
 
 @pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("replaced", [False, True])
+@pytest.mark.parametrize("lock_of", [lambda c: pool_of(c).lock, lambda c: c._topology._lock])
 def test_close_ends_when_the_lock_is_lost(
-    server_uri: str, caplog: pytest.LogCaptureFixture, replaced: bool
+    server_uri: str,
+    caplog: pytest.LogCaptureFixture,
+    lock_of: Callable[[Any], asyncio.Lock],
+    replaced: bool,
 ) -> None:
     async def main() -> None:
         telemetry = TelemetryOptions(name="lockless", drain_seconds=60.0)
         client = await Pool.initialize(server_uri, telemetry=telemetry)
-        await pool_of(client).lock.acquire()
+        await lock_of(client).acquire()
         if replaced:
             await Pool.initialize(server_uri, appName="next", telemetry=telemetry)
         await ends(Pool.close())

@@ -7,6 +7,7 @@ their clients hang up. No chance is involved: the order of the turns is always t
 import asyncio
 import contextlib
 import logging
+import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
@@ -93,6 +94,32 @@ def test_which_limits_lose_a_connection_and_the_lock(
             await client.close()
 
     asyncio.run(main())
+
+
+@broken_only
+def test_callers_that_wait_for_a_server_lose_the_lock_of_its_topology() -> None:
+    """Server selection always waits by asyncio.wait_for(): no option avoids that on Python 3.11."""
+
+    async def main(silent: socket.socket) -> None:
+        uri = "mongodb://{}:{}/".format(*silent.getsockname())
+        client = AsyncClient(uri, serverSelectionTimeoutMS=60_000)
+        topology: Any = client._topology
+
+        async def find() -> None:
+            with contextlib.suppress(RuntimeError):  # Lock is not acquired
+                await client["t"]["t"].find_one()
+
+        async with anyio.create_task_group() as group:
+            for _ in range(2):
+                group.start_soon(find)
+            await until(lambda: len(topology._condition._waiters) == 2)
+            group.cancel_scope.cancel()
+        assert topology._lock.locked()
+        topology._lock.release()  # or close() would wait for ever
+        await client.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes connections, no more
+        asyncio.run(main(silent))
 
 
 def test_the_default_outlives_clients_that_hang_up(server_uri: str) -> None:
