@@ -19,8 +19,9 @@ Where PyMongo's events mislead
     Each trap is shown with a listener that falls into it: test_field_notes.py, 01 to 22. A
     heartbeat that PyMongo breaks off itself is no outage: test_clients.py.
 Exhausted
-    is true when callers and holders exceed maxPoolSize, and only then: test_machine.py. Its
-    episodes and seconds count no ghost: test_state.py.
+    is true when callers and holders exceed maxPoolSize, and only then: test_machine.py.
+    Exhaustions less than a second apart count as one, and their seconds without the gaps. Neither
+    counts a ghost: test_state.py.
 Every client for itself
     Several on one server, failover, a load balancer (replay), a client that is dropped, closed
     while exhausted or replaced under load, of which no running operation fails (a cursor has 5 s
