@@ -20,7 +20,8 @@ Where PyMongo's events mislead
     heartbeat that PyMongo breaks off itself is no outage: test_clients.py.
 Exhausted
     is true when callers and holders together exceed maxPoolSize, and only then: test_machine.py.
-    Its episodes and seconds count no cancelled wait: test_state.py.
+    Its episodes (those less than a second apart are one) and its seconds count no cancelled wait:
+    test_state.py.
 Every client for itself
     Several clients on one server, a failover, a load balancer (replay), and a client that is
     dropped, closed while exhausted, or replaced under load. No running operation fails when its

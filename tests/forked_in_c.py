@@ -26,11 +26,11 @@ from pool_telemetry import (
     assess,
     process,
     prometheus,
-    watch,
 )
 from pool_telemetry.otel import metrics as otel
 from pool_telemetry.state import actor
 from pool_telemetry.state.frames import UNKNOWN, stack_of
+from pool_telemetry.watch import thread as watch
 from tests.prefork import find, in_child, telemetry
 from tests.support import drivers, ours, slow, the_pool, wait_for
 

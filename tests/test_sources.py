@@ -10,6 +10,7 @@ from prometheus_client.exposition import generate_latest
 from pool_telemetry import PoolTelemetry, cli, prometheus
 from pool_telemetry.cli import sources
 from pool_telemetry.cli.sources import SourceError, address_of, began_anew, routes_of
+from pool_telemetry.diagnosis import diagnose
 from pool_telemetry.prometheus import PoolCollector
 from pool_telemetry.state.actor import ThreadActor
 from pool_telemetry.window import windows
@@ -166,6 +167,19 @@ def test_a_client_that_comes_between_two_looks_counts_since_the_first(
     process.use(20)
     ((one,),) = look_twice(other.text(), process.text())
     assert 0.0 < one.at - one.since < 10.0
+
+
+def test_what_was_long_ago_is_no_trouble_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody knows how long ago: not even that it was before the first look by much."""
+    process = Process(monkeypatch, None)
+    process.use(1_000)
+    for _ in range(50):
+        process.state.checkout_started(HOLDER)
+        process.state.checkout_failed(HOLDER, "timeout")
+    first = process.text()
+    process.use(20)
+    ((before, now),) = look_twice(first, process.text())
+    assert diagnose(now, [before]).findings == ()
 
 
 def test_a_server_that_restarted_is_not_compared_with_what_it_was() -> None:

@@ -103,7 +103,7 @@ def test_exhaustion_is_told_when_it_begins_and_when_it_is_over(
         assert (holder.owner, holder.operation, holder.collection) == (
             ("checkout-flow", "find", "orders")
         )
-        assert last.peak_waiting == pool.peak_waiting == 4
+        assert 4 <= last.peak_waiting == pool.peak_waiting <= 6
         assert last.seconds == pytest.approx(pool.exhausted_time)
         assert last.seconds > NOTEWORTHY_SECONDS
         assert last.timeouts == 0
