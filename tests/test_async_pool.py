@@ -115,7 +115,7 @@ def test_close_returns_while_the_pool_is_exhausted(server_uri: str) -> None:
         await collection.find_one()
         async with aexhausted(client):
             tasks = [asyncio.create_task(collection.find_one()) for _ in range(3)]
-            await until(lambda: Pool.get_pool_stats()["pool"]["waiting"] == 3)
+            await until(lambda: drivers(client).waiting == 3)
             stats = Pool.get_pool_stats()
             assert (stats["pool"]["waiting"], drivers(client).waiting) == (3, 3)
             assert stats["pool"]["exhausted"]

@@ -39,11 +39,11 @@ def test_a_read_in_a_crowd_is_quick_and_holds_nobody_up(server_uri: str) -> None
 
 def test_random_collection_names_leave_a_bounded_number_of_series() -> None:
     telemetry = PoolTelemetry(options=UNWATCHED)
-    RandomOperations(telemetry.listeners).run(50_000)
+    RandomOperations(telemetry.listeners).run(10_000)
     operations = telemetry.stats().operations
     assert len(operations) <= telemetry.options.max_operation_series + 2
     # One of four never ended; the rest are all there, the late ones in the overflow series.
-    assert sum(series.duration.count for series in operations) == 37_500
+    assert sum(series.duration.count for series in operations) == 7_500
 
 
 def test_commands_that_never_end_do_not_pile_up() -> None:

@@ -71,7 +71,7 @@ class Demo:
     def stop(self, number: int) -> int:
         """Send a signal and return the exit code."""
         self.process.send_signal(number)
-        return self.process.wait(10)
+        return self.process.wait(60)
 
     def left_over(self) -> list[str]:
         """Return its processes (the server is one) and its temporary files."""
@@ -100,7 +100,7 @@ def running(folder: Path, *arguments: str, terminal: bool = False, **env: str) -
     finally:
         if demo.process.poll() is None:
             demo.process.terminate()
-        demo.process.wait(10)
+        demo.process.wait(60)
         reader.join()
         if demo.process.stdout is None:
             os.close(ours)
@@ -109,7 +109,7 @@ def running(folder: Path, *arguments: str, terminal: bool = False, **env: str) -
 
 
 def get(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=5) as answer:
+    with urllib.request.urlopen(url, timeout=60) as answer:
         text: str = answer.read().decode()
         return text
 
@@ -134,7 +134,7 @@ def test_once_plays_the_cycle_and_ends_well(tmp_path: Path) -> None:
         )
 
         demo.see("What happened:")
-        assert demo.process.wait(10) == 0
+        assert demo.process.wait(60) == 0
 
     phases = re.findall(r"^== (\w+): ", demo.said, re.MULTILINE)
     assert phases == [phase.name for phase in CYCLE] == ["calm", "rush", "exhausted", "recovered"]
@@ -168,7 +168,7 @@ def test_a_reader_who_has_seen_enough_ends_it(tmp_path: Path) -> None:
         demo.see(ROW)
         assert demo.process.stdout is not None
         os.dup2(os.open(os.devnull, os.O_RDONLY), demo.process.stdout.fileno())
-        assert demo.process.wait(10) == 1
+        assert demo.process.wait(60) == 1
     assert demo.error_text == ""
     assert demo.left_over() == []
 

@@ -249,7 +249,7 @@ def resident():
     return int(pages) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 def work():
-    for _ in range(600):  # more spans than the queue holds
+    for _ in range(150):  # more spans than the queue holds
         client["otlp"]["t"].find_one()
     time.sleep(1.0)  # ten exports
 
@@ -276,8 +276,8 @@ def test_a_dead_collector_costs_the_application_log_lines_alone(
             OTEL_EXPORTER_OTLP_HEADERS="authorization=Bearer s3cr3t",
             OTEL_METRIC_EXPORT_INTERVAL="100",
             OTEL_BSP_SCHEDULE_DELAY="100",
-            OTEL_BSP_MAX_QUEUE_SIZE="300",
-            OTEL_BSP_MAX_EXPORT_BATCH_SIZE="100",
+            OTEL_BSP_MAX_QUEUE_SIZE="75",
+            OTEL_BSP_MAX_EXPORT_BATCH_SIZE="25",
             OTEL_EXPORTER_OTLP_TIMEOUT="1",
             after=MEASURE if Path("/proc/self/statm").exists() else "",
         )

@@ -78,8 +78,7 @@ def test_every_scenario_is_recorded_with_the_verdicts_it_expects() -> None:
 def test_recordings_are_read_as_they_were_written() -> None:
     for recording in recorded().values():
         text = recording.path.read_text()
-        assert dump(recording) == text
-        assert load(dump(recording)) == recording
+        assert dump(load(text)) == text
 
 
 def test_recordings_hold_nothing_of_the_machine_they_were_made_on() -> None:
