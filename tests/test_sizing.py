@@ -67,7 +67,7 @@ def p95(waits: list[float]) -> float:
 def test_the_predicted_wait_is_that_of_a_simulation(use: str, size: int, busy: float) -> None:
     histogram = seen(USES[use])
     load = Load.of(busy * size / (histogram.mean or 0.0), histogram)
-    waits = simulate(arrivals(load.rate, 120_000 / load.rate, seed=3), USES[use], size)
+    waits = simulate(arrivals(load.rate, 200_000 / load.rate, seed=3), USES[use], size)
     predicted = predict(load, size)
     assert predicted.utilization == pytest.approx(busy)
     assert predicted.p95 == pytest.approx(p95(waits), rel=TOLERANCE)
