@@ -92,7 +92,7 @@ def test_a_wrong_address_leaves_nothing_behind(server_uri: str) -> None:
     run(main)
 
 
-def test_a_start_that_is_given_up_leaves_nothing_behind(server_uri: str) -> None:
+def test_cancelled_initialize_leaves_nothing_behind(server_uri: str) -> None:
     async def main() -> None:
         options = TelemetryOptions(name="given-up")
         with slow(server_uri, "given-up", 1_000, "buildInfo", "buildinfo"):
@@ -192,7 +192,7 @@ def test_a_restarted_server_tells_its_version_again(own_server: EmbeddedServer) 
     run(main)
 
 
-def test_a_loop_that_ended_without_close_does_not_stand_in_the_way(server_uri: str) -> None:
+def test_ended_loop_without_close_does_not_block_a_new_client(server_uri: str) -> None:
     async def forgets() -> None:
         await Pool.initialize(server_uri, telemetry=TelemetryOptions(name="forgotten"))
         assert names() >= {"forgotten"}
@@ -202,7 +202,7 @@ def test_a_loop_that_ended_without_close_does_not_stand_in_the_way(server_uri: s
     assert "forgotten#2" not in names()
 
 
-def test_close_on_the_next_loop_lets_go_of_a_client_whose_loop_ended(server_uri: str) -> None:
+def test_close_on_a_new_loop_releases_a_client_whose_loop_ended(server_uri: str) -> None:
     async def forgets() -> None:
         await Pool.initialize(server_uri, telemetry=TelemetryOptions(name="left"))
 

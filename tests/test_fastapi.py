@@ -63,7 +63,7 @@ def test_all_is_well(server_uri: str) -> None:
         }
 
 
-def test_metrics_speak_what_the_scraper_asks_for_and_do_not_redirect(server_uri: str) -> None:
+def test_metrics_come_in_the_requested_format_without_a_redirect(server_uri: str) -> None:
     MongoDBConnectionPool.initialize(server_uri)
     with serving(an_app()) as web:
         plain = web.get("/metrics")
@@ -76,7 +76,7 @@ def test_metrics_speak_what_the_scraper_asks_for_and_do_not_redirect(server_uri:
         assert "db_client_connection_wait_time_seconds" in names
 
 
-def test_it_answers_while_everything_is_taken(server_uri: str) -> None:
+def test_health_and_metrics_answer_while_all_connections_are_in_use(server_uri: str) -> None:
     """All connections are in use by commands without an answer, and callers wait for one."""
     app = an_app()
     strict = create_router(registry=CollectorRegistry(), limits=HealthLimits(stalled_seconds=0.5))
@@ -116,7 +116,7 @@ def test_it_answers_while_everything_is_taken(server_uri: str) -> None:
         MongoDBConnectionPool.close()
 
 
-def test_it_tells_when_the_server_is_gone_without_telling_secrets(
+def test_unreachable_server_is_reported_without_secrets(
     own_server: EmbeddedServer,
 ) -> None:
     uri = own_server.uri.replace("://", f"://ann:{SECRET}@")
