@@ -20,6 +20,7 @@ from pool_telemetry.demo import embedded
 from pool_telemetry.demo.embedded import EmbeddedServer
 from tests.chaos import Chaos
 from tests.needs import lacks
+from tests.verdicts import Judged, confusion
 
 ASYNCHRONOUS = (AsyncMongoClient, AsyncMongoDBConnectionPool, Chaos)
 # The same examples each time, and more of them in `make test-load`.
@@ -32,6 +33,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 _FIGURES = pytest.StashKey[list[str]]()
+_JUDGED = pytest.StashKey[list[tuple[Any, ...]]]()
 
 
 @pytest.fixture(scope="session")
@@ -40,20 +42,31 @@ def figures(pytestconfig: pytest.Config) -> list[str]:
     return pytestconfig.stash.setdefault(_FIGURES, [])
 
 
+@pytest.fixture(scope="session")
+def judged(pytestconfig: pytest.Config) -> list[tuple[Any, ...]]:
+    """The diagnoses of recordings, as `Judged` in plain values, to show their matrix at the end."""
+    return pytestconfig.stash.setdefault(_JUDGED, [])
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A worker of pytest-xdist hands its figures to the process that prints them."""
+    """A worker of pytest-xdist hands what it measured to the process that prints it."""
     if (output := getattr(session.config, "workeroutput", None)) is not None:
         output["figures"] = session.config.stash.get(_FIGURES, [])
+        output["judged"] = session.config.stash.get(_JUDGED, [])
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    figures = getattr(node, "workeroutput", {}).get("figures", [])
-    node.config.stash.setdefault(_FIGURES, []).extend(figures)
+    output = getattr(node, "workeroutput", {})
+    node.config.stash.setdefault(_FIGURES, []).extend(output.get("figures", []))
+    node.config.stash.setdefault(_JUDGED, []).extend(map(tuple, output.get("judged", [])))
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    if lines := config.stash.get(_FIGURES, []):
+    lines = config.stash.get(_FIGURES, [])
+    if judged := config.stash.get(_JUDGED, []):
+        lines += ["recorded scenarios:", *confusion([Judged(*one) for one in judged])]
+    if lines:
         terminalreporter.section("what was measured")
         terminalreporter.write_line("\n".join(lines))
 

@@ -21,7 +21,7 @@ from pool_telemetry import PoolTelemetry
 from pool_telemetry.otel import start_tracing, stop_tracing
 from pool_telemetry.stats import PoolStats
 
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 60.0
 
 
 def wait_for(

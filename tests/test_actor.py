@@ -29,7 +29,7 @@ def test_a_thread_is_its_own_actor() -> None:
     assert current_actor() is current_actor()
 
 
-def test_a_thread_that_ended_is_not_taken_for_the_one_that_has_its_identifier() -> None:
+def test_ended_thread_is_not_confused_with_the_thread_that_reuses_its_identifier() -> None:
     """CPython gives an identifier again as soon as it is free."""
     actors = dict[int, Actor]()
     again = list[tuple[Actor, Actor]]()
@@ -88,7 +88,9 @@ def test_a_callback_on_the_loop_is_the_thread() -> None:
     assert asyncio.run(main()) is current_actor()
 
 
-def test_threads_in_the_queue_are_told_from_those_that_left(server_uri: str) -> None:
+def test_threads_in_the_wait_queue_are_distinguished_from_threads_elsewhere(
+    server_uri: str,
+) -> None:
     client: MongoClient[dict[str, Any]] = MongoClient(server_uri, maxPoolSize=1)
     collection = client["actors"]["frames"]
     collection.find_one()
@@ -192,7 +194,7 @@ async def through_a_time_limit(find: Callable[[], Awaitable[Any]]) -> None:
         through_an_opaque_iterator,
     ],
 )
-def test_a_task_is_found_in_the_queue_through_whatever_it_awaits(
+def test_waiting_task_is_found_through_every_kind_of_awaitable(
     server_uri: str, way: Callable[[Callable[[], Awaitable[Any]]], Awaitable[None]]
 ) -> None:
     async def main() -> None:
@@ -234,7 +236,7 @@ def test_a_task_is_found_in_the_queue_through_whatever_it_awaits(
     asyncio.run(main())
 
 
-def test_a_task_that_runs_at_this_moment_is_looked_for_on_its_thread(server_uri: str) -> None:
+def test_running_task_is_searched_on_its_thread(server_uri: str) -> None:
     # The monitor's thread is in the pool's code all the time, and has nothing to do with it.
     client: MongoClient[dict[str, Any]] = MongoClient(server_uri)
     client.admin.command("ping")
@@ -260,7 +262,7 @@ def test_a_task_that_runs_at_this_moment_is_looked_for_on_its_thread(server_uri:
     client.close()
 
 
-def test_a_task_that_runs_the_pools_code_at_this_moment_is_in_the_pool(server_uri: str) -> None:
+def test_task_that_runs_pool_code_is_in_the_pool(server_uri: str) -> None:
     seen: list[bool] = []
 
     class Listener(Noop):
@@ -279,7 +281,7 @@ def test_a_task_that_runs_the_pools_code_at_this_moment_is_in_the_pool(server_ur
     assert set(seen) == {True}
 
 
-def test_who_lives_may_hold_a_connection_and_who_ended_may_not() -> None:
+def test_live_actor_may_hold_a_connection_and_an_ended_one_may_not() -> None:
     async def main() -> None:
         over = asyncio.Event()
         task = asyncio.create_task(over.wait())
@@ -322,6 +324,6 @@ assert gc.isenabled()
 """
 
 
-def test_to_look_at_all_threads_does_not_stop_the_process() -> None:
+def test_inspecting_all_threads_does_not_stop_the_process() -> None:
     """With CPython 3.11.7 a bare sys._current_frames() did in most runs of this."""
     subprocess.run([sys.executable, "-c", FROZEN], check=True, timeout=120)

@@ -65,7 +65,7 @@ def assert_balanced(pool: PoolStats, started: int) -> None:
     assert pool.created - sum(pool.closed.values()) == pool.size
 
 
-def test_a_storm_of_threads_agrees_with_the_driver_at_every_quiet_moment(server_uri: str) -> None:
+def test_counts_of_many_threads_equal_the_drivers_at_every_quiet_moment(server_uri: str) -> None:
     telemetry, started = PoolTelemetry("threads"), Started()
     client: MongoClient[dict[str, Any]] = MongoClient(
         server_uri,
@@ -122,7 +122,7 @@ def run_threads(targets: list[Callable[[], None]]) -> None:
         thread.join()
 
 
-def test_a_storm_of_tasks_agrees_with_the_driver_at_every_quiet_moment(server_uri: str) -> None:
+def test_counts_of_many_tasks_equal_the_drivers_at_every_quiet_moment(server_uri: str) -> None:
     telemetry, started = PoolTelemetry("tasks"), Started()
 
     async def storm() -> None:
@@ -181,7 +181,7 @@ def test_a_storm_of_tasks_agrees_with_the_driver_at_every_quiet_moment(server_ur
 
 
 @pytest.mark.parametrize("count", [15])
-def test_cancelled_waiters_are_forgotten_while_nobody_reads(server_uri: str, count: int) -> None:
+def test_cancelled_waiters_are_dropped_without_a_reader(server_uri: str, count: int) -> None:
     """Ghosts must not grow without a reader: the hot path drops them by itself."""
     telemetry = PoolTelemetry("unread")
 

@@ -106,7 +106,7 @@ def test_a_wrong_address_leaves_nothing_behind(server_uri: str) -> None:
     run(main)
 
 
-def test_a_start_that_is_given_up_leaves_nothing_behind(server_uri: str) -> None:
+def test_cancelled_initialize_leaves_nothing_behind(server_uri: str) -> None:
     async def main() -> None:
         options = TelemetryOptions(name="given-up")
         with slow(server_uri, "given-up", 1_000, "buildInfo", "buildinfo"):
@@ -129,7 +129,7 @@ def test_close_returns_while_the_pool_is_exhausted(server_uri: str) -> None:
         await collection.find_one()
         async with aexhausted(client):
             tasks = [asyncio.create_task(collection.find_one()) for _ in range(3)]
-            await until(lambda: Pool.get_pool_stats()["pool"]["waiting"] == 3)
+            await until(lambda: drivers(client).waiting == 3)
             stats = Pool.get_pool_stats()
             assert (stats["pool"]["waiting"], drivers(client).waiting) == (3, 3)
             assert stats["pool"]["exhausted"]
@@ -206,7 +206,7 @@ def test_a_restarted_server_tells_its_version_again(own_server: EmbeddedServer) 
     run(main)
 
 
-def test_a_loop_that_ended_without_close_does_not_stand_in_the_way(server_uri: str) -> None:
+def test_ended_loop_without_close_does_not_block_a_new_client(server_uri: str) -> None:
     async def forgets() -> None:
         await Pool.initialize(server_uri, telemetry=TelemetryOptions(name="forgotten"))
         assert names() >= {"forgotten"}
@@ -216,7 +216,7 @@ def test_a_loop_that_ended_without_close_does_not_stand_in_the_way(server_uri: s
     assert "forgotten#2" not in names()
 
 
-def test_close_on_the_next_loop_lets_go_of_a_client_whose_loop_ended(server_uri: str) -> None:
+def test_close_on_a_new_loop_releases_a_client_whose_loop_ended(server_uri: str) -> None:
     async def forgets() -> None:
         await Pool.initialize(server_uri, telemetry=TelemetryOptions(name="left"))
 

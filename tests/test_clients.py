@@ -44,7 +44,7 @@ Client = MongoClient[dict[str, Any]]
 AsyncClient = AsyncMongoClient[dict[str, Any]]
 
 
-def test_several_clients_of_one_server_are_told_apart(server_uri: str) -> None:
+def test_several_clients_of_one_server_are_distinguished(server_uri: str) -> None:
     sizes = [1, 2, 3]
     telemetries = [PoolTelemetry("several") for _ in (*sizes, "async")]
     clients = [
@@ -239,7 +239,7 @@ def test_a_failover_from_one_server_to_the_other_by_replay() -> None:
     assert replay.telemetry.stats().telemetry_errors == 0
 
 
-def test_what_a_load_balancer_pins_stays_out_by_replay() -> None:
+def test_connection_pinned_behind_a_load_balancer_stays_checked_out() -> None:
     """It has no heartbeats; its cursors and transactions keep their connection."""
     replay = Replay()
     address, service = ("lb.example", 27017), ObjectId()

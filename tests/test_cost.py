@@ -30,23 +30,23 @@ def test_the_five_events_of_an_operation_cost_microseconds() -> None:
 
 
 @pytest.mark.load
-def test_a_read_in_a_crowd_is_quick_and_holds_nobody_up(server_uri: str) -> None:
+def test_reading_stats_of_a_large_queue_is_quick_and_delays_no_event(server_uri: str) -> None:
     """A thousand callers wait and 500 connections are in use; ceilings are ten times the goal."""
     read, hold = asyncio.run(crowd.read_in_a_crowd(server_uri, 10))
     assert read < 10 * crowd.STATS_MILLISECONDS / 1e3
     assert hold < 10 * crowd.LOCK_MICROSECONDS / 1e6
 
 
-def test_random_collection_names_leave_a_bounded_number_of_series() -> None:
+def test_random_collection_names_make_a_bounded_number_of_series() -> None:
     telemetry = PoolTelemetry(options=UNWATCHED)
-    RandomOperations(telemetry.listeners).run(50_000)
+    RandomOperations(telemetry.listeners).run(10_000)
     operations = telemetry.stats().operations
     assert len(operations) <= telemetry.options.max_operation_series + 2
     # One of four never ended; the rest are all there, the late ones in the overflow series.
-    assert sum(series.duration.count for series in operations) == 37_500
+    assert sum(series.duration.count for series in operations) == 7_500
 
 
-def test_commands_that_never_end_do_not_pile_up() -> None:
+def test_commands_that_never_end_use_bounded_memory() -> None:
     telemetry = PoolTelemetry(options=UNWATCHED)
     command = find(CommandListener, list(telemetry.listeners))
 

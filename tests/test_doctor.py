@@ -93,6 +93,7 @@ def test_every_pool_of_a_service_is_looked_at(
     assert out.count(" in use, ") >= 2
 
 
+@pytest.mark.load
 @pytest.mark.parametrize("page", ["", "/health", "/pool/diagnosis", "/internal", "/metrics"])
 def test_an_exhausted_pool_is_told_with_what_to_set(
     page: str, service: str, server_uri: str, capsys: pytest.CaptureFixture[str]
@@ -113,6 +114,7 @@ def test_an_exhausted_pool_is_told_with_what_to_set(
         assert found["findings"][0]["evidence"]["peak_waiting"] >= 8
 
 
+@pytest.mark.load
 def test_sizes_are_told_with_their_waits(
     service: str, server_uri: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,6 +141,7 @@ def test_sizes_are_told_with_their_waits(
         assert "40 connections are too few for 11 processes" in err
 
 
+@pytest.mark.load
 def test_what_suffices_is_enough(
     service: str, server_uri: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,7 +1,6 @@
 """The routes over HTTP, while all is well and while nothing is."""
 
 import asyncio
-import contextlib
 import json
 import threading
 from typing import Any
@@ -9,11 +8,13 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
+from pymongo.uri_parser import parse_uri
 
 from pool_telemetry import AsyncMongoDBConnectionPool, HealthLimits, MongoDBConnectionPool
 from pool_telemetry.demo.embedded import EmbeddedServer
 from pool_telemetry.fastapi import create_router, pool_lifespan
-from tests.support import exhausted, prometheus_families, wait_for
+from tests.proxy import Proxy
+from tests.support import prometheus_families, wait_for
 from tests.web import Web, serving
 
 SECRET = "s3cret-w0rd"
@@ -62,7 +63,7 @@ def test_all_is_well(server_uri: str) -> None:
         }
 
 
-def test_metrics_speak_what_the_scraper_asks_for_and_do_not_redirect(server_uri: str) -> None:
+def test_metrics_come_in_the_requested_format_without_a_redirect(server_uri: str) -> None:
     MongoDBConnectionPool.initialize(server_uri)
     with serving(an_app()) as web:
         plain = web.get("/metrics")
@@ -75,38 +76,47 @@ def test_metrics_speak_what_the_scraper_asks_for_and_do_not_redirect(server_uri:
         assert "db_client_connection_wait_time_seconds" in names
 
 
-def test_it_answers_while_everything_is_taken(server_uri: str) -> None:
-    """All connections, all callers waiting, and more blocked requests than worker threads."""
-    client = MongoDBConnectionPool.initialize(server_uri, maxPoolSize=2, waitQueueTimeoutMS=60_000)
-    app = an_app(limits=HealthLimits(stalled_seconds=0.5))
+def test_health_and_metrics_answer_while_all_connections_are_in_use(server_uri: str) -> None:
+    """All connections are in use by commands without an answer, and callers wait for one."""
+    app = an_app()
+    strict = create_router(registry=CollectorRegistry(), limits=HealthLimits(stalled_seconds=0.5))
+    app.include_router(strict, prefix="/strict")
 
     @app.get("/slow")
     def slow_request() -> str:
-        client["t"]["t"].find_one()
+        MongoDBConnectionPool.get_client()["t"]["t"].find_one()
         return "done"
 
-    with serving(app) as web, contextlib.ExitStack() as held:
-        held.enter_context(exhausted(client))
-        threads = [threading.Thread(target=web.get, args=("/slow",)) for _ in range(4)]
+    def pool() -> Any:
+        return MongoDBConnectionPool.get_pool_stats()["pool"]
+
+    with Proxy(parse_uri(server_uri)["nodelist"][0][1]) as proxy, serving(app) as web:
+        MongoDBConnectionPool.initialize(
+            proxy.uri, maxPoolSize=2, minPoolSize=2, waitQueueTimeoutMS=120_000
+        )
+        wait_for(lambda: pool()["idle"] == 2)
+        threads = [threading.Thread(target=web.get, args=("/slow",)) for _ in range(6)]
+        proxy.freeze()
         for thread in threads:
             thread.start()
-        wait_for(lambda: MongoDBConnectionPool.get_pool_stats()["pool"]["waiting"] == 4)
+        wait_for(lambda: pool()["waiting"] == 4)
         busy = web.get("/health/ready")
         assert (busy.status, busy.json()["status"]) == (200, "degraded")
         assert "2 of 2 in use, 4 waiting" in busy.json()["reasons"][0]
-        wait_for(lambda: web.get("/health/ready").status == 503, "a stalled pool to be unhealthy")
-        assert "none came back" in web.get("/health").json()["reasons"][0]
+        wait_for(lambda: web.get("/strict/health/ready").status == 503, "a stalled pool")
+        assert "none came back" in web.get("/strict/health").json()["reasons"][0]
         assert web.get("/health/live").status == 200
         advice = web.get("/metrics/mongodb").json()["recommendations"]
         assert advice["increase_pool"]
         assert "ran dry (in all once" in advice["reasons"][0]
         assert "mongodb_client_pool_exhausted{" in web.get("/metrics").text
-        held.close()
+        proxy.thaw()
         for thread in threads:
             thread.join()
+        MongoDBConnectionPool.close()
 
 
-def test_it_tells_when_the_server_is_gone_without_telling_secrets(
+def test_unreachable_server_is_reported_without_secrets(
     own_server: EmbeddedServer,
 ) -> None:
     uri = own_server.uri.replace("://", f"://ann:{SECRET}@")

@@ -177,7 +177,7 @@ client.close()
 
 def test_01_greenlets_killed_in_the_queue(server_uri: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", GEVENT, server_uri], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", GEVENT, server_uri], capture_output=True, text=True, timeout=180
     )
     assert done.stdout.split() == ["15", "6", "True", "9", "9"], done.stderr
 

@@ -64,7 +64,7 @@ def waiters(telemetry: PoolTelemetry) -> list[CallerStats]:
     return telemetry.callers()[1]
 
 
-def test_threads_are_named_with_what_they_do(
+def test_threads_are_named_with_their_commands(
     client: Client, telemetry: PoolTelemetry, gate: Gate
 ) -> None:
     def report(number: int) -> None:
@@ -96,7 +96,7 @@ def test_threads_are_named_with_what_they_do(
     assert telemetry.callers() == ([], [])
 
 
-def test_tasks_are_named_with_what_they_do(server_uri: str, telemetry: PoolTelemetry) -> None:
+def test_tasks_are_named_with_their_commands(server_uri: str, telemetry: PoolTelemetry) -> None:
     async def use() -> None:
         client = AsyncMongoClient[dict[str, Any]](
             server_uri, maxPoolSize=1, appName=APP, event_listeners=telemetry.listeners
@@ -122,9 +122,7 @@ def test_tasks_are_named_with_what_they_do(server_uri: str, telemetry: PoolTelem
     asyncio.run(use())
 
 
-def test_a_cursor_that_keeps_its_connection_is_known(
-    client: Client, telemetry: PoolTelemetry
-) -> None:
+def test_exhaust_cursor_is_reported_as_the_holder(client: Client, telemetry: PoolTelemetry) -> None:
     orders = client["shop"]["orders"]
     with contextlib.closing(orders.find(cursor_type=CursorType.EXHAUST, batch_size=10)) as cursor:
         next(cursor)
@@ -136,7 +134,7 @@ def test_a_cursor_that_keeps_its_connection_is_known(
     assert holders(telemetry) == []
 
 
-def test_a_cursor_whose_thread_ended_is_not_the_next_threads(
+def test_cursor_of_an_ended_thread_is_not_attributed_to_the_next_thread(
     server_uri: str, telemetry: PoolTelemetry, client: Client
 ) -> None:
     orders, left, idents = client["shop"]["orders"], list[Any](), set[int | None]()
@@ -162,7 +160,7 @@ def test_a_cursor_whose_thread_ended_is_not_the_next_threads(
     assert holders(telemetry) == []
 
 
-def test_a_cursor_whose_task_ended_is_known_when_somebody_waits(
+def test_cursor_of_an_ended_task_is_found_when_a_caller_waits(
     server_uri: str, telemetry: PoolTelemetry, client: Client
 ) -> None:
     """PyMongo does not tell a task that left its cursor to others from one that was cancelled."""
@@ -201,7 +199,7 @@ def test_a_cursor_whose_task_ended_is_known_when_somebody_waits(
     asyncio.run(use())
 
 
-def test_what_a_load_balancer_pins_is_known(
+def test_connection_pinned_behind_a_load_balancer_is_reported(
     own_server: EmbeddedServer, telemetry: PoolTelemetry
 ) -> None:
     with (
@@ -222,7 +220,7 @@ def test_what_a_load_balancer_pins_is_known(
         assert holders(telemetry) == []
 
 
-def test_who_runs_a_command_is_not_forgotten_for_others() -> None:
+def test_running_command_is_not_evicted_for_finished_ones() -> None:
     commands = CommandState(10)
     series = (("db", 27017), "shop", "orders", "aggregate", "", "")
     commands.started(1, series, None, 1)
@@ -237,7 +235,7 @@ def test_who_runs_a_command_is_not_forgotten_for_others() -> None:
     assert len(commands._latest) <= 10_001
 
 
-def test_the_trace_of_a_holder_is_told(
+def test_holders_and_waiters_have_their_trace(
     client: Client, telemetry: PoolTelemetry, gate: Gate
 ) -> None:
     with traced_to(SimpleSpanProcessor(InMemorySpanExporter())) as provider:
@@ -311,7 +309,7 @@ def test_names_break_no_line_of_a_log() -> None:
     assert who.in_words() == "worker 0 ( [2J) for 1.00 s: find orders "
 
 
-def test_the_stats_and_the_endpoint_tell_it(server_uri: str, gate: Gate) -> None:
+def test_stats_and_endpoint_list_the_holders(server_uri: str, gate: Gate) -> None:
     assert MongoDBConnectionPool.get_pool_stats(detail=True)["holders"] == []
     client = MongoDBConnectionPool.initialize(server_uri, event_listeners=[gate])
     app = FastAPI()
@@ -379,9 +377,7 @@ def test_the_route_of_a_request_is_the_owner(server_uri: str) -> None:
     assert 'mongodb_client_owner="/orders/{number}"' in line
 
 
-def test_owners_are_no_label_unless_that_is_asked_for(
-    client: Client, telemetry: PoolTelemetry
-) -> None:
+def test_owners_are_no_label_by_default(client: Client, telemetry: PoolTelemetry) -> None:
     with owner("page"):
         client["shop"]["orders"].find_one()
     assert telemetry.stats().pools[0].owners

@@ -53,7 +53,7 @@ def run(uri: str, body: str) -> str:
         [sys.executable, "-W", "error", "-c", PROGRAM + body, uri],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
     )
     assert done.returncode == 0, done.stderr
     assert not done.stderr

@@ -128,7 +128,7 @@ def test_an_agents_commands_are_below_its_tool_call(server_uri: str) -> None:
             env={**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": received.endpoint},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=180,
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip() == "one"
@@ -155,7 +155,7 @@ def test_the_zero_code_example_runs(server_uri: str) -> None:
             },
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=180,
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.endswith("orders\n")

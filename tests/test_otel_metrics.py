@@ -337,7 +337,7 @@ def test_the_global_provider_may_be_set_later(server_uri: str) -> None:
         [sys.executable, "-W", "error", "-c", LATER, server_uri],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
     )
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -374,6 +374,6 @@ def test_a_forked_child_collects_its_own(server_uri: str) -> None:
         [sys.executable, "-W", "ignore", "-c", FORKED, server_uri + "?minPoolSize=0"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
     )
     assert done.stdout == "1\n", done.stderr  # one connection, for its find_one

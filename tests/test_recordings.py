@@ -1,14 +1,16 @@
 """The recorded histories of real trouble, diagnosed at every sampling: no load, no chance."""
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 import pytest
 
 from tests.recordings import FOLDER, Recording, dump, load, recordings
 from tests.scenarios import SAMPLE_SECONDS, SCENARIOS
-from tests.verdicts import OWN, PERIODS, Judged, confusion, every, judge_by_own, judge_by_period
+from tests.verdicts import OWN, PERIODS, every, judge_by_own, judge_by_period
 
 SAMPLINGS = {every(period): period for period in PERIODS} | {OWN: None}
 
@@ -30,19 +32,10 @@ NOT_YET = {
 }
 """Where today's rules are wrong at some offset."""
 
-_judged: list[Judged] = []
-
 
 @cache
 def recorded() -> dict[str, Recording]:
     return {one.name: one for one in recordings()}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def matrix(figures: list[str]) -> Iterator[None]:
-    """The verdicts of all recordings are shown when all were diagnosed."""
-    yield
-    figures += ["", "recorded scenarios, at every sampling:", *confusion(_judged)]
 
 
 def cases() -> Iterator[object]:
@@ -57,12 +50,15 @@ def cases() -> Iterator[object]:
 
 
 @pytest.mark.parametrize(("name", "sampling"), [*cases()])
-def test_diagnosis_of_a_recording_is_right_at_every_offset(name: str, sampling: str) -> None:
+def test_diagnosis_of_a_recording_is_right_at_every_offset(
+    name: str, sampling: str, judged: list[tuple[Any, ...]]
+) -> None:
     period, recording = SAMPLINGS[sampling], recorded()[name]
-    found = judge_by_own(recording) if period is None else judge_by_period(recording, period)
-    _judged.extend(judged := list(found))
-    assert len(judged) >= 2
-    wrong = [str(one) for one in judged if not one.right]
+    made = judge_by_own(recording) if period is None else judge_by_period(recording, period)
+    found = list(made)
+    judged += map(dataclasses.astuple, found)
+    assert len(found) >= 2
+    wrong = [str(one) for one in found if not one.right]
     assert not wrong, "\n".join(wrong)
 
 
@@ -78,8 +74,7 @@ def test_every_scenario_is_recorded_with_the_verdicts_it_expects() -> None:
 def test_recordings_are_read_as_they_were_written() -> None:
     for recording in recorded().values():
         text = recording.path.read_text()
-        assert dump(recording) == text
-        assert load(dump(recording)) == recording
+        assert dump(load(text)) == text
 
 
 def test_recordings_hold_nothing_of_the_machine_they_were_made_on() -> None:

@@ -332,13 +332,8 @@ def test_it_fires_and_says_why(name: str, tmp_path: Path) -> None:
         },
     }
     silent = {*NAMES} - {name} - WITH_IT.get(name, set())
-    assert not judged(
-        tmp_path,
-        [
-            a_test(case.pool, (name, case.minutes, [expected])),
-            a_test(case.pool, *((other, case.minutes, []) for other in sorted(silent))),
-        ],
-    )
+    others: list[Asked] = [(other, case.minutes, []) for other in sorted(silent)]
+    assert not judged(tmp_path, [a_test(case.pool, (name, case.minutes, [expected]), *others)])
 
 
 @pytest.mark.parametrize("kind", SILENT)
@@ -351,7 +346,7 @@ def test_it_stays_silent(kind: str, tmp_path: Path) -> None:
 def test_noise_is_no_trend(seed: int, tmp_path: Path) -> None:
     pool = a_pool(600, used=noise(600, seed))
     name = "MongoDBPoolExhaustionPredicted"
-    assert not judged(tmp_path, [a_test(pool, *nothing([name], 600))])
+    assert not judged(tmp_path, [a_test(pool, *nothing([name], 600))], evaluated_every="1m")
 
 
 def test_a_full_pool_where_nobody_waits_is_no_emergency(tmp_path: Path) -> None:
@@ -379,7 +374,7 @@ def test_a_job_that_ended_is_missed_for_a_day(tmp_path: Path) -> None:
     info = {"job": "other", "instance": "app:9000", POOL: "other"}
     other = {series(catalog.CLIENT_INFO, **info): level((1, day + 60))}
     at_both: Any = ((NAMES[-1], day, []), (NAMES[-1], day + 30, []))
-    said = judged(tmp_path, [a_test(a_pool(10) | other, *at_both)])
+    said = judged(tmp_path, [a_test(a_pool(10) | other, *at_both)], evaluated_every="2m")
     assert re.findall(r"time: (\w+)", said) == ["1d"], said  # and no more half an hour later
     assert "No pool of chat" in said
 
@@ -452,13 +447,22 @@ def a_test(pool: Mapping[str, str], *questions: Asked) -> dict[str, Any]:
     }
 
 
-def judged(folder: Path, tests: list[dict[str, Any]], thresholds: Thresholds | None = None) -> str:
-    """Return what promtool says against it; nothing when all is as expected."""
+def judged(
+    folder: Path,
+    tests: list[dict[str, Any]],
+    thresholds: Thresholds | None = None,
+    *,
+    evaluated_every: str = f"{SCRAPE_SECONDS}s",
+) -> str:
+    """Return what promtool says against it; nothing when all is as expected.
+
+    Hours and days are evaluated more seldom, because promtool takes its time for each evaluation.
+    """
     for name, text in files.rules(
         thresholds=thresholds, runbooks="https://wiki/runbooks.md"
     ).items():
         (folder / name).write_text(text)
-    suite = {"rule_files": ["rules.yml"], "evaluation_interval": "15s", "tests": tests}
+    suite = {"rule_files": ["rules.yml"], "evaluation_interval": evaluated_every, "tests": tests}
     (folder / "test.yml").write_text(json.dumps(suite))
     done = subprocess.run(
         ["promtool", "test", "rules", str(folder / "test.yml")], capture_output=True, text=True

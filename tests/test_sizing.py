@@ -114,7 +114,7 @@ def test_a_load_keeps_the_mean_that_was_measured() -> None:
         assert Load.of(1.0, seen(lambda _, s=seconds: s, 10)).use_seconds == pytest.approx(seconds)  # type: ignore[misc]  # a default
 
 
-def test_more_than_it_can_serve_waits_without_end() -> None:
+def test_load_beyond_the_capacity_waits_without_end() -> None:
     load = Load.evenly(100.0, 0.05)
     for size in (1, 5):
         wait = predict(load, size)

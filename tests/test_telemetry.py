@@ -22,7 +22,7 @@ from pool_telemetry.telemetry import live
 from tests.support import drivers, exhausted, fastest, ours, the_pool, wait_for
 
 
-def test_a_client_of_somebody_else_is_seen(server_uri: str) -> None:
+def test_client_of_the_application_is_observed(server_uri: str) -> None:
     telemetry = PoolTelemetry("theirs")
     with MongoClient[dict[str, Any]](
         server_uri, maxPoolSize=3, minPoolSize=1, event_listeners=telemetry.listeners
@@ -39,7 +39,7 @@ def test_a_client_of_somebody_else_is_seen(server_uri: str) -> None:
     assert telemetry.stats().telemetry_errors == 0
 
 
-def test_an_asynchronous_client_is_seen_alike(server_uri: str) -> None:
+def test_asynchronous_client_is_observed_alike(server_uri: str) -> None:
     telemetry = PoolTelemetry()
 
     async def main() -> None:
@@ -55,7 +55,7 @@ def test_an_asynchronous_client_is_seen_alike(server_uri: str) -> None:
     asyncio.run(main())
 
 
-def test_the_round_trip_time_is_the_clients_own_where_it_is_attached(server_uri: str) -> None:
+def test_round_trip_time_of_an_attached_client_is_the_clients_own(server_uri: str) -> None:
     telemetry = PoolTelemetry()
     with MongoClient[dict[str, Any]](server_uri, event_listeners=telemetry.listeners) as client:
         client.admin.command("ping")
@@ -105,7 +105,7 @@ def test_a_client_dropped_without_close_leaves_no_open_pool(server_uri: str) -> 
     assert telemetry not in live()
 
 
-def test_looking_at_the_listeners_does_not_end_the_client_that_has_them(server_uri: str) -> None:
+def test_reading_the_listeners_does_not_close_the_pools_of_their_client(server_uri: str) -> None:
     telemetry = PoolTelemetry()
     with MongoClient[dict[str, Any]](server_uri, event_listeners=telemetry.listeners) as client:
         client.admin.command("ping")
@@ -188,7 +188,7 @@ def test_operations_can_be_switched_off(server_uri: str) -> None:
         assert the_pool(telemetry).checkouts["ok"] == 1
 
 
-def test_stats_of_an_exhausted_pool_wait_for_nobody(server_uri: str) -> None:
+def test_stats_of_an_exhausted_pool_do_not_wait(server_uri: str) -> None:
     telemetry = PoolTelemetry("dry")
     client: MongoClient[dict[str, Any]] = MongoClient(
         server_uri, maxPoolSize=10, event_listeners=telemetry.listeners

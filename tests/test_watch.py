@@ -73,7 +73,7 @@ def heard(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "pool_telemetry")
 
 
-def test_exhaustion_is_told_when_it_begins_and_when_it_is_over(
+def test_exhaustion_is_logged_when_it_begins_and_when_it_is_over(
     server_uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     episodes = list[tuple[str, Episode]]()
@@ -167,7 +167,7 @@ class Replay:
         watch.look_at(self.telemetry)
 
 
-def test_what_comes_and_goes_is_one_exhaustion(caplog: pytest.LogCaptureFixture) -> None:
+def test_exhaustions_close_together_are_one(caplog: pytest.LogCaptureFixture) -> None:
     pool = Replay()
     for _ in range(20):
         pool.exhausted_for(0.6)
@@ -180,7 +180,9 @@ def test_what_comes_and_goes_is_one_exhaustion(caplog: pytest.LogCaptureFixture)
     assert "after 12.00 s of exhaustion" in info
 
 
-def test_a_moment_is_not_told_unless_somebody_timed_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_short_exhaustion_is_logged_only_if_a_caller_timed_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     pool = Replay()
     pool.exhausted_for(0.02)
     pool.look()
@@ -196,7 +198,7 @@ def test_a_moment_is_not_told_unless_somebody_timed_out(caplog: pytest.LogCaptur
     assert "1 timeouts" in warning
 
 
-def test_a_moment_in_which_somebody_looks_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_short_exhaustion_during_a_check_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     pool = Replay()
     for _ in range(20):
         pool.take()
@@ -211,7 +213,7 @@ def test_a_moment_in_which_somebody_looks_is_not_told(caplog: pytest.LogCaptureF
     assert told(caplog, "exhausted") == []
 
 
-def test_a_pool_that_nothing_comes_back_to_has_not_recovered(
+def test_pool_without_a_check_in_has_not_recovered(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     pool = Replay()
@@ -228,7 +230,7 @@ def test_a_pool_that_nothing_comes_back_to_has_not_recovered(
     assert len(told(caplog, "has recovered")) == 1
 
 
-def test_a_pool_whose_server_has_gone_has_not_recovered(caplog: pytest.LogCaptureFixture) -> None:
+def test_pool_whose_server_is_down_has_not_recovered(caplog: pytest.LogCaptureFixture) -> None:
     pool = Replay()
     pool.take()
     pool.state.checkout_started(WAITER)
@@ -248,7 +250,7 @@ def test_a_pool_whose_server_has_gone_has_not_recovered(caplog: pytest.LogCaptur
     assert len(told(caplog, "has recovered")) == 1
 
 
-def test_what_was_not_told_is_told_in_the_end(caplog: pytest.LogCaptureFixture) -> None:
+def test_suppressed_exhaustions_are_summed_up_in_the_end(caplog: pytest.LogCaptureFixture) -> None:
     pool = Replay(notice_seconds=30.0)
     for _ in range(3):
         pool.exhausted_for(1.0)
@@ -260,7 +262,9 @@ def test_what_was_not_told_is_told_in_the_end(caplog: pytest.LogCaptureFixture) 
     assert "'replay@db:27017' was exhausted again since that was told: 2 times, for 2.00 s" in again
 
 
-def test_a_pool_is_told_of_at_most_so_often(caplog: pytest.LogCaptureFixture) -> None:
+def test_exhaustions_of_one_pool_are_logged_at_a_limited_rate(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     calls = list[Episode]()
     pool = Replay(notice_seconds=30.0, on_exhausted=calls.append, on_recovered=calls.append)
     for _ in range(4):  # at 0, 10, 20, 30 seconds
@@ -281,7 +285,7 @@ def test_a_pool_is_told_of_at_most_so_often(caplog: pytest.LogCaptureFixture) ->
     assert "the oldest for " in warning
 
 
-def test_a_pool_that_is_closed_is_exhausted_no_more(caplog: pytest.LogCaptureFixture) -> None:
+def test_closed_pool_ends_its_exhaustion(caplog: pytest.LogCaptureFixture) -> None:
     pool = Replay()
     pool.take()
     pool.state.checkout_started(WAITER)
@@ -291,7 +295,9 @@ def test_a_pool_that_is_closed_is_exhausted_no_more(caplog: pytest.LogCaptureFix
     assert len(told(caplog, "was closed after 1.00 s")) == 1
 
 
-def test_a_pool_keeps_the_name_that_was_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_recovery_is_logged_under_the_name_of_the_exhaustion(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """Its client's place is taken by another, and so is its name."""
     pool = Replay()
     pool.take()
@@ -303,7 +309,7 @@ def test_a_pool_keeps_the_name_that_was_told(caplog: pytest.LogCaptureFixture) -
     assert len(told(caplog, "pool 'replay@db:27017'")) == 2
 
 
-def test_a_callback_that_fails_or_hangs_hurts_nobody(caplog: pytest.LogCaptureFixture) -> None:
+def test_failing_or_hanging_callback_does_no_harm(caplog: pytest.LogCaptureFixture) -> None:
     hangs, calls = threading.Event(), list[Episode]()
 
     def fails(episode: Episode) -> None:
@@ -325,7 +331,7 @@ def test_a_callback_that_fails_or_hangs_hurts_nobody(caplog: pytest.LogCaptureFi
     assert pool.telemetry.stats().telemetry_errors == 0
 
 
-def test_no_callback_ends_the_next_one(caplog: pytest.LogCaptureFixture) -> None:
+def test_cancelled_callback_does_not_prevent_the_next_one(caplog: pytest.LogCaptureFixture) -> None:
     calls = list[str]()
 
     async def cancelled(_: Episode) -> None:
@@ -358,7 +364,7 @@ def an_episode(pool: str) -> Episode:
     )
 
 
-def test_a_log_that_fails_does_not_end_the_watch(server_uri: str) -> None:
+def test_failing_log_handler_does_not_end_the_watching_thread(server_uri: str) -> None:
     class Broken(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             raise OSError("the disk is full")
@@ -400,7 +406,7 @@ def test_a_coroutine_runs_on_the_loop_of_its_client(server_uri: str) -> None:
     asyncio.run(use())
 
 
-def test_a_leaked_connection_is_told_with_the_stack_of_who_has_it(
+def test_leaked_connection_is_logged_with_the_stack_of_its_holder(
     server_uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     telemetry = PoolTelemetry("leaky", options=TelemetryOptions(long_checkout_seconds=0.2))
@@ -437,7 +443,7 @@ def test_a_leaked_connection_is_told_with_the_stack_of_who_has_it(
         client.drop_database("shop")
 
 
-def test_the_stack_of_who_has_gone_on_is_told_as_that(
+def test_stack_of_a_holder_that_went_on_is_labelled_so(
     server_uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is not where the connection was taken."""
@@ -454,7 +460,7 @@ def test_the_stack_of_who_has_gone_on_is_told_as_that(
         client.drop_database("shop")
 
 
-def test_the_stack_of_a_task_is_told(server_uri: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_stack_of_a_task_is_logged(server_uri: str, caplog: pytest.LogCaptureFixture) -> None:
     telemetry = PoolTelemetry(options=TelemetryOptions(long_checkout_seconds=0.2))
 
     async def look_it_up(client: AsyncMongoClient[dict[str, Any]]) -> AsyncIterator[Any]:
@@ -481,7 +487,7 @@ def test_the_stack_of_a_task_is_told(server_uri: str, caplog: pytest.LogCaptureF
     assert "s3cr3t" not in warning
 
 
-def test_many_long_checkouts_are_told_in_few_lines(
+def test_many_long_checkouts_are_logged_in_few_lines(
     server_uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     telemetry, gate = PoolTelemetry(options=TelemetryOptions(long_checkout_seconds=0.1)), Gate()

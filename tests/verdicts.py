@@ -86,9 +86,10 @@ def judge(
 
 
 def judge_by_period(recording: Recording, period: float) -> Iterator[Judged]:
-    """Diagnose a recording's end by samples a period apart, at every offset up to the period."""
-    for step in range(1, round(period / SAMPLE_SECONDS) + 1):
-        offset = step * SAMPLE_SECONDS
+    """Diagnose a recording's end by samples a period apart, at up to eight offsets."""
+    offsets = min(8, round(period / SAMPLE_SECONDS))
+    for step in range(1, offsets + 1):
+        offset = step * period / offsets
         history = sampled(recording.samples, period, offset)
         yield judge(recording, history, every(period), offset)
 
