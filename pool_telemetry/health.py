@@ -10,8 +10,8 @@ from typing import Literal
 from pool_telemetry.options import LIMIT_SECONDS, check_number
 from pool_telemetry.stats import ClientStats, PoolStats
 
-Verdict = Literal["healthy", "degraded", "unhealthy"]
-Finding = tuple[Verdict, str]
+Status = Literal["healthy", "degraded", "unhealthy"]
+Reason = tuple[Status, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +41,7 @@ class HealthLimits:
 class Health:
     """A judgement and its reasons, worst first; no reasons when healthy."""
 
-    status: Verdict
+    status: Status
     reasons: tuple[str, ...] = ()
 
 
@@ -61,18 +61,18 @@ def assess(stats: ClientStats, limits: HealthLimits = HealthLimits()) -> Health:
     """
     if not stats.pools:
         return Health("degraded", ("no server is known yet: this process did not use the client",))
-    findings: list[Finding] = []
+    reasons: list[Reason] = []
     reachable = [pool for pool in stats.open_pools if _reachable(pool, limits)]
     if not reachable:
         lost = ", ".join(pool.why_down for pool in stats.open_pools) or "the client is closed"
-        findings.append(("unhealthy", f"no server can be reached: {lost}"))
+        reasons.append(("unhealthy", f"no server can be reached: {lost}"))
     for pool in stats.open_pools:
-        findings += _findings(pool, limits)
+        reasons += _reasons(pool, limits)
         if reachable and pool.up is False:
-            findings.append(("degraded", pool.why_down))
-    findings.sort(key=lambda finding: _RANK[finding[0]])
-    status = findings[0][0] if findings else "healthy"
-    return Health(status, tuple(reason for _, reason in findings))
+            reasons.append(("degraded", pool.why_down))
+    reasons.sort(key=lambda reason: _RANK[reason[0]])
+    status = reasons[0][0] if reasons else "healthy"
+    return Health(status, tuple(text for _, text in reasons))
 
 
 def _reachable(pool: PoolStats, limits: HealthLimits) -> bool:
@@ -83,8 +83,8 @@ def _reachable(pool: PoolStats, limits: HealthLimits) -> bool:
     return settled or pool.outage < limits.outage_seconds
 
 
-def _findings(pool: PoolStats, limits: HealthLimits) -> list[Finding]:
-    found: list[Finding] = []
+def _reasons(pool: PoolStats, limits: HealthLimits) -> list[Reason]:
+    found: list[Reason] = []
     if pool.stalled_time > limits.stalled_seconds:
         found.append(
             (

@@ -12,7 +12,9 @@ from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.state.commands import Series, Trace
 from pool_telemetry.stats import Address, Crowd, Link
 
-about: ContextVar[Mapping[str, str] | None] = ContextVar("pool_telemetry_about", default=None)
+span_attributes: ContextVar[Mapping[str, str] | None] = ContextVar(
+    "pool_telemetry_span_attributes", default=None
+)
 """Attributes that the spans of what runs now have beside their own: of which session it is."""
 
 PoolName = Callable[[Address], str]

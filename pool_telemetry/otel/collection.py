@@ -13,7 +13,7 @@ SCOPE: Final = ("pool_telemetry", __version__)
 SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.40.0"
 
 
-class Look:
+class Collection:
     """The clients' stats of the present collection, whose metrics are all made of it."""
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class Look:
         self._asked: set[str] = set()
         self._done: weakref.WeakSet[PoolTelemetry] = weakref.WeakSet()
 
-    def begins_with(self, metric: Metric) -> bool:
+    def start_if_new(self, metric: Metric) -> bool:
         """Look again where a metric comes again; return whether that was so."""
         begins = not self._asked or metric.name in self._asked
         if begins:

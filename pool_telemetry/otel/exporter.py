@@ -22,7 +22,7 @@ from opentelemetry.sdk.metrics.export import (
 )
 
 from pool_telemetry.catalog import CATALOG
-from pool_telemetry.otel.collection import SCOPE, Look, attributes_of
+from pool_telemetry.otel.collection import SCOPE, Collection, attributes_of
 from pool_telemetry.stats import HistogramStats
 
 
@@ -50,7 +50,7 @@ class HistogramExporter(MetricExporter):
             SdkHistogram, AggregationTemporality.CUMULATIVE
         )
         self._sent: dict[tuple[str, tuple[str, ...]], tuple[HistogramStats, int]] = {}
-        self.look = Look()
+        self.collection = Collection()
 
     def export(
         self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any
@@ -83,7 +83,7 @@ class HistogramExporter(MetricExporter):
         delta = self._temporality is AggregationTemporality.DELTA
         for metric in CATALOG:
             points = []
-            for client in self.look.clients if metric.bounds else ():
+            for client in self.collection.clients if metric.bounds else ():
                 for values, value in metric.read(client):
                     assert isinstance(value, HistogramStats)
                     sent[metric.name, values] = value, now

@@ -18,7 +18,7 @@ from opentelemetry.context import Context
 from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
 
 from pool_telemetry.catalog import CATALOG, Metric
-from pool_telemetry.otel.collection import SCHEMA_URL, SCOPE, Look, attributes_of
+from pool_telemetry.otel.collection import SCHEMA_URL, SCOPE, Collection, attributes_of
 from pool_telemetry.otel.exporter import HistogramExporter
 from pool_telemetry.stats import HistogramStats, Link
 
@@ -52,12 +52,12 @@ def register(
     provider = api.get_meter_provider() if meter_provider is None else meter_provider
     with _lock:
         *_, key = keys = _keys(provider)
-        look = Look() if exporter is None else exporter.look
+        collection = Collection() if exporter is None else exporter.collection
         found = next((_registered[one] for one in keys if one in _registered), None)
         if found is None:
             meter = provider.get_meter(*SCOPE, SCHEMA_URL)
             found = _registered[key] = _Instruments(meter)
-        return found.begin(look, replays=exporter is None)
+        return found.begin(collection, replays=exporter is None)
 
 
 def unregister(meter_provider: MeterProvider | None = None) -> None:
@@ -83,7 +83,7 @@ class _Instruments:
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
-        self._look = Look()
+        self._collection = Collection()
         self._lock = threading.RLock()
         self._over = True
         self._replays = False
@@ -99,11 +99,11 @@ class _Instruments:
                 observe = partial(self._observe, metric)
                 make(metric.name, [observe], unit=metric.unit, description=metric.description)
 
-    def begin(self, look: Look, *, replays: bool) -> bool:
+    def begin(self, collection: Collection, *, replays: bool) -> bool:
         """Report what a look sees from now on; return whether nothing was reported before."""
         began, self._over = self._over, False
         if began:
-            self._look, self._replays = look, replays
+            self._collection, self._replays = collection, replays
             if replays and not self._histograms:
                 self._histograms = {
                     metric: self._meter.create_histogram(
@@ -130,9 +130,9 @@ class _Instruments:
         if self._over:
             return
         with self._lock:
-            if self._look.begins_with(metric) and self._replays:
+            if self._collection.start_if_new(metric) and self._replays:
                 self._replay()
-            clients = self._look.clients
+            clients = self._collection.clients
         for client in clients:
             for values, value in metric.read(client):
                 assert not isinstance(value, HistogramStats)
@@ -141,7 +141,7 @@ class _Instruments:
     def _replay(self) -> None:
         replayed = {}
         for metric, histogram in self._histograms.items():
-            for client in self._look.clients:
+            for client in self._collection.clients:
                 for values, now in metric.read(client):
                     assert isinstance(now, HistogramStats)
                     key, attributes = (metric.name, values), attributes_of(metric, values)

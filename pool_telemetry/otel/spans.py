@@ -75,7 +75,7 @@ class _Spans:
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
 
     def link(self) -> Link | None:
         return _link(get_current_span())
@@ -150,12 +150,12 @@ class _Spans:
     def connection_closed(self, conn_id: int, reason: str) -> None:
         _connected(conn_id, reason)
         if not _is_collecting() and (command := _command.get()) is not None:
-            command.give_up()
+            command.end_as_cancelled()
 
     def _checkout(self, address: Address, began: int, name: PoolName) -> Span | None:
         if _suppressed(get_current()):
             return None
-        attributes = {**_of_pool(address, name), **(tracing.about.get() or {})}
+        attributes = {**_of_pool(address, name), **(tracing.span_attributes.get() or {})}
         return self._tracer.start_span("checkout", attributes=attributes, start_time=began)
 
     # Commands
@@ -166,7 +166,7 @@ class _Spans:
         command: Mapping[str, Any],
         options: TelemetryOptions,
         other: Instrumentor | None,
-    ) -> "_Command | _OthersCommand | None":
+    ) -> "_Command | _ForeignCommand | None":
         context = get_current()
         if _is_collecting() or _suppressed(context):
             return None
@@ -181,11 +181,11 @@ class _Spans:
             if maker or options.command_spans is False:
                 if waited is not None and maker == _PYMONGO:
                     parent.set_attribute(WAIT_TIME, waited)
-                return _OthersCommand(parent)
+                return _ForeignCommand(parent)
         name, described = _described(series)
         attributes = described.copy()
-        if (about := tracing.about.get()) is not None:
-            attributes.update(about)
+        if (extra := tracing.span_attributes.get()) is not None:
+            attributes.update(extra)
         if waited is not None:
             attributes[WAIT_TIME] = waited
         operation = series[3]
@@ -207,8 +207,8 @@ class _Spans:
             maker = "opentelemetry-instrumentation-pymongo"
         else:
             return ""
-        if maker not in self._said:
-            self._said.add(maker)
+        if maker not in self._warned:
+            self._warned.add(maker)
             _log.warning(
                 "commands have spans by %s, so pool_telemetry makes none for them; checkouts keep "
                 "theirs, and all metrics stay (POOL_TELEMETRY_COMMAND_SPANS=true makes both)",
@@ -235,7 +235,7 @@ class _Command:
                 span.set_attribute("db.response.status_code", status_code)
         span.end()
 
-    def give_up(self) -> None:
+    def end_as_cancelled(self) -> None:
         """End it, if it did not: PyMongo (before 4.20.1) says nothing of one that was cancelled."""
         if self._span.is_recording():
             _fail(self._span, CANCELLED)
@@ -246,7 +246,7 @@ class _Command:
         return _link(self._span)
 
 
-class _OthersCommand(_Command):
+class _ForeignCommand(_Command):
     """One whose span is not ours: what is known of it is the span around it."""
 
     __slots__ = ()

@@ -14,23 +14,23 @@ from strands.types.session import Session, SessionAgent, SessionMessage, Session
 
 from pool_telemetry.sessions.client_choice import AnyClient, check_client
 from pool_telemetry.sessions.collections import Store
-from pool_telemetry.sessions.dispatch import Way, way_for
+from pool_telemetry.sessions.dispatch import CallMethod, call_method_for
 from pool_telemetry.sessions.documents import (
     PREFIX,
     SCHEMA,
     Document,
     Lease,
     SessionConflictError,
+    agent_document,
     agent_ids,
-    checked,
+    check_schema,
+    describe,
+    message_document,
     message_ids,
-    name_of,
     nested,
     now,
-    of_agent,
-    of_message,
-    readable,
-    replacing,
+    replacement,
+    validated_id,
 )
 from pool_telemetry.sessions.records import Directory
 
@@ -70,11 +70,13 @@ class AsyncMongoDBSessionRepository(Directory):
         database_name: str = "strands",
         *,
         prefix: str = PREFIX,
-        _way: Way | None = None,  # how the synchronous repository makes its calls
+        _call_method: CallMethod | None = None,  # how the synchronous repository makes its calls
     ) -> None:
         check_client(client, AsyncMongoClient, MongoClient)
-        super().__init__(Store(client, database_name, prefix, _way or way_for(client)))
-        self._indexing = asyncio.Lock() if _way is None else None
+        super().__init__(
+            Store(client, database_name, prefix, _call_method or call_method_for(client))
+        )
+        self._indexing = asyncio.Lock() if _call_method is None else None
         # (session, "") and (session, agent) that exist; how long they do, and when that was asked.
         self._known: OrderedDict[tuple[str, str], tuple[Lease | None, float]] = OrderedDict()
         self._lock = threading.Lock()
@@ -106,9 +108,9 @@ class AsyncMongoDBSessionRepository(Directory):
                 f"ttl is {ttl!r}: use a timedelta above 0, at most {MAX_TTL.days} days"
             )
         whose = {"application": application, "user": user}
-        whose = {key: checked(key, name) for key, name in whose.items() if name is not None}
+        whose = {key: validated_id(key, name) for key, name in whose.items() if name is not None}
         await self._prepare()
-        ids = {"session_id": checked("session", session_id)}
+        ids = {"session_id": validated_id("session", session_id)}
         session = Session(session_id, SessionType.AGENT)
         touched = {"$set": {"updated_at": session.updated_at}}
         method = self._store.sessions.find_one_and_update
@@ -132,7 +134,7 @@ class AsyncMongoDBSessionRepository(Directory):
                 continue  # somebody else was first
             self._remember(session_id, "", lease)
             return session, True
-        found = Lease.in_document(readable(before))
+        found = Lease.in_document(check_schema(before))
         if found is not None and found.is_over:
             await self._delete_expired(ids)
             return await self.open_session(
@@ -144,7 +146,7 @@ class AsyncMongoDBSessionRepository(Directory):
     async def create_session(self, session: Session) -> Session:
         """Create a session; SessionConflictError if it exists."""
         await self._prepare()
-        ids = {"session_id": checked("session", session.session_id)}
+        ids = {"session_id": validated_id("session", session.session_id)}
         document = {"_id": session.session_id, "schema": SCHEMA, **session.to_dict()}
         await self._store.do(ids, self._store.sessions.insert_one, {**document, "metadata": {}})
         return session
@@ -156,16 +158,16 @@ class AsyncMongoDBSessionRepository(Directory):
 
     async def delete_session(self, session_id: str) -> None:
         """Delete a session with all that belongs to it; SessionException if there is none."""
-        ids = {"session_id": checked("session", session_id)}
+        ids = {"session_id": validated_id("session", session_id)}
         if not await self._delete(ids):
-            raise SessionException(f"{name_of(ids)} does not exist")
+            raise SessionException(f"{describe(ids)} does not exist")
 
     # Agents
 
     async def create_agent(self, session_id: str, session_agent: SessionAgent) -> None:
         """Create an agent; SessionException if it exists, or its session does not."""
         ids = _agent(session_id, session_agent.agent_id)
-        await self._create(ids, of_agent(ids, session_agent))
+        await self._create(ids, agent_document(ids, session_agent))
 
     async def read_agent(self, session_id: str, agent_id: str) -> SessionAgent | None:
         """Return an agent, or None."""
@@ -179,12 +181,12 @@ class AsyncMongoDBSessionRepository(Directory):
     async def update_agent(self, session_id: str, session_agent: SessionAgent) -> None:
         """Replace an agent but for `created_at`; SessionException if there is none."""
         ids = _agent(session_id, session_agent.agent_id)
-        document = of_agent(ids, session_agent)
+        document = agent_document(ids, session_agent)
         session_agent.created_at = await self._replace(self._store.agents, ids, document)
 
     async def list_agents(self, session_id: str) -> list[Document]:
         """Return the documents of a session's agents, graphs and swarms."""
-        ids = {"session_id": checked("session", session_id)}
+        ids = {"session_id": validated_id("session", session_id)}
         found = await self._store.do(ids, self._store.agents.find(ids, _NO_ID).to_list)
         for one in found:
             if one["kind"] == "agent":
@@ -233,7 +235,7 @@ class AsyncMongoDBSessionRepository(Directory):
         """
         ids = message_ids(session_id, agent_id, session_message.message_id)
         lease = await self._lease_of(session_id, agent_id)
-        document = {"_id": ids, **of_message(ids, session_message)}
+        document = {"_id": ids, **message_document(ids, session_message)}
         if lease is not None:
             document["expires_at"] = lease.expires_at
         try:
@@ -259,7 +261,7 @@ class AsyncMongoDBSessionRepository(Directory):
     ) -> None:
         """Replace a message but for `created_at`; SessionException if there is none."""
         ids = message_ids(session_id, agent_id, session_message.message_id)
-        document = of_message(ids, session_message)
+        document = message_document(ids, session_message)
         session_message.created_at = await self._replace(self._store.messages, ids, document)
 
     async def list_messages(
@@ -347,9 +349,9 @@ class AsyncMongoDBSessionRepository(Directory):
     async def _replace(self, collection: Any, ids: Document, document: Document) -> str:
         """Replace all but `created_at`, which is returned."""
         method = collection.find_one_and_update
-        before = await self._store.do(ids, method, ids, replacing(document), {"created_at": True})
+        before = await self._store.do(ids, method, ids, replacement(document), {"created_at": True})
         if before is None:
-            raise SessionException(f"{name_of(ids)} does not exist")
+            raise SessionException(f"{describe(ids)} does not exist")
         return str(before.get("created_at", ""))
 
     async def _delete(self, ids: Document) -> bool:
@@ -378,7 +380,7 @@ class AsyncMongoDBSessionRepository(Directory):
         if (session_id, agent_id) not in self._known:
             found = await self._store.do(ids, self._store.agents.find_one, ids, _LEASE)
             if found is None:
-                raise SessionException(f"{name_of(ids)} is missing")
+                raise SessionException(f"{describe(ids)} is missing")
             self._remember(session_id, agent_id, Lease.in_document(found))
         session = {"session_id": session_id}
         lease, asked = self._known.get((session_id, agent_id), (None, time.monotonic()))

@@ -18,8 +18,8 @@ from strands.types.exceptions import SessionException
 from pool_telemetry import telemetry
 from pool_telemetry.events import tracing
 from pool_telemetry.sessions.client_choice import AnyClient
-from pool_telemetry.sessions.dispatch import Way
-from pool_telemetry.sessions.documents import SessionConflictError, name_of
+from pool_telemetry.sessions.dispatch import CallMethod
+from pool_telemetry.sessions.documents import SessionConflictError, describe
 from pool_telemetry.state.agents import AgentCounts
 
 _TOO_LARGE: Final = (10334, 17419, 17420)  # the server's codes for what an update would exceed
@@ -42,7 +42,9 @@ indexing = threading.Lock()
 class Store:
     """The collections of one database."""
 
-    def __init__(self, client: AnyClient, database_name: str, prefix: str, way: Way) -> None:
+    def __init__(
+        self, client: AnyClient, database_name: str, prefix: str, call: CallMethod
+    ) -> None:
         database: Any = client.get_database(database_name)
         if not database.write_concern.acknowledged:  # a conflict has to be heard of
             database = database.with_options(write_concern=WriteConcern(1))
@@ -50,7 +52,7 @@ class Store:
         self.agents = database[f"{prefix}agents"]
         self.messages = database[f"{prefix}messages"]
         self._client = client
-        self.way = way
+        self.call = call
         self.counts = found.agents if (found := telemetry.of(client)) else AgentCounts()
 
     @property
@@ -65,7 +67,7 @@ class Store:
         every = (self.sessions, self.agents, self.messages)
         for collection, indexes in zip(every, _INDEXES, strict=True):
             models = [_index(keys, options) for keys, options in (*indexes, _EXPIRY)]
-            await self.way(collection.create_indexes, models)
+            await self.call(collection.create_indexes, models)
         _indexed.setdefault(self._client, set()).add(self.messages.full_name)
 
     async def do(
@@ -73,13 +75,13 @@ class Store:
     ) -> Any:
         """Call a method of PyMongo's; `ids` are of what it is about, for spans and errors."""
         named = {_ATTRIBUTES[key]: ids[key] for key in _ATTRIBUTES if key in ids}
-        token = tracing.about.set({**(tracing.about.get() or {}), **named})
+        token = tracing.span_attributes.set({**(tracing.span_attributes.get() or {}), **named})
         self.counts.add(operations=1)
         try:
             with self._explained(ids):
-                return await self.way(method, *args, **kwargs)
+                return await self.call(method, *args, **kwargs)
         finally:
-            tracing.about.reset(token)
+            tracing.span_attributes.reset(token)
 
     @contextmanager
     def _explained(self, ids: Mapping[str, Any]) -> Iterator[None]:
@@ -87,23 +89,23 @@ class Store:
         try:
             yield
         except DuplicateKeyError as error:
-            raise SessionConflictError(f"{name_of(ids)} exists: somebody else wrote it") from error
+            raise SessionConflictError(f"{describe(ids)} exists: somebody else wrote it") from error
         except DocumentTooLarge as error:
-            raise SessionException(f"{name_of(ids)} is larger than MongoDB's 16 MB") from error
+            raise SessionException(f"{describe(ids)} is larger than MongoDB's 16 MB") from error
         except OperationFailure as error:
             # The server's words may have values.
             if error.code in _TOO_LARGE:
-                raise SessionException(f"{name_of(ids)} is larger than MongoDB's 16 MB") from None
+                raise SessionException(f"{describe(ids)} is larger than MongoDB's 16 MB") from None
             if isinstance(error, WriteError):
                 reason = _REFUSED.get(error.code or 0, "the server refused it")
-                words = f"{name_of(ids)}: {reason} (code {error.code})"
+                words = f"{describe(ids)}: {reason} (code {error.code})"
                 raise SessionException(words) from None
             raise
         except (BSONError, OverflowError, ValueError, RecursionError) as error:
             # Their words have the whole document.
             kind = type(error).__name__
             raise SessionException(
-                f"{name_of(ids)} has a value that BSON has not ({kind})"
+                f"{describe(ids)} has a value that BSON has not ({kind})"
             ) from None
 
 

@@ -2,7 +2,7 @@
 
 Sessions are read and written by coroutines. Over an AsyncMongoClient they await; over a MongoClient
 each call runs in a thread; or at once, when a coroutine that never waits is all that is needed to
-write synchronous code (`finish`).
+write synchronous code (`run_now`).
 """
 
 import asyncio
@@ -14,26 +14,26 @@ from pymongo import AsyncMongoClient
 T = TypeVar("T")
 
 
-Way = Callable[..., Coroutine[Any, Any, Any]]
+CallMethod = Callable[..., Coroutine[Any, Any, Any]]
 """How a method of PyMongo's is called: with the method and its arguments."""
 
 
-async def at_once(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+async def call_now(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a method of the synchronous API here and now."""
     return method(*args, **kwargs)
 
 
-async def awaiting(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+async def call_async(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Await a method of the asynchronous API."""
     return await method(*args, **kwargs)
 
 
-def way_for(client: object) -> Way:
+def call_method_for(client: object) -> CallMethod:
     """Return how to call this client's methods without blocking the event loop."""
-    return awaiting if isinstance(client, AsyncMongoClient) else asyncio.to_thread
+    return call_async if isinstance(client, AsyncMongoClient) else asyncio.to_thread
 
 
-def finish(coroutine: Coroutine[Any, Any, T]) -> T:
+def run_now(coroutine: Coroutine[Any, Any, T]) -> T:
     """Return the result of a coroutine that makes its calls at once."""
     try:
         coroutine.send(None)

@@ -111,7 +111,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat()
 
 
-def checked(kind: str, value: object) -> str:
+def validated_id(kind: str, value: object) -> str:
     """Return an id of a session or an agent, or the name of an application or user.
 
     Raises:
@@ -133,7 +133,7 @@ def checked(kind: str, value: object) -> str:
     raise InvalidIdError(f"{kind if kind in ('application', 'user') else f'{kind}_id'} {reason}")
 
 
-def readable(session: Document) -> Document:
+def check_schema(session: Document) -> Document:
     """Return a session's document; SessionException if a newer library wrote it."""
     if not {"session_id", "created_at", "updated_at"} <= session.keys():
         raise SessionException(
@@ -149,7 +149,10 @@ def readable(session: Document) -> Document:
 
 def agent_ids(session_id: str, agent_id: str) -> Document:
     """Return what an agent's messages have in common."""
-    return {"session_id": checked("session", session_id), "agent_id": checked("agent", agent_id)}
+    return {
+        "session_id": validated_id("session", session_id),
+        "agent_id": validated_id("agent", agent_id),
+    }
 
 
 def message_ids(session_id: str, agent_id: str, message_id: int) -> Document:
@@ -160,7 +163,7 @@ def message_ids(session_id: str, agent_id: str, message_id: int) -> Document:
     return {**agent_ids(session_id, agent_id), "message_id": message_id}
 
 
-def name_of(ids: Mapping[str, Any]) -> str:
+def describe(ids: Mapping[str, Any]) -> str:
     """Return a session, agent or message in words."""
     shown = {
         "message": ids.get("message_id"),
@@ -170,17 +173,17 @@ def name_of(ids: Mapping[str, Any]) -> str:
     return " of ".join(f"{key} {value!r}" for key, value in shown.items() if value is not None)
 
 
-def of_agent(ids: Mapping[str, Any], agent: SessionAgent) -> Document:
+def agent_document(ids: Mapping[str, Any], agent: SessionAgent) -> Document:
     """Return an agent's document."""
     return {**ids, "schema": SCHEMA, **agent.to_dict()}
 
 
-def of_message(ids: Mapping[str, Any], message: SessionMessage) -> Document:
+def message_document(ids: Mapping[str, Any], message: SessionMessage) -> Document:
     """Return a message's document."""
     return {**ids, "schema": SCHEMA, **message.to_dict()}
 
 
-def replacing(document: Mapping[str, Any]) -> list[Document]:
+def replacement(document: Mapping[str, Any]) -> list[Document]:
     """Return the update that sets all but `created_at`.
 
     A pipeline's literals, for a tool's input may have keys like `$ref` and `a.b`.

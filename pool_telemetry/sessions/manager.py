@@ -100,11 +100,13 @@ class _Manager(RepositorySessionManager):
     def _about(self, agent: Any) -> Iterator[None]:
         """Name the agent on the spans of what is done for it."""
         name = getattr(agent, "name", None)
-        token = tracing.about.set({"gen_ai.agent.name": name} if isinstance(name, str) else None)
+        token = tracing.span_attributes.set(
+            {"gen_ai.agent.name": name} if isinstance(name, str) else None
+        )
         try:
             yield
         finally:
-            tracing.about.reset(token)
+            tracing.span_attributes.reset(token)
 
 
 class MongoDBSessionManager(_Manager):

@@ -15,7 +15,7 @@ from strands.session.session_repository import SessionRepository
 from strands.types.session import Session, SessionAgent, SessionMessage
 
 from pool_telemetry.sessions.async_repository import AsyncMongoDBSessionRepository
-from pool_telemetry.sessions.dispatch import finish
+from pool_telemetry.sessions.dispatch import run_now
 from pool_telemetry.sessions.documents import Document, SessionConflictError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class _Agent:
 
     def __init__(self) -> None:
         self.pending: dict[Key, _Write] = {}
-        self.outrun = False  # somebody else continued its conversation
+        self.superseded = False  # somebody else continued its conversation
         self.stored: Document = {}  # its state, as it was written last
         self.quiet = False  # it is not written, for it is what was just read
         self.flushing = asyncio.Lock()
@@ -104,7 +104,7 @@ class OpenedSession(SessionRepository):
                     await write.do()
             except SessionConflictError:
                 if key[0] == "message":
-                    agent.outrun = True
+                    agent.superseded = True
                     pending.clear()
                     raise
                 del pending[key]
@@ -129,7 +129,7 @@ class OpenedSession(SessionRepository):
         waits = key[0] == "state" and agent.is_behind
         agent.pending[key] = _Write(do)
         if not waits:
-            finish(self.flush(agent_id))
+            run_now(self.flush(agent_id))
 
     # Sessions
 
@@ -150,7 +150,7 @@ class OpenedSession(SessionRepository):
 
     def read_agent(self, session_id: str, agent_id: str, **kwargs: Any) -> SessionAgent | None:
         """See SessionRepository."""
-        return finish(self._repository.read_agent(session_id, agent_id))
+        return run_now(self._repository.read_agent(session_id, agent_id))
 
     def update_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
         """See SessionRepository."""
@@ -175,7 +175,7 @@ class OpenedSession(SessionRepository):
         self, session_id: str, multi_agent_id: str, **kwargs: Any
     ) -> Document | None:
         """See SessionRepository."""
-        return finish(self._repository.read_multi_agent(session_id, multi_agent_id))
+        return run_now(self._repository.read_multi_agent(session_id, multi_agent_id))
 
     def update_multi_agent(
         self, session_id: str, multi_agent: "MultiAgentBase", **kwargs: Any
@@ -190,7 +190,7 @@ class OpenedSession(SessionRepository):
         self, session_id: str, agent_id: str, session_message: SessionMessage, **kwargs: Any
     ) -> None:
         """See SessionRepository."""
-        if self.agents[agent_id].outrun:
+        if self.agents[agent_id].superseded:
             raise SessionConflictError(
                 f"agent {agent_id!r} of session {session_id!r} was continued by somebody else: "
                 "open the session again"
@@ -202,7 +202,7 @@ class OpenedSession(SessionRepository):
         self, session_id: str, agent_id: str, message_id: int, **kwargs: Any
     ) -> SessionMessage | None:
         """See SessionRepository."""
-        return finish(self._repository.read_message(session_id, agent_id, message_id))
+        return run_now(self._repository.read_message(session_id, agent_id, message_id))
 
     def update_message(
         self, session_id: str, agent_id: str, session_message: SessionMessage, **kwargs: Any
@@ -220,7 +220,7 @@ class OpenedSession(SessionRepository):
         **kwargs: Any,
     ) -> list[SessionMessage]:
         """Return them all, or as many as are to be restored."""
-        return finish(self.restored(session_id, agent_id, offset))
+        return run_now(self.restored(session_id, agent_id, offset))
 
     async def restored(self, session_id: str, agent_id: str, removed: int) -> list[SessionMessage]:
         """Return an agent's messages but the first ones, or the last `restore_last` of them.

@@ -14,13 +14,13 @@ from pool_telemetry.sessions.documents import (
     SessionInfo,
     SessionUsage,
     agent_ids,
-    checked,
+    check_schema,
+    describe,
     message_ids,
     metadata_fields,
-    name_of,
     now,
     of_metadata,
-    readable,
+    validated_id,
 )
 
 _MAX_LISTED: Final = 1_000
@@ -43,10 +43,10 @@ class Directory:
 
     async def get_metadata(self, session_id: str) -> Document:
         """Return a session's metadata; SessionException if there is no session."""
-        ids = {"session_id": checked("session", session_id)}
+        ids = {"session_id": validated_id("session", session_id)}
         found = await self._session(session_id)
         if found is None:
-            raise SessionException(f"{name_of(ids)} does not exist")
+            raise SessionException(f"{describe(ids)} does not exist")
         metadata: Document = decode_bytes_values(found.get("metadata", {}))
         return metadata
 
@@ -77,7 +77,7 @@ class Directory:
         update = {"$push": {"feedback": {"$each": [said]}}}
         done = await self._store.do(ids, self._store.messages.update_one, ids, update)
         if not done.matched_count:
-            raise SessionException(f"{name_of(ids)} does not exist")
+            raise SessionException(f"{describe(ids)} does not exist")
 
     async def latest_message(self, session_id: str, agent_id: str | None = None) -> tuple[str, int]:
         """Return the agent and the id of a session's latest message, or of one of its agents.
@@ -85,13 +85,13 @@ class Directory:
         Raises:
             SessionException: There is none.
         """
-        ids = {"session_id": checked("session", session_id)}
+        ids = {"session_id": validated_id("session", session_id)}
         if agent_id is not None:
             ids = agent_ids(session_id, agent_id)
         order = [("created_at", DESCENDING), ("message_id", DESCENDING)]
         found = await self._store.do(ids, self._store.messages.find_one, ids, sort=order)
         if found is None:
-            raise SessionException(f"{name_of(ids)} has no messages")
+            raise SessionException(f"{describe(ids)} has no messages")
         return found["agent_id"], found["message_id"]
 
     async def list_feedback(self, session_id: str, agent_id: str) -> list[Document]:
@@ -136,7 +136,7 @@ class Directory:
         if not isinstance(after, SessionInfo | None):
             raise TypeError(f"after is {type(after).__name__}: use the last one of the page before")
         which: Document = {
-            key: checked(key, value)
+            key: validated_id(key, value)
             for key, value in (("application", application), ("user", user))
             if value is not None
         }
@@ -162,29 +162,29 @@ class Directory:
 
     async def usage(self, session_id: str) -> SessionUsage:
         """Return what models reported for all messages of a session, summed by the server."""
-        ids = {"session_id": checked("session", session_id)}
+        ids = {"session_id": validated_id("session", session_id)}
         sums = {key: {"$sum": f"$message.metadata.{path}"} for key, path in _USAGE.items()}
         group = {"_id": None, "messages": {"$sum": 1}, **sums}
         pipeline = [{"$match": ids}, {"$group": group}]
         cursor = await self._store.do(ids, self._store.messages.aggregate, pipeline)
-        found = await self._store.way(cursor.to_list)
+        found = await self._store.call(cursor.to_list)
         total = found[0] if found else {}
         return SessionUsage(**{key: int(total.get(key, 0)) for key in ("messages", *_USAGE)})
 
     async def _session(self, session_id: str) -> Document | None:
-        ids = {"session_id": checked("session", session_id)}
+        ids = {"session_id": validated_id("session", session_id)}
         method = self._store.sessions.find_one
         found: Document | None = await self._store.do(ids, method, {"_id": session_id})
-        return found and readable(found)
+        return found and check_schema(found)
 
     async def _set_metadata(self, session_id: str, update: Document) -> None:
-        ids = {"session_id": checked("session", session_id)}
+        ids = {"session_id": validated_id("session", session_id)}
         update = {key: fields for key, fields in update.items() if fields}
         update["$set"] = {**update.get("$set", {}), "updated_at": now()}
         method = self._store.sessions.update_one
         done = await self._store.do(ids, method, {"_id": session_id}, update)
         if not done.matched_count:
-            raise SessionException(f"{name_of(ids)} does not exist")
+            raise SessionException(f"{describe(ids)} does not exist")
 
 
 def _utc(name: str, time: datetime | None) -> str | None:

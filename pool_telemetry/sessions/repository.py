@@ -11,7 +11,7 @@ from strands.types.session import Session, SessionAgent, SessionMessage
 from pool_telemetry.sessions.async_repository import AsyncMongoDBSessionRepository
 from pool_telemetry.sessions.client_choice import check_client
 from pool_telemetry.sessions.collections import indexing
-from pool_telemetry.sessions.dispatch import at_once, finish
+from pool_telemetry.sessions.dispatch import call_now, run_now
 from pool_telemetry.sessions.documents import PREFIX, Document, SessionInfo, SessionUsage
 
 if TYPE_CHECKING:
@@ -40,10 +40,10 @@ class MongoDBSessionRepository(SessionRepository):
     ) -> None:
         check_client(client, MongoClient)
         self.asynchronous = AsyncMongoDBSessionRepository(
-            client, database_name, prefix=prefix, _way=at_once
+            client, database_name, prefix=prefix, _call_method=call_now
         )
         with indexing:
-            finish(self.asynchronous._prepare())
+            run_now(self.asynchronous._prepare())
 
     # Sessions
 
@@ -57,7 +57,7 @@ class MongoDBSessionRepository(SessionRepository):
         ttl: timedelta | None = None,
     ) -> tuple[Session, bool]:
         """Return a session, and whether it is new: one command, two to create it."""
-        return finish(
+        return run_now(
             self.asynchronous.open_session(
                 session_id, application=application, user=user, metadata=metadata, ttl=ttl
             )
@@ -65,33 +65,33 @@ class MongoDBSessionRepository(SessionRepository):
 
     def create_session(self, session: Session, **kwargs: Any) -> Session:
         """Create a session; SessionException if it exists."""
-        return finish(self.asynchronous.create_session(session))
+        return run_now(self.asynchronous.create_session(session))
 
     def read_session(self, session_id: str, **kwargs: Any) -> Session | None:
         """Return a session, or None."""
-        return finish(self.asynchronous.read_session(session_id))
+        return run_now(self.asynchronous.read_session(session_id))
 
     def delete_session(self, session_id: str, **kwargs: Any) -> None:
         """Delete a session with all that belongs to it; SessionException if there is none."""
-        finish(self.asynchronous.delete_session(session_id))
+        run_now(self.asynchronous.delete_session(session_id))
 
     # Agents
 
     def create_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
         """Create an agent; SessionException if it exists, or its session does not."""
-        finish(self.asynchronous.create_agent(session_id, session_agent))
+        run_now(self.asynchronous.create_agent(session_id, session_agent))
 
     def read_agent(self, session_id: str, agent_id: str, **kwargs: Any) -> SessionAgent | None:
         """Return an agent, or None."""
-        return finish(self.asynchronous.read_agent(session_id, agent_id))
+        return run_now(self.asynchronous.read_agent(session_id, agent_id))
 
     def update_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
         """Replace an agent but for `created_at`; SessionException if there is none."""
-        finish(self.asynchronous.update_agent(session_id, session_agent))
+        run_now(self.asynchronous.update_agent(session_id, session_agent))
 
     def list_agents(self, session_id: str) -> list[Document]:
         """Return the documents of a session's agents, graphs and swarms."""
-        return finish(self.asynchronous.list_agents(session_id))
+        return run_now(self.asynchronous.list_agents(session_id))
 
     # Graphs and swarms
 
@@ -99,19 +99,19 @@ class MongoDBSessionRepository(SessionRepository):
         self, session_id: str, multi_agent: "MultiAgentBase", **kwargs: Any
     ) -> None:
         """Create the state of a graph or swarm; SessionException if it exists."""
-        finish(self.asynchronous.create_multi_agent(session_id, multi_agent))
+        run_now(self.asynchronous.create_multi_agent(session_id, multi_agent))
 
     def read_multi_agent(
         self, session_id: str, multi_agent_id: str, **kwargs: Any
     ) -> Document | None:
         """Return the state of a graph or swarm, or None."""
-        return finish(self.asynchronous.read_multi_agent(session_id, multi_agent_id))
+        return run_now(self.asynchronous.read_multi_agent(session_id, multi_agent_id))
 
     def update_multi_agent(
         self, session_id: str, multi_agent: "MultiAgentBase", **kwargs: Any
     ) -> None:
         """Replace the state of a graph or swarm; SessionException if there is none."""
-        finish(self.asynchronous.update_multi_agent(session_id, multi_agent))
+        run_now(self.asynchronous.update_multi_agent(session_id, multi_agent))
 
     # Messages
 
@@ -119,19 +119,19 @@ class MongoDBSessionRepository(SessionRepository):
         self, session_id: str, agent_id: str, session_message: SessionMessage, **kwargs: Any
     ) -> None:
         """Create a message; SessionException if that id is taken, or there is no such agent."""
-        finish(self.asynchronous.create_message(session_id, agent_id, session_message))
+        run_now(self.asynchronous.create_message(session_id, agent_id, session_message))
 
     def read_message(
         self, session_id: str, agent_id: str, message_id: int, **kwargs: Any
     ) -> SessionMessage | None:
         """Return a message, or None."""
-        return finish(self.asynchronous.read_message(session_id, agent_id, message_id))
+        return run_now(self.asynchronous.read_message(session_id, agent_id, message_id))
 
     def update_message(
         self, session_id: str, agent_id: str, session_message: SessionMessage, **kwargs: Any
     ) -> None:
         """Replace a message but for `created_at`; SessionException if there is none."""
-        finish(self.asynchronous.update_message(session_id, agent_id, session_message))
+        run_now(self.asynchronous.update_message(session_id, agent_id, session_message))
 
     def list_messages(
         self,
@@ -142,43 +142,43 @@ class MongoDBSessionRepository(SessionRepository):
         **kwargs: Any,
     ) -> list[SessionMessage]:
         """Return messages in the order of their ids, `limit` of them after the first `offset`."""
-        return finish(self.asynchronous.list_messages(session_id, agent_id, limit, offset))
+        return run_now(self.asynchronous.list_messages(session_id, agent_id, limit, offset))
 
     def last_messages(self, session_id: str, agent_id: str, limit: int) -> list[SessionMessage]:
         """Return the last messages, in the order of their ids, without reading the others."""
-        return finish(self.asynchronous.last_messages(session_id, agent_id, limit))
+        return run_now(self.asynchronous.last_messages(session_id, agent_id, limit))
 
     def count_messages(self, session_id: str, agent_id: str) -> int:
         """Return how many messages an agent has."""
-        return finish(self.asynchronous.count_messages(session_id, agent_id))
+        return run_now(self.asynchronous.count_messages(session_id, agent_id))
 
     # What Strands does not ask for
 
     def get_metadata(self, session_id: str) -> Document:
         """Return a session's metadata; SessionException if there is no session."""
-        return finish(self.asynchronous.get_metadata(session_id))
+        return run_now(self.asynchronous.get_metadata(session_id))
 
     def update_metadata(self, session_id: str, values: Mapping[str, Any]) -> None:
         """Set values by their paths, and keep the others: `{"customer.plan": "pro"}`."""
-        finish(self.asynchronous.update_metadata(session_id, values))
+        run_now(self.asynchronous.update_metadata(session_id, values))
 
     def delete_metadata(self, session_id: str, *paths: str) -> None:
         """Delete values by their paths. One that is not there is no error."""
-        finish(self.asynchronous.delete_metadata(session_id, *paths))
+        run_now(self.asynchronous.delete_metadata(session_id, *paths))
 
     def add_feedback(
         self, session_id: str, agent_id: str, message_id: int, feedback: Mapping[str, Any]
     ) -> None:
         """Add what somebody said of a message; SessionException if there is no such message."""
-        finish(self.asynchronous.add_feedback(session_id, agent_id, message_id, feedback))
+        run_now(self.asynchronous.add_feedback(session_id, agent_id, message_id, feedback))
 
     def latest_message(self, session_id: str, agent_id: str | None = None) -> tuple[str, int]:
         """Return the agent and the id of a session's latest message, or of one of its agents."""
-        return finish(self.asynchronous.latest_message(session_id, agent_id))
+        return run_now(self.asynchronous.latest_message(session_id, agent_id))
 
     def list_feedback(self, session_id: str, agent_id: str) -> list[Document]:
         """Return all feedback on an agent's messages, each with its `message_id`, in order."""
-        return finish(self.asynchronous.list_feedback(session_id, agent_id))
+        return run_now(self.asynchronous.list_feedback(session_id, agent_id))
 
     def list_sessions(
         self,
@@ -191,7 +191,7 @@ class MongoDBSessionRepository(SessionRepository):
         after: SessionInfo | None = None,
     ) -> list[SessionInfo]:
         """Return sessions, the one that was opened last first; `after` one, for the next page."""
-        return finish(
+        return run_now(
             self.asynchronous.list_sessions(
                 application=application,
                 user=user,
@@ -204,4 +204,4 @@ class MongoDBSessionRepository(SessionRepository):
 
     def usage(self, session_id: str) -> SessionUsage:
         """Return what models reported for all messages of a session, summed by the server."""
-        return finish(self.asynchronous.usage(session_id))
+        return run_now(self.asynchronous.usage(session_id))

@@ -24,7 +24,7 @@ from strands.storage import storage as strands_storage
 from strands.types.exceptions import StorageError
 
 from pool_telemetry.sessions.client_choice import AnyClient, check_client, shared_client
-from pool_telemetry.sessions.dispatch import way_for
+from pool_telemetry.sessions.dispatch import call_method_for
 from pool_telemetry.sessions.documents import PREFIX, SCHEMA, Document
 
 T = TypeVar("T")
@@ -75,7 +75,7 @@ class MongoDBStorage(Storage):
         name = f"{prefix}blobs"
         self._blobs = database[name]
         self._files: Any = (AsyncGridFSBucket if asynchronous else GridFSBucket)(database, name)
-        self._way = way_for(client)
+        self._call = call_method_for(client)
         self._inline_bytes = inline_bytes
         self._loop = _running_loop() if asynchronous else None  # which the client is used on
         self._prefix = ""
@@ -121,21 +121,21 @@ class MongoDBStorage(Storage):
             blob["data"] = Binary(data)
         else:
             blob["file"] = ObjectId()
-            await self._way(self._files.upload_from_stream_with_id, blob["file"], key, data)
+            await self._call(self._files.upload_from_stream_with_id, blob["file"], key, data)
         method = self._blobs.find_one_and_replace
-        before = await self._way(method, {"_id": key}, blob, {"file": True}, upsert=True)
+        before = await self._call(method, {"_id": key}, blob, {"file": True}, upsert=True)
         await self._drop_file(before)
 
     async def _read(self, key: str) -> bytes | None:
         for attempt in range(_READS):
-            found = await self._way(self._blobs.find_one, {"_id": key})
+            found = await self._call(self._blobs.find_one, {"_id": key})
             if found is None:
                 return None
             if "data" in found:
                 return bytes(found["data"])
             try:
-                stream = await self._way(self._files.open_download_stream, found["file"])
-                data: bytes = await self._way(stream.read)
+                stream = await self._call(self._files.open_download_stream, found["file"])
+                data: bytes = await self._call(stream.read)
             except (NoFile, CorruptGridFile):  # replaced while it was read
                 if attempt == _READS - 1:
                     raise
@@ -144,17 +144,17 @@ class MongoDBStorage(Storage):
         raise AssertionError
 
     async def _delete(self, key: str) -> None:
-        await self._drop_file(await self._way(self._blobs.find_one_and_delete, {"_id": key}))
+        await self._drop_file(await self._call(self._blobs.find_one_and_delete, {"_id": key}))
 
     async def _list(self, prefix: str) -> builtins.list[str]:
         which = {"_id": {"$regex": f"^{re.escape(prefix)}"}} if prefix else {}
         cursor = self._blobs.find(which, {"_id": True}).sort("_id")
-        return [one["_id"] for one in await self._way(cursor.to_list)]
+        return [one["_id"] for one in await self._call(cursor.to_list)]
 
     async def _drop_file(self, blob: Document | None) -> None:
         if blob is not None and "file" in blob:
             with contextlib.suppress(NoFile):  # another writer was first
-                await self._way(self._files.delete, blob["file"])
+                await self._call(self._files.delete, blob["file"])
 
     async def _run(self, key: str, work: Coroutine[Any, Any, T]) -> T:
         """Do it on the client's loop; what fails is a StorageError."""
