@@ -1,4 +1,4 @@
-"""The routes over HTTP, while all is well and while nothing is."""
+"""The routes over HTTP, with a healthy pool, an exhausted pool and a lost server."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ def an_app(**kwargs: Any) -> FastAPI:
     return app
 
 
-def test_without_a_pool_it_is_alive_and_not_ready() -> None:
+def test_a_process_without_a_pool_is_alive_and_not_ready() -> None:
     with serving(an_app()) as web:
         assert (web.get("/health/live").status, web.get("/health/live").json()) == (
             200,
@@ -42,7 +42,7 @@ def test_without_a_pool_it_is_alive_and_not_ready() -> None:
         assert web.get("/metrics").status == 200
 
 
-def test_all_is_well(server_uri: str) -> None:
+def test_a_healthy_pool_is_ready_and_reports_its_numbers(server_uri: str) -> None:
     MongoDBConnectionPool.initialize(server_uri, maxPoolSize=5)
     with serving(an_app()) as web:
         health = web.get("/health").json()
@@ -61,7 +61,9 @@ def test_all_is_well(server_uri: str) -> None:
         }
 
 
-def test_metrics_speak_what_the_scraper_asks_for_and_do_not_redirect(server_uri: str) -> None:
+def test_metrics_have_the_format_that_the_scraper_accepts_without_redirect(
+    server_uri: str,
+) -> None:
     MongoDBConnectionPool.initialize(server_uri)
     with serving(an_app()) as web:
         plain = web.get("/metrics")
@@ -74,8 +76,10 @@ def test_metrics_speak_what_the_scraper_asks_for_and_do_not_redirect(server_uri:
         assert "db_client_connection_wait_time_seconds" in names
 
 
-def test_it_answers_while_everything_is_taken(server_uri: str) -> None:
-    """All connections, all callers waiting, and more blocked requests than worker threads."""
+def test_the_endpoints_answer_while_all_connections_and_threads_are_in_use(
+    server_uri: str,
+) -> None:
+    """All connections are in use, callers wait, and more requests block than there are threads."""
     client = MongoDBConnectionPool.initialize(
         server_uri, maxPoolSize=2, appName="taken", waitQueueTimeoutMS=60_000
     )
@@ -95,7 +99,7 @@ def test_it_answers_while_everything_is_taken(server_uri: str) -> None:
         assert (busy.status, busy.json()["status"]) == (200, "degraded")
         assert "2 of 2 in use, 4 waiting" in busy.json()["reasons"][0]
         wait_for(lambda: web.get("/health/ready").status == 503, "a stalled pool to be unhealthy")
-        assert "none came back" in web.get("/health").json()["reasons"][0]
+        assert "no connection was returned" in web.get("/health").json()["reasons"][0]
         assert web.get("/health/live").status == 200
         advice = web.get("/metrics/mongodb").json()["recommendations"]
         assert advice["increase_pool"]
@@ -105,7 +109,7 @@ def test_it_answers_while_everything_is_taken(server_uri: str) -> None:
             thread.join()
 
 
-def test_it_tells_when_the_server_is_gone_without_telling_secrets(
+def test_a_lost_server_is_reported_without_secrets(
     own_server: EmbeddedServer,
 ) -> None:
     uri = own_server.uri.replace("://", f"://ann:{SECRET}@")
@@ -140,7 +144,7 @@ def test_lifespan_opens_and_closes_the_pool(server_uri: str) -> None:
     assert MongoDBConnectionPool.get_pool_stats()["status"] == "not_initialized"
 
 
-def test_the_asynchronous_pool_is_found_by_itself(server_uri: str) -> None:
+def test_the_asynchronous_pool_is_the_default_when_it_is_initialized(server_uri: str) -> None:
     app = FastAPI(lifespan=pool_lifespan(server_uri, pool=AsyncMongoDBConnectionPool))
     app.include_router(create_router(registry=CollectorRegistry()))
 
@@ -157,7 +161,7 @@ def test_the_asynchronous_pool_is_found_by_itself(server_uri: str) -> None:
     assert AsyncMongoDBConnectionPool.get_pool_stats()["status"] == "not_initialized"
 
 
-def test_a_wrong_address_stops_the_application_at_its_start() -> None:
+def test_an_unreachable_address_stops_the_application_at_its_start() -> None:
     lifespan = pool_lifespan("mongodb://127.0.0.1:1/", serverSelectionTimeoutMS=200)
 
     async def start() -> None:

@@ -1,4 +1,4 @@
-"""`configure_otlp()` in a program of its own, with the standard variables and all kinds of ends."""
+"""`configure_otlp()` in a separate program, with the standard variables and all kinds of ends."""
 
 import contextlib
 import json
@@ -48,7 +48,7 @@ print(json.dumps({{"made": made, "slowest": slowest}}))
 def run(
     uri: str, arguments: str = "", before: str = "", after: str = "", **environ: str
 ) -> tuple[dict[str, Any], str, float]:
-    """Return what the program printed, what it logged, and the seconds that it took."""
+    """Return the program's parsed output, its log, and its duration in seconds."""
     program = PROGRAM.format(arguments=arguments, before=before, after=after)
     began = time.monotonic()
     done = subprocess.run(
@@ -73,9 +73,9 @@ def test_the_standard_variables_are_honoured(server_uri: str, protocol: str) -> 
             OTEL_EXPORTER_OTLP_COMPRESSION="gzip",
             OTEL_SERVICE_NAME="shop",
             OTEL_RESOURCE_ATTRIBUTES="deployment.environment.name=test,service.instance.id=one",
-            after="from pool_telemetry import otel; otel.register()  # it is there already",
+            after="from pool_telemetry import otel; otel.register()  # a repeat changes nothing",
         )
-        # The client is closed before the last export, which still tells of it.
+        # The client is closed before the last export, which still has its metrics.
         counted = received.latest["mongodb.client.pool.checkouts"].sum.data_points
         assert max(point.as_int for point in counted) > 100
         operations = received.latest["db.client.operation.duration"].histogram.data_points
@@ -85,7 +85,7 @@ def test_the_standard_variables_are_honoured(server_uri: str, protocol: str) -> 
         assert received.resource["deployment.environment.name"] == "test"
         assert received.resource["service.instance.id"] == "one"
         (point,) = received.latest["theirs"].sum.data_points
-        assert point.as_int == 1  # the global provider was free, and is ours
+        assert point.as_int == 1  # the global provider was unset, so it is ours now
         names = [span.name for span in received.spans]
         assert names.count("find t") == 100
         (theirs,) = (span for span in received.spans if span.name == "theirs")
@@ -95,16 +95,17 @@ def test_the_standard_variables_are_honoured(server_uri: str, protocol: str) -> 
         assert "shop" in resource
 
 
-def test_what_is_given_goes_before_the_environment(server_uri: str) -> None:
+def test_arguments_override_the_environment(server_uri: str) -> None:
     with receiver("http/protobuf") as received:
         arguments = f"'cart', endpoint={received.endpoint!r}, protocol='http/protobuf'"
         run(server_uri, arguments, OTEL_SERVICE_NAME="shop", OTEL_EXPORTER_OTLP_PROTOCOL="grpc")
         assert received.resource["service.name"] == "cart"
-        assert received.resource["service.instance.id"]  # else two processes are one to Prometheus
+        # Without an instance id Prometheus would merge two processes' series.
+        assert received.resource["service.instance.id"]
 
 
 @pytest.mark.parametrize("off", ["OTEL_TRACES_EXPORTER", "traces=False", "OTEL_TRACES_SAMPLER"])
-def test_traces_can_be_left_out(server_uri: str, off: str) -> None:
+def test_traces_can_be_turned_off(server_uri: str, off: str) -> None:
     environ = {"OTEL_TRACES_EXPORTER": "none", "OTEL_TRACES_SAMPLER": "always_off"}
     with receiver("grpc") as received:
         run(
@@ -118,7 +119,7 @@ def test_traces_can_be_left_out(server_uri: str, off: str) -> None:
 
 
 @pytest.mark.parametrize("off", ["OTEL_METRICS_EXPORTER", "metrics=False"])
-def test_metrics_can_be_left_out(server_uri: str, off: str) -> None:
+def test_metrics_can_be_turned_off(server_uri: str, off: str) -> None:
     environ = {} if "=" in off else {off: "none"}
     with receiver("grpc") as received:
         run(
@@ -131,7 +132,7 @@ def test_metrics_can_be_left_out(server_uri: str, off: str) -> None:
         assert "find t" in [span.name for span in received.spans]
 
 
-def test_a_global_provider_that_somebody_set_stays(server_uri: str) -> None:
+def test_a_global_provider_of_the_application_stays(server_uri: str) -> None:
     before = """
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace import TracerProvider
@@ -141,7 +142,7 @@ trace.set_tracer_provider(TracerProvider())
 """
     after = "assert metrics.get_meter_provider() is theirs"
     with receiver("grpc") as received:
-        _, said, _ = run(
+        _, logged, _ = run(
             server_uri, before=before, after=after, OTEL_EXPORTER_OTLP_ENDPOINT=received.endpoint
         )
         assert "theirs" not in received.latest
@@ -149,13 +150,13 @@ trace.set_tracer_provider(TracerProvider())
         assert "theirs" not in names
         assert "find t" in names
         assert "db.client.connection.wait_time" in received.latest
-        assert "Overriding" not in said
+        assert "Overriding" not in logged
 
 
-def test_a_protocol_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_protocol_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     words = "use grpc or http/protobuf"
     with pytest.raises(PoolConfigurationError, match=f"protocol is 'json': {words}"):
-        configure_otlp(protocol="json")  # type: ignore[arg-type]  # that is the point
+        configure_otlp(protocol="json")  # type: ignore[arg-type]  # the test needs a wrong value
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "http/json")
     with pytest.raises(PoolConfigurationError, match=f"protocol is 'http/json': {words}"):
         configure_otlp()
@@ -165,7 +166,7 @@ FORK = """
 pid = os.fork()
 client["otlp"]["parent" if pid else "child"].find_one()
 if pid == 0:
-    sys.exit()  # and so through atexit
+    sys.exit()  # runs atexit
 _, status = os.waitpid(pid, 0)
 assert status == 0, status
 """
@@ -173,22 +174,22 @@ assert status == 0, status
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_a_forked_child_sends_its_own(server_uri: str, protocol: str) -> None:
+def test_a_forked_child_sends_only_its_own_spans(server_uri: str, protocol: str) -> None:
     with receiver(protocol) as received:
         run(
             server_uri,
             after=FORK,
-            PYTHONWARNINGS="ignore",  # PyMongo's, of forks
+            PYTHONWARNINGS="ignore",  # PyMongo warns of forks
             OTEL_EXPORTER_OTLP_ENDPOINT=received.endpoint,
             OTEL_EXPORTER_OTLP_PROTOCOL=protocol,
         )
         names = [span.name for span in received.spans]
-        assert names.count("find t") == 100  # and not once more by the child
+        assert names.count("find t") == 100  # the child does not send them again
         assert names.count("find parent") == names.count("find child") == 1
 
 
 @pytest.mark.parametrize("endpoint", ["127.0.0.1:4317", "http://ann:s3cr3t@127.0.0.1:4317"])
-def test_an_endpoint_that_is_no_url_or_has_credentials_is_refused(endpoint: str) -> None:
+def test_an_endpoint_without_a_scheme_or_with_credentials_is_an_error(endpoint: str) -> None:
     with pytest.raises(PoolConfigurationError, match="without credentials") as raised:
         configure_otlp(endpoint=endpoint)
     assert "s3cr3t" not in str(raised.value)
@@ -196,12 +197,12 @@ def test_an_endpoint_that_is_no_url_or_has_credentials_is_refused(endpoint: str)
 
 @contextlib.contextmanager
 def dead(how: str) -> Iterator[int]:
-    """Yield the port of a collector that refuses, hangs, or cuts each export off in the middle."""
+    """Yield the port of a collector that refuses connections, hangs, or cuts each export off."""
     listening = socket.create_server(("127.0.0.1", 0))
     port: int = listening.getsockname()[1]
 
     def cut() -> None:
-        with contextlib.suppress(OSError):  # the end
+        with contextlib.suppress(OSError):  # the socket is closed at the end
             while True:
                 taken, _ = listening.accept()
                 with taken:
@@ -234,8 +235,8 @@ assert took(otlp.close) < 4.0
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_flush_and_close_keep_to_their_time(server_uri: str, protocol: str) -> None:
-    """An exporter's own patience is 10 s."""
+def test_flush_and_close_return_within_their_time_limit(server_uri: str, protocol: str) -> None:
+    """An exporter's own timeout is 10 s."""
     with dead("hangs") as port:
         run(
             server_uri,
@@ -266,12 +267,10 @@ assert grown < 20.0, grown
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("how", ["refuses", "hangs", "cuts"])
-def test_a_dead_collector_costs_the_application_log_lines_alone(
-    server_uri: str, protocol: str, how: str
-) -> None:
-    """Generous ceilings: a find_one takes 1 ms, and 5 s are allowed for the last export."""
+def test_a_dead_collector_causes_only_log_lines(server_uri: str, protocol: str, how: str) -> None:
+    """The limits are generous: a find_one takes 1 ms, and the last export may take 5 s."""
     with dead(how) as port:
-        said, logged, took = run(
+        printed, logged, took = run(
             server_uri,
             OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{port}",
             OTEL_EXPORTER_OTLP_PROTOCOL=protocol,
@@ -283,7 +282,7 @@ def test_a_dead_collector_costs_the_application_log_lines_alone(
             OTEL_EXPORTER_OTLP_TIMEOUT="1",
             after=MEASURE if Path("/proc/self/statm").exists() else "",
         )
-    assert said["made"] < 5.0
-    assert said["slowest"] < 1.0
+    assert printed["made"] < 5.0
+    assert printed["slowest"] < 1.0
     assert took < 30.0
     assert "s3cr3t" not in logged
