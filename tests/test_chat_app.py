@@ -88,7 +88,7 @@ def test_each_error_has_its_http_status(
         uri = f"{proxy.uri}&serverSelectionTimeoutMS=200"
         monkeypatch.setenv("MONGODB_URI", uri)
         with serving(chat_app.app) as web:
-            assert say(web, "a/b", "hello") == (422, {"error": "session_id 'a/b' has '/'"})
+            assert say(web, "a/b", "hello") == (422, {"error": "session_id 'a/b' contains '/'"})
             with ThreadPoolExecutor(20) as threads:
                 found = list(threads.map(lambda n: say(web, "ann", f"hello {n}")[0], range(20)))
             assert 200 in found
