@@ -45,7 +45,7 @@ def test_a_port_in_use_is_an_error_that_leaves_no_files(folder: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         server = EmbeddedServer(taken.getsockname()[1])
-        with pytest.raises(EmbeddedServerError, match=r"did not start; it said: .*in use"):
+        with pytest.raises(EmbeddedServerError, match=r"did not start; its output: .*in use"):
             server.start()
     assert server.pid is None
     assert list(folder.iterdir()) == []

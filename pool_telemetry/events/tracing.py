@@ -84,5 +84,5 @@ def other_instrumentor() -> Instrumentor | None:
     module = sys.modules.get("opentelemetry.instrumentation.pymongo")
     if module is None:
         return None
-    instrumentor: Instrumentor = module.PymongoInstrumentor()  # there is one in a process
+    instrumentor: Instrumentor = module.PymongoInstrumentor()  # a singleton
     return instrumentor if instrumentor.is_instrumented_by_opentelemetry else None
