@@ -78,10 +78,10 @@ def test_every_row_of_the_catalog_is_a_family(exposition: Any) -> None:
 
 def test_promtool_objects_only_to_a_name_of_the_conventions(exposition: Any) -> None:
     needs("promtool", package="prometheus")
-    said = subprocess.run(
+    done = subprocess.run(
         ["promtool", "check", "metrics"], input=exposition()[0], capture_output=True, text=True
     )
-    lines = [line for line in (said.stdout + said.stderr).splitlines() if line]
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if line]
     # The conventions' name for this gauge ends in a suffix that Prometheus reserves for histograms.
     assert lines == [
         "db_client_connection_count non-histogram and non-summary metrics "
