@@ -1,4 +1,4 @@
-"""Telemetry for a client that somebody else makes, scraped without a web framework.
+"""Telemetry for a client that another library makes, scraped without a web framework.
 
 Run it:  python examples/any_client.py mongodb://localhost:27017/
 Look at: http://127.0.0.1:9464/metrics
@@ -15,7 +15,7 @@ from pool_telemetry import PoolTelemetry, prometheus
 
 
 def main(uri: str, port: int = 9464) -> None:
-    """Ping the server once a second, and serve the metrics."""
+    """Ping the server once a second and serve the metrics."""
     telemetry = PoolTelemetry("any")
     prometheus.register()
     start_http_server(port, addr="127.0.0.1")

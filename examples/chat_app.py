@@ -1,11 +1,11 @@
-"""A chat service: Strands agents whose sessions are in MongoDB, on one shared pool.
+"""A chat service: Strands agents with sessions in MongoDB, on one shared pool.
 
 Run it:  MONGODB_URI=mongodb://localhost:27017/ uvicorn examples.chat_app:app
 Talk:    curl -X POST 'localhost:8000/chat?session_id=ann&message=what+is+2+%2B+3'
 Look at: /chat/ann, /health, /metrics, /metrics/mongodb
 
-The model is a script that can add and needs no network. With CHAT_MODEL, the id of a model on
-Amazon Bedrock (and AWS credentials), it is a real one.
+The model is a script that can add two numbers and needs no network. With CHAT_MODEL, the id of a
+model on Amazon Bedrock, and AWS credentials the service uses that model.
 """
 
 import json
@@ -44,34 +44,34 @@ def add(a: int, b: int) -> int:
 
 
 class ScriptedModel(Model):
-    """Asks the tool where it is asked for a sum, and repeats everything else."""
+    """Calls the tool if the prompt has a sum, and otherwise repeats the prompt."""
 
     def update_config(self, **model_config: Any) -> None:
-        """Do nothing: there is nothing to configure."""
+        """Do nothing, because this model has no settings."""
 
     def get_config(self) -> dict[str, Any]:
-        """Return its name."""
+        """Return the model's name."""
         return {"model_id": "scripted"}
 
     def structured_output(self, *args: Any, **kwargs: Any) -> Any:
-        """Refuse: a script has no types."""
+        """Raise an error, because this model has no structured output."""
         raise NotImplementedError
 
     async def stream(
         self, messages: Messages, *args: Any, **kwargs: Any
     ) -> AsyncGenerator[Any, None]:
-        """Yield what a provider streams."""
-        asked = messages[-1]["content"][0]
+        """Yield the chunks that a provider streams."""
+        prompt = messages[-1]["content"][0]
         yield {"messageStart": {"role": "assistant"}}
-        if found := re.search(r"(\d+) \+ (\d+)", asked.get("text", "")):
+        if found := re.search(r"(\d+) \+ (\d+)", prompt.get("text", "")):
             use = {"toolUseId": f"add-{len(messages)}", "name": "add"}
             numbers = json.dumps({"a": int(found[1]), "b": int(found[2])})
             yield {"contentBlockStart": {"start": {"toolUse": use}}}
             yield {"contentBlockDelta": {"delta": {"toolUse": {"input": numbers}}}}
         else:
-            text = f"You said: {asked.get('text')}"
-            if "toolResult" in asked:
-                text = f"That is {asked['toolResult']['content'][0]['text']}."
+            text = f"You said: {prompt.get('text')}"
+            if "toolResult" in prompt:
+                text = f"That is {prompt['toolResult']['content'][0]['text']}."
             yield {"contentBlockDelta": {"delta": {"text": text}}}
         yield {"contentBlockStop": {}}
         yield {"messageStop": {"stopReason": "tool_use" if found else "end_turn"}}
@@ -81,7 +81,7 @@ class ScriptedModel(Model):
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """One pool, and one factory over it, for the life of the service."""
+    """Open one pool, and one factory over it, for the life of the service."""
     pool = pool_lifespan(
         pool=AsyncMongoDBConnectionPool, telemetry=TelemetryOptions(name="chat"), maxPoolSize=20
     )
@@ -97,7 +97,7 @@ app.include_router(create_router())
 
 @app.post("/chat")
 async def chat(session_id: str, message: str) -> dict[str, Any]:
-    """Say something, and get the answer."""
+    """Send a message to the agent, and return its answer."""
     manager = await get_global_factory().open_session_manager(session_id)
     model = os.environ.get("CHAT_MODEL") or ScriptedModel()
     agent = Agent(model=model, tools=[add], session_manager=manager, callback_handler=None)
@@ -107,7 +107,7 @@ async def chat(session_id: str, message: str) -> dict[str, Any]:
 
 @app.get("/chat/{session_id}")
 async def conversation(session_id: str) -> dict[str, Any]:
-    """Return what was said, and what the model used for it."""
+    """Return a session's messages, and the tokens that the model used."""
     sessions = AsyncMongoDBSessionRepository(AsyncMongoDBConnectionPool.get_client(), DATABASE)
     messages = await sessions.list_messages(session_id, "default")
     usage = await sessions.usage(session_id)
@@ -127,12 +127,12 @@ async def conversation(session_id: str) -> dict[str, Any]:
 @app.exception_handler(PyMongoError)
 @app.exception_handler(EventLoopException)
 async def refused(request: Request, error: Exception) -> JSONResponse:
-    """Say why, in a word; what fails within a turn may be inside Strands' own exception."""
+    """Return the HTTP status of an error; Strands may wrap an error within a turn."""
     cause = error.__cause__ if isinstance(error, EventLoopException) else error
     if isinstance(cause, InvalidIdError):
         return JSONResponse({"error": str(cause)}, status_code=422)
     if isinstance(cause, SessionConflictError):
         return JSONResponse({"error": "another request was first: try again"}, status_code=409)
     if isinstance(cause, PyMongoError):
-        return JSONResponse({"error": "the database is busy or gone"}, status_code=503)
+        return JSONResponse({"error": "the database is busy or down"}, status_code=503)
     return JSONResponse({"error": "the turn failed"}, status_code=502)

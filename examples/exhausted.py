@@ -1,6 +1,6 @@
-"""My pool is exhausted: what now? The five steps of the README, played on a server of yours.
+"""My pool is exhausted: what now? The README's five steps, played on your own server.
 
-python examples/exhausted.py mongodb://localhost:27017/
+Run it:  python examples/exhausted.py mongodb://localhost:27017/
 """
 
 import contextlib
@@ -19,7 +19,7 @@ CALLERS = 12
 
 
 def diagnosis() -> Diagnosis:
-    """Return it, and show it as `pool-telemetry doctor` does."""
+    """Return the diagnosis, and print it like `pool-telemetry doctor`."""
     telemetry = MongoDBConnectionPool.get_telemetry()
     assert telemetry is not None
     stats = telemetry.stats()
@@ -29,7 +29,7 @@ def diagnosis() -> Diagnosis:
 
 
 def work(over: threading.Event) -> None:
-    """Find again and again."""
+    """Send finds until the end of the example."""
     with owner("checkout-flow"):
         while not over.is_set():
             with contextlib.suppress(WaitQueueTimeoutError):
@@ -37,7 +37,7 @@ def work(over: threading.Event) -> None:
 
 
 def main(uri: str) -> None:
-    """Let a pool run dry, and mend it."""
+    """Exhaust a pool, diagnose it, and enlarge it."""
     logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
     logging.getLogger("pool_telemetry").setLevel(logging.INFO)
     options = TelemetryOptions(name="shop", drain_seconds=3.0)
@@ -50,7 +50,7 @@ def main(uri: str) -> None:
         threading.Thread(target=work, args=(over,), name=f"worker-{number}")
         for number in range(CALLERS)
     ]
-    print("1. The log says it\n")
+    print("1. The log reports it\n")
     for thread in threads:
         thread.start()
     time.sleep(4.0)
@@ -62,9 +62,9 @@ def main(uri: str) -> None:
     stats = MongoDBConnectionPool.get_pool_stats(detail=True)
     for one in stats["holders"]:
         print(f"  {one['actor']} ({one['owner']}): {one['operation']} {one['collection']}")
-    print(f"  {len(stats['waiters'])} wait")
+    print(f"  {len(stats['waiters'])} callers wait")
 
-    print("\n4. What it asks for is given to it\n")
+    print("\n4. The pool gets the recommended size\n")
     size = found.findings[0].change["maxPoolSize"]
     print(f"  maxPoolSize={size}")
     MongoDBConnectionPool.initialize(uri, maxPoolSize=size, telemetry=options)

@@ -1,4 +1,4 @@
-"""A FastAPI service on the shared pool, with its health and metrics.
+"""A FastAPI service on the shared pool, with health and metrics.
 
 Run it:  MONGODB_URI=mongodb://localhost:27017/ uvicorn examples.fastapi_app:app
 Look at: /health, /health/ready, /metrics, /metrics/mongodb
@@ -19,7 +19,7 @@ app.include_router(create_router())
 
 @app.post("/chat/{session_id}")
 def chat(session_id: str, message: str) -> dict[str, Any]:
-    """Keep a message, and tell how many the session has."""
+    """Store a message, and return the session's number of messages."""
     messages = MongoDBConnectionPool.get_client()["chat"]["messages"]
     messages.insert_one({"session": session_id, "text": message})
     return {"session": session_id, "messages": messages.count_documents({"session": session_id})}

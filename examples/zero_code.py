@@ -1,4 +1,4 @@
-r"""A program that knows nothing of telemetry. Three threads share two connections, so one waits.
+r"""A program without telemetry code. Three threads share two connections, so one thread waits.
 
 Run it:  pip install 'pool-telemetry[zero-code]'
          opentelemetry-instrument --traces_exporter console --metrics_exporter console \
@@ -13,7 +13,7 @@ from pymongo import MongoClient
 
 
 def main(uri: str) -> None:
-    """Write and count a few documents, from three threads."""
+    """Insert documents from three threads, and count them."""
     with MongoClient[dict[str, Any]](uri, maxPoolSize=2) as client:
         orders = client["shop"]["orders"]
 

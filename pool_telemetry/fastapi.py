@@ -1,7 +1,7 @@
-"""Health and metrics over HTTP, for the application that owns the pool.
+"""Health, metrics and the diagnosis over HTTP, for the application that owns the pool.
 
-The endpoints run on the event loop and do no I/O, so they answer while every connection, and
-every worker thread, is taken. Reachability is what heartbeats last said.
+The endpoints run on the event loop and do no I/O, so that they answer while every connection and
+every worker thread is in use. Reachability is the result of the last heartbeat.
 """
 
 import asyncio
@@ -49,16 +49,16 @@ def create_router(
     registry: CollectorRegistry = REGISTRY,
     holders: bool = False,
 ) -> APIRouter:
-    """Return the routes: health, metrics, and what is wrong.
+    """Return a router with the routes for health, metrics and the diagnosis.
 
     `/health`, `/health/live`, `/health/ready`, `/metrics`, `/metrics/mongodb`, `/pool/diagnosis`.
 
     Args:
-        pool: Whose numbers; by default the singleton that is initialized when a request comes,
-            the asynchronous one first.
-        limits: When the pool is degraded or unhealthy.
-        registry: What `/metrics` shows; every client's metrics are added to it.
-        holders: Answer `/pool/holders`, too: who has connections and who waits, by the names of
+        pool: The singleton to report. By default the singleton that is initialized at the time of
+            the request, the asynchronous one first.
+        limits: The limits that decide when the pool is degraded or unhealthy.
+        registry: The registry that `/metrics` shows; every client's metrics are added to it.
+        holders: Whether to add `/pool/holders`. It lists holders and waiters with the names of
             threads, tasks, owners and collections.
     """
     prometheus.register(registry)
@@ -77,18 +77,18 @@ def create_router(
 
     @router.get("/health", response_model=None)
     async def health() -> JSONResponse:
-        """Say how the pool is, with all its numbers. Always 200: the body tells."""
+        """Return the pool's status and all its numbers, always with HTTP status 200."""
         report, _, judged = current()
         return JSONResponse({"status": judged.status, "reasons": judged.reasons, "mongodb": report})
 
     @router.get("/health/live", response_model=None)
     async def live() -> JSONResponse:
-        """Say that the process answers. Restarting it would not mend a database."""
+        """Return 200 while the process answers, because a restart would not repair a database."""
         return JSONResponse({"status": "alive"})
 
     @router.get("/health/ready", response_model=None)
     async def ready() -> JSONResponse:
-        """Say whether to send requests here: 503 while unhealthy, 200 while only busy."""
+        """Return whether to send requests here: 503 while unhealthy, otherwise 200."""
         judged = current()[2]
         return JSONResponse(
             {"status": judged.status, "reasons": judged.reasons},
@@ -97,13 +97,13 @@ def create_router(
 
     @router.get("/metrics", response_model=None)
     async def metrics(request: Request) -> Response:
-        """Return the registry for Prometheus, or as OpenMetrics where that is accepted."""
+        """Return the registry in Prometheus' text format, or as OpenMetrics if accepted."""
         body, content_type = prometheus.generate(request.headers.get("accept", ""), registry)
         return Response(body, media_type=content_type)
 
     @router.get("/metrics/mongodb", response_model=None)
     async def metrics_mongodb() -> JSONResponse:
-        """Return the live numbers of the pool as JSON, and what they ask for."""
+        """Return the live numbers of the pool as JSON, with recommendations."""
         report, stats, _ = current()
         telemetry = chosen().get_telemetry()
         config = report["pool_config"]
@@ -133,8 +133,8 @@ def create_router(
 
     @router.get("/pool/diagnosis", response_model=None)
     async def pool_diagnosis() -> JSONResponse:
-        """Say of all the process' pools what is wrong, by which numbers, and what to change."""
-        every = clients.live()  # as /metrics has them
+        """Return the diagnosis of every pool of the process: problems, numbers, and changes."""
+        every = clients.live()  # the same clients as in /metrics
         if not every:
             return JSONResponse({"detail": _NOT_INITIALIZED.reasons[0]}, status_code=503)
         found, lines = list[Finding](), list[str]()
@@ -145,7 +145,7 @@ def create_router(
         return JSONResponse({**worst_first(found).as_dict(), "pools": lines})
 
     async def pool_holders() -> JSONResponse:
-        """Return who has connections, and who waits for one, the longest first."""
+        """Return the holders and waiters of the pool, the longest checkout and wait first."""
         report = chosen().get_pool_stats(detail=True)
         return JSONResponse({key: report[key] for key in ("pool", "holders", "waiters")})
 
@@ -155,11 +155,11 @@ def create_router(
 
 
 class OwnerMiddleware:
-    """Makes the template of a request's route the `owner()` of what it does: `/orders/{id}`.
+    """Makes the template of a request's route, such as `/orders/{id}`, the owner of its checkouts.
 
         app.add_middleware(OwnerMiddleware)
 
-    A request that fits no route has none.
+    A request that matches no route gets no owner.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -174,7 +174,7 @@ class OwnerMiddleware:
             await self._app(scope, receive, send)
 
 
-# From 0.165 on, what include_router() took in is among an application's routes as one.
+# Since FastAPI 0.165 an included router is a single entry among an application's routes.
 _flat: Callable[[Sequence[Any]], Iterable[Any]]
 _flat = getattr(fastapi.routing, "iter_route_contexts", iter)
 
@@ -187,7 +187,7 @@ def _template(routes: Sequence[Any], scope: Scope) -> str:
         if match is Match.FULL:
             children = getattr(route, "routes", None)
             return path + (_template(children, {**scope, **inner}) if children else "")
-        if match is Match.PARTIAL:  # another method
+        if match is Match.PARTIAL:  # the path matches, the HTTP method does not
             partial = partial or path
     return partial
 
@@ -199,17 +199,17 @@ def pool_lifespan(
     telemetry: TelemetryOptions | None = None,
     **kwargs: Any,
 ) -> Lifespan:
-    """Return a lifespan that initializes the pool at start and closes it at the end.
+    """Return a lifespan that initializes the pool at the start and closes it at the end.
 
-    If `configure_otlp()` was called, it sends after that what is left to send.
+    If `configure_otlp()` was called, the lifespan then sends the remaining metrics and spans.
 
         app = FastAPI(lifespan=pool_lifespan("mongodb://localhost:27017/", maxPoolSize=50))
 
     Args:
-        connection_string: As in `initialize`.
+        connection_string: The URI, as in `initialize`.
         pool: The singleton to use; the synchronous one connects in a thread.
-        telemetry: The telemetry's own options.
-        **kwargs: MongoClient's, as in `initialize`.
+        telemetry: The options of the telemetry.
+        **kwargs: MongoClient's options, as in `initialize`.
     """
 
     @asynccontextmanager
@@ -227,7 +227,7 @@ def pool_lifespan(
                 await pool.close()
             else:
                 await asyncio.to_thread(pool.close)
-            # uvicorn ends by the signal that it got, and so without atexit.
+            # uvicorn raises the signal again after its shutdown, so atexit does not run.
             if (otel := sys.modules.get("pool_telemetry.otel")) is not None:
                 await asyncio.to_thread(otel.flush)
 

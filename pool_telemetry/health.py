@@ -1,7 +1,7 @@
-"""Is the pool well? A judgement over one snapshot, with its reasons in words and numbers.
+"""The health of a client, judged from one snapshot, with the reasons in words and numbers.
 
-Busy is not broken: a pool that is exhausted for a moment is degraded; one that is exhausted and
-gives nothing back is unhealthy. Nothing flaps, because what ended a moment ago still counts.
+An exhausted pool is degraded. It is unhealthy when all its connections are in use and none is
+returned. The status does not flap, because a problem that just ended still counts for a while.
 """
 
 from dataclasses import dataclass
@@ -10,19 +10,19 @@ from typing import Literal
 from pool_telemetry.options import LIMIT_SECONDS, check_number
 from pool_telemetry.stats import ClientStats, PoolStats
 
-Verdict = Literal["healthy", "degraded", "unhealthy"]
-Finding = tuple[Verdict, str]
+Status = Literal["healthy", "degraded", "unhealthy"]
+Reason = tuple[Status, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthLimits:
-    """When to worry. Seconds, all above 0.0 and finite.
+    """The limits that decide the status. Seconds, all above 0.0 and finite.
 
     Attributes:
-        stalled_seconds: A caller finds all connections taken, and for this long none comes back:
-            that is unhealthy.
-        outage_seconds: No server answers for this long: that is unhealthy.
-        settle_seconds: What ended less than this ago still counts.
+        stalled_seconds: An exhausted pool is unhealthy when no connection was returned for longer
+            than this.
+        outage_seconds: The client is unhealthy when no server has answered for this long.
+        settle_seconds: A problem that ended less than this ago still counts.
 
     Raises:
         PoolConfigurationError: A limit is out of range.
@@ -39,9 +39,9 @@ class HealthLimits:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """A judgement and its reasons, worst first; no reasons when healthy."""
+    """The status and its reasons, worst first; no reasons when healthy."""
 
-    status: Verdict
+    status: Status
     reasons: tuple[str, ...] = ()
 
 
@@ -49,47 +49,52 @@ _RANK = {"unhealthy": 0, "degraded": 1, "healthy": 2}
 
 
 def assess(stats: ClientStats, limits: HealthLimits = HealthLimits()) -> Health:  # frozen
-    """Judge one snapshot.
+    """Return the health of a client at one snapshot.
 
     Returns:
-        unhealthy: no server answers for `outage_seconds`, until one does for `settle_seconds`; or
-            a pool is stalled for `stalled_seconds`, until two check-ins come closer together than
-            that or the exhaustion ends.
-        degraded: a pool is exhausted or timed callers out, a server is gone or its pool paused,
-            now or less than `settle_seconds` ago; or the client was not used yet.
-        healthy: none of these.
+        unhealthy: No server has answered for `outage_seconds`, until a server has answered for
+            `settle_seconds`. Or a pool was stalled for `stalled_seconds`, until its exhaustion ends
+            or two check-ins are closer together than that.
+        degraded: A pool is exhausted or paused, a checkout timed out, or a server is down, now or
+            less than `settle_seconds` ago. Or this process has not used the client yet.
+        healthy: None of these.
     """
     if not stats.pools:
-        return Health("degraded", ("no server is known yet: this process did not use the client",))
-    findings: list[Finding] = []
+        reason = "no server is known yet, because this process has not used the client"
+        return Health("degraded", (reason,))
+    reasons: list[Reason] = []
     reachable = [pool for pool in stats.open_pools if _reachable(pool, limits)]
     if not reachable:
         lost = ", ".join(pool.why_down for pool in stats.open_pools) or "the client is closed"
-        findings.append(("unhealthy", f"no server can be reached: {lost}"))
+        reasons.append(("unhealthy", f"no server can be reached: {lost}"))
     for pool in stats.open_pools:
-        findings += _findings(pool, limits)
+        reasons += _reasons(pool, limits)
         if reachable and pool.up is False:
-            findings.append(("degraded", pool.why_down))
-    findings.sort(key=lambda finding: _RANK[finding[0]])
-    status = findings[0][0] if findings else "healthy"
-    return Health(status, tuple(reason for _, reason in findings))
+            reasons.append(("degraded", pool.why_down))
+    reasons.sort(key=lambda reason: _RANK[reason[0]])
+    status = reasons[0][0] if reasons else "healthy"
+    return Health(status, tuple(text for _, text in reasons))
 
 
 def _reachable(pool: PoolStats, limits: HealthLimits) -> bool:
-    """Return whether to count on a server; both ways only after a time, so that it can't flap."""
+    """Return whether a server counts as reachable.
+
+    A server counts as lost only after `outage_seconds`, and as recovered only after
+    `settle_seconds`, so that the status can't flap.
+    """
     if pool.up is None:
         return pool.phase == "ready" or pool.since_up_changed < limits.outage_seconds
     settled = bool(pool.up) and pool.since_up_changed >= limits.settle_seconds
     return settled or pool.outage < limits.outage_seconds
 
 
-def _findings(pool: PoolStats, limits: HealthLimits) -> list[Finding]:
-    found: list[Finding] = []
+def _reasons(pool: PoolStats, limits: HealthLimits) -> list[Reason]:
+    found: list[Reason] = []
     if pool.stalled_time > limits.stalled_seconds:
         found.append(
             (
                 "unhealthy",
-                f"{pool.address} has all connections taken and none came back for "
+                f"{pool.address} is stalled, no connection was returned for "
                 f"{pool.stalled_time:.1f} s: {pool.in_use} of {pool.max_size} in use, "
                 f"{pool.waiting} waiting, the longest checkout {pool.longest_checkout:.1f} s old",
             )
@@ -102,24 +107,24 @@ def _findings(pool: PoolStats, limits: HealthLimits) -> list[Finding]:
                 f"{pool.waiting} waiting, the oldest for {pool.oldest_wait:.2f} s",
             )
         )
-    elif _lately(pool.since_exhausted, limits):
+    elif _is_recent(pool.since_exhausted, limits):
         found.append(("degraded", f"{pool.address} was exhausted {pool.since_exhausted:.1f} s ago"))
-    if _lately(pool.since_timeout, limits):
+    if _is_recent(pool.since_timeout, limits):
         found.append(
-            ("degraded", f"{pool.address} timed a caller out {pool.since_timeout:.1f} s ago")
+            ("degraded", f"a checkout from {pool.address} timed out {pool.since_timeout:.1f} s ago")
         )
     if pool.up and pool.phase == "paused":
-        found.append(("degraded", f"{pool.address} is paused: its last connection failed"))
+        found.append(("degraded", f"{pool.address} is paused because its last connection failed"))
     elif pool.up and pool.outage and pool.since_up_changed < limits.settle_seconds:
         found.append(
             (
                 "degraded",
-                f"{pool.address} is back since {pool.since_up_changed:.1f} s, "
-                f"after {pool.outage:.1f} s",
+                f"{pool.address} recovered {pool.since_up_changed:.1f} s ago "
+                f"after a {pool.outage:.1f} s outage",
             )
         )
     return found
 
 
-def _lately(age: float | None, limits: HealthLimits) -> bool:
+def _is_recent(age: float | None, limits: HealthLimits) -> bool:
     return age is not None and age < limits.settle_seconds

@@ -1,7 +1,7 @@
 """The catalog for Prometheus: one collector covers every client of the process.
 
-Names are the standard translation of OpenTelemetry's: dots become underscores, seconds and
-`_total` are appended. It reads at scrape time; between scrapes it costs nothing.
+Names are the standard translation of OpenTelemetry's: dots become underscores, `_seconds` and
+`_total` are appended. The collector reads at scrape time; between scrapes it costs nothing.
 """
 
 import weakref
@@ -35,14 +35,14 @@ _lock: Final = ProcessLock()
 
 
 class PoolCollector(Collector):
-    """Yields one family per catalog row, over all clients that are in use."""
+    """Yields one family per catalog row, with the samples of all active clients."""
 
     def describe(self) -> Iterator[Family]:
-        """Yield the families without samples, so that registering reads nothing."""
+        """Yield the families without samples, so that registering reads no client."""
         return (_family(metric) for metric in CATALOG)
 
     def collect(self) -> Iterator[Family]:
-        """Yield the families, each client read once."""
+        """Yield the families with samples; each client is read once."""
         clients = [telemetry.stats() for telemetry in live()]
         for metric in CATALOG:
             family = _family(metric)
@@ -56,7 +56,7 @@ class PoolCollector(Collector):
 
 
 def register(registry: CollectorRegistry = REGISTRY) -> PoolCollector:
-    """Add every client's metrics, present and future, to a registry. Again is no error."""
+    """Add every client's metrics, present and future, to a registry; a repeat changes nothing."""
     with _lock:
         if registry not in _registered:
             collector = PoolCollector()
@@ -66,7 +66,7 @@ def register(registry: CollectorRegistry = REGISTRY) -> PoolCollector:
 
 
 def unregister(registry: CollectorRegistry = REGISTRY) -> None:
-    """Take them out again. Without them is no error."""
+    """Remove the clients' metrics from a registry; without them nothing changes."""
     with _lock:
         collector = _registered.pop(registry, None)
         if collector is not None:
@@ -76,14 +76,14 @@ def unregister(registry: CollectorRegistry = REGISTRY) -> None:
 def generate(accept: str = "", registry: CollectorRegistry = REGISTRY) -> tuple[bytes, str]:
     """Return the registry's text and its content type, as the Accept header asks.
 
-    OpenMetrics where it is accepted, Prometheus' text format else.
+    The format is OpenMetrics if the header accepts it, otherwise Prometheus' text format.
     """
     encode, content_type = choose_encoder(accept)
     return encode(registry), content_type
 
 
 def prometheus_name(metric: Metric) -> str:
-    """Return a metric's name in Prometheus, `_total` included."""
+    """Return a metric's name in Prometheus, with `_total` if it is a counter."""
     return _family_name(metric) + ("_total" if metric.instrument == "counter" else "")
 
 
@@ -106,7 +106,7 @@ def _family(metric: Metric) -> Any:
 
 
 def _buckets(histogram: HistogramStats) -> list[tuple[str, float, Exemplar | None]]:
-    """Return each bucket's bound, count and exemplar, which OpenMetrics alone shows."""
+    """Return each bucket's bound, count and exemplar; only OpenMetrics shows exemplars."""
     bounds = (*map(str, histogram.bounds), "+Inf")
     exemplars = (_exemplar(histogram.exemplars.get(i)) for i in range(len(bounds)))
     return list(zip(bounds, accumulate(histogram.counts), exemplars, strict=True))

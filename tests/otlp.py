@@ -1,4 +1,4 @@
-"""Real OTLP receivers on loopback, gRPC and HTTP, which decode what arrives."""
+"""Real OTLP receivers on loopback, gRPC and HTTP, which decode the received messages."""
 
 import contextlib
 import gzip
@@ -23,7 +23,7 @@ PROTOCOLS = ("grpc", "http/protobuf")
 
 @dataclass
 class Received:
-    """What arrived, in order."""
+    """The received messages, in order."""
 
     endpoint: str = ""
     metrics: list[Any] = field(default_factory=list)
@@ -32,7 +32,7 @@ class Received:
 
     @property
     def latest(self) -> dict[str, Any]:
-        """The last export's metrics by name."""
+        """Return the last export's metrics by name."""
         metrics = [
             metric
             for resource in self.metrics[-1].resource_metrics
@@ -40,12 +40,12 @@ class Received:
             for metric in scope.metrics
         ]
         found = {metric.name: metric for metric in metrics}
-        assert len(found) == len(metrics), "a metric came twice"
+        assert len(found) == len(metrics), "an export has a metric twice"
         return found
 
     @property
     def spans(self) -> list[Any]:
-        """Every span that came, of all exports, by its start."""
+        """Return the spans of all exports, by their start."""
         found = [
             span
             for request in self.traces
@@ -57,7 +57,7 @@ class Received:
 
     @property
     def resource(self) -> dict[str, Any]:
-        """The last export's resource."""
+        """Return the attributes of the last export's resource."""
         return attributes(self.metrics[-1].resource_metrics[0].resource.attributes)
 
 
@@ -122,7 +122,7 @@ def _over_http() -> Iterator[Received]:
             self.wfile.write(answer)
 
         def log_message(self, *_: Any) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     received.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
@@ -137,7 +137,7 @@ def _over_http() -> Iterator[Received]:
 
 
 def exported(protocol: str) -> Received:
-    """Send once over a real connection, without a look at the process's global provider."""
+    """Return one export over a real connection, without the process's global provider."""
     with receiver(protocol) as received:
         exporter = configure._metric_exporter(protocol, received.endpoint)
         otlp = configure.Otlp(Resource.create({"service.name": "shop"}), exporter)

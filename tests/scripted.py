@@ -1,4 +1,4 @@
-"""A model that says what a test wrote down, and so needs no network."""
+"""A model that plays a test's script, and so needs no network."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable
@@ -9,18 +9,18 @@ from strands.models import Model
 from strands.types.content import Messages
 
 Step = str | dict[str, Any] | Exception
-"""A text, a tool call `{"tool": name, "input": {...}}`, `{"redact": what it is replaced by}`."""
+"""A text, a tool call `{"tool": name, "input": {...}}`, or `{"redact": replacement text}`."""
 
 
 class ScriptedModel(Model):
-    """Says one step each time it is asked; after the last it says what it was asked.
+    """Answers each call with the next step; after the last step it repeats the prompt.
 
     Args:
-        steps: What it says.
-        seconds: How long it takes.
+        steps: The answers, in order.
+        seconds: The duration of each call.
 
     Attributes:
-        asked: The messages that it was given, each time.
+        asked: The messages of each call.
     """
 
     def __init__(self, steps: Iterable[Step] = (), *, seconds: float = 0.0) -> None:
@@ -50,7 +50,7 @@ class ScriptedModel(Model):
 
 
 def chunks(step: str | dict[str, Any], turn: int) -> Iterable[dict[str, Any]]:
-    """What a provider streams."""
+    """Yield the chunks that a provider streams for one step."""
     reason = "end_turn"
     yield {"messageStart": {"role": "assistant"}}
     if isinstance(step, dict) and "tool" in step:
@@ -73,7 +73,7 @@ def chunks(step: str | dict[str, Any], turn: int) -> Iterable[dict[str, Any]]:
 
 
 def texts(agent: Agent) -> list[str]:
-    """Return the texts of an agent's conversation, with who said them."""
+    """Return the texts of an agent's conversation, each with its role."""
     return [
         f"{message['role']}: {block['text']}"
         for message in agent.messages
@@ -85,7 +85,7 @@ def texts(agent: Agent) -> list[str]:
 def agent_with(
     session_manager: Any, *steps: Step, tools: Iterable[Callable[..., Any]] = (), **kwargs: Any
 ) -> Agent:
-    """Return an agent that says these steps, and prints nothing."""
+    """Return an agent that answers with these steps and prints nothing."""
     model = kwargs.pop("model", None) or ScriptedModel(steps)
     return Agent(
         model=model,

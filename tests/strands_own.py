@@ -1,8 +1,8 @@
 """Strands' own tests over our classes: `make test-strands` fetches, overlays and runs them.
 
-They come from the source distribution of the version that is installed here, into `.strands/`;
-nothing of them is committed. Its repository in memory, its file session manager and its two
-storages are ours instead, each in a database of its own on a real server.
+The tests come from the source distribution of the installed version, into `.strands/`; none is
+committed. Our classes replace Strands' in-memory repository, file session manager and two storages,
+each in a database of its own on a real server.
 """
 
 import importlib.metadata
@@ -60,14 +60,14 @@ class LocalFileStorage(MongoDBStorage):
 strands.session.file_session_manager.FileSessionManager = FileSessionManager
 strands.storage.InMemoryStorage = strands.storage.LocalFileStorage = LocalFileStorage
 
-# What only the replaced classes have: files, clear(), the search by strategies.
-THEIRS = "file_manager._", "agent_manager._", "storage.clear()", "scoped.clear()", "strategy ="
+# Only the replaced classes have files, clear() and the search by strategies.
+REPLACED = "file_manager._", "agent_manager._", "storage.clear()", "scoped.clear()", "strategy ="
 
 def pytest_collection_modifyitems(config, items):
-    def is_theirs(item):
-        return any(word in inspect.getsource(item.function) for word in THEIRS)
-    config.hook.pytest_deselected(items=[item for item in items if is_theirs(item)])
-    items[:] = [item for item in items if not is_theirs(item)]
+    def needs_replaced(item):
+        return any(word in inspect.getsource(item.function) for word in REPLACED)
+    config.hook.pytest_deselected(items=[item for item in items if needs_replaced(item)])
+    items[:] = [item for item in items if not needs_replaced(item)]
 
 @pytest.fixture
 def agenerator():
@@ -79,7 +79,7 @@ def agenerator():
 
 
 def fetch() -> None:
-    """Get the tests, and what they need beside what is here."""
+    """Download the tests and their plugin pytest-asyncio into `.strands/`."""
     version = importlib.metadata.version("strands-agents")
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir()
@@ -91,14 +91,14 @@ def fetch() -> None:
     (archive,) = FOLDER.glob("*.tar.gz")
     unpack = ("tar", "-xzf", archive, "-C", FOLDER, "--strip-components=1", "--wildcards")
     subprocess.run([*unpack, "*/tests/*"], check=True)
-    (FOLDER / "pytest.ini").write_text(SETTINGS)  # not ours, nor theirs
-    (FOLDER / "tests" / "conftest.py").write_text(OVERLAY)  # theirs is for the tests of AWS
+    (FOLDER / "pytest.ini").write_text(SETTINGS)  # replaces both projects' pytest settings
+    (FOLDER / "tests" / "conftest.py").write_text(OVERLAY)  # Strands' conftest is for AWS tests
     mock = FOLDER / "tests" / "fixtures" / "mock_session_repository.py"
     mock.write_text("from tests.conftest import MockedSessionRepository\n")
 
 
 def main() -> int:
-    """Fetch and run them; return pytest's code."""
+    """Fetch and run Strands' tests; return pytest's exit code."""
     fetch()
     paths = (str(FOLDER / "site"), str(FOLDER), str(ROOT))
     with EmbeddedServer() as server:

@@ -35,7 +35,7 @@ def client(server_uri: str, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_200_sessions_at_once(
     client: MongoClient[dict[str, Any]], server_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Two busy cores take longer than anybody who chats would wait.
+    # 200 requests at once on two busy cores wait longer than the default time limit.
     monkeypatch.setenv("MONGODB_URI", server_uri + "?waitQueueTimeoutMS=60000")
 
     def converse(number: int) -> list[tuple[int, Any]]:
@@ -71,7 +71,7 @@ def test_200_sessions_at_once(
     assert client[DATABASE]["strands_messages"].count_documents({}) == 200 * 6
 
 
-def test_a_session_goes_on_after_a_restart(client: MongoClient[dict[str, Any]]) -> None:
+def test_a_session_continues_after_a_restart(client: MongoClient[dict[str, Any]]) -> None:
     for number in range(2):
         with serving(chat_app.app) as web:
             assert say(web, "ann", f"hello {number}")[0] == 200
@@ -81,14 +81,14 @@ def test_a_session_goes_on_after_a_restart(client: MongoClient[dict[str, Any]]) 
     assert len(messages) == 4
 
 
-def test_what_goes_wrong_is_told(
+def test_each_error_has_its_http_status(
     client: MongoClient[dict[str, Any]], server_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Proxy(int(server_uri.rpartition(":")[2].strip("/"))) as proxy:
         uri = f"{proxy.uri}&serverSelectionTimeoutMS=2000"
         monkeypatch.setenv("MONGODB_URI", uri)
         with serving(chat_app.app) as web:
-            assert say(web, "a/b", "hello") == (422, {"error": "session_id 'a/b' has '/'"})
+            assert say(web, "a/b", "hello") == (422, {"error": "session_id 'a/b' contains '/'"})
             with ThreadPoolExecutor(20) as threads:
                 found = list(threads.map(lambda n: say(web, "ann", f"hello {n}")[0], range(20)))
             assert 200 in found

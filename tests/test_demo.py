@@ -1,4 +1,4 @@
-"""The demo as a person starts it: a process of its own, which leaves nothing behind."""
+"""The demo as a user starts it: a separate process that leaves no processes or files."""
 
 import contextlib
 import json
@@ -28,13 +28,13 @@ ROW = r"in use +\d+/8  idle +\d+  waiting +\d+  oldest wait .+  wait p99 .+  tim
 
 
 class Demo:
-    """A demo that runs, and what it said so far."""
+    """A running demo and its output so far."""
 
     def __init__(self, folder: Path, *arguments: str, stdout: Any = subprocess.PIPE, **env: str):
         self.temporary = folder / "temporary"
         self.temporary.mkdir()
         self.errors = folder / "stderr"
-        self.said = ""
+        self.output = ""
         self._mark = f"POOL_TELEMETRY_TEST_MARK={uuid.uuid4()}"
         name, _, value = self._mark.partition("=")
         with self.errors.open("w") as stderr:
@@ -48,14 +48,15 @@ class Demo:
     def listen(self, stream: Any) -> None:
         with contextlib.suppress(OSError, ValueError):  # a terminal ends with an error
             while chunk := os.read(stream, 65536):
-                self.said += chunk.decode(errors="replace")
+                self.output += chunk.decode(errors="replace")
 
     def see(self, pattern: str) -> "re.Match[str]":
-        """Wait until it says this."""
+        """Wait until the output has this pattern, and return the match."""
 
         def found() -> "re.Match[str] | None":
-            match = re.search(pattern, self.said)
-            assert match or self.process.poll() is None, f"it ended: {self.said}{self.error_text}"
+            match = re.search(pattern, self.output)
+            ended = f"the demo ended: {self.output}{self.error_text}"
+            assert match or self.process.poll() is None, ended
             return match
 
         match: re.Match[str] = wait_for(found, pattern)
@@ -75,10 +76,10 @@ class Demo:
         return self.process.wait(60)
 
     def left_over(self) -> list[str]:
-        """Return its processes (the server is one) and its temporary files."""
+        """Return the demo's processes, including the server, and its temporary files."""
         found = [str(path) for path in self.temporary.iterdir()]
         for environ in Path("/proc").glob("[0-9]*/environ"):
-            with contextlib.suppress(OSError):  # it ended, or is not ours
+            with contextlib.suppress(OSError):  # the process ended or belongs to another user
                 if self._mark.encode() in environ.read_bytes():
                     found.append(environ.parent.joinpath("cmdline").read_text())
         return found
@@ -137,10 +138,10 @@ def test_once_plays_the_cycle_and_ends_well(tmp_path: Path) -> None:
         demo.see("What happened:")
         assert demo.process.wait(60) == 0
 
-    phases = re.findall(r"^== (\w+): ", demo.said, re.MULTILINE)
+    phases = re.findall(r"^== (\w+): ", demo.output, re.MULTILINE)
     assert phases == [phase.name for phase in CYCLE] == ["calm", "rush", "exhausted", "recovered"]
     assert int(demo.see(r"  timeouts +(\d+)\n")[1]) > 0
-    assert demo.see(r"  exhaustions +(\d+), [\d.]+ s in all\n")[1] != "0"
+    assert demo.see(r"  exhaustions +(\d+), [\d.]+ s in total\n")[1] != "0"
     assert demo.see(r"  status +(\w+)\n")[1] == "healthy"
     assert demo.error_text == ""
     assert demo.left_over() == []
@@ -150,7 +151,7 @@ def test_once_plays_the_cycle_and_ends_well(tmp_path: Path) -> None:
 def test_a_signal_stops_everything(tmp_path: Path, number: signal.Signals) -> None:
     with running(tmp_path) as demo:
         demo.see(ROW)
-        assert len(demo.left_over()) == 3  # itself, the server, the server's folder
+        assert len(demo.left_over()) == 3  # the demo, the server and the server's folder
         assert demo.stop(number) == 0
     demo.see("Everything is stopped")
     assert demo.error_text == ""
@@ -174,11 +175,11 @@ def test_closed_output_ends_the_demo(tmp_path: Path) -> None:
     assert demo.left_over() == []
 
 
-def test_a_terminal_of_80_by_24_shows_it_all(tmp_path: Path) -> None:
+def test_a_terminal_of_80_by_24_shows_the_whole_screen(tmp_path: Path) -> None:
     with running(tmp_path, terminal=True, COLUMNS="80", LINES="24") as demo:
-        demo.see("Ctrl-C stops everything")  # the last line: nothing is cut off
+        demo.see("Ctrl-C stops everything")  # the last line of the screen
         for text in ("in use", "idle", "waiting", "oldest wait", "wait p99", "timeouts", "status"):
-            assert text in demo.said
+            assert text in demo.output
         demo.see(r"http://127\.0\.0\.1:\d+/metrics/mongodb")
         assert demo.stop(signal.SIGINT) == 0
     assert demo.error_text == ""
@@ -211,7 +212,7 @@ def test_server_without_fail_points_gets_more_callers(tmp_path: Path) -> None:
     try:
         port = next(filter(None, (re.search(r"listening on .*:(\d+)", x) for x in server.stdout)))
         with running(tmp_path, MONGODB_URI=f"mongodb://127.0.0.1:{port[1]}/") as demo:
-            demo.see("note: this server takes no fail points")
+            demo.see("note: this server has no fail points")
             demo.see(ROW)
             assert demo.stop(signal.SIGINT) == 0
     finally:
@@ -227,12 +228,12 @@ def test_callers_of_an_exhausted_pool_stop_after_their_current_operation(server_
         server_uri, appName="slow-one", maxPoolSize=2, telemetry=TelemetryOptions()
     )
     server, callers = Server(server_uri, "slow-one"), Callers(client.test.chats)
-    server.take(300)
-    callers.become(20, 0.0)
+    server.slow_down(300)
+    callers.scale_to(20, 0.0)
     wait_for(lambda: MongoDBConnectionPool.get_pool_stats()["pool"]["waiting"] == 18)
 
     before_stop = MongoDBConnectionPool.get_pool_stats()["checkouts"]["ok"]
-    server.quicken()
+    server.speed_up()
     callers.stop()
     after_stop = MongoDBConnectionPool.get_pool_stats()["checkouts"]["ok"]
     # Each of the 20 reads and then writes.
@@ -266,6 +267,6 @@ def test_port_in_use_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert cli.main(["demo", "--port", f"{port}"]) == 1
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert f"port {port} can't be used" in said
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"port {port} can't be used" in error

@@ -1,4 +1,4 @@
-"""The embedded server starts, stops, starts again, and says why when it cannot."""
+"""The embedded server starts, stops, starts again, and reports why it can't start."""
 
 import os
 import socket
@@ -19,7 +19,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_it_comes_back_on_its_port_without_its_data(
+def test_a_restarted_server_has_its_port_and_no_data(
     own_server: EmbeddedServer, folder: Path
 ) -> None:
     uri = own_server.uri
@@ -40,18 +40,20 @@ def test_it_comes_back_on_its_port_without_its_data(
         os.kill(pid, 0)
 
 
-def test_a_taken_port_is_told_and_nothing_is_left(folder: Path) -> None:
+def test_a_port_in_use_is_an_error_that_leaves_no_files(folder: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         server = EmbeddedServer(taken.getsockname()[1])
-        with pytest.raises(EmbeddedServerError, match=r"did not start; it said: .*in use"):
+        with pytest.raises(EmbeddedServerError, match=r"did not start; its output: .*in use"):
             server.start()
     assert server.pid is None
     assert list(folder.iterdir()) == []
 
 
-def test_where_it_is_not_installed_a_server_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_embedded_server_the_error_asks_for_a_uri(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(embedded, "executable", lambda: None)
     with pytest.raises(EmbeddedServerError, match="set MONGODB_URI to a server of yours"):
         EmbeddedServer().start()

@@ -1,4 +1,4 @@
-"""The routes over HTTP, while all is well and while nothing is."""
+"""The routes over HTTP, with a healthy pool, an exhausted pool and a lost server."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ def an_app(**kwargs: Any) -> FastAPI:
     return app
 
 
-def test_without_a_pool_it_is_alive_and_not_ready() -> None:
+def test_a_process_without_a_pool_is_alive_and_not_ready() -> None:
     with serving(an_app()) as web:
         assert (web.get("/health/live").status, web.get("/health/live").json()) == (
             200,
@@ -44,7 +44,7 @@ def test_without_a_pool_it_is_alive_and_not_ready() -> None:
         assert web.get("/metrics").status == 200
 
 
-def test_all_is_well(server_uri: str) -> None:
+def test_a_healthy_pool_is_ready_and_reports_its_numbers(server_uri: str) -> None:
     MongoDBConnectionPool.initialize(server_uri, maxPoolSize=5)
     with serving(an_app()) as web:
         health = web.get("/health").json()
@@ -151,7 +151,7 @@ def test_lifespan_opens_and_closes_the_pool(server_uri: str) -> None:
     assert MongoDBConnectionPool.get_pool_stats()["status"] == "not_initialized"
 
 
-def test_the_asynchronous_pool_is_found_by_itself(server_uri: str) -> None:
+def test_the_asynchronous_pool_is_the_default_when_it_is_initialized(server_uri: str) -> None:
     app = FastAPI(lifespan=pool_lifespan(server_uri, pool=AsyncMongoDBConnectionPool))
     app.include_router(create_router(registry=CollectorRegistry()))
 
@@ -168,7 +168,7 @@ def test_the_asynchronous_pool_is_found_by_itself(server_uri: str) -> None:
     assert AsyncMongoDBConnectionPool.get_pool_stats()["status"] == "not_initialized"
 
 
-def test_a_wrong_address_stops_the_application_at_its_start() -> None:
+def test_an_unreachable_address_stops_the_application_at_its_start() -> None:
     lifespan = pool_lifespan("mongodb://127.0.0.1:1/", serverSelectionTimeoutMS=200)
 
     async def start() -> None:

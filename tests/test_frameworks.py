@@ -1,4 +1,4 @@
-"""Frameworks that only pass listeners on: MongoEngine, Beanie, Django's MongoDB backend."""
+"""Frameworks that only pass listeners to PyMongo: MongoEngine, Beanie, Django's backend."""
 
 import asyncio
 from typing import Any
@@ -11,7 +11,7 @@ from pymongo import AsyncMongoClient
 from pool_telemetry import PoolTelemetry
 
 
-def seen(telemetry: PoolTelemetry) -> set[str]:
+def counted_operations(telemetry: PoolTelemetry) -> set[str]:
     stats = telemetry.stats()
     assert stats.telemetry_errors == 0
     assert stats.open_pools[0].checkouts["ok"] > 0
@@ -32,7 +32,7 @@ def test_mongoengine(server_uri: str) -> None:
     try:
         Order(item="tea").save()
         assert Order.objects(item="tea").count() >= 1
-        assert seen(telemetry) >= {"insert", "aggregate"}
+        assert counted_operations(telemetry) >= {"insert", "aggregate"}
     finally:
         mongoengine.disconnect()
 
@@ -52,7 +52,7 @@ def test_beanie(server_uri: str) -> None:
         await beanie.init_beanie(database=client["chat"], document_models=[Message])
         await Message(text="hello").insert()
         assert await Message.find_one(Message.text == "hello")
-        assert seen(telemetry) >= {"insert", "find"}
+        assert counted_operations(telemetry) >= {"insert", "find"}
         await client.close()
 
     asyncio.run(main())
@@ -80,6 +80,6 @@ def test_django(server_uri: str) -> None:
     connection.ensure_connection()
     collection = connection.get_collection("orders")
     collection.insert_one({"item": "tea"})
-    assert seen(telemetry) >= {"insert"}
+    assert counted_operations(telemetry) >= {"insert"}
     connection.close()
     connection.close_pool()

@@ -39,11 +39,11 @@ DOWN: dict[str, Any] = {
 }
 
 
-def test_a_quiet_pool_is_healthy_and_has_nothing_to_say() -> None:
+def test_an_unused_pool_is_healthy_without_reasons() -> None:
     assert assess(a_client(a_pool())) == Health("healthy", ())
 
 
-def test_a_full_pool_is_busy_not_ill() -> None:
+def test_a_pool_without_waiters_is_healthy_when_all_connections_are_in_use() -> None:
     assert assess(a_client(a_pool(in_use=10, size=10))).status == "healthy"
 
 
@@ -52,13 +52,17 @@ def test_a_full_pool_is_busy_not_ill() -> None:
     [
         (EXHAUSTED, "degraded", "exhausted: 10 of 10 in use, 4 waiting, the oldest for 1.50 s"),
         ({**EXHAUSTED, "stalled_time": 29.0}, "degraded", "exhausted"),
-        ({**EXHAUSTED, "stalled_time": 31.0}, "unhealthy", "none came back for 31.0 s"),
+        ({**EXHAUSTED, "stalled_time": 31.0}, "unhealthy", "no connection was returned for 31.0 s"),
         ({"since_exhausted": 9.0}, "degraded", "was exhausted 9.0 s ago"),
         ({"since_exhausted": 11.0}, "healthy", ""),
-        ({"since_timeout": 2.0}, "degraded", "timed a caller out 2.0 s ago"),
+        ({"since_timeout": 2.0}, "degraded", "a checkout from db:27017 timed out 2.0 s ago"),
         ({"since_timeout": 11.0}, "healthy", ""),
-        ({"phase": "paused"}, "degraded", "is paused"),
-        ({"outage": 1.0, "since_up_changed": 3.0}, "degraded", "is back since 3.0 s, after 1"),
+        ({"phase": "paused"}, "degraded", "is paused because its last connection failed"),
+        (
+            {"outage": 1.0, "since_up_changed": 3.0},
+            "degraded",
+            "db:27017 recovered 3.0 s ago after a 1.0 s outage",
+        ),
         ({"outage": 9.0, "since_up_changed": 3.0}, "unhealthy", "answers since 3.0 s only"),
         ({"outage": 9.0, "since_up_changed": 13.0}, "healthy", ""),
         ({**DOWN, "outage": 1.0}, "degraded", "db:27017 down for 1.0 s"),
@@ -67,31 +71,29 @@ def test_a_full_pool_is_busy_not_ill() -> None:
         ({"up": None}, "healthy", ""),  # behind a load balancer there are no heartbeats
     ],
 )
-def test_what_is_wrong_is_said_with_its_numbers(
-    changes: dict[str, Any], status: str, words: str
-) -> None:
+def test_a_reason_has_its_numbers(changes: dict[str, Any], status: str, words: str) -> None:
     health = assess(a_client(a_pool(**changes)))
     assert health.status == status
     assert words in " ".join(health.reasons)
     assert bool(health.reasons) == (status != "healthy")
 
 
-def test_one_of_two_servers_gone_is_degraded() -> None:
+def test_a_client_with_one_of_two_servers_down_is_degraded() -> None:
     health = assess(a_client(a_pool(), a_pool(host="other", **DOWN)))
     assert (health.status, len(health.reasons)) == ("degraded", 1)
     assert "other:27017 down" in health.reasons[0]
 
 
-def test_a_closed_client_is_unhealthy_and_an_unused_one_only_unknown() -> None:
+def test_a_closed_client_is_unhealthy_and_an_unused_client_degraded() -> None:
     assert assess(a_client(a_pool(phase="closed"))) == Health(
         "unhealthy", ("no server can be reached: the client is closed",)
     )
     health = assess(a_client())  # a forked child, before its first operation
     assert health.status == "degraded"
-    assert "this process did not use the client" in health.reasons[0]
+    assert "this process has not used the client" in health.reasons[0]
 
 
-def test_the_worst_comes_first() -> None:
+def test_the_worst_reason_is_first() -> None:
     health = assess(
         a_client(
             a_pool(since_timeout=1.0), a_pool(host="other", **{**EXHAUSTED, "stalled_time": 99.0})
@@ -101,18 +103,18 @@ def test_the_worst_comes_first() -> None:
     assert "other:27017" in health.reasons[0]
 
 
-def test_it_does_not_flap_at_the_edge_of_exhaustion() -> None:
-    """A pool that is exhausted every other moment changes its status once, not each time."""
-    said = []
+def test_the_status_does_not_flap_at_the_edge_of_exhaustion() -> None:
+    """A pool that is exhausted in every other sample keeps one status."""
+    statuses = []
     for moment in range(100):
         changes = EXHAUSTED if moment % 2 else {"since_exhausted": 0.5}
-        said.append(assess(a_client(a_pool(**changes))).status)
-    assert set(said) == {"degraded"}
+        statuses.append(assess(a_client(a_pool(**changes))).status)
+    assert set(statuses) == {"degraded"}
 
 
 @pytest.mark.parametrize("up_seconds", [0.5, 2.0, 8.0])
 @pytest.mark.parametrize("down_seconds", [0.5, 2.0, 8.0])
-def test_it_does_not_flap_with_a_server_that_comes_and_goes(
+def test_the_status_does_not_flap_with_a_server_that_goes_down_and_up(
     up_seconds: float, down_seconds: float
 ) -> None:
     now = 0.0
@@ -121,28 +123,28 @@ def test_it_does_not_flap_with_a_server_that_comes_and_goes(
     state.ready()
     state.heartbeat(up=True)
     now, until, up = 100.0, 160.0, True
-    said: list[str] = []
+    statuses: list[str] = []
     while now < until:
         up = not up
         state.heartbeat(up=up, reason=None if up else "AutoReconnect")
         ends = now + (up_seconds if up else down_seconds)
         while now < ends:
             status = assess(a_client(state.stats())).status
-            if not said or status != said[-1]:
-                said.append(status)
+            if not statuses or status != statuses[-1]:
+                statuses.append(status)
             now += 0.1
-    assert said == ["degraded", "unhealthy"]
+    assert statuses == ["degraded", "unhealthy"]
     state.heartbeat(up=True)
     now += 200.0
     assert assess(a_client(state.stats())).status == "healthy"
 
 
-def test_a_server_that_was_just_found_has_a_moment_to_answer() -> None:
+def test_a_new_server_is_not_lost_before_the_outage_limit() -> None:
     new = a_pool(up=None, phase="paused", since_up_changed=1.0)
     assert assess(a_client(new)).status == "healthy"
 
 
-def test_limits_are_ones_own() -> None:
+def test_given_limits_replace_the_defaults() -> None:
     limits = HealthLimits(stalled_seconds=5.0, settle_seconds=1.0)
     assert assess(a_client(a_pool(since_exhausted=2.0)), limits).status == "healthy"
     stalled = a_pool(**{**EXHAUSTED, "stalled_time": 6.0})
@@ -161,7 +163,7 @@ def test_a_limit_has_to_be_above_zero(name: str, value: Any) -> None:
     assert "s3cret" not in str(raised.value)
 
 
-def test_nothing_is_recommended_where_nothing_happened() -> None:
+def test_a_healthy_pool_gets_no_recommendation() -> None:
     assert recommend(diagnose(a_client(a_pool()))) == {
         "increase_pool": False,
         "check_connection": False,
@@ -169,7 +171,7 @@ def test_nothing_is_recommended_where_nothing_happened() -> None:
     }
 
 
-def test_recommendations_come_from_what_happened() -> None:
+def test_recommendations_name_past_exhaustions_and_outages() -> None:
     dry = a_pool(exhaustions=3, exhausted_time=9.0, since_exhausted=200.0)
     advice = recommend(diagnose(dataclasses.replace(a_client(dry), at=1_000.0)))
     assert (advice["increase_pool"], advice["check_connection"]) == (True, False)

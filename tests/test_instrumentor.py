@@ -1,4 +1,4 @@
-"""Zero-code, as a program that knows nothing of it: every client, and nothing afterwards."""
+"""Zero-code instrumentation of an unchanged program: every client, until `uninstrument()`."""
 
 import subprocess
 import sys
@@ -60,7 +60,7 @@ def run(uri: str, body: str) -> str:
     return done.stdout
 
 
-def test_the_entry_point_is_there() -> None:
+def test_the_entry_point_is_installed() -> None:
     (found,) = entry_points(group="opentelemetry_instrumentor", name="pool_telemetry")
     assert found.load() is PoolTelemetryInstrumentor
 
@@ -90,7 +90,7 @@ first.close(), second.close()
     run(server_uri, body)
 
 
-def test_uninstrument_undoes_it(server_uri: str) -> None:
+def test_uninstrument_removes_metrics_and_spans(server_uri: str) -> None:
     body = """
 client = MongoClient(uri)
 client.a.b.find_one()
@@ -109,7 +109,7 @@ client.close(), later.close()
     run(server_uri, body)
 
 
-def test_uninstrument_leaves_what_others_set_up(server_uri: str) -> None:
+def test_uninstrument_keeps_metrics_and_tracing_that_others_started(server_uri: str) -> None:
     body = """
 from pool_telemetry import otel
 instrumentor.uninstrument()
@@ -125,7 +125,7 @@ client.close()
     run(server_uri, body)
 
 
-def test_a_client_with_our_listeners_is_left_as_it_is(server_uri: str) -> None:
+def test_a_client_with_our_listeners_gets_no_second_set(server_uri: str) -> None:
     body = """
 telemetry = PoolTelemetry("mine")
 client = MongoClient(uri, maxPoolSize=5, event_listeners=telemetry.listeners)
@@ -137,7 +137,7 @@ client.close()
     run(server_uri, body)
 
 
-def test_other_listeners_are_kept_and_wrong_arguments_are_pymongos_to_tell(server_uri: str) -> None:
+def test_other_listeners_are_kept_and_pymongo_reports_wrong_arguments(server_uri: str) -> None:
     body = """
 from pymongo.monitoring import CommandListener
 from pymongo.errors import InvalidURI
@@ -168,7 +168,7 @@ assert not pools() or len(pools()) == 0, pools()
     assert run(server_uri, body).split() == ["TypeError", "TypeError", "InvalidURI"]
 
 
-def test_a_wrong_variable_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_variable_is_an_error_of_instrument(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POOL_TELEMETRY_COMMAND_SPANS", "perhaps")
     instrumentor: Any = PoolTelemetryInstrumentor()
     with pytest.raises(ValueError, match="POOL_TELEMETRY_COMMAND_SPANS is 'perhaps'"):

@@ -1,4 +1,4 @@
-"""A request's span, an agent's and ours are one trace; and the two examples that show it."""
+"""The spans of a request or an agent and ours are one trace; the two examples that show it."""
 
 import os
 import subprocess
@@ -120,8 +120,8 @@ MongoDBConnectionPool.close()
 '''
 
 
-def test_an_agents_commands_are_below_its_tool_call(server_uri: str) -> None:
-    pytest.importorskip("strands")  # in CI it is there: dev asks for it
+def test_an_agents_command_spans_are_children_of_its_tool_call(server_uri: str) -> None:
+    pytest.importorskip("strands")  # the extra `dev` has it, so CI never skips
     with receiver("grpc") as received:
         done = subprocess.run(
             [sys.executable, "-c", AGENT, server_uri],
@@ -151,7 +151,8 @@ def test_the_zero_code_example_runs(server_uri: str) -> None:
                 **os.environ,
                 "OTEL_EXPORTER_OTLP_ENDPOINT": received.endpoint,
                 "OTEL_SERVICE_NAME": "unchanged",
-                "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "pymongo",  # tests have that, too
+                # The tests' environment also has opentelemetry-instrumentation-pymongo.
+                "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "pymongo",
             },
             capture_output=True,
             text=True,

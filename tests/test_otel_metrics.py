@@ -1,4 +1,4 @@
-"""The catalog over OTLP, as a receiver decodes it, and through an application's own provider."""
+"""The catalog over OTLP, decoded by a real receiver, and through an application's own provider."""
 
 import inspect
 import os
@@ -40,13 +40,13 @@ Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 @pytest.fixture
 def everything(monkeypatch: pytest.MonkeyPatch) -> Iterator[PoolTelemetry]:
-    """A client with something of everything, and no other in this process."""
+    """Yield a client with samples for every metric, and hide all others of this process."""
     telemetry, listeners = replay()
     for module in (prometheus, collection):
         monkeypatch.setattr(module, "live", lambda: [telemetry])
     monkeypatch.setattr(collection, "ended", list)
     yield telemetry
-    del listeners  # they hold it, as a client does
+    del listeners  # they keep the telemetry alive, like a client
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -80,7 +80,7 @@ def test_every_metric_of_the_catalog_arrives(everything: PoolTelemetry, protocol
 
 
 def from_otlp(received: Received) -> Samples:
-    """Translate as the OpenTelemetry specification says for Prometheus."""
+    """Return the Prometheus samples of OTLP metrics, by OpenTelemetry's specification."""
     samples: Samples = {}
     for metric in received.latest.values():
         name = metric.name.replace(".", "_") + ("_seconds" if metric.unit == "s" else "")
@@ -109,7 +109,7 @@ def from_prometheus() -> Samples:
     prometheus.register(registry)
     text = prometheus.generate(registry=registry)[0].decode()
     return {
-        # No value and no label are the same to Prometheus.
+        # To Prometheus an empty label and a missing label are the same.
         (sample.name, frozenset((k, v) for k, v in sample.labels.items() if v)): sample.value
         for family in prometheus_families(text)
         for sample in family.samples
@@ -117,11 +117,13 @@ def from_prometheus() -> Samples:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_otlp_and_prometheus_say_the_same(everything: PoolTelemetry, protocol: str) -> None:
+def test_otlp_and_prometheus_have_the_same_samples(
+    everything: PoolTelemetry, protocol: str
+) -> None:
     assert from_otlp(exported(protocol)) == from_prometheus()
 
 
-def test_opentelemetry_s_own_exporter_gives_the_same_names(everything: PoolTelemetry) -> None:
+def test_opentelemetrys_prometheus_exporter_has_the_same_names(everything: PoolTelemetry) -> None:
     reader = PrometheusMetricReader()
     provider = MeterProvider([reader])
     otel.register(provider)
@@ -136,7 +138,7 @@ def test_opentelemetry_s_own_exporter_gives_the_same_names(everything: PoolTelem
 
 
 class _Meter:
-    """Tells what the conventions' own function would make."""
+    """Returns the kind, name and unit of the instrument that the conventions' function makes."""
 
     def __getattr__(self, kind: str) -> Any:
         return lambda **made: (kind, made["name"], made["unit"])
@@ -153,7 +155,7 @@ INSTRUMENTS = {
 
 
 @pytest.mark.parametrize("metric", CATALOG, ids=lambda metric: metric.name)
-def test_names_units_and_attributes_are_the_conventions_own(metric: Metric) -> None:
+def test_names_units_and_attributes_equal_the_conventions(metric: Metric) -> None:
     known = {
         value
         for module in (db_attributes, error_attributes, server_attributes)
@@ -179,10 +181,10 @@ def collected(reader: InMemoryMetricReader) -> dict[str, list[Any]]:
     }
 
 
-def test_an_applications_own_provider_gets_the_same(everything: PoolTelemetry) -> None:
+def test_an_applications_own_provider_gets_the_same_values(everything: PoolTelemetry) -> None:
     reader = InMemoryMetricReader()
     provider = MeterProvider([reader])
-    for _ in range(2):  # again is no error, and adds nothing
+    for _ in range(2):  # a repeat adds nothing
         otel.register(provider)
     stats = everything.stats()
     for _ in range(2):  # a second collection adds nothing
@@ -206,7 +208,7 @@ def test_an_applications_own_provider_gets_the_same(everything: PoolTelemetry) -
                 else:
                     assert points[key].value == value
     otel.unregister(provider)
-    assert collected(reader).keys() <= HISTOGRAMS  # the SDK goes on with what it has
+    assert collected(reader).keys() <= HISTOGRAMS  # the SDK keeps its recorded durations
     provider.shutdown()
 
 
@@ -244,7 +246,7 @@ def test_histograms_follow_a_client_between_collections(server_uri: str) -> None
     provider.shutdown()
 
 
-def test_what_a_client_did_last_is_told_once(server_uri: str) -> None:
+def test_a_closed_clients_last_values_are_reported_once(server_uri: str) -> None:
     reader = InMemoryMetricReader()
     provider = MeterProvider([reader])
     otel.register(provider)
@@ -264,7 +266,7 @@ def test_what_a_client_did_last_is_told_once(server_uri: str) -> None:
     assert not [
         p for p in collected(reader).get("db.client.connection.count", []) if "last@" in str(p)
     ]
-    # Who takes the name before that is told has it alone.
+    # A new client of the same name replaces a closed client that was not reported yet.
     MongoDBConnectionPool.initialize(server_uri, telemetry=options)["otel"]["t"].find_one()
     MongoDBConnectionPool.close()
     client = MongoDBConnectionPool.initialize(server_uri, telemetry=options)
@@ -277,7 +279,7 @@ def test_what_a_client_did_last_is_told_once(server_uri: str) -> None:
     provider.shutdown()
 
 
-def test_an_exporter_that_prefers_differences_gets_them(
+def test_an_exporter_that_prefers_delta_temporality_gets_it(
     server_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta")
@@ -312,7 +314,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from pool_telemetry import MongoDBConnectionPool, otel
 import sys
 
-otel.register()  # nobody set the global provider yet
+otel.register()  # before the global provider is set
 reader = InMemoryMetricReader()
 provider = MeterProvider([reader])
 metrics.set_meter_provider(provider)
@@ -354,7 +356,7 @@ otel.register(provider := MeterProvider([reader]))
 client = MongoDBConnectionPool.initialize(sys.argv[1])
 reader.get_metrics_data()
 (instruments,) = metrics._registered.values()
-with metrics._lock, instruments._lock:  # as by the thread that exports, in the parent
+with metrics._lock, instruments._lock:  # held like by the exporting thread of the parent
     pid = os.fork()
     if pid == 0:
         client["otel"]["t"].find_one()
@@ -369,7 +371,7 @@ print(os.waitstatus_to_exitcode(status))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_a_forked_child_collects_its_own(server_uri: str) -> None:
+def test_a_forked_child_collects_only_its_own_values(server_uri: str) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", FORKED, server_uri + "?minPoolSize=0"],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""`configure_otlp()` in a program of its own, with the standard variables and all kinds of ends."""
+"""`configure_otlp()` in a separate program, with the standard variables and all kinds of ends."""
 
 import contextlib
 import json
@@ -71,9 +71,9 @@ def test_the_standard_variables_are_honoured(server_uri: str, protocol: str) -> 
             OTEL_EXPORTER_OTLP_COMPRESSION="gzip",
             OTEL_SERVICE_NAME="shop",
             OTEL_RESOURCE_ATTRIBUTES="deployment.environment.name=test,service.instance.id=one",
-            after="from pool_telemetry import otel; otel.register()  # it is there already",
+            after="from pool_telemetry import otel; otel.register()  # a repeat changes nothing",
         )
-        # The client is closed before the last export, which still tells of it.
+        # The client is closed before the last export, which still has its metrics.
         counted = received.latest["mongodb.client.pool.checkouts"].sum.data_points
         assert max(point.as_int for point in counted) > 100
         operations = received.latest["db.client.operation.duration"].histogram.data_points
@@ -83,7 +83,7 @@ def test_the_standard_variables_are_honoured(server_uri: str, protocol: str) -> 
         assert received.resource["deployment.environment.name"] == "test"
         assert received.resource["service.instance.id"] == "one"
         (point,) = received.latest["theirs"].sum.data_points
-        assert point.as_int == 1  # the global provider was free, and is ours
+        assert point.as_int == 1  # the global provider was unset, so it is ours now
         names = [span.name for span in received.spans]
         assert names.count("find t") == 100
         (theirs,) = (span for span in received.spans if span.name == "theirs")
@@ -98,11 +98,12 @@ def test_arguments_override_the_environment(server_uri: str) -> None:
         arguments = f"'cart', endpoint={received.endpoint!r}, protocol='http/protobuf'"
         run(server_uri, arguments, OTEL_SERVICE_NAME="shop", OTEL_EXPORTER_OTLP_PROTOCOL="grpc")
         assert received.resource["service.name"] == "cart"
-        assert received.resource["service.instance.id"]  # else two processes are one to Prometheus
+        # Without an instance id Prometheus would merge two processes' series.
+        assert received.resource["service.instance.id"]
 
 
 @pytest.mark.parametrize("off", ["OTEL_TRACES_EXPORTER", "traces=False", "OTEL_TRACES_SAMPLER"])
-def test_traces_can_be_left_out(server_uri: str, off: str) -> None:
+def test_traces_can_be_turned_off(server_uri: str, off: str) -> None:
     environ = {"OTEL_TRACES_EXPORTER": "none", "OTEL_TRACES_SAMPLER": "always_off"}
     with receiver("grpc") as received:
         run(
@@ -116,7 +117,7 @@ def test_traces_can_be_left_out(server_uri: str, off: str) -> None:
 
 
 @pytest.mark.parametrize("off", ["OTEL_METRICS_EXPORTER", "metrics=False"])
-def test_metrics_can_be_left_out(server_uri: str, off: str) -> None:
+def test_metrics_can_be_turned_off(server_uri: str, off: str) -> None:
     environ = {} if "=" in off else {off: "none"}
     with receiver("grpc") as received:
         run(
@@ -139,7 +140,7 @@ trace.set_tracer_provider(TracerProvider())
 """
     after = "assert metrics.get_meter_provider() is theirs"
     with receiver("grpc") as received:
-        _, said = run(
+        _, logged = run(
             server_uri, before=before, after=after, OTEL_EXPORTER_OTLP_ENDPOINT=received.endpoint
         )
         assert "theirs" not in received.latest
@@ -147,13 +148,13 @@ trace.set_tracer_provider(TracerProvider())
         assert "theirs" not in names
         assert "find t" in names
         assert "db.client.connection.wait_time" in received.latest
-        assert "Overriding" not in said
+        assert "Overriding" not in logged
 
 
 def test_unknown_protocol_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     words = "use grpc or http/protobuf"
     with pytest.raises(PoolConfigurationError, match=f"protocol is 'json': {words}"):
-        configure_otlp(protocol="json")  # type: ignore[arg-type]  # that is the point
+        configure_otlp(protocol="json")  # type: ignore[arg-type]  # the test needs a wrong value
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "http/json")
     with pytest.raises(PoolConfigurationError, match=f"protocol is 'http/json': {words}"):
         configure_otlp()
@@ -164,7 +165,7 @@ import ctypes
 pid = {fork}()
 client["otlp"]["parent" if pid else "child"].find_one()
 if pid == 0:
-    sys.exit()  # and so through atexit
+    sys.exit()  # runs atexit
 _, status = os.waitpid(pid, 0)
 assert status == 0, status
 """
@@ -183,7 +184,7 @@ def test_a_forked_child_sends_its_own(server_uri: str, protocol: str, fork: str)
             OTEL_EXPORTER_OTLP_PROTOCOL=protocol,
         )
         names = [span.name for span in received.spans]
-        assert names.count("find t") == 100  # and not once more by the child
+        assert names.count("find t") == 100  # the child does not send them again
         assert names.count("find parent") == names.count("find child") == 1
         finds = counted_finds(received)
         assert finds["parent"]
@@ -217,12 +218,12 @@ def test_endpoint_without_scheme_or_with_credentials_is_rejected(endpoint: str) 
 
 @contextlib.contextmanager
 def dead(how: str) -> Iterator[int]:
-    """Yield the port of a collector that refuses, hangs, or cuts each export off in the middle."""
+    """Yield the port of a collector that refuses connections, hangs, or cuts each export off."""
     listening = socket.create_server(("127.0.0.1", 0))
     port: int = listening.getsockname()[1]
 
     def cut() -> None:
-        with contextlib.suppress(OSError):  # the end
+        with contextlib.suppress(OSError):  # the socket is closed at the end
             while True:
                 taken, _ = listening.accept()
                 with taken:

@@ -1,4 +1,4 @@
-"""The whole exposition, compared with the text that we promise."""
+"""The whole exposition, compared with the recorded text."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ GOLDEN = Path(__file__).parent / "golden" / "exposition.txt"
 
 @pytest.fixture
 def exposition(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Generate from the replayed client alone, whatever else lives in this process."""
+    """Return a generator of the exposition of the replayed client, without other clients."""
     telemetry, listeners = replay()
     monkeypatch.setattr(prometheus, "live", lambda: [telemetry])
     registry = CollectorRegistry()
@@ -35,7 +35,7 @@ def exposition(monkeypatch: pytest.MonkeyPatch) -> Any:
     return generate
 
 
-def test_the_exposition_is_the_golden_one(exposition: Any) -> None:
+def test_the_exposition_equals_the_recorded_text(exposition: Any) -> None:
     text, content_type = exposition()
     text = text.replace(__version__, "OURS").replace(pymongo.version, "PYMONGOS")
     if os.environ.get("UPDATE_GOLDEN"):
@@ -44,7 +44,7 @@ def test_the_exposition_is_the_golden_one(exposition: Any) -> None:
     assert text == GOLDEN.read_text()
 
 
-def test_openmetrics_says_the_same(exposition: Any) -> None:
+def test_openmetrics_has_the_same_samples(exposition: Any) -> None:
     text, content_type = exposition("application/openmetrics-text; version=1.0.0")
     assert content_type.startswith("application/openmetrics-text")
     assert text.endswith("# EOF\n")
@@ -64,7 +64,7 @@ def test_openmetrics_says_the_same(exposition: Any) -> None:
     assert units["db_client_connection_count"] == ""
 
 
-def test_every_row_of_the_catalog_is_there(exposition: Any) -> None:
+def test_every_row_of_the_catalog_is_a_family(exposition: Any) -> None:
     text, _ = exposition()
     families = {family.name: family for family in prometheus_families(text)}
     for metric in CATALOG:
@@ -76,13 +76,13 @@ def test_every_row_of_the_catalog_is_there(exposition: Any) -> None:
         assert family.type == expected
 
 
-def test_promtool_finds_nothing_to_say_but_what_the_conventions_want(exposition: Any) -> None:
+def test_promtool_objects_only_to_a_name_of_the_conventions(exposition: Any) -> None:
     needs("promtool", package="prometheus")
-    said = subprocess.run(
+    done = subprocess.run(
         ["promtool", "check", "metrics"], input=exposition()[0], capture_output=True, text=True
     )
-    lines = [line for line in (said.stdout + said.stderr).splitlines() if line]
-    # The conventions' own name for a gauge ends in what Prometheus keeps for histograms.
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if line]
+    # The conventions' name for this gauge ends in a suffix that Prometheus reserves for histograms.
     assert lines == [
         "db_client_connection_count non-histogram and non-summary metrics "
         'should not have "_count" suffix'
@@ -113,7 +113,7 @@ def test_one_registration_covers_every_client(server_uri: str) -> None:
     assert prometheus.generate(registry=registry)[0] == b""
 
 
-def test_clients_without_a_name_never_make_two_series_of_one(server_uri: str) -> None:
+def test_clients_without_a_name_never_share_a_series(server_uri: str) -> None:
     registry = CollectorRegistry()
     prometheus.register(registry)
     telemetries = [PoolTelemetry() for _ in range(3)]

@@ -1,6 +1,6 @@
-"""Rotel, a collector that others wrote: what we send comes out behind it as it went in.
+"""Our OTLP messages pass unchanged through Rotel, a collector of another project.
 
-It comes as a program in a wheel, which is run and never imported.
+Rotel is a program in a wheel; it is run and never imported.
 """
 
 import contextlib
@@ -25,8 +25,8 @@ from tests.needs import lacks
 from tests.otlp import PROTOCOLS, receiver
 from tests.support import wait_for
 
-# The program is linked to the libpython of the Python that its wheel is for. It gets no more of
-# this environment: ROTEL_* would set it up, and it would send through a proxy.
+# The program is linked to the libpython of its wheel's Python. It gets nothing else of this
+# environment, because ROTEL_* would configure it and a proxy variable would redirect its exports.
 LIBRARIES = (sysconfig.get_config_var("LIBDIR"), str(Path(sys.base_prefix) / "lib"))
 ENVIRON = {"LD_LIBRARY_PATH": ":".join(filter(None, LIBRARIES))}
 STOP_SECONDS = 10.0
@@ -42,7 +42,7 @@ def program() -> Path:
         pytest.skip(words)
     found = Path(spec.origin).with_name("rotel-agent")
     tried = subprocess.run([found, "version"], env=ENVIRON, capture_output=True, text=True)
-    if tried.returncode:  # such as a Python that has no shared library
+    if tried.returncode:  # for example because this Python has no shared library
         pytest.skip(f"Rotel does not run here: {tried.stderr.strip()}")
     return found
 
@@ -56,7 +56,10 @@ def is_for_this_machine() -> bool:
 
 @contextlib.contextmanager
 def collector(program: Path, log: Path, behind: str, leaves: str) -> Iterator[dict[str, str]]:
-    """Yield its endpoints by protocol; what it gets leaves it by this one for who is behind."""
+    """Yield a collector's endpoints by protocol.
+
+    It forwards all data to the receiver `behind` by the protocol `leaves`.
+    """
     with contextlib.ExitStack() as stack:
         yield wait_for(lambda: started(stack, program, log, behind, leaves))
 
@@ -64,8 +67,8 @@ def collector(program: Path, log: Path, behind: str, leaves: str) -> Iterator[di
 def started(
     stack: contextlib.ExitStack, program: Path, log: Path, behind: str, leaves: str
 ) -> dict[str, str] | None:
-    """Return its endpoints; None where somebody took a port that was free."""
-    # It cannot say which ports it has, so 0 is no use.
+    """Return a started collector's endpoints; None if another process took a free port first."""
+    # The collector does not report its ports, so port 0 can't be used.
     with socket.create_server(("127.0.0.1", 0)) as a, socket.create_server(("127.0.0.1", 0)) as b:
         grpc, http = (f"127.0.0.1:{one.getsockname()[1]}" for one in (a, b))
     arguments = [
@@ -74,12 +77,12 @@ def started(
         *("--otlp-exporter-endpoint", behind),
         *("--otlp-exporter-protocol", leaves.partition("/")[0]),
     ]
-    with log.open("wb") as said:
+    with log.open("wb") as output:
         process = subprocess.Popen(
-            [program, "start", *arguments], env=ENVIRON, stdout=said, stderr=subprocess.STDOUT
+            [program, "start", *arguments], env=ENVIRON, stdout=output, stderr=subprocess.STDOUT
         )
     stack.callback(stop, process)
-    # It says so when it has both ports, and before that when it has not.
+    # The collector logs this line when it has both ports; without a port it ends before.
     wait_for(lambda: "Starting Rotel" in log.read_text() or process.poll() is not None, "Rotel")
     if process.poll() is None:
         return {"grpc": f"http://{grpc}", "http/protobuf": f"http://{http}"}
@@ -92,12 +95,12 @@ def stop(process: "subprocess.Popen[bytes]") -> None:
     try:
         process.wait(STOP_SECONDS)
     finally:
-        process.kill()  # nothing happens to one that has ended
+        process.kill()  # does nothing to an ended process
         process.wait()
 
 
 class Twice:
-    """An exporter that sends the same to two places."""
+    """An exporter that sends the same data to two endpoints."""
 
     def __init__(self, make: Callable[[str, str], Any], protocol: str, *endpoints: str) -> None:
         self._exporters = [make(protocol, endpoint) for endpoint in endpoints]
@@ -111,10 +114,10 @@ class Twice:
 
 @pytest.mark.parametrize("leaves", PROTOCOLS)
 @pytest.mark.parametrize("enters", PROTOCOLS)
-def test_a_collector_hands_on_what_we_send(
+def test_a_collector_forwards_our_messages_unchanged(
     program: Path, tmp_path: Path, enters: str, leaves: str
 ) -> None:
-    """Names, units, attributes, buckets, sums, exemplars, parents, times: the whole message."""
+    """The whole message: names, units, attributes, buckets, sums, exemplars, parents and times."""
     with (
         receiver(enters) as direct,
         receiver(leaves) as behind,
@@ -129,7 +132,7 @@ def test_a_collector_hands_on_what_we_send(
             with tracer.start_as_current_span("request"):
                 _telemetry, _listeners = replay()
             otlp.flush()
-            wait_for(lambda: behind.metrics and behind.traces, "what leaves the collector")
+            wait_for(lambda: behind.metrics and behind.traces, "the collector's export")
             assert behind.latest.keys() == {metric.name for metric in CATALOG}
             assert {span.name for span in behind.spans} == {"request", "find orders", "checkout"}
             assert behind.metrics == direct.metrics

@@ -1,4 +1,8 @@
-"""Real Strands agents, offline, with sessions on a real server: called, awaited, in threads."""
+"""Real Strands agents, offline, with sessions on a real server.
+
+Each test runs in three modes: called (synchronous), awaited (over an AsyncMongoClient), and in
+threads (awaited over a MongoClient).
+"""
 
 import asyncio
 import json
@@ -46,8 +50,8 @@ from tests.proxy import Proxy
 from tests.scripted import ScriptedModel, Step, agent_with, texts
 from tests.support import traced_to, until
 
-# What a session that nobody had costs: it clears what one of its name has left.
-BEGINS = {
+# The commands that create a session; the deletes remove leftovers of a session of the same name.
+CREATE_SESSION = {
     "findAndModify sessions": 1,
     "delete messages": 1,
     "delete agents": 1,
@@ -65,18 +69,18 @@ def add(a: int, b: int) -> int:
 
 
 class Chat:
-    """Opens sessions and has turns, in one of the three ways."""
+    """Opens sessions and runs turns in one of the three modes."""
 
-    def __init__(self, way: str, uri: str, database: str, runner: asyncio.Runner) -> None:
-        self.way, self.uri, self.database = way, uri, database
-        self.telemetry = PoolTelemetry(f"chat {way}")
+    def __init__(self, mode: str, uri: str, database: str, runner: asyncio.Runner) -> None:
+        self.mode, self.uri, self.database = mode, uri, database
+        self.telemetry = PoolTelemetry(f"chat {mode}")
         self._runner = runner
         self.clients: list[Any] = []
         self.client = self.connect(uri, self.telemetry)
         self.direct = Client(uri)[database]
 
     def connect(self, uri: str, telemetry: PoolTelemetry, **kwargs: Any) -> Any:
-        kind: Any = AsyncMongoClient if self.way == "awaited" else MongoClient
+        kind: Any = AsyncMongoClient if self.mode == "awaited" else MongoClient
         client = self.run(_made(kind, uri, event_listeners=telemetry.listeners, **kwargs))
         self.clients.append(client)
         return client
@@ -91,15 +95,15 @@ class Chat:
             "prefix": "",
             **kwargs,
         }
-        if self.way == "called":
+        if self.mode == "called":
             return MongoDBSessionManager(session_id, **kwargs)
         return self.run(AsyncMongoDBSessionManager.open(session_id, **kwargs))
 
     def say(self, agent: Any, prompt: Any) -> Any:
-        return agent(prompt) if self.way == "called" else self.run(agent.invoke_async(prompt))
+        return agent(prompt) if self.mode == "called" else self.run(agent.invoke_async(prompt))
 
     def commands(self) -> dict[str, int]:
-        """Return what went to the server so far, by our own counters."""
+        """Return the number of each command so far, from our own counters."""
         return {
             f"{one.operation} {one.collection}": one.duration.count
             for one in self.telemetry.stats().operations
@@ -138,7 +142,7 @@ def chat(request: pytest.FixtureRequest, server_uri: str, runner: asyncio.Runner
     chat.close()
 
 
-# What an agent says
+# Conversations
 
 
 def test_a_conversation_is_restored(chat: Chat) -> None:
@@ -161,7 +165,7 @@ def test_a_conversation_is_restored(chat: Chat) -> None:
     ]
 
 
-def test_another_process_restores_it(chat: Chat) -> None:
+def test_a_conversation_of_another_process_is_restored(chat: Chat) -> None:
     code = f"""
 import sys
 from pymongo import MongoClient
@@ -182,24 +186,24 @@ with MongoDBSessionManager("s", None, uri, database, prefix="") as manager:
     ]
 
 
-def test_what_a_turn_costs(chat: Chat) -> None:
-    chat.open("other")  # the indexes
+def test_a_turn_sends_only_the_necessary_commands(chat: Chat) -> None:
+    chat.open("other")  # creates the indexes
     before = chat.commands()
     agent = agent_with(
         chat.open("s"), "hi", {"tool": "add", "input": {"a": 1, "b": 2}}, "3", tools=[add]
     )
-    if chat.way == "called":
+    if chat.mode == "called":
         assert chat.spent(before) == {
-            **BEGINS,
+            **CREATE_SESSION,
             "insert agents": 1,
         }
         before = chat.commands()
         chat.say(agent, "hello")
         assert chat.spent(before) == {"insert messages": 2}
     else:
-        chat.say(agent, "hello")  # an agent is created with its first message
+        chat.say(agent, "hello")  # stores the agent with its first message
         assert chat.spent(before) == {
-            **BEGINS,
+            **CREATE_SESSION,
             "insert agents": 1,
             "insert messages": 2,
         }
@@ -227,7 +231,7 @@ def test_what_a_turn_costs(chat: Chat) -> None:
     assert agents.operations == operations
 
 
-def test_what_is_redacted_is_nowhere(chat: Chat) -> None:
+def test_a_redacted_message_is_not_stored(chat: Chat) -> None:
     agent = agent_with(chat.open("s"), {"redact": "[redacted]"})
     chat.say(agent, "my password is s3cr3t")
     assert texts(agent)[0] == "user: [redacted]"
@@ -235,7 +239,7 @@ def test_what_is_redacted_is_nowhere(chat: Chat) -> None:
     assert "s3cr3t" not in str(chat.stored("s"))
 
 
-def test_an_interrupt_goes_on_elsewhere(chat: Chat) -> None:
+def test_an_interrupted_turn_continues_in_another_agent(chat: Chat) -> None:
     @tool(context=True)
     def delete(tool_context: ToolContext) -> str:
         """Delete everything."""
@@ -255,7 +259,7 @@ def test_an_interrupt_goes_on_elsewhere(chat: Chat) -> None:
     assert texts(agent_with(chat.open("s")))[-1] == "assistant: done"
 
 
-def test_a_graph_goes_on_where_it_was(chat: Chat) -> None:
+def test_an_interrupted_graph_continues_at_its_node(chat: Chat) -> None:
     @tool(context=True)
     def publish(tool_context: ToolContext) -> str:
         """Publish it."""
@@ -280,24 +284,24 @@ def test_a_graph_goes_on_where_it_was(chat: Chat) -> None:
     assert (stored["kind"], stored["agent_id"]) == ("multi_agent", "newspaper")
     (interrupt,) = result.interrupts
     response = {"interruptResponse": {"interruptId": interrupt.id, "response": "yes"}}
-    result = chat.say(graph(AssertionError("it was written"), "done"), [response])
+    result = chat.say(graph(AssertionError("the article exists"), "done"), [response])
     assert result.status.value == "completed"
     assert "an article" in str(result.results["writer"])
     assert "done" in str(result.results["publisher"])
     assert chat.telemetry.stats().agents.turns == 2
 
 
-def test_the_last_messages_are_restored_alone(chat: Chat) -> None:
+def test_only_the_last_messages_are_restored(chat: Chat) -> None:
     agent = agent_with(chat.open("s"), "a", "b", "c", "d", "e")
     for number in range(5):
         chat.say(agent, str(number))
     before = chat.commands()
     again = agent_with(chat.open("s", restore_last=3), "f")
-    assert texts(again) == ["user: 4", "assistant: e"]  # it begins with a prompt
+    assert texts(again) == ["user: 4", "assistant: e"]  # the messages begin with a prompt
     assert chat.spent(before)["find messages"] == 1
     chat.say(again, "5")
     assert len(texts(agent_with(chat.open("s", restore_last=99)))) == 12
-    # What a window removes later is counted from the beginning.
+    # A window counts its removed messages from the first stored message.
     window = SlidingWindowConversationManager(window_size=2)
     small = agent_with(chat.open("s", restore_last=4), "g", conversation_manager=window)
     chat.say(small, "6")
@@ -307,7 +311,7 @@ def test_the_last_messages_are_restored_alone(chat: Chat) -> None:
             chat.open("s", restore_last=wrong)
 
 
-def test_what_is_restored_begins_with_a_prompt(chat: Chat) -> None:
+def test_restored_messages_begin_with_a_prompt(chat: Chat) -> None:
     steps: list[Step] = ["hi", {"tool": "add", "input": {"a": 1, "b": 2}}, "3"]
     chat.say(agent := agent_with(chat.open("s"), *steps, tools=[add]), "hello")
     chat.say(agent, "1 + 2?")
@@ -317,7 +321,7 @@ def test_what_is_restored_begins_with_a_prompt(chat: Chat) -> None:
         assert again.conversation_manager.removed_message_count == 6 - number
 
 
-def test_a_window_that_slides_costs_nothing_in_most_turns(chat: Chat) -> None:
+def test_a_sliding_window_writes_the_agent_only_in_few_turns(chat: Chat) -> None:
     def window() -> SlidingWindowConversationManager:
         return SlidingWindowConversationManager(window_size=4)
 
@@ -338,7 +342,7 @@ def test_a_window_that_slides_costs_nothing_in_most_turns(chat: Chat) -> None:
     assert again.conversation_manager.removed_message_count == 58
 
 
-def test_a_message_that_was_refused_keeps_its_number(chat: Chat) -> None:
+def test_a_message_that_could_not_be_stored_keeps_its_id(chat: Chat) -> None:
     window = SlidingWindowConversationManager(window_size=4)
     agent = agent_with(chat.open("s"), conversation_manager=window)
     chat.say(agent, "one")
@@ -351,10 +355,10 @@ def test_a_message_that_was_refused_keeps_its_number(chat: Chat) -> None:
     assert again.messages[0]["role"] == "user"
 
 
-# Several at once
+# Concurrent writers
 
 
-def test_50_first_opens_make_one_session(chat: Chat) -> None:
+def test_50_concurrent_opens_create_one_session(chat: Chat) -> None:
     chat.open("other")
     barrier = threading.Barrier(50)
     new = list[bool]()
@@ -364,7 +368,7 @@ def test_50_first_opens_make_one_session(chat: Chat) -> None:
         manager = MongoDBSessionManager("s", chat.client, None, chat.database, prefix="")
         new.append(manager._is_new_session)
 
-    if chat.way == "called":
+    if chat.mode == "called":
         threads = [threading.Thread(target=begin) for _ in range(50)]
         for thread in threads:
             thread.start()
@@ -384,24 +388,24 @@ def test_50_first_opens_make_one_session(chat: Chat) -> None:
     assert chat.direct["sessions"].count_documents({"_id": "s"}) == 1
 
 
-def test_an_agent_that_appears_meanwhile_is_restored(chat: Chat) -> None:
+def test_an_agent_created_after_the_open_is_restored_or_a_conflict(chat: Chat) -> None:
     late = chat.open("s")
     chat.say(agent_with(chat.open("s"), "hi"), "hello")
     agent = agent_with(late)
-    if chat.way == "called":
+    if chat.mode == "called":
         assert texts(agent) == ["user: hello", "assistant: hi"]
-    else:  # it was read when it was opened
+    else:  # the manager read the session before the agent was created
         with pytest.raises(SessionConflictError):
             chat.say(agent, "me, too")
 
 
-def test_who_comes_second_is_told_and_nothing_is_mixed(chat: Chat) -> None:
+def test_the_second_writer_gets_a_conflict_and_stores_nothing(chat: Chat) -> None:
     agent_with(chat.open("s"))
     chat.say(agent_with(chat.open("s"), "hi"), "hello")
     first, second = agent_with(chat.open("s"), "one"), agent_with(chat.open("s"), "two")
     chat.say(first, "1")
     before = chat.stored("s")
-    words = r"message 2 of agent 'default' of session 's' exists: somebody else wrote it"
+    words = r"message 2 of agent 'default' of session 's' already exists: another writer was first"
     with pytest.raises(SessionConflictError, match=words):
         chat.say(second, "2")
     assert chat.telemetry.stats().agents.conflicts == 1
@@ -413,21 +417,21 @@ def test_who_comes_second_is_told_and_nothing_is_mixed(chat: Chat) -> None:
     assert texts(again)[-4:] == ["user: 1", "assistant: one", "user: 2", "assistant: two"]
 
 
-def test_two_processes_lose_nothing(chat: Chat) -> None:
+def test_two_processes_lose_no_turn(chat: Chat) -> None:
     code = f"""
 import asyncio, json, sys
 from pymongo import AsyncMongoClient, MongoClient
 from strands.types.exceptions import EventLoopException
 from pool_telemetry.sessions import *
 from tests.scripted import agent_with
-name, way = sys.argv[1:]
+name, mode = sys.argv[1:]
 where = {{"database_name": {chat.database!r}, "prefix": ""}}
-told = []
+succeeded = []
 async def main():
-    client = (AsyncMongoClient if way == "awaited" else MongoClient)({chat.uri!r})
+    client = (AsyncMongoClient if mode == "awaited" else MongoClient)({chat.uri!r})
     for number in range(15):
         while True:
-            if way == "called":
+            if mode == "called":
                 manager = MongoDBSessionManager("s", client, **where)
             else:
                 manager = await AsyncMongoDBSessionManager.open(
@@ -435,28 +439,28 @@ async def main():
             try:
                 agent = agent_with(manager)
                 prompt = f"{{name}} {{number}}"
-                agent(prompt) if way == "called" else await agent.invoke_async(prompt)
-            except SessionConflictError:  # of the prompt
+                agent(prompt) if mode == "called" else await agent.invoke_async(prompt)
+            except SessionConflictError:  # when the prompt was stored
                 continue
-            except EventLoopException as error:  # of the answer: somebody went on before it
+            except EventLoopException as error:  # when the answer was stored
                 assert isinstance(error.__cause__, SessionConflictError), error
                 continue
-            told.append(prompt)
+            succeeded.append(prompt)
             break
     if (closing := client.close()) is not None:
         await closing
 asyncio.run(main())
-print(json.dumps(told))
+print(json.dumps(succeeded))
 """
     command = [sys.executable, "-W", "ignore", "-c", code]
     processes = [
-        subprocess.Popen([*command, name, chat.way], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen([*command, name, chat.mode], stdout=subprocess.PIPE, text=True)
         for name in ("ann", "bob")
     ]
-    told = [json.loads(process.communicate(timeout=120)[0]) for process in processes]
+    succeeded = [json.loads(process.communicate(timeout=120)[0]) for process in processes]
     stored = chat.stored("s")
     assert [one["message_id"] for one in stored] == sorted({one["message_id"] for one in stored})
-    said = [
+    prompts = [
         one["message"]["content"][0]["text"] for one in stored if one["message"]["role"] == "user"
     ]
     answered = [
@@ -464,24 +468,24 @@ print(json.dumps(told))
         for one in stored
         if one["message"]["role"] == "assistant"
     ]
-    for mine in told:
+    for mine in succeeded:
         assert len(mine) == 15
-        # Each turn that succeeded is there once, with its answer, in the order that it was said.
+        # Each successful turn is stored once, with its answer, in the order of the prompts.
         assert [text for text in answered if text in mine] == mine
-        assert [text for text in dict.fromkeys(said) if text in mine] == mine
+        assert [text for text in dict.fromkeys(prompts) if text in mine] == mine
 
 
 def test_agents_in_threads_share_a_manager(chat: Chat) -> None:
     manager = chat.open("s")
-    told = list[Any]()
+    errors = list[Exception]()
 
     def work(number: int) -> None:
         try:
             agent = agent_with(manager, agent_id=f"agent-{number}")
             for turn in range(5):
                 agent(f"{number} {turn}")
-        except Exception as error:  # noqa: BLE001  # any would be one too many
-            told.append(error)
+        except Exception as error:  # noqa: BLE001  # any error fails the test
+            errors.append(error)
 
     async def await_them() -> None:
         agents = [agent_with(manager, agent_id=f"agent-{number}") for number in range(8)]
@@ -489,25 +493,25 @@ def test_agents_in_threads_share_a_manager(chat: Chat) -> None:
             prompts = [f"{number} {turn}" for number in range(8)]
             await asyncio.gather(*map(Agent.invoke_async, agents, prompts))
 
-    if chat.way == "awaited":  # an AsyncMongoClient is for one event loop
+    if chat.mode == "awaited":  # an AsyncMongoClient is for one event loop
         chat.run(await_them())
     threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
-    for thread in threads if chat.way != "awaited" else ():
+    for thread in threads if chat.mode != "awaited" else ():
         thread.start()
-    for thread in threads if chat.way != "awaited" else ():
+    for thread in threads if chat.mode != "awaited" else ():
         thread.join()
-    assert told == []
+    assert errors == []
     again = chat.open("s")
     for number in range(8):
-        said = texts(agent_with(again, agent_id=f"agent-{number}"))
-        assert said[::2] == [f"user: {number} {turn}" for turn in range(5)]
+        conversation = texts(agent_with(again, agent_id=f"agent-{number}"))
+        assert conversation[::2] == [f"user: {number} {turn}" for turn in range(5)]
 
 
-def test_what_a_deleted_session_left_does_not_come_back(chat: Chat) -> None:
+def test_leftovers_of_a_deleted_session_are_not_restored(chat: Chat) -> None:
     agent = agent_with(chat.open("s"), "one", "two")
     chat.say(agent, "secret one")
     MongoDBSessionRepository(chat.direct.client, chat.database, prefix="").delete_session("s")
-    chat.say(agent, "secret two")  # it is noticed within a minute
+    chat.say(agent, "secret two")  # the deletion is noticed within a minute
     again = agent_with(chat.open("s"), "new", "newer")
     chat.say(again, "hello")
     chat.say(again, "hello again")
@@ -525,19 +529,19 @@ def test_uniqueness_needs_no_index(chat: Chat) -> None:
     assert len(chat.stored("s")) == 2
 
 
-def test_documents_of_others_are_left_alone(chat: Chat) -> None:
+def test_documents_of_other_programs_stay_unchanged(chat: Chat) -> None:
     chat.direct["messages"].insert_many([{"text": "hello"}, {"text": "hello"}])
     chat.direct["sessions"].insert_one({"_id": "s", "token": "abc"})
-    with pytest.raises(SessionException, match="is none of ours: use another prefix="):
+    with pytest.raises(SessionException, match="'s': use another prefix="):
         chat.open("s")
     assert chat.direct["messages"].count_documents({"text": "hello"}) == 2
     assert texts(agent_with(chat.open("s", prefix="strands_"))) == []
 
 
-# What fails
+# Failures
 
 
-def test_a_server_that_goes_mid_turn_leaves_no_hole(chat: Chat) -> None:
+def test_a_server_lost_in_mid_turn_leaves_no_gap(chat: Chat) -> None:
     port = int(chat.uri.rpartition(":")[2].strip("/"))
     with Proxy(port) as proxy:
         telemetry = PoolTelemetry("proxied")
@@ -571,7 +575,7 @@ def test_a_server_that_goes_mid_turn_leaves_no_hole(chat: Chat) -> None:
 
 
 class CancelsAt(CommandListener):
-    """Cancels a task when so many commands of a kind were sent: their answers are on their way."""
+    """Cancels a task when the given number of commands of a kind were sent, before the replies."""
 
     def __init__(self, name: str, number: int) -> None:
         self.task: asyncio.Task[Any] | None = None
@@ -588,16 +592,16 @@ class CancelsAt(CommandListener):
 
 
 @pytest.mark.parametrize("number", range(1, 6))
-@pytest.mark.parametrize("way", ["awaited", "in threads"])
-def test_a_turn_that_is_cancelled_leaves_no_hole(
-    way: str, number: int, server_uri: str, runner: asyncio.Runner
+@pytest.mark.parametrize("mode", ["awaited", "in threads"])
+def test_a_cancelled_turn_leaves_no_gap(
+    mode: str, number: int, server_uri: str, runner: asyncio.Runner
 ) -> None:
-    """At each write: that of the agent, the prompt, the tool call, its result, the answer."""
-    chat = Chat(way, server_uri, f"chat_{uuid.uuid4().hex[:12]}", runner)
+    """Cancel at each write: the agent, the prompt, the tool call, its result, the answer."""
+    chat = Chat(mode, server_uri, f"chat_{uuid.uuid4().hex[:12]}", runner)
     canceller = CancelsAt("insert", number)
 
     async def converse() -> Agent:
-        kind: Any = AsyncMongoClient if way == "awaited" else MongoClient
+        kind: Any = AsyncMongoClient if mode == "awaited" else MongoClient
         client = kind(server_uri, event_listeners=[canceller])
         manager = await AsyncMongoDBSessionManager.open(
             "s", client, database_name=chat.database, prefix=""
@@ -622,7 +626,7 @@ def test_a_turn_that_is_cancelled_leaves_no_hole(
 
 
 @pytest.mark.parametrize("error", [{"errorCode": 91}, {"closeConnection": True}])
-def test_a_write_that_is_retried_is_there_once(chat: Chat, error: dict[str, Any]) -> None:
+def test_a_retried_write_is_stored_once(chat: Chat, error: dict[str, Any]) -> None:
     telemetry = PoolTelemetry("retried")
     client = chat.connect(chat.uri, telemetry, appName=chat.database, heartbeatFrequencyMS=500)
     agent = agent_with(chat.open("s", client), "hi")
@@ -640,7 +644,7 @@ def test_a_write_that_is_retried_is_there_once(chat: Chat, error: dict[str, Any]
     assert [one["message_id"] for one in chat.stored("s")] == [0, 1]
 
 
-def test_a_write_that_arrived_though_its_answer_did_not_is_there_once(chat: Chat) -> None:
+def test_a_write_whose_reply_failed_is_stored_once(chat: Chat) -> None:
     agent = agent_with(chat.open("s"), "hi")
     control = chat.direct.client.admin
     concern = {"code": 64, "errmsg": "timed out", "errInfo": {"wtimeout": True}}
@@ -651,27 +655,27 @@ def test_a_write_that_arrived_though_its_answer_did_not_is_there_once(chat: Chat
             chat.say(agent, "hello")
     finally:
         control.command("configureFailPoint", "failCommand", mode="off")
-    assert len(chat.stored("s")) == (1 if chat.way == "called" else 0)
+    assert len(chat.stored("s")) == (1 if chat.mode == "called" else 0)
     chat.say(agent, "again")
     assert texts(agent_with(chat.open("s"))) == texts(agent)
     assert texts(agent) == ["user: hello", "user: again", "assistant: hi"]
     assert chat.telemetry.stats().agents.conflicts == 0
 
 
-def test_a_message_that_is_too_large_leaves_the_session_usable(chat: Chat) -> None:
+def test_a_session_is_usable_after_a_message_that_is_too_large(chat: Chat) -> None:
     agent = agent_with(chat.open("s"), "hi", "fine")
     chat.say(agent, "hello")
-    with pytest.raises(SessionException, match=r"message 2 of .* is larger than MongoDB's 16 MB"):
+    with pytest.raises(SessionException, match=r"message 2 of .* is larger than MongoDB's limit"):
         chat.say(agent, "x" * 17_000_000)
     agent.messages.pop()
     chat.say(agent, "shorter")
     assert texts(agent_with(chat.open("s"))) == texts(agent)
 
 
-def test_what_can_not_be_written_does_not_stop_what_comes_next(chat: Chat) -> None:
+def test_a_write_that_can_never_succeed_does_not_stop_the_next(chat: Chat) -> None:
     agent = agent_with(chat.open("s"), "hi", "fine")
     chat.say(agent, "hello")
-    with pytest.raises(SessionException, match=r"message 2 .* BSON has not") as caught:
+    with pytest.raises(SessionException, match=r"message 2 .* BSON can't store") as caught:
         chat.say(agent, "s3cr3t \ud800")
     assert "s3cr3t" not in repr(caught.value)
     agent.messages.pop()
@@ -693,14 +697,14 @@ def test_what_can_not_be_written_does_not_stop_what_comes_next(chat: Chat) -> No
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "a\0b", "$where", "x" * 10_000, "\ud800"])
-def test_a_bad_session_id_is_refused(chat: Chat, name: str) -> None:
+def test_an_invalid_session_id_is_an_error(chat: Chat, name: str) -> None:
     with pytest.raises(InvalidIdError, match="session_id"):
         chat.open(name)
     with pytest.raises(SessionException):
         chat.open(name)
 
 
-def test_an_agent_that_could_not_begin_begins_again(chat: Chat) -> None:
+def test_an_agent_can_start_after_a_failed_start(chat: Chat) -> None:
     manager = chat.open("s")
     for _ in range(2):
         with pytest.raises((InvalidIdError, ValueError)):
@@ -712,7 +716,7 @@ def test_an_agent_that_could_not_begin_begins_again(chat: Chat) -> None:
     assert len(chat.stored("s")) == 2
 
 
-def test_a_session_that_is_deleted_elsewhere_is_noticed(
+def test_a_deletion_by_another_process_is_noticed(
     chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pool_telemetry.sessions.async_repository.KNOWN_SECONDS", 0.0)
@@ -728,10 +732,10 @@ def test_a_session_that_is_deleted_elsewhere_is_noticed(
     assert chat.stored("s") == []
 
 
-# How long it lives
+# Time to live
 
 
-def test_a_session_expires_whole(chat: Chat) -> None:
+def test_all_documents_of_a_session_expire_together(chat: Chat) -> None:
     hour = timedelta(hours=1)
     chat.say(agent_with(chat.open("s", ttl=hour), "hi"), "hello")
 
@@ -746,7 +750,7 @@ def test_a_session_expires_whole(chat: Chat) -> None:
     assert 1.0 < (end.replace(tzinfo=UTC) - datetime.now(UTC)) / hour <= 1.2
     before = chat.commands()
     chat.say(agent_with(chat.open("s"), "hi"), "again")
-    assert "update messages" not in chat.spent(before)  # it is not moved each time
+    assert "update messages" not in chat.spent(before)  # not every open moves the end
     assert ends() == {end}
     for name in ("sessions", "agents", "messages"):
         chat.direct[name].update_many({}, {"$set": {"expires_at": end - hour / 5}})
@@ -767,7 +771,7 @@ def test_a_session_expires_whole(chat: Chat) -> None:
         chat.open("s", ttl=timedelta())
 
 
-def test_an_agent_in_use_moves_the_end(chat: Chat) -> None:
+def test_an_agent_in_use_moves_the_sessions_end(chat: Chat) -> None:
     agent = agent_with(chat.open("s", ttl=timedelta(seconds=0.5)), "hi")
     chat.say(agent, "hello")
     (session,) = chat.direct["sessions"].find()
@@ -782,28 +786,28 @@ def test_an_agent_in_use_moves_the_end(chat: Chat) -> None:
         if moved():
             break
     else:
-        pytest.fail("it never moved")
+        pytest.fail("the session's end never moved")
 
 
-# Beside the conversation
+# Records beside the conversation
 
 
 def test_metadata_and_feedback(chat: Chat) -> None:
     manager = chat.open("s", metadata={"customer.plan": "free"}, application="shop", user="ann")
 
     def do(result: Any) -> Any:
-        return chat.run(result) if chat.way != "called" else result
+        return chat.run(result) if chat.mode != "called" else result
 
     do(manager.update_metadata({"customer.plan": "pro", "customer.name": "Ann", "score": 3}))
     do(manager.delete_metadata("customer.name", "nothing"))
     assert do(manager.get_metadata()) == {"customer": {"plan": "pro"}, "score": 3}
-    chat.open("s", metadata={"other": 1}, user="bob")  # it exists: they are as they were
+    chat.open("s", metadata={"other": 1}, user="bob")  # ignored, because the session exists
     assert do(manager.get_metadata()) == {"customer": {"plan": "pro"}, "score": 3}
     for path in ("", "a..b", ".a", "$set", "a.$b", "a\0b"):
         with pytest.raises(SessionException, match="metadata path"):
             do(manager.update_metadata({path: 1}))
     with pytest.raises(SessionException, match="a path leads through a value") as caught:
-        do(manager.update_metadata({"score.s3cr3t": "s3cr3t"}))  # through a value
+        do(manager.update_metadata({"score.s3cr3t": "s3cr3t"}))
     assert "s3cr3t" not in repr(caught.value)
 
     agent = agent_with(manager, "hi")
@@ -812,7 +816,7 @@ def test_metadata_and_feedback(chat: Chat) -> None:
     chat.say(agent, "hello")
     do(manager.add_feedback({"rating": "up", "comment": "good"}))
     do(manager.add_feedback({"rating": "down"}, "default"))
-    do(chat.open("s").add_feedback({"rating": "later"}))  # in a request of its own
+    do(chat.open("s").add_feedback({"rating": "later"}))  # like a separate request
     found = do(manager.repository.list_feedback("s", "default"))
     ratings = [(one["message_id"], one["rating"]) for one in found]
     assert ratings == [(1, "up"), (1, "down"), (1, "later")]
@@ -834,10 +838,10 @@ def test_metadata_and_feedback(chat: Chat) -> None:
     assert do(manager.repository.list_sessions(user="bob")) == []
 
 
-# Whose client it is
+# Owned and shared clients
 
 
-def test_a_client_that_is_given_stays_open(chat: Chat) -> None:
+def test_a_given_client_stays_open(chat: Chat) -> None:
     manager = chat.open("s")
     closing = manager.close()
     if closing is not None:
@@ -845,7 +849,7 @@ def test_a_client_that_is_given_stays_open(chat: Chat) -> None:
     assert len(agent_with(chat.open("s")).messages) == 0
 
 
-def test_a_client_that_is_made_is_closed_and_watched(server_uri: str) -> None:
+def test_a_managers_own_client_is_watched_and_closed(server_uri: str) -> None:
     database = f"owned_{uuid.uuid4().hex[:12]}"
     with MongoDBSessionManager(
         "s", connection_string=server_uri, database_name=database, maxPoolSize=3
@@ -874,7 +878,7 @@ def test_a_client_that_is_made_is_closed_and_watched(server_uri: str) -> None:
         client.drop_database(database)
 
 
-def test_without_a_client_it_is_the_shared_pools(server_uri: str) -> None:
+def test_a_manager_without_a_client_uses_the_singletons(server_uri: str) -> None:
     with pytest.raises(PoolNotInitializedError):
         MongoDBSessionManager("s")
     database = f"shared_{uuid.uuid4().hex[:12]}"
@@ -885,7 +889,7 @@ def test_without_a_client_it_is_the_shared_pools(server_uri: str) -> None:
     assert MongoDBConnectionPool.get_pool_stats()["agents"]["turns"] == 1
 
     async def awaited() -> None:
-        for _ in range(2):  # of the one singleton, and of the other
+        for _ in range(2):  # the synchronous singleton, then the asynchronous one
             manager = await AsyncMongoDBSessionManager.open("s", database_name=database)
             await agent_with(manager, "hi").invoke_async("hello")
             await AsyncMongoDBConnectionPool.initialize(server_uri)
@@ -896,17 +900,17 @@ def test_without_a_client_it_is_the_shared_pools(server_uri: str) -> None:
     client.drop_database(database)
 
 
-def test_who_describes_two_clients_is_told(server_uri: str) -> None:
+def test_arguments_for_two_clients_are_an_error(server_uri: str) -> None:
     with Client(server_uri) as client:
         with pytest.raises(PoolConfigurationError, match="both given"):
             MongoDBSessionManager("s", client, server_uri)
-        with pytest.raises(PoolConfigurationError, match="maxPoolSize: no option of ours"):
+        with pytest.raises(PoolConfigurationError, match="unknown option maxPoolSize: Mongo"):
             MongoDBSessionManager("s", client, maxPoolSize=3)
         with pytest.raises(PoolConfigurationError, match="both given"):
             MongoDBSessionManagerFactory(server_uri, client=client)
 
 
-def test_no_secret_is_in_what_fails() -> None:
+def test_errors_contain_no_secret() -> None:
     uri = "mongodb://ann:s3cr3t@127.0.0.1:1/?serverSelectionTimeoutMS=50"
     for make in (
         lambda: MongoDBSessionManager("s", connection_string=uri),
@@ -918,7 +922,9 @@ def test_no_secret_is_in_what_fails() -> None:
         assert "s3cr3t" not in repr(caught.value) + str(caught.value)
 
 
-def test_who_gives_something_else_is_told(server_uri: str, runner: asyncio.Runner) -> None:
+def test_an_object_that_is_not_a_fitting_client_is_an_error(
+    server_uri: str, runner: asyncio.Runner
+) -> None:
     asynchronous = runner.run(_made(AsyncMongoClient, server_uri))
     with Client(server_uri) as client:
         wrong: Any
@@ -942,7 +948,7 @@ def test_who_gives_something_else_is_told(server_uri: str, runner: asyncio.Runne
 # The factory
 
 
-def test_a_session_per_request_costs_no_connection_and_no_index(server_uri: str) -> None:
+def test_a_session_per_request_opens_no_connection_and_creates_no_index(server_uri: str) -> None:
     database = f"factory_{uuid.uuid4().hex[:12]}"
     client = MongoDBConnectionPool.initialize(server_uri, maxPoolSize=2, minPoolSize=0)
     telemetry = MongoDBConnectionPool.get_telemetry()
@@ -972,11 +978,11 @@ def test_a_session_per_request_costs_no_connection_and_no_index(server_uri: str)
     close_global_factory()
     with pytest.raises(PoolNotInitializedError):
         get_global_factory()
-    assert client.admin.command("ping")["ok"]  # it is the pool's
+    assert client.admin.command("ping")["ok"]  # the client belongs to the singleton
     client.drop_database(database)
 
 
-def test_a_factory_closes_what_it_made(server_uri: str) -> None:
+def test_a_factory_closes_its_own_client(server_uri: str) -> None:
     database = f"factory_{uuid.uuid4().hex[:12]}"
     first = initialize_global_factory(server_uri, database)
     manager = first.create_session_manager("s")
@@ -1005,10 +1011,10 @@ def test_a_factory_closes_what_it_made(server_uri: str) -> None:
     asyncio.run(asynchronous())
 
 
-# What is seen of it
+# Spans and metrics
 
 
-def test_spans_say_which_conversation_and_metrics_do_not(chat: Chat) -> None:
+def test_spans_name_the_conversation_and_metrics_do_not(chat: Chat) -> None:
     exporter = InMemorySpanExporter()
     telemetry = PoolTelemetry("traced", options=TelemetryOptions(query_text=True))
     client = chat.connect(chat.uri, telemetry)

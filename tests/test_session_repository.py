@@ -1,4 +1,4 @@
-"""Strands' sessions as documents, on a real server; Strands' own tests run over them, too."""
+"""Strands' sessions as documents on a real server; `make test-strands` adds Strands' own tests."""
 
 import asyncio
 import threading
@@ -71,7 +71,7 @@ def commands(telemetry: PoolTelemetry) -> dict[str, int]:
     return found
 
 
-def test_what_is_written_is_read(begun: MongoDBSessionRepository) -> None:
+def test_a_stored_session_agent_and_message_are_read_back(begun: MongoDBSessionRepository) -> None:
     odd = {"$ref": 1, "a.b": {"$x": [None, 0.5]}, "": "é😀", "bytes": b"\0\xff"}
     message = a_message(0, {"toolUse": {"toolUseId": "1", "name": "t", "input": odd}})
     begun.create_message(S, A, message)
@@ -91,7 +91,9 @@ def an_agent_like(other: SessionAgent | None) -> SessionAgent:
     return agent
 
 
-def test_what_is_missing_reads_as_nothing(repository: MongoDBSessionRepository) -> None:
+def test_missing_documents_read_as_none_or_an_empty_list(
+    repository: MongoDBSessionRepository,
+) -> None:
     assert repository.read_session(S) is None
     assert repository.read_agent(S, A) is None
     assert repository.read_message(S, A, 0) is None
@@ -99,7 +101,7 @@ def test_what_is_missing_reads_as_nothing(repository: MongoDBSessionRepository) 
     assert repository.list_messages(S, A) == []
 
 
-def test_an_update_replaces_all_but_its_beginning(begun: MongoDBSessionRepository) -> None:
+def test_an_update_replaces_all_fields_except_created_at(begun: MongoDBSessionRepository) -> None:
     begun.create_message(S, A, first := a_message(0, {"text": "s3cr3t"}))
     later = SessionMessage(first.message, 0, {"role": "user", "content": [{"text": "redacted"}]})
     begun.update_message(S, A, later)
@@ -117,13 +119,13 @@ def test_an_update_replaces_all_but_its_beginning(begun: MongoDBSessionRepositor
     assert (after.created_at, after.updated_at > before.updated_at) == (before.created_at, True)
 
 
-def test_what_is_written_twice_or_below_nothing_is_refused(
+def test_a_write_of_an_existing_id_or_without_its_parent_is_an_error(
     repository: MongoDBSessionRepository,
 ) -> None:
     with pytest.raises(SessionException, match="session 'session-1' does not exist"):
         repository.create_agent(S, an_agent())
     repository.create_session(Session(S, SessionType.AGENT))
-    with pytest.raises(SessionException, match="session 'session-1' exists"):
+    with pytest.raises(SessionException, match="session 'session-1' already exists"):
         repository.create_session(Session(S, SessionType.AGENT))
     with pytest.raises(SessionException, match=r"agent 'agent.with.dots' of .* is missing"):
         repository.create_message(S, A, a_message(0))
@@ -132,7 +134,7 @@ def test_what_is_written_twice_or_below_nothing_is_refused(
     with pytest.raises(SessionException, match=r"^message 0 of agent .* does not exist"):
         repository.update_message(S, A, a_message(0))
     repository.create_agent(S, an_agent())
-    with pytest.raises(SessionException, match=r"agent 'agent.with.dots' of .* exists"):
+    with pytest.raises(SessionException, match=r"agent 'agent.with.dots' of .* already exists"):
         repository.create_agent(S, an_agent())
     with pytest.raises(SessionException, match="does not exist"):
         repository.delete_session("another")
@@ -142,16 +144,16 @@ def test_what_is_written_twice_or_below_nothing_is_refused(
     ("value", "reason"),
     [
         ("", "is empty"),
-        ("a/b", "has '/'"),
-        ("a\\b", "has"),
-        ("a\0b", "has '\\\\x00'"),
+        ("a/b", "contains '/'"),
+        ("a\\b", "contains"),
+        ("a\0b", "contains '\\\\x00'"),
         ("$where", "begins with '\\$'"),
         ("x" * 10_000, "has more than 512 bytes"),
         ({"$ne": ""}, "is dict, not str"),
         (None, "is NoneType, not str"),
     ],
 )
-def test_an_id_that_can_not_be_is_refused(
+def test_an_invalid_id_is_an_error_without_a_command(
     value: Any, reason: str, begun: MongoDBSessionRepository, telemetry: PoolTelemetry
 ) -> None:
     before = commands(telemetry)
@@ -168,29 +170,31 @@ def test_an_id_that_can_not_be_is_refused(
             call()
         assert isinstance(caught.value, InvalidIdError)
         assert len(str(caught.value)) < 100
-    assert commands(telemetry) == before  # the server was not asked
+    assert commands(telemetry) == before
 
 
-def test_a_message_beyond_16_mb_is_refused_and_the_next_is_not(
+def test_a_message_beyond_16_mb_is_an_error_and_the_next_is_stored(
     begun: MongoDBSessionRepository,
 ) -> None:
-    with pytest.raises(SessionException, match=r"message 0 .* is larger than MongoDB's 16 MB"):
+    with pytest.raises(
+        SessionException, match=r"message 0 .* is larger than MongoDB's limit of 16"
+    ):
         begun.create_message(S, A, a_message(0, {"text": "x" * 17_000_000}))
     begun.create_message(S, A, a_message(0))
     assert begun.count_messages(S, A) == 1
 
 
-def test_a_value_that_bson_has_not_is_refused_without_being_shown(
+def test_a_value_that_bson_cant_store_is_an_error_that_hides_it(
     begun: MongoDBSessionRepository,
 ) -> None:
     for value in (2**70, uuid.uuid4(), {"s3cr3t\0": 1}, object(), "s3cr3t \ud800"):
-        with pytest.raises(SessionException, match="has a value that BSON has not") as caught:
+        with pytest.raises(SessionException, match="has a value that BSON can't store") as caught:
             begun.create_message(S, A, a_message(0, {"text": "s3cr3t", "x": value}))
         assert "s3cr3t" not in repr(caught.value)
         assert caught.value.__cause__ is None
 
 
-def test_of_two_writers_one_is_told(begun: MongoDBSessionRepository) -> None:
+def test_only_one_of_eight_writers_stores_a_message(begun: MongoDBSessionRepository) -> None:
     barrier, refused = threading.Barrier(8), list[str]()
 
     def write() -> None:
@@ -205,12 +209,12 @@ def test_of_two_writers_one_is_told(begun: MongoDBSessionRepository) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    words = f"message 0 of agent {A!r} of session {S!r} exists: somebody else wrote it"
+    words = f"message 0 of agent {A!r} of session {S!r} already exists: another writer was first"
     assert refused == [words] * 7
     assert begun.count_messages(S, A) == 1
 
 
-def test_messages_come_in_the_order_of_their_ids(begun: MongoDBSessionRepository) -> None:
+def test_messages_are_listed_in_the_order_of_their_ids(begun: MongoDBSessionRepository) -> None:
     for number in (10, 2, 0, 1, 9):
         begun.create_message(S, A, a_message(number))
 
@@ -227,7 +231,7 @@ def test_messages_come_in_the_order_of_their_ids(begun: MongoDBSessionRepository
         begun.last_messages(S, A, 0)
 
 
-def test_a_deleted_session_leaves_nothing(
+def test_a_deleted_session_leaves_no_documents(
     begun: MongoDBSessionRepository, client: Client, database: str
 ) -> None:
     begun.create_message(S, A, a_message(0))
@@ -236,7 +240,7 @@ def test_a_deleted_session_leaves_nothing(
     left = {name: client[database][name].count_documents({}) for name in ("agents", "messages")}
     assert left == {"agents": 0, "messages": 0}
     assert begun.read_session("kept") is not None
-    with pytest.raises(SessionException, match="is missing"):  # it is not remembered
+    with pytest.raises(SessionException, match="is missing"):  # the cache forgot the agent
         begun.create_message(S, A, a_message(0))
 
 
@@ -285,7 +289,7 @@ def test_sessions_are_listed_page_by_page(repository: MongoDBSessionRepository) 
         repository.list_sessions(since=middle.astimezone(timezone(timedelta(hours=5))))
         == (every[:11])
     )
-    repository.open_session("s00")  # who is opened again comes first
+    repository.open_session("s00")  # the last opened session is first
     assert repository.list_sessions(limit=1)[0].session_id == "s00"
     assert repository.list_sessions(user="nobody") == []
     for wrong in ({"limit": 0}, {"limit": 1_001}, {"since": datetime(2026, 1, 1)}):
@@ -293,7 +297,7 @@ def test_sessions_are_listed_page_by_page(repository: MongoDBSessionRepository) 
             repository.list_sessions(**wrong)
 
 
-def test_pages_are_whole_where_times_are_equal(
+def test_pages_are_complete_when_times_are_equal(
     repository: MongoDBSessionRepository, client: Client, database: str
 ) -> None:
     for number in range(10):
@@ -304,7 +308,7 @@ def test_pages_are_whole_where_times_are_equal(
     assert [one.session_id for one in first + second] == [f"s{n}" for n in range(10)]
 
 
-def test_an_open_session_moves_and_keeps_its_times(repository: MongoDBSessionRepository) -> None:
+def test_opening_a_session_changes_only_updated_at(repository: MongoDBSessionRepository) -> None:
     first, is_new = repository.open_session(S)
     again, was_new = repository.open_session(S)
     read = repository.read_session(S)
@@ -314,7 +318,7 @@ def test_an_open_session_moves_and_keeps_its_times(repository: MongoDBSessionRep
     assert read.updated_at > first.updated_at
 
 
-def test_both_kinds_of_client_do_the_same(
+def test_both_kinds_of_client_have_the_same_results(
     begun: MongoDBSessionRepository, server_uri: str, database: str
 ) -> None:
     begun.create_message(S, A, a_message(0))
@@ -348,7 +352,7 @@ def test_both_kinds_of_client_do_the_same(
             call()
 
 
-def test_a_document_says_its_schema(
+def test_every_document_has_its_schema(
     begun: MongoDBSessionRepository, client: Client, database: str
 ) -> None:
     begun.create_message(S, A, a_message(0))
@@ -357,5 +361,5 @@ def test_a_document_says_its_schema(
         assert document["schema"] == 1
     client[database]["sessions"].update_one({}, {"$set": {"schema": 2}})
     for call in (begun.read_session, begun.open_session, begun.get_metadata):
-        with pytest.raises(SessionException, match="has schema 2, and this pool_telemetry knows 1"):
+        with pytest.raises(SessionException, match="has schema 2, but this pool_telemetry reads"):
             call(S)

@@ -1,4 +1,4 @@
-"""Strands' Storage in MongoDB, over both kinds of client; Strands' own tests run over it, too."""
+"""Strands' Storage over both kinds of client; `make test-strands` adds Strands' own tests."""
 
 import asyncio
 import os
@@ -38,7 +38,9 @@ async def closed(client: Any) -> None:
         await closing
 
 
-def test_what_is_written_is_read(server_uri: str, database: Any, kind: Any) -> None:
+def test_a_stored_blob_is_read_listed_replaced_and_deleted(
+    server_uri: str, database: Any, kind: Any
+) -> None:
     async def use() -> None:
         client = kind(server_uri)
         storage = MongoDBStorage(client, database.name)
@@ -50,7 +52,7 @@ def test_what_is_written_is_read(server_uri: str, database: Any, kind: Any) -> N
             assert await storage.read(key) == data
         assert await storage.list() == ["a/b", "a/c", "a_b", "å/😀"]
         assert await storage.list("a/") == ["a/b", "a/c"]
-        assert await storage.list("a.") == []  # it is no pattern
+        assert await storage.list("a.") == []  # the prefix is not a pattern
         await storage.write("a/b", b"2")
         assert await storage.read("a/b") == b"2"
         await storage.delete("a/b")
@@ -63,7 +65,7 @@ def test_what_is_written_is_read(server_uri: str, database: Any, kind: Any) -> N
     asyncio.run(use())
 
 
-def test_a_namespace_sees_its_own(server_uri: str, database: Any) -> None:
+def test_a_namespace_has_only_its_own_keys(server_uri: str, database: Any) -> None:
     async def use() -> None:
         with MongoClient[dict[str, Any]](server_uri) as client:
             storage = MongoDBStorage(client, database.name)
@@ -80,7 +82,7 @@ def test_a_namespace_sees_its_own(server_uri: str, database: Any) -> None:
     asyncio.run(use())
 
 
-def test_a_large_blob_is_a_file_and_leaves_nothing(
+def test_a_large_blob_is_a_file_that_is_deleted_with_it(
     server_uri: str, database: Any, kind: Any
 ) -> None:
     async def use() -> None:
@@ -107,8 +109,8 @@ def test_a_large_blob_is_a_file_and_leaves_nothing(
     asyncio.run(use())
 
 
-def test_a_reader_never_sees_half(server_uri: str, database: Any, kind: Any) -> None:
-    """Two write blobs of one letter each, several chunks long, while others read."""
+def test_a_reader_never_gets_a_partial_blob(server_uri: str, database: Any, kind: Any) -> None:
+    """Two tasks write blobs of one repeated letter, several chunks long, while three tasks read."""
     size = 1_000_000
 
     async def use() -> None:
@@ -134,8 +136,8 @@ def test_a_reader_never_sees_half(server_uri: str, database: Any, kind: Any) -> 
         await asyncio.gather(write(b"bdfhjlnprt"), write(b"cegikmoqsu"))
         writing = False
         assert min(await asyncio.gather(*readers)) >= 1
-        # How many files are left is not asked: the embedded server's findAndModify may answer two
-        # writers with the same document from before, which MongoDB's never does.
+        # The remaining files are not counted: the embedded server's findAndModify may return the
+        # same old document to two writers, which MongoDB never does.
         await closed(client)
 
     asyncio.run(use())
@@ -163,7 +165,7 @@ def test_a_snapshot_is_restored(server_uri: str, database: Any, kind: Any) -> No
     asyncio.run(use())
 
 
-def test_a_blocked_loop_is_told_and_not_waited_for(
+def test_a_blocked_event_loop_is_an_error_instead_of_a_wait(
     server_uri: str, database: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pool_telemetry.sessions.storage._LOOP_SECONDS", 0.05)
@@ -177,7 +179,7 @@ def test_a_blocked_loop_is_told_and_not_waited_for(
     asyncio.run(use())
 
 
-def test_what_fails_is_a_storage_error_without_secrets(server_uri: str) -> None:
+def test_a_failed_operation_raises_a_storage_error_without_secrets(server_uri: str) -> None:
     async def use() -> None:
         uri = "mongodb://ann:s3cr3t@127.0.0.1:1/?serverSelectionTimeoutMS=50"
         with MongoClient[dict[str, Any]](uri) as client:

@@ -60,7 +60,7 @@ OWN = "mongodb.client.pool."
 
 @dataclass
 class Traced:
-    """A client whose spans are kept."""
+    """A client, and the exporter that keeps its spans."""
 
     client: Client
     telemetry: PoolTelemetry
@@ -78,7 +78,7 @@ class Traced:
 
 @pytest.fixture
 def memory() -> Iterator[tuple[TracerProvider, InMemorySpanExporter]]:
-    """Tracing is on, into memory."""
+    """Turn tracing on, with an exporter in memory."""
     exporter = InMemorySpanExporter()
     with traced_to(SimpleSpanProcessor(exporter)) as provider:
         yield provider, exporter
@@ -101,7 +101,7 @@ def traced(
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_every_span_and_attribute_arrives(server_uri: str, protocol: str) -> None:
-    """One application span around: an operation, a batch, one that fails, and a checkout."""
+    """One application span around a batch, a failing command and a checkout that times out."""
     host, port = "127.0.0.1", 0
     with receiver(protocol) as received:
         otlp = configure.Otlp(
@@ -174,7 +174,7 @@ def test_every_span_and_attribute_arrives(server_uri: str, protocol: str) -> Non
     }
     assert passed.status.code == 0
 
-    first, timed_out = by_name["checkout"]  # it opened the connection; it found none
+    first, timed_out = by_name["checkout"]  # the first opened the connection
     assert attributes(first.attributes) == {**server, **pool_name}
     (connect,) = by_name["connect"]
     assert attributes(connect.attributes) == {**server, **pool_name}
@@ -187,7 +187,7 @@ def test_every_span_and_attribute_arrives(server_uri: str, protocol: str) -> Non
         "error.type": "timeout",
         "mongodb.client.pool.size": 1,
         "mongodb.client.pool.in_use": 1,
-        "mongodb.client.pool.waiting": 0,  # nobody else
+        "mongodb.client.pool.waiting": 0,  # no other caller
         "mongodb.client.pool.max_size": 1,
     }
     assert (timed_out.kind, timed_out.status.code) == (INTERNAL, ERROR)
@@ -197,8 +197,8 @@ def test_every_span_and_attribute_arrives(server_uri: str, protocol: str) -> Non
         assert span.parent_span_id == request.span_id
     for span in (*by_name["insert orders"], failed, first, connect, timed_out):
         assert span.trace_id == request.trace_id
-    assert passed.trace_id != request.trace_id  # of a thread without a span
-    # The histograms lead to it.
+    assert passed.trace_id != request.trace_id  # from a thread without a span
+    # The histograms' exemplars name the trace.
     for name in ("wait_time", "use_time"):
         points = received.latest[f"db.client.connection.{name}"].histogram.data_points
         exemplars = [e for point in points for e in point.exemplars]
@@ -214,7 +214,7 @@ def test_every_span_and_attribute_arrives(server_uri: str, protocol: str) -> Non
     assert ours <= {e.span_id for e in exemplars}
 
 
-def test_names_of_attributes_are_the_conventions_own(server_uri: str, memory: Any) -> None:
+def test_attributes_have_the_conventions_names(server_uri: str, memory: Any) -> None:
     known = {
         value
         for module in (db_attributes, error_attributes, network_attributes, server_attributes)
@@ -231,16 +231,20 @@ def test_names_of_attributes_are_the_conventions_own(server_uri: str, memory: An
         assert {key for key in found if not key.startswith(OWN)} <= known
 
 
-def test_what_has_no_collection_is_named_by_its_database(server_uri: str, memory: Any) -> None:
+def test_a_command_without_a_collection_is_named_by_its_database(
+    server_uri: str, memory: Any
+) -> None:
     with traced(server_uri, memory) as t:
         t.client.admin.command("ping")
         (span,) = t.spans()
         assert span.name == "ping admin"
         assert "db.collection.name" not in span.attributes
-        assert "db.query.text" not in span.attributes  # unless asked for
+        assert "db.query.text" not in span.attributes  # the option is off by default
 
 
-def test_batches_are_those_of_two_and_more(server_uri: str, memory: Any) -> None:
+def test_only_a_command_with_two_or_more_operations_has_a_batch_size(
+    server_uri: str, memory: Any
+) -> None:
     with traced(server_uri, memory) as t:
         collection = t.client["spans"]["batches"]
         collection.insert_one({"_id": 1})
@@ -284,7 +288,7 @@ def test_a_slow_checkout_has_a_span_from_the_start_of_its_wait(
         assert "error.type" not in checkout.attributes
 
 
-def test_a_further_command_over_the_same_connection_waited_for_nothing(
+def test_only_the_first_command_of_a_checkout_has_its_wait_time(
     server_uri: str, memory: Any
 ) -> None:
     with traced(server_uri, memory, maxPoolSize=1) as t:
@@ -297,7 +301,7 @@ def test_a_further_command_over_the_same_connection_waited_for_nothing(
         assert waits == [True] + [False] * (len(inserts) - 1)
 
 
-def test_a_connection_that_fails_to_open_fails_in_the_trace(memory: Any) -> None:
+def test_a_failed_connect_has_failed_spans(memory: Any) -> None:
     with EmbeddedServer() as server, Proxy(server.port) as proxy:
         options: Any = {"retryReads": False, "heartbeatFrequencyMS": 60_000}
         with traced(proxy.uri, memory, **options) as t:
@@ -318,7 +322,7 @@ def test_a_connection_that_fails_to_open_fails_in_the_trace(memory: Any) -> None
             assert checkout.attributes["mongodb.client.pool.in_use"] == 1
 
 
-def test_authentication_is_below_the_connection_that_it_opens(memory: Any, tmp_path: Path) -> None:
+def test_authentication_spans_are_children_of_the_connect_span(memory: Any, tmp_path: Path) -> None:
     need_embedded_server()
     storage = ("--storage-path", str(tmp_path / "data"))
     with EmbeddedServer(0, *storage) as server, MongoClient[Any](server.uri) as admin:
@@ -329,9 +333,9 @@ def test_authentication_is_below_the_connection_that_it_opens(memory: Any, tmp_p
             with pool_of(t.client).checkout(), t.tracer.start_as_current_span("request"):
                 t.client["spans"]["t"].find_one()
             (connect,) = t.spans("connect")
-            said = [span for span in t.spans() if span.name.startswith("sasl")]
-            assert said
-            for span in said:
+            authentication = [span for span in t.spans() if span.name.startswith("sasl")]
+            assert authentication
+            for span in authentication:
                 assert span.parent.span_id == connect.context.span_id
                 assert "mongodb.client.pool.wait_time" not in span.attributes
             assert "s3cret" not in str([(s.name, dict(s.attributes)) for s in t.spans()])
@@ -339,13 +343,13 @@ def test_authentication_is_below_the_connection_that_it_opens(memory: Any, tmp_p
             assert find.attributes["mongodb.client.pool.wait_time"] > 0.0
 
 
-def test_what_fills_the_pool_up_has_no_spans(server_uri: str, memory: Any) -> None:
+def test_connections_opened_in_the_background_have_no_spans(server_uri: str, memory: Any) -> None:
     with traced(server_uri, memory, minPoolSize=3) as t:
         wait_for(lambda: the_pool(t.telemetry).idle >= 3)
         assert t.spans("connect") == t.spans("checkout") == []
 
 
-def test_a_command_that_is_cancelled_ends_as_that(server_uri: str, memory: Any) -> None:
+def test_the_span_of_a_cancelled_command_ends_as_cancelled(server_uri: str, memory: Any) -> None:
     _, exporter = memory
 
     async def main() -> None:
@@ -368,7 +372,9 @@ def test_a_command_that_is_cancelled_ends_as_that(server_uri: str, memory: Any) 
     asyncio.run(main())
 
 
-def test_a_cancelled_wait_leaves_nothing_for_the_next(server_uri: str, memory: Any) -> None:
+def test_a_cancelled_wait_does_not_change_the_next_checkout_span(
+    server_uri: str, memory: Any
+) -> None:
     _, exporter = memory
 
     async def main() -> None:
@@ -400,7 +406,9 @@ def test_a_cancelled_wait_leaves_nothing_for_the_next(server_uri: str, memory: A
     asyncio.run(main())
 
 
-def test_asynchronous_operations_are_below_their_callers(server_uri: str, memory: Any) -> None:
+def test_spans_of_asynchronous_operations_are_children_of_their_callers(
+    server_uri: str, memory: Any
+) -> None:
     provider, exporter = memory
     tracer = provider.get_tracer("application")
 
@@ -423,9 +431,7 @@ def test_asynchronous_operations_are_below_their_callers(server_uri: str, memory
     assert {s.parent.span_id for s in finds} == requests
 
 
-def test_an_exporter_that_writes_to_mongodb_makes_no_spans_of_that(
-    server_uri: str, memory: Any
-) -> None:
+def test_suppressed_instrumentation_makes_no_spans(server_uri: str, memory: Any) -> None:
     for key in (_SUPPRESS_INSTRUMENTATION_KEY, "suppress_instrumentation"):
         with traced(server_uri, memory, maxPoolSize=1) as t:
             token = context.attach(context.set_value(key, True))
@@ -436,7 +442,7 @@ def test_an_exporter_that_writes_to_mongodb_makes_no_spans_of_that(
             assert t.spans() == []
 
 
-def test_what_is_not_sampled_is_not_made(server_uri: str) -> None:
+def test_an_unsampled_trace_has_no_spans_and_no_exemplars(server_uri: str) -> None:
     exporter = InMemorySpanExporter()
     with (
         traced_to(SimpleSpanProcessor(exporter), ALWAYS_OFF) as provider,
@@ -449,7 +455,7 @@ def test_what_is_not_sampled_is_not_made(server_uri: str) -> None:
         assert not pool.wait_time.exemplars
 
 
-def test_nothing_is_asked_of_opentelemetry_while_nothing_is_traced(
+def test_opentelemetry_is_not_called_while_tracing_is_off(
     server_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert tracing.spans is None
@@ -472,7 +478,7 @@ def test_nothing_is_asked_of_opentelemetry_while_nothing_is_traced(
 # Exemplars
 
 
-def test_exemplars_lead_to_the_trace(server_uri: str, memory: Any) -> None:
+def test_exemplars_name_the_trace_and_span(server_uri: str, memory: Any) -> None:
     with traced(server_uri, memory) as t:
         with t.tracer.start_as_current_span("request") as request:
             t.client["spans"]["t"].find_one()
@@ -538,7 +544,7 @@ def test_exemplars_reach_an_applications_own_meter_provider(server_uri: str, mem
 
 @pytest.fixture
 def their_instrumentor() -> Iterator[PymongoInstrumentor]:
-    """opentelemetry-instrumentation-pymongo, and no trace of it afterwards."""
+    """Yield opentelemetry-instrumentation-pymongo, and remove its listener afterwards."""
     instrumentor = PymongoInstrumentor()
     yield instrumentor
     instrumentor.uninstrument()
@@ -558,10 +564,10 @@ def test_command_spans_are_not_doubled(
         for _ in range(2):
             t.client["spans"]["t"].find_one()
         assert [span.name for span in t.spans()] == ["spans.find", "spans.find"]
-        (said,) = [r.getMessage() for r in caplog.records if r.name == "pool_telemetry.otel"]
-        assert "opentelemetry-instrumentation-pymongo" in said
-        assert "POOL_TELEMETRY_COMMAND_SPANS=true" in said
-        their_instrumentor.uninstrument()  # from now on they are ours
+        (logged,) = [r.getMessage() for r in caplog.records if r.name == "pool_telemetry.otel"]
+        assert "opentelemetry-instrumentation-pymongo already makes command spans" in logged
+        assert "POOL_TELEMETRY_COMMAND_SPANS=true" in logged
+        their_instrumentor.uninstrument()  # pool_telemetry makes the spans from now on
         t.exporter.clear()
         t.client["spans"]["t"].find_one()
         assert [span.name for span in t.spans()] == ["find t"]
@@ -578,10 +584,10 @@ def test_command_spans_are_not_doubled(
     their_instrumentor.instrument()
 
 
-def test_a_pymongo_that_traces_itself_is_left_to_it(
+def test_command_spans_of_pymongo_itself_are_not_doubled(
     server_uri: str, memory: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As PyMongo's next version does: its operation's span is current meanwhile."""
+    """PyMongo's next version makes its own spans; the operation's span is current meanwhile."""
     provider, _ = memory
     native = provider.get_tracer("PyMongo", "4.21.0")
     with traced(server_uri, memory) as t:
@@ -590,11 +596,11 @@ def test_a_pymongo_that_traces_itself_is_left_to_it(
                 t.client["spans"]["t"].find_one()
         first, second = t.spans()
         assert first.name == second.name == "find spans.t"
-        # It gets what it lacks.
+        # PyMongo's span gets the wait time.
         assert first.attributes["mongodb.client.pool.wait_time"] > 0.0
-        said = [r.getMessage() for r in caplog.records if r.name == "pool_telemetry.otel"]
-        assert len(said) == 1
-        assert "PyMongo" in said[0]
+        logged = [r.getMessage() for r in caplog.records if r.name == "pool_telemetry.otel"]
+        assert len(logged) == 1
+        assert "PyMongo already makes command spans" in logged[0]
 
 
 # The text of a query
@@ -639,24 +645,24 @@ def test_a_query_text_is_bounded() -> None:
         assert len(query_text(command)) <= MAX_CHARACTERS
 
 
-# What could hurt
+# Faults around the tracer
 
 
 class _Lock(SpanProcessor):
-    """A processor with a lock that is not reentrant, as some have."""
+    """A processor with a lock that is not reentrant, such as some exporters have."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.ended = 0
 
     def on_end(self, span: Any) -> None:
-        assert self.lock.acquire(timeout=5.0), "it waits for itself"
+        assert self.lock.acquire(timeout=5.0), "the thread waits for its own lock"
         self.ended += 1
         self.lock.release()
 
 
 class _Cycle:
-    """Is collected later, and then uses a client."""
+    """A reference cycle whose finalizer uses a client."""
 
     def __init__(self, client: Client) -> None:
         self.me = self
@@ -666,7 +672,7 @@ class _Cycle:
         self.client["spans"]["t"].find_one()
 
 
-def test_a_collection_amid_the_sdks_lock_makes_no_span(server_uri: str) -> None:
+def test_a_garbage_collection_inside_the_sdks_lock_makes_no_span(server_uri: str) -> None:
     processor = _Lock()
     with traced_to(processor):
         telemetry = PoolTelemetry("collected")
@@ -678,7 +684,7 @@ def test_a_collection_amid_the_sdks_lock_makes_no_span(server_uri: str) -> None:
                 gc.collect()
             assert processor.ended == before
             (find,) = [o for o in telemetry.stats().operations if o.operation == "find"]
-            assert find.duration.count == 1  # it was counted all the same
+            assert find.duration.count == 1  # the metrics still count it
             client["spans"]["t"].find_one()
             assert processor.ended == before + 1
         assert telemetry.stats().telemetry_errors == 0
@@ -689,7 +695,7 @@ class _Broken(SpanProcessor):
         raise RuntimeError("broken")
 
 
-def test_a_broken_processor_hurts_nobody_and_costs_no_count(
+def test_a_broken_span_processor_changes_neither_results_nor_counts(
     server_uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with traced_to(_Broken()):
@@ -705,7 +711,7 @@ def test_a_broken_processor_hurts_nobody_and_costs_no_count(
         assert len([r for r in caplog.records if r.levelno == logging.ERROR]) == 1
 
 
-def test_tracing_goes_on_and_off_while_a_client_works(server_uri: str) -> None:
+def test_tracing_can_start_and_stop_while_a_client_works(server_uri: str) -> None:
     exporter = InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -732,7 +738,9 @@ def test_tracing_goes_on_and_off_while_a_client_works(server_uri: str) -> None:
     provider.shutdown()
 
 
-def test_the_names_of_fields_are_shown_only_if_asked_for(server_uri: str, memory: Any) -> None:
+def test_field_names_are_shown_only_with_the_option_query_text(
+    server_uri: str, memory: Any
+) -> None:
     for options in (TelemetryOptions(), TelemetryOptions(query_text=True)):
         with traced(server_uri, memory, options) as t:
             t.client["spans"]["t"].find_one({"s3cr3t": 1})

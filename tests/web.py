@@ -16,7 +16,7 @@ from tests.support import wait_for
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back."""
+    """An HTTP response."""
 
     status: int
     content_type: str
@@ -27,7 +27,7 @@ class Answer:
 
 
 class Web:
-    """A client of one server."""
+    """An HTTP client of one server."""
 
     def __init__(self, port: int) -> None:
         self.port = port

@@ -1,10 +1,10 @@
-"""The stack's service: chats that go from calm to rush to exhausted and back, watched by all means.
+"""The stack's service: a chat load that goes from calm to rush to exhausted and back.
 
-`/metrics` is for Prometheus; where OTEL_EXPORTER_OTLP_ENDPOINT is set, metrics and traces go to a
-collector, too. `PUT /load/exhausted` holds a phase, `PUT /load/cycle` lets them go on. Alertmanager
-posts to `/alerts`, which prints them.
+`/metrics` is for Prometheus. If OTEL_EXPORTER_OTLP_ENDPOINT is set, metrics and traces also go to a
+collector. `PUT /load/exhausted` holds a phase, and `PUT /load/cycle` continues the cycle.
+Alertmanager posts to `/alerts`, which prints the alerts.
 
-Needs `pool-telemetry[demo]`, and MONGODB_URI. Run it:  uvicorn --app-dir examples/stack app:app
+It needs `pool-telemetry[demo]` and MONGODB_URI. Run it:  uvicorn --app-dir examples/stack app:app
 """
 
 import itertools
@@ -33,29 +33,29 @@ from pool_telemetry.fastapi import create_router, pool_lifespan
 from pool_telemetry.otel import configure_otlp
 
 NAME: Final = "chat"
-PROCESS: Final = f"{NAME}-{uuid.uuid4().hex[:8]}"  # to slow this one's commands, not another's
-SLOWER: Final = 10  # than the demo, so that alerts have the time to fire and to resolve
+PROCESS: Final = f"{NAME}-{uuid.uuid4().hex[:8]}"  # so that only this process is slowed down
+SLOWER: Final = 10  # factor on the demo's phases, so that alerts can fire and resolve in them
 
 tracer = trace.get_tracer("chat")
 alerts: deque[dict[str, Any]] = deque(maxlen=100)
 
 
 class Chats(Callers):
-    """Callers whose every turn is a trace."""
+    """Callers that make a trace of each turn."""
 
     def take_a_turn(self, seat: int) -> None:
-        """Chat once."""
+        """Run one turn within a span."""
         with tracer.start_as_current_span("chat"):
             super().take_a_turn(seat)
 
 
 class Load:
-    """Plays the phases on a thread of its own, while the block runs."""
+    """Plays the phases on a separate thread while the block runs."""
 
     def __init__(self) -> None:
         self._server = Server(os.environ["MONGODB_URI"], PROCESS)
         self._callers = Chats(MongoDBConnectionPool.get_client()[NAME].chats)
-        cycle = CYCLE if self._server.obeys else CROWDED_CYCLE
+        cycle = CYCLE if self._server.has_fail_points else CROWDED_CYCLE
         self._cycle = [replace(phase, seconds=SLOWER * phase.seconds) for phase in cycle]
         self.held = self._known(os.environ.get("LOAD", "cycle"))
         self._changed = threading.Event()
@@ -63,7 +63,7 @@ class Load:
         self._player = threading.Thread(target=self._play)
 
     def hold(self, name: str) -> None:
-        """Go to a phase and stay there; `cycle` goes on with all."""
+        """Hold a phase; `cycle` continues with all phases."""
         self.held = self._known(name)
         self._changed.set()
 
@@ -78,8 +78,8 @@ class Load:
         ahead = itertools.cycle(self._cycle)
         while not self._over:
             phase = named.get(self.held) or next(ahead)
-            self._server.take(phase.slow_ms)
-            self._callers.become(phase.callers, phase.pause_seconds)
+            self._server.slow_down(phase.slow_ms)
+            self._callers.scale_to(phase.callers, phase.pause_seconds)
             self._changed.wait(phase.seconds if self.held == "cycle" else None)
             self._changed.clear()
 
@@ -91,14 +91,14 @@ class Load:
         self._over = True
         self._changed.set()
         self._player.join()
-        self._server.quicken()
+        self._server.speed_up()
         self._callers.stop()
         self._server.close()
 
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Open the pool, and play the load while the service runs."""
+    """Open the pool and play the load while the service runs."""
     pool = pool_lifespan(
         telemetry=TelemetryOptions(name=NAME, owner_metrics=True),
         appName=PROCESS,
@@ -119,13 +119,13 @@ app.include_router(create_router())
 
 @app.put("/load/{phase}")
 def load(phase: str) -> None:
-    """Hold a phase, or go on with the cycle."""
+    """Hold a phase, or continue the cycle."""
     app.state.load.hold(phase)
 
 
 @app.post("/alerts")
 def alert(message: dict[str, Any]) -> None:
-    """Take what Alertmanager sends, and print it."""
+    """Keep and print the alerts that Alertmanager sends."""
     alerts.append(message)
     for one in message["alerts"]:
         text = one["annotations"]
@@ -133,6 +133,6 @@ def alert(message: dict[str, Any]) -> None:
 
 
 @app.get("/alerts")
-def told() -> list[dict[str, Any]]:
-    """Return what Alertmanager sent lately."""
+def recent_alerts() -> list[dict[str, Any]]:
+    """Return the last messages of Alertmanager."""
     return list(alerts)

@@ -1,8 +1,8 @@
 """The stack without containers: two processes of the service, Prometheus and Alertmanager.
 
-`make stack-local` runs it until Ctrl-C. It needs Debian's packages prometheus and
-prometheus-alertmanager, or both programs on the PATH by those names; the database is the embedded
-one, or the one that MONGODB_URI names. All is on loopback, and ends with it.
+`make stack-local` runs the stack until Ctrl-C. It needs Debian's packages prometheus and
+prometheus-alertmanager, or programs of these names on the PATH. The database is the embedded server
+or the server in MONGODB_URI. All processes use loopback only and end with the stack.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ START_SECONDS: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """What runs: addresses, and processes by name."""
+    """The addresses of the running stack, and its processes by name."""
 
     app: str
     prometheus: str
@@ -43,8 +43,8 @@ class Stack:
     processes: Mapping[str, subprocess.Popen[bytes]]
 
     def pages(self) -> dict[str, list[str]]:
-        """Return what there is to look at."""
-        # Debian's Prometheus comes with its old pages only, and its Alertmanager with none.
+        """Return the pages to look at, by the name of their program."""
+        # Debian's Prometheus has only its old pages, and its Alertmanager has none.
         alerts = f"{self.prometheus}/alerts"
         if not _answers(alerts):
             alerts = f"{self.prometheus}/classic/alerts"
@@ -65,11 +65,11 @@ def running(uri: str, **environ: str) -> Iterator[Stack]:
     """Run the stack while the block runs.
 
     Args:
-        uri: The database's.
-        **environ: For the service, beside this process's own.
+        uri: The URI of the database.
+        **environ: More environment variables for the service.
     """
     app, calm, prometheus, alertmanager = (f"127.0.0.1:{_free_port()}" for _ in range(4))
-    places = {  # compose's and ours; without a collector Prometheus asks both processes
+    places = {  # compose's addresses and ours; without a collector Prometheus scrapes both
         '"app:8000"': f'"{app}", "{calm}"',
         "app:8000": app,
         "alertmanager:9093": alertmanager,
@@ -83,7 +83,7 @@ def running(uri: str, **environ: str) -> Iterator[Stack]:
             text = (HERE / name).read_text()
             for theirs, ours in places.items():
                 text = text.replace(theirs, ours)
-            # There is no collector here.
+            # Without the scrape job of the collector, which does not run here.
             (folder / Path(name).name).write_text(text.partition("\n  # The other")[0] + "\n")
         processes: dict[str, subprocess.Popen[bytes]] = {}
         for address, load in ((app, environ.get("LOAD", "cycle")), (calm, "calm")):
@@ -134,11 +134,11 @@ def running(uri: str, **environ: str) -> Iterator[Stack]:
 def _process(
     command: list[str], ready: str, environ: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program while the block runs, which begins when it answers."""
+    """Run a program while the block runs; the block begins when the program answers."""
     process = subprocess.Popen(  # noqa: S603  # our own commands, no shell
         command,
         env={**os.environ, **(environ or {})},
-        start_new_session=True,  # Ctrl-C is ours: they are stopped in order, not by the terminal
+        start_new_session=True,  # so that Ctrl-C in the terminal does not reach the program
     )
     try:
         deadline = time.monotonic() + START_SECONDS
@@ -164,7 +164,7 @@ def _ping(uri: str) -> None:
     try:
         with MongoClient[Any](uri, serverSelectionTimeoutMS=3000) as client:
             client.admin.command("ping")
-    except PyMongoError as error:  # whose words may have parts of the address
+    except PyMongoError as error:  # its message may contain parts of the address
         raise SystemExit(f"no server answers at MONGODB_URI: {type(error).__name__}") from None
 
 
@@ -190,8 +190,8 @@ def main() -> None:
         print(
             *(f"{name:<13} {'  '.join(urls)}" for name, urls in one.pages().items()),
             "",
-            "The pool runs dry about every five minutes; its alerts are printed here. At once:",
-            f"  curl -X PUT {one.app}/load/exhausted    and back: .../load/cycle",
+            "The pool is exhausted about every five minutes; its alerts are printed here.",
+            f"To exhaust it now: curl -X PUT {one.app}/load/exhausted    and back: .../load/cycle",
             "Ctrl-C stops everything.",
             sep="\n",
             flush=True,
@@ -199,7 +199,7 @@ def main() -> None:
         while not stop.wait(1.0):
             for name, process in one.processes.items():
                 if process.poll() is not None:
-                    raise SystemExit(f"{name} ended, and so does all else")
+                    raise SystemExit(f"{name} ended, so the stack stops")
     print("Everything is stopped.")
 
 

@@ -1,6 +1,7 @@
 """`pool-telemetry demo`: a pool under load in the terminal, and the embedded server.
 
-Needs the extra `demo`; only the command line and tests import this room.
+It needs the extra `demo`. Only the command line, the examples and tests import this room; nothing
+that a service needs may come in.
 """
 
 from typing import Any
@@ -11,7 +12,7 @@ _VIEW = frozenset({"Intro", "Reading", "Recent", "Screen", "screen", "summary"})
 
 
 def __getattr__(name: str) -> Any:
-    # The embedded server alone shall need neither FastAPI nor rich.
+    # Imported on first use, so that the embedded server alone needs neither FastAPI nor rich.
     if name in _MAIN:
         from pool_telemetry.demo import main as module
     elif name in _LOAD:

@@ -1,7 +1,7 @@
-"""A MongoDB-compatible server as a process of its own, for the demo and for tests.
+"""A MongoDB-compatible server as a separate process, for the demo and for tests.
 
-It is `secantusdb`, an optional extra under the GPL: it is run, never imported. It keeps its data
-in a temporary folder that goes when it stops.
+The server is `secantusdb`, an optional extra under the GPL: it is run, never imported. Its data is
+in a temporary folder, which is removed when the server stops.
 """
 
 import re
@@ -27,20 +27,20 @@ class EmbeddedServerError(PoolTelemetryError, RuntimeError):
 
 
 def executable() -> str | None:
-    """Return the path of the embedded server, of this environment first; None without one."""
+    """Return the path of the embedded server, first from this environment; None if missing."""
     beside = Path(sys.executable).parent
     return shutil.which("secantusd-py", path=str(beside)) or shutil.which("secantusd-py")
 
 
 class EmbeddedServer:
-    """The server while the `with` block runs; `start` and `stop` may be called again inside.
+    """Runs the server while the `with` block runs; the block may also call `stop` and `start`.
 
     Args:
-        port: 0 takes a free one, and later starts take the same.
-        arguments: More of the server's own, such as `--auth`.
+        port: The port; 0 uses a free port, and later starts use the same port.
+        arguments: More arguments for the server, such as `--auth`.
 
     Raises:
-        EmbeddedServerError: On `start`.
+        EmbeddedServerError: `start` failed.
     """
 
     def __init__(self, port: int = 0, *arguments: str) -> None:
@@ -56,11 +56,11 @@ class EmbeddedServer:
 
     @property
     def pid(self) -> int | None:
-        """Return the process id; None while it does not run."""
+        """Return the server's process id; None while it does not run."""
         return None if self._process is None else self._process.pid
 
     def start(self) -> None:
-        """Start it, and return when it listens."""
+        """Start the server, and return when it listens."""
         program = executable()
         if program is None:
             raise EmbeddedServerError(
@@ -70,7 +70,7 @@ class EmbeddedServer:
         try:
             self._start(program)
         except BaseException:
-            self.stop(kill=True)  # __exit__ is not called for what fails to enter
+            self.stop(kill=True)  # because __exit__ is not called if __enter__ fails
             raise
 
     def _start(self, program: str) -> None:
@@ -88,19 +88,19 @@ class EmbeddedServer:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            start_new_session=True,  # Ctrl-C is ours: it is stopped in order, not by the terminal
+            start_new_session=True,  # so that Ctrl-C in the terminal does not reach the server
         )
         self._wait_until_it_listens(self._process)
 
     def _wait_until_it_listens(self, process: "subprocess.Popen[str]") -> None:
         late = threading.Timer(START_SECONDS, process.kill)
         late.start()
-        said = []
+        output = []
         stream = process.stdout
         assert stream is not None
         try:
             for line in stream:
-                said.append(line.strip())
+                output.append(line.strip())
                 if found := _LISTENING.search(line):
                     self.port = int(found[1])
                     threading.Thread(target=_drain, args=(stream,), daemon=True).start()
@@ -108,11 +108,11 @@ class EmbeddedServer:
         finally:
             late.cancel()
         stream.close()
-        last = " | ".join(said[-5:]) or "nothing"
-        raise EmbeddedServerError(f"the embedded server did not start; it said: {last}")
+        last = " | ".join(output[-5:]) or "none"
+        raise EmbeddedServerError(f"the embedded server did not start; its output: {last}")
 
     def stop(self, *, kill: bool = False) -> None:
-        """Stop it and remove its data; `kill` gives it no time. Again is no error."""
+        """Stop the server, with `kill` at once, and remove its data; a repeat does nothing."""
         process, self._process = self._process, None
         if process is not None:
             process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
@@ -134,7 +134,7 @@ class EmbeddedServer:
 
 
 def _drain(stream: IO[str]) -> None:
-    # A pipe that nobody reads fills up, and then the server stands still.
+    # Without a reader the pipe would fill up and block the server.
     with stream:
         for _ in stream:
             pass

@@ -1,6 +1,6 @@
-"""The demo's load: callers that chat, and a server that is told to be slow.
+"""The demo's load: callers that chat, and a server that can be slowed down.
 
-It knows nothing of what is shown; the pool's telemetry counts what happens here.
+This module shows nothing and counts nothing; the pool's telemetry counts its operations.
 """
 
 import contextlib
@@ -20,21 +20,21 @@ from pool_telemetry.owners import owner
 MAX_POOL_SIZE: Final = 8
 WAIT_QUEUE_TIMEOUT_MS: Final = 700
 
-_CONTROL_SECONDS: Final = 1.0  # a server that is gone may not hold up the demo, nor its end
-_PATIENT_SECONDS: Final = 5.0
-_STOP_SECONDS: Final = 2.0
-_AFTER_ERROR_SECONDS: Final = 0.05
+_CONTROL_SECONDS: Final = 1.0  # limit of a control command: a lost server must not delay the end
+_PATIENT_SECONDS: Final = 5.0  # the time limit of the first control command and of the cleanup
+_STOP_SECONDS: Final = 2.0  # the time limit for all callers to stop
+_AFTER_ERROR_SECONDS: Final = 0.05  # a caller's pause after an error, so that it does not spin
 _MESSAGES_KEPT: Final = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
-    """A part of the cycle.
+    """One phase of the cycle.
 
     Attributes:
-        callers: Who want a connection again and again.
-        pause_seconds: What a caller waits after each operation.
-        slow_ms: What an operation takes in the server; 0 is as long as it takes by itself.
+        callers: The number of callers that use the pool.
+        pause_seconds: A caller's pause after each operation.
+        slow_ms: The duration of an operation in the server, in ms; 0 slows nothing down.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Phase:
 
 _CALM: Final = Phase(
     name="calm",
-    story="a few chats: whoever asks for a connection gets one at once",
+    story="a few chats: each caller gets a connection at once",
     seconds=6.0,
     callers=4,
     pause_seconds=0.06,
@@ -58,7 +58,7 @@ CYCLE: Final = (
     _CALM,
     Phase(
         name="rush",
-        story="callers about match connections: all taken, some wait briefly",
+        story="about as many callers as connections: some callers wait briefly",
         seconds=7.0,
         callers=MAX_POOL_SIZE + 2,
         pause_seconds=0.02,
@@ -66,7 +66,7 @@ CYCLE: Final = (
     ),
     Phase(
         name="exhausted",
-        story="callers pile up: no connection is free, and some give up",
+        story="callers queue up: all connections are in use, and some checkouts time out",
         seconds=9.0,
         callers=3 * MAX_POOL_SIZE,
         pause_seconds=0.02,
@@ -75,11 +75,11 @@ CYCLE: Final = (
     replace(
         _CALM,
         name="recovered",
-        story="the queue is gone; the status is healthy again in a moment",
+        story="the queue is empty; the status is healthy again in a moment",
         seconds=8.0,
     ),
 )
-"""About 30 s, for a server that can be told to be slow."""
+"""The phases for a server with fail points, which can be slowed down; about 30 s."""
 
 _CROWDS: Final = {"rush": MAX_POOL_SIZE + 2, "exhausted": 100}
 
@@ -89,13 +89,13 @@ CROWDED_CYCLE: Final = tuple(
     else replace(phase, slow_ms=0)
     for phase in CYCLE
 )
-"""The same for one that can't: nothing but a crowd makes the pool run dry."""
+"""The phases for a server without fail points: only many callers exhaust the pool."""
 
 
 class Callers:
-    """Threads that chat: each reads its conversation and adds a message, and again.
+    """Threads that chat: each reads its conversation and adds a message, repeatedly.
 
-    Called by one thread. Errors are the load's daily bread, and the telemetry counts them.
+    One thread uses this object. Errors are part of the load, and the telemetry counts them.
     """
 
     def __init__(self, chats: Collection[dict[str, Any]]) -> None:
@@ -106,10 +106,10 @@ class Callers:
         self._stopped = threading.Event()
         self._threads: list[threading.Thread] = []
 
-    def become(self, count: int, pause_seconds: float) -> None:
-        """Have so many callers with such a pause; those too many rest when they are done."""
+    def scale_to(self, count: int, pause_seconds: float) -> None:
+        """Run this many callers with this pause; surplus callers rest after their turn."""
         for seat in range(len(self._threads), count):
-            # A daemon: who waits for a server that is gone does not hold the end of the process up.
+            # A daemon, so that a caller that waits for a lost server does not delay the exit.
             thread = threading.Thread(
                 target=self._chat, args=(seat,), name=f"caller-{seat}", daemon=True
             )
@@ -120,7 +120,7 @@ class Callers:
             self._changed.notify_all()
 
     def stop(self) -> None:
-        """Stop all as soon as what they do in the server is done, and wait for that."""
+        """Stop all callers after their current operation, and wait for their threads."""
         self._stopped.set()
         with self._changed:
             self._changed.notify_all()
@@ -136,13 +136,13 @@ class Callers:
             self._stopped.wait(_AFTER_ERROR_SECONDS)
 
     def _is_wanted(self, seat: int) -> bool:
-        """Wait until this caller is wanted; return False when all have to stop."""
+        """Wait until this caller has to run; return False when all callers have to stop."""
         with self._changed:
             self._changed.wait_for(lambda: self._stopped.is_set() or seat < self._wanted)
         return not self._stopped.is_set()
 
     def take_a_turn(self, seat: int) -> None:
-        """Do what one caller does, once: read the chat of this seat, and add to it."""
+        """Read the chat of this seat once, and add a message to it."""
         chat = {"_id": seat}
         self._chats.find_one(chat)
         self._rest()
@@ -159,13 +159,13 @@ class Callers:
 
 
 class Server:
-    """What is done to the server beside the load, with a client of its own.
+    """Controls the server beside the load, with its own client.
 
-    The pool under load could not do it: an exhausted pool has no connection to spare.
+    The pool under load can't do that, because an exhausted pool has no connection to spare.
 
     Args:
-        uri: The server's.
-        app_name: Of the load: only its operations are slowed down.
+        uri: The server's URI.
+        app_name: The appName of the load; only its operations are slowed down.
 
     Raises:
         PyMongoError: The server can't be reached.
@@ -176,35 +176,35 @@ class Server:
         self._client: MongoClient[dict[str, Any]] = MongoClient(
             uri, appName=f"{app_name}-control", maxPoolSize=1, minPoolSize=0
         )
-        self.obeys = self._try_fail_points()
+        self.has_fail_points = self._try_fail_points()
 
     def _try_fail_points(self) -> bool:
         try:
             self._configure(_PATIENT_SECONDS, mode="off")
-        except OperationFailure:  # a MongoDB has them only with --setParameter enableTestCommands=1
+        except OperationFailure:  # MongoDB needs --setParameter enableTestCommands=1 for them
             return False
         except BaseException:
             self.close()
             raise
         return True
 
-    def take(self, milliseconds: int) -> None:
-        """Make the server take so long for each operation of the load, if it obeys."""
-        if self.obeys:
+    def slow_down(self, milliseconds: int) -> None:
+        """Make each operation of the load take this long, if the server has fail points."""
+        if self.has_fail_points:
             slowness = {
                 "failCommands": ["find", "update"],
                 "blockConnection": True,
                 "blockTimeMS": milliseconds,
                 "appName": self._app_name,
             }
-            # While the server is away nothing is slow in it, and the demo shows that it is away.
+            # A lost server can't be slowed down, and the demo shows that it is lost.
             with contextlib.suppress(PyMongoError):
                 self._configure(_CONTROL_SECONDS, mode="alwaysOn", data=slowness)
 
-    def quicken(self) -> None:
-        """End all slowness."""
-        if self.obeys:
-            with contextlib.suppress(PyMongoError):  # as above: it ends with the server
+    def speed_up(self) -> None:
+        """End the slow operations."""
+        if self.has_fail_points:
+            with contextlib.suppress(PyMongoError):  # a lost server has no slow operations
                 self._configure(_CONTROL_SECONDS, mode="off")
 
     def drop(self, database: str) -> None:
@@ -217,7 +217,7 @@ class Server:
             self._client.drop_database(database)
 
     def close(self) -> None:
-        """Close the client; the server stays."""
+        """Close the control client; the server keeps running."""
         with pymongo.timeout(_CONTROL_SECONDS):
             self._client.close()
 

@@ -1,8 +1,8 @@
 """`pool-telemetry demo`: a pool under load, in the terminal and over HTTP, until Ctrl-C.
 
-Everything is in this process (so that the endpoints show the pool under load) except the embedded
-server. Everything ends with `run`: threads, sockets, the server, its files, and what was done to
-a server of the user's.
+Everything except the embedded server is in this process, so that the endpoints show the pool under
+load. `run` ends all of it: threads, sockets, the server, its files, and all changes to the user's
+own server.
 """
 
 import contextlib
@@ -43,13 +43,13 @@ from pool_telemetry.pool import MongoDBConnectionPool
 
 PORT: Final = 8000
 LIMITS: Final = HealthLimits(settle_seconds=3.0)
-"""An application settles for longer; here the recovery has to be seen within its phase."""
+"""`settle_seconds` is shorter than the default, so that the recovery shows within its phase."""
 
-# What these would say is on the screen already.
+# The screen already shows the contents of these log lines.
 logging.getLogger("pool_telemetry.watch").addHandler(logging.NullHandler())
 
-_TICK_SECONDS: Final = 0.25
-_PATIENCE_SECONDS: Final = 5.0
+_TICK_SECONDS: Final = 0.25  # the time between two updates of the screen
+_PATIENCE_SECONDS: Final = 5.0  # the time limit for the HTTP server to start
 _HOST: Final = "127.0.0.1"
 
 
@@ -63,19 +63,19 @@ def run(
     """Show the demo until Ctrl-C, or for one cycle.
 
     Args:
-        once: One cycle, then a summary.
-        port: Of the endpoints; 0 takes a free one, None prefers PORT.
+        once: Whether to run a single cycle and then print a summary.
+        port: The port of the endpoints; 0 uses a free port, None prefers PORT.
         show_on: Makes the screen; by default the one that stdout can show.
 
     Returns:
-        Whether it came to its own end; False when a signal ended it.
+        True if the demo came to its end; False if a signal ended it.
 
     Raises:
         DemoError: The port is taken, or the server that MONGODB_URI names can't be used.
         EmbeddedServerError: MONGODB_URI is not set, and there is no embedded server here.
     """
-    name = f"pool_telemetry_demo_{uuid.uuid4().hex[:8]}"  # of the database and the connections
-    with contextlib.ExitStack() as stack:  # what is begun last ends first
+    name = f"pool_telemetry_demo_{uuid.uuid4().hex[:8]}"  # names the database and connections
+    with contextlib.ExitStack() as stack:  # ends everything in reverse order
         stop = stack.enter_context(_stop_on_signals())
         given = os.environ.get("MONGODB_URI")
         uri = given or _embedded(stack)
@@ -99,33 +99,35 @@ def run(
         url = stack.enter_context(_serving(port))
         callers = Callers(client[name].chats)
         stack.callback(callers.stop)
-        stack.callback(server.quicken)  # first of all: nobody shall wait for a slow operation
-        cycle = CYCLE if server.obeys else CROWDED_CYCLE
-        with show_on(_intro(url, given=given is not None, obeys=server.obeys)) as view:
+        stack.callback(server.speed_up)  # runs first, so that no caller waits for a slow operation
+        cycle = CYCLE if server.has_fail_points else CROWDED_CYCLE
+        with show_on(
+            _intro(url, given=given is not None, has_fail_points=server.has_fail_points)
+        ) as view:
             phases = cycle if once else itertools.cycle(cycle)
             completed = _play(phases, server, callers, view, stop)
-        said = summary(MongoDBConnectionPool.get_pool_stats(), _read(Recent()).health.status)
-    print(f"{said}\nEverything is stopped.", flush=True)
+        text = summary(MongoDBConnectionPool.get_pool_stats(), _read(Recent()).health.status)
+    print(f"{text}\nEverything is stopped.", flush=True)
     return completed
 
 
 class _Stop:
-    """Whether a signal asked to stop.
+    """A flag that says whether a signal asked to stop.
 
-    A plain flag: the handler runs on the main thread, between any two of its steps, and a lock
-    inside an Event could be held right there.
+    It is not an Event, because the handler runs on the main thread between any two of its steps,
+    and that thread could hold the Event's lock there.
     """
 
     asked = False
 
     def ask(self, *_: object) -> None:
-        """Ask; the form of a signal handler."""
+        """Set the flag; the arguments are those of a signal handler."""
         self.asked = True
 
 
 @contextlib.contextmanager
 def _stop_on_signals() -> Iterator[_Stop]:
-    """Note Ctrl-C, a polite kill and a closed terminal, and let what runs come to its end."""
+    """Set a flag at Ctrl-C, SIGTERM or a closed terminal, so that the demo ends in order."""
     stop = _Stop()
     names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
@@ -139,7 +141,7 @@ def _stop_on_signals() -> Iterator[_Stop]:
 
 def _embedded(stack: contextlib.ExitStack) -> str:
     server = EmbeddedServer()
-    # Its data is thrown away: it needs no time for an orderly end, which takes it two seconds.
+    # Killed, because its data is not kept and an orderly end takes two seconds.
     stack.callback(server.stop, kill=True)
     server.start()
     return server.uri
@@ -147,11 +149,11 @@ def _embedded(stack: contextlib.ExitStack) -> str:
 
 @contextlib.contextmanager
 def _explaining() -> Iterator[None]:
-    """Turn the errors of a start into one that is for a person: what and where, no more."""
+    """Turn an error at the start into a DemoError with a short message for the user."""
     try:
         yield
     except (PyMongoError, ValueError) as error:  # PyMongo refuses some URIs with a ValueError
-        # What is cut off is for developers: the topology, all timeouts, the whole reply.
+        # The rest of the message is for developers: the topology, all timeouts, the whole reply.
         what = re.split(r" \(configured timeouts|, Timeout:|, full error", str(error))[0]
         raise DemoError(f"the server that MONGODB_URI names can't be used: {what}") from error
 
@@ -165,7 +167,8 @@ def _drop(server: Server, database: str) -> None:
 
 
 def _app() -> FastAPI:
-    app = FastAPI(title="pool_telemetry demo", docs_url=None, redoc_url=None)  # they need a CDN
+    # Without the documentation pages, because they need a CDN.
+    app = FastAPI(title="pool_telemetry demo", docs_url=None, redoc_url=None)
     app.include_router(create_router(MongoDBConnectionPool, limits=LIMITS))
 
     @app.get("/", include_in_schema=False)
@@ -176,7 +179,7 @@ def _app() -> FastAPI:
 
 
 class _HttpServer(uvicorn.Server):
-    """Says when it answers."""
+    """An HTTP server that sets an event when it answers."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -189,7 +192,7 @@ class _HttpServer(uvicorn.Server):
 
 @contextlib.contextmanager
 def _serving(port: int | None) -> Iterator[str]:
-    """Serve the endpoints from a thread while the block runs; give their URL."""
+    """Serve the endpoints from a thread while the block runs, and yield their URL."""
     listener = _listen(port)
     config = uvicorn.Config(
         _app(),
@@ -221,21 +224,21 @@ def _listen(port: int | None) -> socket.socket:
         raise DemoError(f"port {port} can't be used ({error.strerror}): choose another") from error
 
 
-def _intro(url: str, *, given: bool, obeys: bool) -> Intro:
+def _intro(url: str, *, given: bool, has_fail_points: bool) -> Intro:
     stats = MongoDBConnectionPool.get_pool_stats()
     kind = "the server that MONGODB_URI names" if given else "embedded server"
     return Intro(
         server=f"{kind}, MongoDB {stats['server_version'] or 'of unknown version'}",
         pool=f"'demo', maxPoolSize {MAX_POOL_SIZE}, waitQueueTimeoutMS {WAIT_QUEUE_TIMEOUT_MS}",
         urls={
-            f"{url}/health": "the status, and all numbers",
+            f"{url}/health": "the status and all numbers",
             f"{url}/metrics": "for Prometheus",
             f"{url}/metrics/mongodb": "what to change",
         },
         note=""
-        if obeys
-        else "this server takes no fail points, so it stays quick; more callers than connections "
-        "make the pool run dry, and timeouts may not show",
+        if has_fail_points
+        else "this server has no fail points, so it stays fast; more callers than connections "
+        "exhaust the pool, perhaps without timeouts",
     )
 
 
@@ -245,8 +248,8 @@ def _play(
     """Play the phases; return False as soon as a signal asks to stop."""
     recent = Recent()
     for phase in phases:
-        server.take(phase.slow_ms)
-        callers.become(phase.callers, phase.pause_seconds)
+        server.slow_down(phase.slow_ms)
+        callers.scale_to(phase.callers, phase.pause_seconds)
         ends = time.monotonic() + phase.seconds
         while (left_seconds := ends - time.monotonic()) > 0.0:
             if stop.asked:

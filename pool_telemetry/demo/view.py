@@ -1,6 +1,6 @@
-"""What the demo shows: a live table in a terminal, a line a second anywhere else.
+"""The demo's screens: a live table in a terminal, elsewhere one line a second.
 
-It reads one snapshot of the pool at a time, and never touches the load or the server.
+A screen shows one snapshot of the pool at a time and never uses the load or the server.
 """
 
 import sys
@@ -33,17 +33,17 @@ _COLOURS: Final = {"healthy": "green", "degraded": "yellow", "unhealthy": "red"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intro:
-    """What stays the same while the demo runs."""
+    """The texts that stay the same while the demo runs."""
 
     server: str
     pool: str
-    urls: dict[str, str]  # and what each answers
-    note: str  # empty when there is nothing to say
+    urls: dict[str, str]  # each URL with a description
+    note: str  # empty if there is none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What is shown of one moment. `wait_p99`: seconds; None when nobody asked lately."""
+    """One sample to show. `wait_p99` is in seconds; None without checkouts in the last seconds."""
 
     pool: PoolStats
     health: Health
@@ -51,30 +51,30 @@ class Reading:
 
 
 class Recent:
-    """The waits of the last few seconds: the difference of two snapshots, as PromQL's rate."""
+    """The waits of the last few seconds: the difference of two snapshots, like PromQL's rate."""
 
     def __init__(self) -> None:
-        self._seen: deque[tuple[float, HistogramStats]] = deque()
+        self._samples: deque[tuple[float, HistogramStats]] = deque()
 
     def read(self, stats: ClientStats, health: Health) -> Reading:
-        """Return what to show of a snapshot."""
-        # The pool that the load goes to: a replica set's other members have pools of their own.
+        """Return the values to show of a snapshot."""
+        # The pool of the load, because a replica set's other members have their own pools.
         pool = max(stats.open_pools or stats.pools, key=lambda one: one.checkouts["ok"])
         now, waits = time.monotonic(), pool.wait_time
-        self._seen.append((now, waits))
-        while now - self._seen[0][0] > WINDOW_SECONDS:
-            self._seen.popleft()
-        before = self._seen[0][1]
+        self._samples.append((now, waits))
+        while now - self._samples[0][0] > WINDOW_SECONDS:
+            self._samples.popleft()
+        before = self._samples[0][1]
         counts = tuple(new - old for new, old in zip(waits.counts, before.counts, strict=True))
         recent = HistogramStats(waits.bounds, counts, waits.sum - before.sum, waits.max)
         return Reading(pool=pool, health=health, wait_p99=recent.quantile(0.99))
 
 
 class Screen(Protocol):
-    """Where the demo is seen, while its `with` block runs."""
+    """A screen that shows the demo while its `with` block runs."""
 
     def show(self, phase: Phase, left_seconds: float, reading: Reading) -> None:
-        """Show a moment; called several times a second."""
+        """Show a sample; called several times a second."""
 
     def __enter__(self) -> "Screen": ...
 
@@ -82,7 +82,7 @@ class Screen(Protocol):
 
 
 def screen(intro: Intro) -> Screen:
-    """Return the screen that stdout can bear."""
+    """Return a live table if stdout is a terminal that can show it, otherwise plain lines."""
     console = Console()
     if sys.stdout.isatty() and not console.is_dumb_terminal and "utf" in console.encoding.lower():
         return TerminalScreen(intro, console)
@@ -106,30 +106,30 @@ class PlainScreen:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing to undo: what is printed stays."""
+        """Do nothing, because the printed lines stay."""
 
     def show(
         self,
         phase: Phase,
-        left_seconds: float,  # noqa: ARG002  # a log says what was, not what will be
+        left_seconds: float,  # noqa: ARG002  # a log reports the past only
         reading: Reading,
     ) -> None:
-        """Print a line when it is time for one."""
+        """Print a line once a second, and one at each new phase."""
         if phase.name != self._phase:
             self._phase, self._next = phase.name, 0.0
-            _say(f"== {phase.name}: {phase.story} ({_means(phase)})")
+            _say(f"== {phase.name}: {phase.story} ({_load_text(phase)})")
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + _LINE_SECONDS
             _say("  ".join(f"{name} {value:>6}" for name, value in _columns(reading).items()))
 
 
 class TerminalScreen:
-    """A table that lives, the pool as a picture, and the last half minute."""
+    """A live table, the pool as a picture, and the history of the last half minute."""
 
     def __init__(self, intro: Intro, console: Console) -> None:
         self._intro = intro
         self._console = console
-        # It draws when `show` is called and has no thread of its own.
+        # It draws only when `show` is called, without its own thread.
         self._live = Live(console=console, auto_refresh=False)
         self._history: deque[tuple[int, int]] = deque(maxlen=200)  # (in use, waiting)
         self._next = 0.0
@@ -142,7 +142,7 @@ class TerminalScreen:
         self._live.stop()
 
     def show(self, phase: Phase, left_seconds: float, reading: Reading) -> None:
-        """Draw the moment in place of the one before."""
+        """Draw the sample in place of the previous one."""
         self._remember(reading.pool)
         self._live.update(self._picture(phase, left_seconds, reading), refresh=True)
 
@@ -165,10 +165,10 @@ class TerminalScreen:
         grid.add_row()
         grid.add_row("phase", _steps(phase, left_seconds))
         grid.add_row("", Text(phase.story, "bold"))
-        grid.add_row("", _means(phase))
+        grid.add_row("", _load_text(phase))
         grid.add_row()
         grid.add_row("now", _boxes(reading.pool))
-        grid.add_row("", Text("■ in use  □ idle  · not open  ● a caller who waits", "dim"))
+        grid.add_row("", Text("■ in use  □ idle  · not open  ● a waiting caller", "dim"))
         shown = list(self._history)[-(width - 20) :]
         full = reading.pool.max_size or 1
         in_use, waiting = ([one[row] for one in shown] for row in (0, 1))
@@ -189,12 +189,12 @@ class TerminalScreen:
 
 
 def summary(stats: PoolReport, status: str) -> str:
-    """Return what happened, in numbers."""
+    """Return a summary of the demo in numbers."""
     pool, checkouts, waits = stats["pool"], stats["checkouts"], stats["wait_time"]
     rows = {
         "checkouts ok": f"{checkouts['ok']}",
         "timeouts": f"{checkouts['timeout']}",
-        "exhaustions": f"{pool['exhaustions']}, {pool['exhausted_seconds']:.1f} s in all",
+        "exhaustions": f"{pool['exhaustions']}, {pool['exhausted_seconds']:.1f} s in total",
         "longest wait": f"{_span(waits['max'])}, p99 {_span(waits['p99'])}",
         "status": status,
     }
@@ -238,7 +238,7 @@ def _table(reading: Reading) -> Table:
 
 
 def _why(health: Health) -> Text:
-    why = health.reasons[0] if health.reasons else "nothing to worry about"
+    why = health.reasons[0] if health.reasons else "no problems"
     return Text(why, "dim", no_wrap=True, overflow="ellipsis")
 
 
@@ -250,13 +250,13 @@ def _steps(phase: Phase, left_seconds: float) -> Text:
     return steps.append(f"{left_seconds:2.0f} s", "dim")
 
 
-def _means(phase: Phase) -> str:
+def _load_text(phase: Phase) -> str:
     slowness = f", an operation takes {phase.slow_ms} ms in the server" if phase.slow_ms else ""
     return f"{phase.callers} callers{slowness}"
 
 
 def _boxes(pool: PoolStats) -> Text:
-    """Return a box for each connection that may be, and a dot for each caller in the queue."""
+    """Return a box for each possible connection, and a dot for each waiting caller."""
     boxes = Text(no_wrap=True, overflow="ellipsis")
     boxes.append("■ " * pool.in_use, "cyan")
     boxes.append("□ " * pool.idle, "green")

@@ -1,4 +1,5 @@
-"""PyMongo's events come in here: units end, failures are caught, the state is written.
+"""PyMongo's events enter here: listeners convert the units, catch failures and write the state.
 
-Only `telemetry` and `otel` import this room. What an event means for a pool is the state's matter.
+Only `telemetry`, `otel` and `sessions` import this room. The meaning of an event for a pool belongs
+to `state`.
 """

@@ -1,6 +1,6 @@
-"""The way from the listeners to the spans of a trace, which `otel` makes.
+"""The hook by which the listeners report to a tracer; `otel` sets it and makes the spans.
 
-`spans` is None while nothing is traced: then an event costs a look at it, and no call.
+`spans` is None while nothing is traced; an event then costs one comparison and no call.
 """
 
 import sys
@@ -12,17 +12,22 @@ from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.state.commands import Series, Trace
 from pool_telemetry.stats import Address, Crowd, Link
 
-about: ContextVar[Mapping[str, str] | None] = ContextVar("pool_telemetry_about", default=None)
-"""Attributes that the spans of what runs now have beside their own: of which session it is."""
+span_attributes: ContextVar[Mapping[str, str] | None] = ContextVar(
+    "pool_telemetry_span_attributes", default=None
+)
+"""Extra attributes of every span that this thread or task makes, such as the session's id."""
 
 PoolName = Callable[[Address], str]
 
 
 class Spans(Protocol):
-    """What a tracer is told, on the thread or task that it happens to. It takes no pool's lock."""
+    """The events that a tracer receives, on the caller's own thread or task.
+
+    A tracer takes no pool's lock.
+    """
 
     def link(self) -> Link | None:
-        """Return where in a trace the caller is; None outside of one, or if it is not kept."""
+        """Return the trace and span that are current; None without a sampled span."""
 
     def checked_out(
         self,
@@ -32,23 +37,23 @@ class Spans(Protocol):
         options: TelemetryOptions,
         name: PoolName,
     ) -> None:
-        """A caller has a connection, after so many seconds."""
+        """Record that a caller got a connection after waiting this many seconds."""
 
     def checkout_failed(
         self, address: Address, outcome: str, seconds: float, crowd: Crowd, name: PoolName
     ) -> None:
-        """A caller leaves without one."""
+        """Record that a checkout failed."""
 
     def connection_created(
         self, address: Address, conn_id: int, waited: float, name: PoolName
     ) -> None:
-        """A caller who has waited so many seconds begins to open a connection."""
+        """Record that a caller begins to open a connection after waiting this many seconds."""
 
     def connection_ready(self, conn_id: int) -> None:
-        """It is open."""
+        """Record that a connection is open."""
 
     def connection_closed(self, conn_id: int, reason: str) -> None:
-        """A connection is gone; maybe one that was to open, maybe amid a command."""
+        """Record that a connection is closed, perhaps while it was opening or ran a command."""
 
     def command_started(
         self,
@@ -57,27 +62,27 @@ class Spans(Protocol):
         options: TelemetryOptions,
         other: "Instrumentor | None",
     ) -> Trace | None:
-        """A command is sent; another instrumentor may make its span."""
+        """Record that a command is sent; another instrumentor may already make its span."""
 
 
 spans: Spans | None = None
 
 
 class Instrumentor(Protocol):
-    """What matters of an instrumentor of OpenTelemetry's."""
+    """The part of OpenTelemetry's instrumentors that is read here."""
 
     @property
     def is_instrumented_by_opentelemetry(self) -> bool:
-        """Return whether it is active."""
+        """Return whether the instrumentor is active."""
 
 
 def other_instrumentor() -> Instrumentor | None:
-    """Return opentelemetry-instrumentation-pymongo's, if clients that are made now have its spans.
+    """Return the instrumentor of opentelemetry-instrumentation-pymongo while it is active.
 
-    It is not imported for that: who uses it has done so.
+    It is not imported here, because an application that uses it has imported it already.
     """
     module = sys.modules.get("opentelemetry.instrumentation.pymongo")
     if module is None:
         return None
-    instrumentor: Instrumentor = module.PymongoInstrumentor()  # there is one in a process
+    instrumentor: Instrumentor = module.PymongoInstrumentor()  # a singleton
     return instrumentor if instrumentor.is_instrumented_by_opentelemetry else None

@@ -1,7 +1,8 @@
-"""OpenTelemetry: the catalog's metrics, spans, and a ready set-up over OTLP.
+"""OpenTelemetry: the catalog's metrics, spans, and a complete set-up over OTLP.
 
-An application with providers of its own calls `register()` for metrics and `start_tracing()` for
-spans; one without calls `configure_otlp()`.
+An application with its own providers calls `register()` for metrics and `start_tracing()` for
+spans; other applications call `configure_otlp()`. Only edges and applications import this room: the
+listeners reach a tracer through `events/tracing.py`. It imports no other reader and uses no pool.
 """
 
 from pool_telemetry.otel.configure import Otlp, configure_otlp, flush

@@ -1,4 +1,4 @@
-"""What one collection tells: all clients, read once."""
+"""One collection: the stats of all clients, read once for all metrics."""
 
 import weakref
 from collections.abc import Iterable
@@ -13,35 +13,38 @@ SCOPE: Final = ("pool_telemetry", __version__)
 SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.40.0"
 
 
-class Look:
-    """The clients' stats of the present collection, whose metrics are all made of it."""
+class Collection:
+    """The clients' stats at the current collection; every metric of it is made from them."""
 
     def __init__(self) -> None:
         self.clients: list[ClientStats] = []
-        self._asked: set[str] = set()
-        self._done: weakref.WeakSet[PoolTelemetry] = weakref.WeakSet()
+        self._observed: set[str] = set()
+        self._reported: weakref.WeakSet[PoolTelemetry] = weakref.WeakSet()
 
-    def begins_with(self, metric: Metric) -> bool:
-        """Look again where a metric comes again; return whether that was so."""
-        begins = not self._asked or metric.name in self._asked
-        if begins:
-            self._asked.clear()
-            self.clients = [telemetry.stats() for telemetry in (*live(), *self._ended())]
-        self._asked.add(metric.name)
-        return begins
+    def start_if_new(self, metric: Metric) -> bool:
+        """Start a new collection if this metric was already observed in the current one.
 
-    def _ended(self) -> list[PoolTelemetry]:
-        """Return who ended since the collection before, unless another has the name by now.
-
-        Else all since then would be lost: for a short program that is everything.
+        Return whether a new collection was started.
         """
-        over = [telemetry for telemetry in ended() if telemetry not in self._done]
-        self._done.update(over)
-        taken = {telemetry.name for telemetry in live()}
-        return list({one.name: one for one in over if one.name not in taken}.values())
+        is_new = not self._observed or metric.name in self._observed
+        if is_new:
+            self._observed.clear()
+            self.clients = [telemetry.stats() for telemetry in (*live(), *self._closed())]
+        self._observed.add(metric.name)
+        return is_new
+
+    def _closed(self) -> list[PoolTelemetry]:
+        """Return the clients closed since the previous collection, except if their name is reused.
+
+        Otherwise their last values would be lost; for a short program these are all its values.
+        """
+        closed = [telemetry for telemetry in ended() if telemetry not in self._reported]
+        self._reported.update(closed)
+        in_use = {telemetry.name for telemetry in live()}
+        return list({one.name: one for one in closed if one.name not in in_use}.values())
 
 
 def attributes_of(metric: Metric, values: Iterable[str]) -> dict[str, str | int]:
-    """Return a point's attributes by the conventions: a port is a number, no value is none."""
+    """Return a point's attributes by the conventions: the port as a number, no empty values."""
     pairs = zip((*POOL_ATTRIBUTES, *metric.attributes), values, strict=True)
     return {name: int(value) if name == "server.port" else value for name, value in pairs if value}

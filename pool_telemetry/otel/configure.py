@@ -1,7 +1,7 @@
-"""OTLP for an application that has no OpenTelemetry set-up: providers, exporters, and their end.
+"""OTLP for an application without an OpenTelemetry set-up: providers, exporters, and their end.
 
-What is not given here comes from the standard `OTEL_*` variables, which the SDK and its exporters
-read themselves: endpoint, headers, timeout, compression, resource, export interval, sampler.
+All other settings come from the standard `OTEL_*` variables, which the SDK and its exporters read
+themselves: endpoint, headers, timeout, compression, resource, export interval, sampler.
 """
 
 import atexit
@@ -36,11 +36,13 @@ _service_name: str | None = None
 
 
 class Otlp:
-    """What `configure_otlp()` made; the end of the process closes it.
+    """The providers that `configure_otlp()` made; they are closed when the process ends.
 
     Attributes:
-        meter_provider: Sends every client's metrics, and what else is recorded on it. None: none.
-        tracer_provider: Sends their spans, and what else is made with it. None: none.
+        meter_provider: Sends every client's metrics and all others recorded on it. None if metrics
+            are off.
+        tracer_provider: Sends every client's spans and all others made with it. None if spans are
+            off.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class Otlp:
             unregister(self.meter_provider)
         metric_exporter, span_exporter = self._metric_exporter, self._span_exporter
         if span_exporter is not None:
-            self._batches = _Batches(span_exporter)  # refuses variables that are wrong
+            self._batches = _Batches(span_exporter)  # raises if an OTEL_BSP_* variable is invalid
         if metric_exporter is not None:
             exporter = HistogramExporter(metric_exporter)
             reader = PeriodicExportingMetricReader(exporter)
@@ -80,10 +82,10 @@ class Otlp:
             start_tracing(self.tracer_provider)
 
     def flush(self, timeout_seconds: float = FLUSH_SECONDS) -> None:
-        """Send what there is now; give up after about this time."""
+        """Send all metrics and spans now; return after about this time at the latest."""
         until = time.monotonic() + timeout_seconds
         providers = (self.meter_provider, self.tracer_provider)
-        # Their own time-outs are those of the exporters, 10 s by default.
+        # In threads, because the providers wait for their exporters' timeouts, 10 s by default.
         threads = [
             threading.Thread(target=one.force_flush, daemon=True) for one in providers if one
         ]
@@ -93,7 +95,7 @@ class Otlp:
             thread.join(max(0.0, until - time.monotonic()))
 
     def close(self, timeout_seconds: float = FLUSH_SECONDS) -> None:
-        """Send what is left, and end, within about this time; again is no error."""
+        """Send the remaining data and shut down within about this time; a repeat does nothing."""
         global _current
         with _lock:
             if self._closed:
@@ -108,7 +110,7 @@ class Otlp:
             self._batches.seconds = timeout_seconds
             self.tracer_provider.shutdown()
         if self.meter_provider is not None:
-            # Who answers no spans answers no metrics either.
+            # A collector that did not accept the spans won't accept the metrics in time either.
             self.meter_provider.shutdown(max(0.1, until - time.monotonic()) * 1e3)
             unregister(self.meter_provider)
 
@@ -117,7 +119,7 @@ class _Batches(BatchSpanProcessor):
     seconds = FLUSH_SECONDS
 
     def shutdown(self) -> None:
-        """Send what is left within the bound; the SDK's own takes up to 30 s."""
+        """Send the remaining spans within `seconds`; the SDK's own shutdown takes up to 30 s."""
         self._batch_processor.shutdown(int(self.seconds * 1e3))
 
 
@@ -131,21 +133,22 @@ def configure_otlp(
 ) -> Otlp:
     """Send every client's metrics and spans, present and future, to an OpenTelemetry collector.
 
-    Makes providers of its own, and sets them as the global ones unless somebody set others (nor
-    after a `close()`: OpenTelemetry lets them be set once). Again, it returns what it made. A
-    collector that is not there costs log lines and nothing else.
+    Makes its own providers and sets them as the global ones, except if others are already set.
+    OpenTelemetry lets them be set only once, so after a `close()` they are not set again. A
+    repeated call returns the same providers. A missing collector causes only log lines.
 
     Args:
-        service_name: By default `OTEL_SERVICE_NAME`.
-        endpoint: Such as `http://localhost:4317`, or 4318 for HTTP; by default
-            `OTEL_EXPORTER_OTLP_ENDPOINT`, or the one for each signal.
+        service_name: The service's name; by default `OTEL_SERVICE_NAME`.
+        endpoint: The collector, such as `http://localhost:4317`, or port 4318 for HTTP. By default
+            `OTEL_EXPORTER_OTLP_ENDPOINT`, or the variable of each signal.
         protocol: By default `OTEL_EXPORTER_OTLP_PROTOCOL`, or gRPC.
         metrics: Whether metrics are sent; by default unless `OTEL_METRICS_EXPORTER` is `none`.
         traces: Whether spans are made; by default unless `OTEL_TRACES_EXPORTER` is `none`.
 
     Raises:
-        PoolConfigurationError: The protocol is none of the two, or the endpoint is no URL, or has
-            credentials, which exporters log: OTEL_EXPORTER_OTLP_HEADERS is for them.
+        PoolConfigurationError: The protocol is unknown, or the endpoint is not a URL or contains
+            credentials. Exporters log the endpoint: put credentials into
+            OTEL_EXPORTER_OTLP_HEADERS.
     """
     global _current, _service_name
     if endpoint is not None and ("://" not in endpoint or "@" in endpoint):
@@ -187,7 +190,7 @@ def _wanted(given: bool | None, signal: str) -> bool:
 
 
 def _make_global(otlp: Otlp) -> None:
-    """Make its providers the global ones, where nobody set others."""
+    """Set these providers as the global ones, except if others are already set."""
     if otlp.meter_provider and _is_unset(metrics_api.get_meter_provider()):
         metrics_api.set_meter_provider(otlp.meter_provider)
     if otlp.tracer_provider and _is_unset(trace.get_tracer_provider()):
@@ -195,9 +198,9 @@ def _make_global(otlp: Otlp) -> None:
 
 
 def flush(timeout_seconds: float = FLUSH_SECONDS) -> None:
-    """Send now, within about this time, what is to be sent if `configure_otlp()` was called.
+    """Send the metrics and spans of `configure_otlp()` now, within about this time.
 
-    For who ends a process in another way than by leaving its main module.
+    Does nothing before `configure_otlp()`. Call it if the process ends without running atexit.
     """
     with _lock:
         current = _current
@@ -215,7 +218,7 @@ def _protocol(given: str | None, signal: str) -> str:
 
 
 def _metric_exporter(protocol: str, endpoint: str | None) -> MetricExporter:
-    # Each on first use: gRPC alone takes 100 ms to import.
+    # Imported on first use, because gRPC alone takes 100 ms to import.
     if protocol == "grpc":
         from opentelemetry.exporter.otlp.proto.grpc import metric_exporter as grpc
 
@@ -236,5 +239,5 @@ def _span_exporter(protocol: str, endpoint: str | None) -> SpanExporter:
 
 
 def _is_unset(provider: object) -> bool:
-    """Return whether it is one of the API's own, which stand in until one is set."""
+    """Return whether a provider is the API's placeholder, which stands until one is set."""
     return type(provider).__module__.startswith(("opentelemetry.metrics", "opentelemetry.trace"))

@@ -1,6 +1,6 @@
-"""Our histograms, added to what another exporter sends: aggregated once, by us, and handed over.
+"""An exporter that adds our ready-made histograms to the data of another exporter.
 
-The SDK has no observable histogram; this spares it to count every duration once more.
+The SDK has no observable histogram. This exporter saves the SDK from counting each duration again.
 """
 
 import time
@@ -22,25 +22,25 @@ from opentelemetry.sdk.metrics.export import (
 )
 
 from pool_telemetry.catalog import CATALOG
-from pool_telemetry.otel.collection import SCOPE, Look, attributes_of
+from pool_telemetry.otel.collection import SCOPE, Collection, attributes_of
 from pool_telemetry.stats import HistogramStats
 
 
 class HistogramExporter(MetricExporter):
-    """Adds every client's histograms, of the same look as the other metrics, and passes it on.
+    """Adds every client's histograms to the data, and passes it to another exporter.
 
-    Use it where you make the reader, and give it to `register()`, which then spares the SDK the
-    histograms:
+    The histograms are of the same collection as the other metrics. Wrap the reader's exporter with
+    it, and pass it to `register()`, which then records no durations in the SDK:
 
         exporter = HistogramExporter(OTLPMetricExporter())
         provider = MeterProvider([PeriodicExportingMetricReader(exporter)])
         register(provider, exporter)
 
     Args:
-        exporter: Who sends it.
+        exporter: The exporter that sends the data.
 
     Attributes:
-        look: What the present collection saw.
+        collection: The clients' stats at the current collection.
     """
 
     def __init__(self, exporter: MetricExporter) -> None:
@@ -50,21 +50,21 @@ class HistogramExporter(MetricExporter):
             SdkHistogram, AggregationTemporality.CUMULATIVE
         )
         self._sent: dict[tuple[str, tuple[str, ...]], tuple[HistogramStats, int]] = {}
-        self.look = Look()
+        self.collection = Collection()
 
     def export(
         self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any
     ) -> MetricExportResult:
-        """Send it with our histograms in our instruments' scope."""
+        """Send the data with our histograms in our instruments' scope."""
         resources = [self._with_ours(one) for one in metrics_data.resource_metrics]
         return self._exporter.export(MetricsData(resources), timeout_millis, **kwargs)
 
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
-        """Flush the exporter behind."""
+        """Flush the wrapped exporter."""
         return self._exporter.force_flush(timeout_millis)
 
     def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
-        """Shut the exporter behind down."""
+        """Shut the wrapped exporter down."""
         self._exporter.shutdown(timeout_millis, **kwargs)
 
     def _with_ours(self, resource: ResourceMetrics) -> ResourceMetrics:
@@ -83,7 +83,7 @@ class HistogramExporter(MetricExporter):
         delta = self._temporality is AggregationTemporality.DELTA
         for metric in CATALOG:
             points = []
-            for client in self.look.clients if metric.bounds else ():
+            for client in self.collection.clients if metric.bounds else ():
                 for values, value in metric.read(client):
                     assert isinstance(value, HistogramStats)
                     sent[metric.name, values] = value, now
@@ -107,7 +107,7 @@ def _point(
     now: int,
     longest: float | None,
 ) -> HistogramDataPoint:
-    unknown: Any = None  # what OTLP leaves out
+    unknown: Any = None  # OTLP leaves the field out
     exemplars = [
         Exemplar({}, one.seconds, int(one.time * 1e9), span_id=one.link[1], trace_id=one.link[0])
         for one in histogram.exemplars.values()

@@ -1,6 +1,6 @@
-"""Zero-code: `opentelemetry-instrument python app.py` finds this by its entry point.
+"""Zero-code: `opentelemetry-instrument python app.py` finds this module by its entry point.
 
-Needs opentelemetry-instrumentation, which has that command; nothing else here imports it.
+It needs opentelemetry-instrumentation, which has that command; no other module here imports it.
 """
 
 from collections.abc import Callable, Collection
@@ -24,21 +24,21 @@ _CLIENTS = (MongoClient, AsyncMongoClient)
 
 
 class PoolTelemetryInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its base is untyped
-    """Gives every client that is made from now on the listeners, metrics and spans.
+    """Gives every client that is made from now on its listeners, metrics and spans.
 
-    `instrument(tracer_provider=, meter_provider=)` takes the global providers by default;
-    `TelemetryOptions` come from the environment. `uninstrument()` undoes it: clients that were made
-    meanwhile keep their listeners, which nobody reads.
+    `instrument(tracer_provider=, meter_provider=)` uses the global providers by default;
+    `TelemetryOptions` come from the environment. `uninstrument()` undoes it, except that clients
+    made in between keep their listeners without a reader.
     """
 
     def instrumentation_dependencies(self) -> Collection[str]:
-        """Return what has to be installed for it to make sense."""
+        """Return the packages that have to be installed for this instrumentor to be used."""
         return ("pymongo >= 4.11.3",)
 
     def _instrument(
         self, *, tracer_provider: Any = None, meter_provider: Any = None, **_: Any
     ) -> None:
-        TelemetryOptions()  # a variable that is wrong is told now, not to who makes a client
+        TelemetryOptions()  # an invalid variable raises here, not when a client is made
         self._meter_provider = meter_provider
         self._registered = register(meter_provider)
         start_tracing(tracer_provider)
@@ -49,7 +49,7 @@ class PoolTelemetryInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its 
     def _uninstrument(self, **_: Any) -> None:
         for client in _CLIENTS:
             unwrap(client, "__init__")
-        if tracing.spans is self._spans:  # else somebody else took it over
+        if tracing.spans is self._spans:  # otherwise another start_tracing() replaced it
             stop_tracing()
         if self._registered:
             unregister(self._meter_provider)
@@ -58,7 +58,7 @@ class PoolTelemetryInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its 
 def _with_listeners(
     make: Callable[..., None], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
-    """Make a client with listeners of its own, unless it has them."""
+    """Make a client and add its own listeners, unless the caller passed ours."""
     given = kwargs.get("event_listeners") or ()
     if not isinstance(given, list | tuple) or any(isinstance(o, PoolListener) for o in given):
         return make(*args, **kwargs)

@@ -1,7 +1,8 @@
 """The catalog for OpenTelemetry: one registration covers every client of the process.
 
-Everything is read when a reader collects; between collections it costs nothing. Nothing is recorded
-on the event path: there a garbage collection inside the SDK's own locks may publish an event.
+All values are read when a reader collects; between collections the instruments cost nothing.
+Nothing is recorded on the event path, because a garbage collection inside the SDK's locks may
+publish an event, and recording it would deadlock.
 """
 
 import threading
@@ -17,18 +18,18 @@ from opentelemetry.context import Context
 from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
 
 from pool_telemetry.catalog import CATALOG, Metric
-from pool_telemetry.otel.collection import SCHEMA_URL, SCOPE, Look, attributes_of
+from pool_telemetry.otel.collection import SCHEMA_URL, SCOPE, Collection, attributes_of
 from pool_telemetry.otel.exporter import HistogramExporter
 from pool_telemetry.process import ProcessLock, after_fork, notice_fork
 from pool_telemetry.stats import HistogramStats, Link
 
-# Whoever asks for a collection may be in a span, which has nothing to do with what is told.
+# The caller of a collection may be in a span, which has nothing to do with the recorded values.
 _NO_SPAN: Final = trace.set_span_in_context(trace.INVALID_SPAN)
 _SAMPLED: Final = trace.TraceFlags(trace.TraceFlags.SAMPLED)
 
 
 class _Global:
-    """Stands for the global provider, which is another object before it is set."""
+    """Stands for the global provider, because that is a placeholder object before it is set."""
 
 
 _global: Final = _Global()
@@ -40,52 +41,52 @@ _lock: Final = ProcessLock()
 def register(
     meter_provider: MeterProvider | None = None, exporter: HistogramExporter | None = None
 ) -> bool:
-    """Add every client's metrics, present and future, to a provider. Again is no error.
+    """Add every client's metrics, present and future, to a provider; a repeat changes nothing.
 
-    Returns whether they were not there before.
+    Returns whether the metrics were added now.
 
     Args:
-        meter_provider: By default the global one, also where that is only set later.
-        exporter: That of the provider's reader, where it adds the histograms. Without it the SDK
-            records each duration once more, which takes some 25 µs of CPU an operation.
+        meter_provider: By default the global one, even if it is set later.
+        exporter: The exporter of the provider's reader, if it adds the histograms. Without it the
+            SDK records each duration again, which takes some 25 µs of CPU an operation.
     """
     provider = api.get_meter_provider() if meter_provider is None else meter_provider
     with _lock:
         *_, key = keys = _keys(provider)
-        look = Look() if exporter is None else exporter.look
+        collection = Collection() if exporter is None else exporter.collection
         found = next((_registered[one] for one in keys if one in _registered), None)
         if found is None:
             meter = provider.get_meter(*SCOPE, SCHEMA_URL)
             found = _registered[key] = _Instruments(meter)
-        return found.begin(look, replays=exporter is None)
+        return found.begin(collection, replays=exporter is None)
 
 
 def unregister(meter_provider: MeterProvider | None = None) -> None:
-    """Take them out again. Without them is no error."""
+    """Stop reporting the clients' metrics to a provider; without them nothing changes."""
     provider = api.get_meter_provider() if meter_provider is None else meter_provider
     with _lock:
         for key in _keys(provider):
             if (found := _registered.get(key)) is not None:
-                found.end()  # and stay: a meter gives each instrument once
+                found.end()  # stays registered, because a meter makes each instrument only once
 
 
 def _keys(provider: MeterProvider) -> list[MeterProvider | _Global]:
-    """Return what it may be registered as: it may have become the global one since then."""
+    """Return the keys of a provider: it may have become the global one since `register()`."""
     return [provider, _global] if provider is api.get_meter_provider() else [provider]
 
 
 class _Instruments:
     """The catalog's instruments on one meter.
 
-    OpenTelemetry has no observable histogram. Ours are replayed into the SDK's before it collects
-    them: each bucket's new durations as often as they were, spread so that their sum is right.
+    OpenTelemetry has no observable histogram. New durations are replayed into the SDK's histograms
+    before it collects them: the right number in each bucket, spread so that their sum is right.
     """
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
-        self._look = Look()
+        self._collection = Collection()
         self._lock = threading.RLock()
-        self._over = True
+        self._is_off = True
         self._replays = False
         self._replayed: dict[tuple[str, tuple[str, ...]], HistogramStats] = {}
         self._histograms: dict[Metric, Any] = {}
@@ -99,11 +100,11 @@ class _Instruments:
                 observe = partial(self._observe, metric)
                 make(metric.name, [observe], unit=metric.unit, description=metric.description)
 
-    def begin(self, look: Look, *, replays: bool) -> bool:
-        """Report what a look sees from now on; return whether nothing was reported before."""
-        began, self._over = self._over, False
+    def begin(self, collection: Collection, *, replays: bool) -> bool:
+        """Report the clients of a collection from now on; return whether reporting was off."""
+        began, self._is_off = self._is_off, False
         if began:
-            self._look, self._replays = look, replays
+            self._collection, self._replays = collection, replays
             if replays and not self._histograms:
                 self._histograms = {
                     metric: self._meter.create_histogram(
@@ -118,22 +119,22 @@ class _Instruments:
         return began
 
     def after_fork(self) -> None:
-        """Begin anew in a child: nobody there would let go of the lock."""
+        """Make a new lock in a forked child, because no thread there would release the old one."""
         self._lock = threading.RLock()
         self._replayed = {}
 
     def end(self) -> None:
-        """Report nothing any more: the API has no way to take an instrument back."""
-        self._over = True
+        """Report nothing from now on, because the API can't remove an instrument."""
+        self._is_off = True
 
     def _observe(self, metric: Metric, _: CallbackOptions) -> Iterator[Observation]:
-        if self._over:
+        if self._is_off:
             return
         notice_fork()
         with self._lock:
-            if self._look.begins_with(metric) and self._replays:
+            if self._collection.start_if_new(metric) and self._replays:
                 self._replay()
-            clients = self._look.clients
+            clients = self._collection.clients
         for client in clients:
             for values, value in metric.read(client):
                 assert not isinstance(value, HistogramStats)
@@ -142,7 +143,7 @@ class _Instruments:
     def _replay(self) -> None:
         replayed = {}
         for metric, histogram in self._histograms.items():
-            for client in self._look.clients:
+            for client in self._collection.clients:
                 for values, now in metric.read(client):
                     assert isinstance(now, HistogramStats)
                     key, attributes = (metric.name, values), attributes_of(metric, values)
@@ -153,7 +154,7 @@ class _Instruments:
 
 
 def _in_span(link: Link | None) -> Context:
-    """Return a context for the SDK to make an exemplar of, or none."""
+    """Return a context from which the SDK makes an exemplar; without a link it makes none."""
     if link is None:
         return _NO_SPAN
     span = trace.SpanContext(*link, is_remote=False, trace_flags=_SAMPLED)
@@ -161,9 +162,9 @@ def _in_span(link: Link | None) -> Context:
 
 
 def _durations(new: HistogramStats) -> Iterator[tuple[float, Link | None]]:
-    """Yield as many durations as it has, in the right buckets and with the right sum.
+    """Yield durations with the histogram's count in each bucket, and with its sum.
 
-    First the exemplars, which are known.
+    The exemplars come first, because their durations are known.
     """
     counts, rest = list(new.counts), new.sum
     for bucket, (link, seconds, _) in new.exemplars.items():

@@ -1,4 +1,4 @@
-"""A command's text without its values, for a span that was asked to have it."""
+"""A command's text without its values, for spans with the option `query_text`."""
 
 import json
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -7,17 +7,17 @@ from typing import Any, Final
 MAX_CHARACTERS: Final = 2_000
 
 _MAX_DEPTH: Final = 20
-_MAX_VALUES: Final = 300  # of one command; what comes later is left out
-# What every command has, and what an insert stores: nothing in it says what is asked for.
+_MAX_VALUES: Final = 300  # of one command; later values are left out
+# Fields of every command, and an insert's documents: they say nothing about the query.
 _LEFT_OUT: Final = frozenset(
     {"$clusterTime", "$db", "apiVersion", "documents", "lsid", "signature", "txnNumber"}
 )
 
 
 def query_text(command: Mapping[str, Any], names: Container[str] = ()) -> str:
-    """Return it as JSON of bounded length: field names as they are, and `?` for each value.
+    """Return a command as JSON of bounded length, with its field names and `?` for each value.
 
-    What stands at the top under one of `names` is a collection's name and no value: it stays.
+    A top-level string under one of `names` is a collection's name, so it is kept.
     """
     budget = iter(range(_MAX_VALUES))
     shape = {
@@ -30,7 +30,7 @@ def query_text(command: Mapping[str, Any], names: Container[str] = ()) -> str:
 
 
 def _shape(value: Any, budget: Iterator[int], depth: int) -> Any:
-    """Return documents and lists of them with their values replaced; a list of values is one."""
+    """Return a document or list with `?` for each value; a list of values is a single `?`."""
     if depth and isinstance(value, Mapping):
         shown = zip(value.items(), budget, strict=False)
         return {str(key): _shape(one, budget, depth - 1) for (key, one), _ in shown}

@@ -1,7 +1,7 @@
-"""Spans of commands, and of the checkouts that failed, were slow or opened a connection.
+"""Spans of commands, and of checkouts that failed, were slow or opened a connection.
 
-Made on the application's thread or task, below its current span. What one operation needs to know
-of its checkout goes by context variables of ours; what is current is never touched.
+Spans are made on the application's thread or task, as children of its current span. Context
+variables carry a checkout's data to its command; the current span is never changed.
 """
 
 import gc
@@ -14,7 +14,7 @@ from threading import get_ident
 from time import time_ns
 from typing import Any, Final
 
-# Under this key the SDK says that what runs now is an export of its own; it has no public name.
+# The SDK sets this key while it exports, so that its own requests get no spans; no public name.
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, Context, get_current
 from opentelemetry.trace import (
     INVALID_SPAN,
@@ -41,8 +41,8 @@ from pool_telemetry.stats import CANCELLED, Address, Crowd, Link
 _log = logging.getLogger("pool_telemetry.otel")
 
 _SUPPRESSED: Final = (_SUPPRESS_INSTRUMENTATION_KEY, "suppress_instrumentation")
-_PYMONGO: Final = "PyMongo"  # the scope of spans of its own, which 4.20 does not make yet
-_LATE: Final = 1_000_000_000  # nanoseconds by which an event may be later than what it tells of
+_PYMONGO: Final = "PyMongo"  # the scope of PyMongo's own spans, which 4.20 does not make yet
+_LATE: Final = 1_000_000_000  # ns by which an event may be later than the moment it reports
 _BATCHES: Final = {
     "insert": "documents",
     "update": "updates",
@@ -52,7 +52,7 @@ _BATCHES: Final = {
 
 
 class _Opening:
-    """A connection that is opened by a caller, below the span of his checkout."""
+    """A connection that a caller opens, with its span and the span of the checkout around it."""
 
     __slots__ = ("began", "checkout", "conn_id", "connect")
 
@@ -63,8 +63,8 @@ class _Opening:
         self.connect: Span | None = connect
 
 
-# What this thread or task did last: its wait, until a command has told it; the connection that it
-# opened; the span of its command. A wait that is cancelled leaves them as they are.
+# The last events of this thread or task: its wait time, until a command's span has it; the
+# connection that it opens; its command's span. A cancelled wait leaves them unchanged.
 _waited: ContextVar[float | None] = ContextVar("pool_telemetry_waited", default=None)
 _opening: ContextVar[_Opening | None] = ContextVar("pool_telemetry_opening", default=None)
 _command: "ContextVar[_Command | None]" = ContextVar("pool_telemetry_command", default=None)
@@ -75,7 +75,7 @@ class _Spans:
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
 
     def link(self) -> Link | None:
         return _link(get_current_span())
@@ -98,7 +98,8 @@ class _Spans:
             return
         _opening.set(None)
         now, span = time_ns(), None
-        if opening is not None and opening.conn_id == conn_id:  # else that one was cancelled
+        # An opening of another connection belongs to a checkout that was cancelled.
+        if opening is not None and opening.conn_id == conn_id:
             span = opening.checkout
         elif seconds >= options.slow_checkout_seconds:
             span = self._checkout(address, now - int(seconds * 1e9), name)
@@ -112,7 +113,8 @@ class _Spans:
             return
         now, opening = time_ns(), _opening.get()
         began = now - int(seconds * 1e9)
-        if opening is not None and opening.began > began - _LATE:  # else that one was cancelled
+        # An older opening belongs to a checkout that was cancelled.
+        if opening is not None and opening.began > began - _LATE:
             span: Span | None = opening.checkout
         else:
             span = self._checkout(address, began, name)
@@ -150,12 +152,12 @@ class _Spans:
     def connection_closed(self, conn_id: int, reason: str) -> None:
         _connected(conn_id, reason)
         if not _is_collecting() and (command := _command.get()) is not None:
-            command.give_up()
+            command.end_as_cancelled()
 
     def _checkout(self, address: Address, began: int, name: PoolName) -> Span | None:
         if _suppressed(get_current()):
             return None
-        attributes = {**_of_pool(address, name), **(tracing.about.get() or {})}
+        attributes = {**_of_pool(address, name), **(tracing.span_attributes.get() or {})}
         return self._tracer.start_span("checkout", attributes=attributes, start_time=began)
 
     # Commands
@@ -166,12 +168,12 @@ class _Spans:
         command: Mapping[str, Any],
         options: TelemetryOptions,
         other: Instrumentor | None,
-    ) -> "_Command | _OthersCommand | None":
+    ) -> "_Command | _ForeignCommand | None":
         context = get_current()
         if _is_collecting() or _suppressed(context):
             return None
         waited, opening = _waited.get(), _opening.get()
-        if opening is not None and opening.connect is not None:  # its authentication
+        if opening is not None and opening.connect is not None:  # the connection's authentication
             context, waited = set_span_in_context(opening.connect, context), None
         elif waited is not None:
             _waited.set(None)
@@ -181,11 +183,11 @@ class _Spans:
             if maker or options.command_spans is False:
                 if waited is not None and maker == _PYMONGO:
                     parent.set_attribute(WAIT_TIME, waited)
-                return _OthersCommand(parent)
+                return _ForeignCommand(parent)
         name, described = _described(series)
         attributes = described.copy()
-        if (about := tracing.about.get()) is not None:
-            attributes.update(about)
+        if (extra := tracing.span_attributes.get()) is not None:
+            attributes.update(extra)
         if waited is not None:
             attributes[WAIT_TIME] = waited
         operation = series[3]
@@ -200,18 +202,18 @@ class _Spans:
         return trace
 
     def _other_maker(self, parent: Span, other: Instrumentor | None) -> str:
-        """Return who makes spans of commands already, in words for the log."""
+        """Return the name of the library that already makes spans of commands; empty if none."""
         if parent is not INVALID_SPAN and _scope(parent) == _PYMONGO:
             maker = _PYMONGO
         elif other is not None and other.is_instrumented_by_opentelemetry:
             maker = "opentelemetry-instrumentation-pymongo"
         else:
             return ""
-        if maker not in self._said:
-            self._said.add(maker)
+        if maker not in self._warned:
+            self._warned.add(maker)
             _log.warning(
-                "commands have spans by %s, so pool_telemetry makes none for them; checkouts keep "
-                "theirs, and all metrics stay (POOL_TELEMETRY_COMMAND_SPANS=true makes both)",
+                "%s already makes command spans, so pool_telemetry makes none; checkout spans and "
+                "all metrics stay (POOL_TELEMETRY_COMMAND_SPANS=true makes both command spans)",
                 maker,
             )
         return maker
@@ -235,24 +237,25 @@ class _Command:
                 span.set_attribute("db.response.status_code", status_code)
         span.end()
 
-    def give_up(self) -> None:
-        """End it, if it did not: PyMongo (before 4.20.1) says nothing of one that was cancelled."""
+    def end_as_cancelled(self) -> None:
+        """End the span of a cancelled command, because PyMongo before 4.20.1 publishes no end."""
         if self._span.is_recording():
             _fail(self._span, CANCELLED)
             self._span.end()
-            self._span = INVALID_SPAN  # this is kept for long: its end may still come
+            # Frees the span: this object is kept for long, because the end event may still come.
+            self._span = INVALID_SPAN
 
     def link(self) -> Link | None:
         return _link(self._span)
 
 
-class _OthersCommand(_Command):
-    """One whose span is not ours: what is known of it is the span around it."""
+class _ForeignCommand(_Command):
+    """A command whose span another library makes; the span is the one around it."""
 
     __slots__ = ()
 
     def end(self, error_type: str, status_code: str) -> None:
-        """Leave it alone."""
+        """Do nothing, because the span is not ours."""
 
 
 def _connected(conn_id: int, error_type: str) -> None:
@@ -266,7 +269,7 @@ def _connected(conn_id: int, error_type: str) -> None:
 
 
 def _fail(span: Span, error_type: str) -> None:
-    # No description: the server's own words may have a document's values.
+    # No description, because the server's message may contain a document's values.
     span.set_attribute("error.type", error_type)
     span.set_status(StatusCode.ERROR)
 
@@ -285,7 +288,7 @@ def _suppressed(context: Context) -> bool:
 
 
 def _scope(span: Span) -> str:
-    """Return the name of who made a span, which the API does not tell."""
+    """Return the name of the library that made a span; empty without the SDK's attribute."""
     scope = getattr(span, "instrumentation_scope", None)
     return "" if scope is None else scope.name
 
@@ -314,7 +317,7 @@ def _server(address: Address) -> dict[str, str | int | float]:
     try:
         ipaddress.ip_address(host)
     except ValueError:
-        return attributes  # a name: PyMongo does not say which of its addresses it took
+        return attributes  # a host name: PyMongo does not report the address it connected to
     return {**attributes, "network.peer.address": host, "network.peer.port": port}
 
 
@@ -322,8 +325,8 @@ def _of_pool(address: Address, name: PoolName) -> dict[str, str | int | float]:
     return {**_server(address), POOL_ATTRIBUTES[0]: name(address)}
 
 
-# A collection may begin inside one of the SDK's locks, and run a finalizer that uses a client: a
-# span of that would wait for the same lock. So none is made within a collection.
+# A garbage collection may start inside one of the SDK's locks and run a finalizer that uses a
+# client. A span of that use would wait for the same lock, so a garbage collection makes no span.
 _collector = 0
 
 
@@ -337,19 +340,19 @@ def _note_collection(phase: str, _: dict[str, int]) -> None:
 
 
 _lock: Final = ProcessLock()
-_provider: TracerProvider | None = None  # whose spans they are, if it is not the global one
+_provider: TracerProvider | None = None  # the provider of the spans; None for the global one
 
 
 def start_tracing(tracer_provider: TracerProvider | None = None) -> None:
     """Make spans for every client's operations, and exemplars for their histograms, from now on.
 
-    A command's span is a CLIENT span by the conventions, with the time that it waited for its
-    connection in `mongodb.client.pool.wait_time`. A checkout gets one if it fails, waits for long
-    or opens a connection, which has a `connect` span below it. Per client `TelemetryOptions` says
-    more. Again, with another provider, they go there.
+    A command's span is a CLIENT span by the conventions; `mongodb.client.pool.wait_time` is its
+    wait for the connection. A checkout gets a span if it fails, is slow or opens a connection,
+    which gets a child span `connect`. `TelemetryOptions` has settings for each client. A repeated
+    call with another provider sends the spans there.
 
     Args:
-        tracer_provider: By default the global one, also where that is only set later.
+        tracer_provider: By default the global one, even if it is set later.
     """
     global _provider
     tracer = get_tracer(*SCOPE, tracer_provider, SCHEMA_URL)
@@ -361,7 +364,7 @@ def start_tracing(tracer_provider: TracerProvider | None = None) -> None:
 
 
 def stop_tracing(tracer_provider: TracerProvider | None = None) -> None:
-    """Make none any more, or only if they go to this provider. Without them is no error."""
+    """Stop making spans, or only if they go to the given provider; without spans do nothing."""
     global _collector, _provider
     with _lock:
         if tracer_provider is not None and tracer_provider is not _provider:

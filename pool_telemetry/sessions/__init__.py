@@ -1,11 +1,13 @@
-"""Sessions of Strands agents in MongoDB, over the client that this library watches.
+"""Sessions of Strands agents in MongoDB, over a client that this library watches.
 
-Needs `pip install 'pool-telemetry[strands]'`. Everything that is written twice, awaited and not,
-is made of the same coroutines: see `async_repository.py`; `documents.py` says what is stored.
+Needs `pip install 'pool-telemetry[strands]'`. The synchronous and the asynchronous classes share
+their coroutines (`async_repository.py`); `documents.py` describes the stored documents. Only
+applications import this room. It uses the singletons and adds attributes to spans; no metric,
+diagnosis or web route belongs here.
 """
 
 try:
-    import strands  # noqa: F401  # to say what is missing
+    import strands  # noqa: F401  # imported first so that the error names the missing package
 except ImportError as error:
     raise ImportError(
         "pool_telemetry.sessions needs strands-agents: pip install 'pool-telemetry[strands]'"

@@ -1,4 +1,4 @@
-"""Sessions, agents and messages: what is read and written, once for both kinds of client."""
+"""Reads and writes of sessions, agents and messages, written once for both kinds of client."""
 
 import asyncio
 import threading
@@ -14,31 +14,32 @@ from strands.types.session import Session, SessionAgent, SessionMessage, Session
 
 from pool_telemetry.sessions.client_choice import AnyClient, check_client
 from pool_telemetry.sessions.collections import Store
-from pool_telemetry.sessions.dispatch import Way, way_for
+from pool_telemetry.sessions.dispatch import CallMethod, call_method_for
 from pool_telemetry.sessions.documents import (
     PREFIX,
     SCHEMA,
     Document,
     Lease,
     SessionConflictError,
+    agent_document,
     agent_ids,
-    checked,
+    check_schema,
+    describe,
+    message_document,
     message_ids,
-    name_of,
     nested,
     now,
-    of_agent,
-    of_message,
-    readable,
-    replacing,
+    replacement,
+    validated_id,
 )
 from pool_telemetry.sessions.records import Directory
 
 if TYPE_CHECKING:
     from strands.multiagent.base import MultiAgentBase
 
-KNOWN: Final = 10_000  # sessions and agents that a repository remembers to exist
-KNOWN_SECONDS: Final = 60.0  # for so long: then a message asks whether the session still does
+KNOWN: Final = 10_000  # sessions and agents whose existence a repository caches; it bounds memory
+# The age at which the cache is doubted: the next message then asks if the session still exists.
+KNOWN_SECONDS: Final = 60.0
 
 MAX_TTL: Final = timedelta(days=36_500)
 
@@ -49,19 +50,19 @@ _LEASE: Final = {"_id": False, "ttl_seconds": True, "expires_at": True}
 class AsyncMongoDBSessionRepository(Directory):
     """Sessions, their agents and messages, in three collections of one database.
 
-    What is missing reads as None, or as no messages. Tasks may share it; with a MongoClient each
-    call runs in a thread.
+    A missing document reads as None, and missing messages as an empty list. Tasks may share a
+    repository; with a MongoClient each call runs in a thread.
 
     Args:
-        client: The application's; it is never closed here.
-        database_name: Where the collections are.
-        prefix: Of the collections' names.
+        client: The application's client; the repository never closes it.
+        database_name: The database of the collections.
+        prefix: The prefix of the collections' names.
 
     Raises:
-        SessionException: Something is written below what is missing; a document is larger than
-            16 MB or has what BSON has not. SessionConflictError, which is one, if it exists
-            already; InvalidIdError for an id that can't be. Errors of the server and the network
-            are PyMongo's.
+        SessionException: The session or agent of a write does not exist, or a document is larger
+            than 16 MB or has a value that BSON can't store. Its subclass SessionConflictError is
+            raised if the document already exists, and InvalidIdError for an invalid id. Errors of
+            the server and the network are PyMongo's own.
     """
 
     def __init__(
@@ -70,12 +71,14 @@ class AsyncMongoDBSessionRepository(Directory):
         database_name: str = "strands",
         *,
         prefix: str = PREFIX,
-        _way: Way | None = None,  # how the synchronous repository makes its calls
+        _call_method: CallMethod | None = None,  # given by the synchronous repository
     ) -> None:
         check_client(client, AsyncMongoClient, MongoClient)
-        super().__init__(Store(client, database_name, prefix, _way or way_for(client)))
-        self._indexing = asyncio.Lock() if _way is None else None
-        # (session, "") and (session, agent) that exist; how long they do, and when that was asked.
+        super().__init__(
+            Store(client, database_name, prefix, _call_method or call_method_for(client))
+        )
+        self._indexing = asyncio.Lock() if _call_method is None else None
+        # Existing (session, "") and (session, agent), with their lease and the time of the answer.
         self._known: OrderedDict[tuple[str, str], tuple[Lease | None, float]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -90,25 +93,25 @@ class AsyncMongoDBSessionRepository(Directory):
         metadata: Mapping[str, Any] | None = None,
         ttl: timedelta | None = None,
     ) -> tuple[Session, bool]:
-        """Return a session, and whether it is new: one command, four to create it.
+        """Return a session, and whether it is new: one command, or four to create it.
 
         Args:
-            session_id: Its id.
-            application: Whose session it is, for lists; kept as it was if the session exists.
-            user: As `application`.
-            metadata: What a new session begins with; as in `update_metadata`.
-            ttl: How long it lives, with all that belongs to it, after it was last used. None leaves
-                an existing session's as it is, and a new one lives for ever. To move the end takes
-                three commands more, once in a tenth of it.
+            session_id: The session's id.
+            application: The session's application, for lists; ignored if the session exists.
+            user: The session's user, for lists; ignored if the session exists.
+            metadata: The metadata of a new session, as in `update_metadata`.
+            ttl: The time to live of the session and all its documents after its last use. None
+                keeps an existing session's; a new session then never expires. Moving the end takes
+                three more commands, at most once in a tenth of this time.
         """
         if ttl is not None and not (isinstance(ttl, timedelta) and timedelta() < ttl <= MAX_TTL):
             raise ValueError(
                 f"ttl is {ttl!r}: use a timedelta above 0, at most {MAX_TTL.days} days"
             )
-        whose = {"application": application, "user": user}
-        whose = {key: checked(key, name) for key, name in whose.items() if name is not None}
+        names = {"application": application, "user": user}
+        names = {key: validated_id(key, name) for key, name in names.items() if name is not None}
         await self._prepare()
-        ids = {"session_id": checked("session", session_id)}
+        ids = {"session_id": validated_id("session", session_id)}
         session = Session(session_id, SessionType.AGENT)
         touched = {"$set": {"updated_at": session.updated_at}}
         method = self._store.sessions.find_one_and_update
@@ -118,21 +121,21 @@ class AsyncMongoDBSessionRepository(Directory):
                 "_id": session_id,
                 "schema": SCHEMA,
                 **session.to_dict(),
-                **whose,
+                **names,
                 "metadata": nested(metadata or {}),
                 **(lease.fields if lease else {}),
             }
-            # Left by one that expired, or was deleted while somebody still wrote to it.
-            before_it = {**ids, "created_at": {"$lt": session.created_at}}
-            await self._store.do(ids, self._store.messages.delete_many, before_it)
-            await self._store.do(ids, self._store.agents.delete_many, before_it)
+            # Documents of an expired session, or of one deleted while a process still wrote to it.
+            leftovers = {**ids, "created_at": {"$lt": session.created_at}}
+            await self._store.do(ids, self._store.messages.delete_many, leftovers)
+            await self._store.do(ids, self._store.agents.delete_many, leftovers)
             try:
                 await self._store.do(ids, self._store.sessions.insert_one, document)
             except SessionConflictError:
-                continue  # somebody else was first
+                continue  # another writer created the session first
             self._remember(session_id, "", lease)
             return session, True
-        found = Lease.in_document(readable(before))
+        found = Lease.in_document(check_schema(before))
         if found is not None and found.is_over:
             await self._delete_expired(ids)
             return await self.open_session(
@@ -142,33 +145,33 @@ class AsyncMongoDBSessionRepository(Directory):
         return Session.from_dict(before), False
 
     async def create_session(self, session: Session) -> Session:
-        """Create a session; SessionConflictError if it exists."""
+        """Create a session; SessionConflictError if it already exists."""
         await self._prepare()
-        ids = {"session_id": checked("session", session.session_id)}
+        ids = {"session_id": validated_id("session", session.session_id)}
         document = {"_id": session.session_id, "schema": SCHEMA, **session.to_dict()}
         await self._store.do(ids, self._store.sessions.insert_one, {**document, "metadata": {}})
         return session
 
     async def read_session(self, session_id: str) -> Session | None:
-        """Return a session, or None."""
+        """Return a session; None if it does not exist."""
         found = await self._session(session_id)
         return None if found is None else Session.from_dict(found)
 
     async def delete_session(self, session_id: str) -> None:
-        """Delete a session with all that belongs to it; SessionException if there is none."""
-        ids = {"session_id": checked("session", session_id)}
+        """Delete a session with its agents and messages; SessionException if it does not exist."""
+        ids = {"session_id": validated_id("session", session_id)}
         if not await self._delete(ids):
-            raise SessionException(f"{name_of(ids)} does not exist")
+            raise SessionException(f"{describe(ids)} does not exist")
 
     # Agents
 
     async def create_agent(self, session_id: str, session_agent: SessionAgent) -> None:
-        """Create an agent; SessionException if it exists, or its session does not."""
+        """Create an agent; SessionException if it already exists or its session does not exist."""
         ids = _agent(session_id, session_agent.agent_id)
-        await self._create(ids, of_agent(ids, session_agent))
+        await self._create(ids, agent_document(ids, session_agent))
 
     async def read_agent(self, session_id: str, agent_id: str) -> SessionAgent | None:
-        """Return an agent, or None."""
+        """Return an agent; None if it does not exist."""
         ids = _agent(session_id, agent_id)
         found = await self._store.do(ids, self._store.agents.find_one, ids, _NO_ID)
         if found is None:
@@ -177,14 +180,14 @@ class AsyncMongoDBSessionRepository(Directory):
         return SessionAgent.from_dict(found)
 
     async def update_agent(self, session_id: str, session_agent: SessionAgent) -> None:
-        """Replace an agent but for `created_at`; SessionException if there is none."""
+        """Replace an agent except `created_at`; SessionException if it does not exist."""
         ids = _agent(session_id, session_agent.agent_id)
-        document = of_agent(ids, session_agent)
+        document = agent_document(ids, session_agent)
         session_agent.created_at = await self._replace(self._store.agents, ids, document)
 
     async def list_agents(self, session_id: str) -> list[Document]:
         """Return the documents of a session's agents, graphs and swarms."""
-        ids = {"session_id": checked("session", session_id)}
+        ids = {"session_id": validated_id("session", session_id)}
         found = await self._store.do(ids, self._store.agents.find(ids, _NO_ID).to_list)
         for one in found:
             if one["kind"] == "agent":
@@ -195,20 +198,20 @@ class AsyncMongoDBSessionRepository(Directory):
     # Graphs and swarms
 
     async def create_multi_agent(self, session_id: str, multi_agent: "MultiAgentBase") -> None:
-        """Create the state of a graph or swarm; SessionException if it exists."""
+        """Create the state of a graph or swarm; SessionException if it already exists."""
         ids = _agent(session_id, multi_agent.id, "multi_agent")
         document = {**ids, "schema": SCHEMA, "created_at": now()}
         await self._create(ids, document | {"state": multi_agent.serialize_state()})
 
     async def read_multi_agent(self, session_id: str, multi_agent_id: str) -> Document | None:
-        """Return the state of a graph or swarm, or None."""
+        """Return the state of a graph or swarm; None if it does not exist."""
         ids = _agent(session_id, multi_agent_id, "multi_agent")
         found = await self._store.do(ids, self._store.agents.find_one, ids)
         state: Document | None = None if found is None else found["state"]
         return state
 
     async def update_multi_agent(self, session_id: str, multi_agent: "MultiAgentBase") -> None:
-        """Replace the state of a graph or swarm; SessionException if there is none."""
+        """Replace the state of a graph or swarm; SessionException if it does not exist."""
         ids = _agent(session_id, multi_agent.id, "multi_agent")
         await self._replace(self._store.agents, ids, {"state": multi_agent.serialize_state()})
 
@@ -222,18 +225,18 @@ class AsyncMongoDBSessionRepository(Directory):
         *,
         again: bool = False,
     ) -> None:
-        """Create a message; SessionException if that id is taken, or there is no such agent.
+        """Create a message; SessionException if its id is in use or its agent does not exist.
 
         Args:
-            session_id: Of which session.
-            agent_id: Of which agent.
+            session_id: The session's id.
+            agent_id: The agent's id.
             session_message: The message.
-            again: An earlier try failed, and may have arrived nevertheless: then it is taken for
-                this one.
+            again: Whether an earlier try failed. If that try was stored nevertheless, it counts as
+                this message and is no conflict.
         """
         ids = message_ids(session_id, agent_id, session_message.message_id)
         lease = await self._lease_of(session_id, agent_id)
-        document = {"_id": ids, **of_message(ids, session_message)}
+        document = {"_id": ids, **message_document(ids, session_message)}
         if lease is not None:
             document["expires_at"] = lease.expires_at
         try:
@@ -243,13 +246,13 @@ class AsyncMongoDBSessionRepository(Directory):
             if stored is None or stored.created_at != session_message.created_at:
                 self._store.counts.add(conflicts=1)
                 raise
-            if stored != session_message:  # it was changed since
+            if stored != session_message:  # the message was changed after the earlier try
                 await self.update_message(session_id, agent_id, session_message)
 
     async def read_message(
         self, session_id: str, agent_id: str, message_id: int
     ) -> SessionMessage | None:
-        """Return a message, or None."""
+        """Return a message; None if it does not exist."""
         ids = message_ids(session_id, agent_id, message_id)
         found = await self._store.do(ids, self._store.messages.find_one, ids, _NO_ID)
         return None if found is None else SessionMessage.from_dict(found)
@@ -257,32 +260,32 @@ class AsyncMongoDBSessionRepository(Directory):
     async def update_message(
         self, session_id: str, agent_id: str, session_message: SessionMessage
     ) -> None:
-        """Replace a message but for `created_at`; SessionException if there is none."""
+        """Replace a message except `created_at`; SessionException if it does not exist."""
         ids = message_ids(session_id, agent_id, session_message.message_id)
-        document = of_message(ids, session_message)
+        document = message_document(ids, session_message)
         session_message.created_at = await self._replace(self._store.messages, ids, document)
 
     async def list_messages(
         self, session_id: str, agent_id: str, limit: int | None = None, offset: int = 0
     ) -> list[SessionMessage]:
-        """Return messages in the order of their ids, `limit` of them after the first `offset`."""
+        """Return at most `limit` messages in the order of their ids, without the first `offset`."""
         if (limit is not None and limit < 0) or offset < 0:
             raise ValueError(f"limit is {limit}, offset is {offset}: use 0 or more")
         if limit == 0:
-            return []  # to MongoDB 0 is no limit
+            return []  # MongoDB takes 0 for no limit
         return await self._find(agent_ids(session_id, agent_id), ASCENDING, offset, limit or 0)
 
     async def messages_from(
         self, session_id: str, agent_id: str, message_id: int
     ) -> list[SessionMessage]:
-        """Return the messages from this id on."""
+        """Return the messages with this id or a higher one, in the order of their ids."""
         ids = agent_ids(session_id, agent_id)
         return await self._find({**ids, "message_id": {"$gte": message_id}}, ASCENDING, 0, 0)
 
     async def last_messages(
         self, session_id: str, agent_id: str, limit: int
     ) -> list[SessionMessage]:
-        """Return the last messages, in the order of their ids, without reading the others.
+        """Return the last `limit` messages in the order of their ids; no others are read.
 
         Raises:
             ValueError: The limit is below 1.
@@ -292,7 +295,7 @@ class AsyncMongoDBSessionRepository(Directory):
         return (await self._find(agent_ids(session_id, agent_id), DESCENDING, 0, limit))[::-1]
 
     async def last_prompt(self, session_id: str, agent_id: str, before: int) -> int | None:
-        """Return the id of the last message before this one that a user said; None without one."""
+        """Return the id of the last user message before this id; None if there is none."""
         ids = agent_ids(session_id, agent_id)
         prompt = {
             "message_id": {"$lt": before},
@@ -304,12 +307,12 @@ class AsyncMongoDBSessionRepository(Directory):
         return None if found is None else int(found["message_id"])
 
     async def count_messages(self, session_id: str, agent_id: str) -> int:
-        """Return how many messages an agent has."""
+        """Return the number of an agent's messages."""
         ids = agent_ids(session_id, agent_id)
         count: int = await self._store.do(ids, self._store.messages.count_documents, ids)
         return count
 
-    # What several do
+    # Shared by the methods above
 
     async def _prepare(self) -> None:
         if self._store.is_indexed:
@@ -345,40 +348,40 @@ class AsyncMongoDBSessionRepository(Directory):
             self._remember(session, ids["agent_id"], lease)
 
     async def _replace(self, collection: Any, ids: Document, document: Document) -> str:
-        """Replace all but `created_at`, which is returned."""
+        """Replace a document except `created_at`, and return that."""
         method = collection.find_one_and_update
-        before = await self._store.do(ids, method, ids, replacing(document), {"created_at": True})
+        before = await self._store.do(ids, method, ids, replacement(document), {"created_at": True})
         if before is None:
-            raise SessionException(f"{name_of(ids)} does not exist")
+            raise SessionException(f"{describe(ids)} does not exist")
         return str(before.get("created_at", ""))
 
     async def _delete(self, ids: Document) -> bool:
-        """Delete a session and what belongs to it; return whether it was there."""
+        """Delete a session with its agents and messages; return whether the session existed."""
         session = ids["session_id"]
         self._forget(session)
         await self._store.do(ids, self._store.messages.delete_many, ids)
         await self._store.do(ids, self._store.agents.delete_many, ids)
-        # At last, so that one that fails half-way can be repeated.
-        gone = await self._store.do(ids, self._store.sessions.delete_one, {"_id": session})
-        return bool(gone.deleted_count)
+        # The session comes last, so that a deletion that fails half-way can be repeated.
+        done = await self._store.do(ids, self._store.sessions.delete_one, {"_id": session})
+        return bool(done.deleted_count)
 
-    # How long a session lives
+    # A session's time to live
 
     async def _delete_expired(self, ids: Document) -> None:
-        """Delete what has expired of this id, and nothing newer: MongoDB takes its time for it."""
-        over = {"expires_at": {"$lte": datetime.now(UTC)}}
-        await self._store.do(ids, self._store.messages.delete_many, {**ids, **over})
-        await self._store.do(ids, self._store.agents.delete_many, {**ids, **over})
-        session = {"_id": ids["session_id"], **over}
+        """Delete only the expired documents of a session, because MongoDB deletes them late."""
+        expired = {"expires_at": {"$lte": datetime.now(UTC)}}
+        await self._store.do(ids, self._store.messages.delete_many, {**ids, **expired})
+        await self._store.do(ids, self._store.agents.delete_many, {**ids, **expired})
+        session = {"_id": ids["session_id"], **expired}
         await self._store.do(ids, self._store.sessions.delete_one, session)
 
     async def _lease_of(self, session_id: str, agent_id: str) -> Lease | None:
-        """Return until when an agent lives, at least. Mostly it is known."""
+        """Return an agent's lease, usually from the cache; the stored lease may end later."""
         ids = _agent(session_id, agent_id)
         if (session_id, agent_id) not in self._known:
             found = await self._store.do(ids, self._store.agents.find_one, ids, _LEASE)
             if found is None:
-                raise SessionException(f"{name_of(ids)} is missing")
+                raise SessionException(f"{describe(ids)} is missing")
             self._remember(session_id, agent_id, Lease.in_document(found))
         session = {"session_id": session_id}
         lease, asked = self._known.get((session_id, agent_id), (None, time.monotonic()))
@@ -398,7 +401,7 @@ class AsyncMongoDBSessionRepository(Directory):
     async def _renew(
         self, ids: Document, lease: Lease | None, ttl: timedelta | None
     ) -> Lease | None:
-        """Move the end of a session and of all that belongs to it, if it is time to."""
+        """Move the end of a session and its documents if its lease is stale or `ttl` differs."""
         if lease is not None and (ttl is None or ttl == lease.ttl) and not lease.is_stale:
             return lease
         ttl = ttl or (lease and lease.ttl)

@@ -1,4 +1,4 @@
-"""Whose client a session is kept with: one that is given, one that is made, or the shared one."""
+"""The choice of a session's client: a given one, one made from a URI, or a singleton's."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,10 +13,10 @@ AnyClient = MongoClient[dict[str, Any]] | AsyncMongoClient[dict[str, Any]]
 
 
 def check_client(client: object, *kinds: type) -> None:
-    """Raise TypeError where it is no client of these kinds."""
+    """Raise TypeError if an object is not a client of these classes."""
     if not isinstance(client, kinds):
         wanted = " or ".join(kind.__name__ for kind in kinds)
-        asynchronous = "; for an AsyncMongoClient there are the classes with Async in their names"
+        asynchronous = "; an AsyncMongoClient needs the classes with Async in their names"
         raise TypeError(
             f"client is {type(client).__name__}: use {wanted}"
             f"{asynchronous if isinstance(client, AsyncMongoClient) else ''}"
@@ -26,20 +26,20 @@ def check_client(client: object, *kinds: type) -> None:
 def check_choice(
     client: object | None, connection_string: str | None, kwargs: Mapping[str, Any]
 ) -> None:
-    """Raise PoolConfigurationError where more than one client is described."""
+    """Raise PoolConfigurationError if the arguments describe more than one client."""
     if client is not None and connection_string is not None:
         raise PoolConfigurationError(
             "client and connection_string are both given: use one, or neither for the shared pool"
         )
     if connection_string is None and kwargs:
         raise PoolConfigurationError(
-            f"{', '.join(sorted(kwargs))}: no option of ours, and MongoClient's need a "
+            f"unknown option {', '.join(sorted(kwargs))}: MongoClient's options need a "
             "connection_string"
         )
 
 
 def shared_client() -> AnyClient:
-    """Return the client of the asynchronous singleton, or of the other if that has none."""
+    """Return the asynchronous singleton's client, or the synchronous singleton's without one."""
     for pool in (AsyncMongoDBConnectionPool, MongoDBConnectionPool):
         if pool.get_telemetry() is not None:
             client: AnyClient = pool.get_client()

@@ -1,6 +1,7 @@
-"""The three collections: their indexes, and how each call of PyMongo's is made, counted and named.
+"""The three collections: their indexes, and one place that calls PyMongo for all of them.
 
-Here is also what fails, in words: never with a document's values.
+Each call is counted, its span gets the session's attributes, and its errors are described without
+a document's values.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,11 +19,11 @@ from pool_telemetry import telemetry
 from pool_telemetry.events import tracing
 from pool_telemetry.process import ProcessLock
 from pool_telemetry.sessions.client_choice import AnyClient
-from pool_telemetry.sessions.dispatch import Way
-from pool_telemetry.sessions.documents import SessionConflictError, name_of
+from pool_telemetry.sessions.dispatch import CallMethod
+from pool_telemetry.sessions.documents import SessionConflictError, describe
 from pool_telemetry.state.agents import AgentCounts
 
-_TOO_LARGE: Final = (10334, 17419, 17420)  # the server's codes for what an update would exceed
+_TOO_LARGE: Final = (10334, 17419, 17420)  # the server's codes for an update beyond 16 MB
 _REFUSED: Final = {28: "a path leads through a value", 40: "two paths overlap"}
 _ATTRIBUTES: Final = {"session_id": "gen_ai.conversation.id", "agent_id": "gen_ai.agent.id"}
 _INDEXES: Final[tuple[tuple[tuple[str, dict[str, Any]], ...], ...]] = (
@@ -42,15 +43,17 @@ indexing: Final = ProcessLock()
 class Store:
     """The collections of one database."""
 
-    def __init__(self, client: AnyClient, database_name: str, prefix: str, way: Way) -> None:
+    def __init__(
+        self, client: AnyClient, database_name: str, prefix: str, call: CallMethod
+    ) -> None:
         database: Any = client.get_database(database_name)
-        if not database.write_concern.acknowledged:  # a conflict has to be heard of
+        if not database.write_concern.acknowledged:  # otherwise the server reports no conflict
             database = database.with_options(write_concern=WriteConcern(1))
         self.sessions = database[f"{prefix}sessions"]
         self.agents = database[f"{prefix}agents"]
         self.messages = database[f"{prefix}messages"]
         self._client = client
-        self.way = way
+        self.call = call
         self.counts = found.agents if (found := telemetry.of(client)) else AgentCounts()
 
     @property
@@ -59,52 +62,56 @@ class Store:
         return self.messages.full_name in _indexed.get(self._client, ())
 
     async def create_indexes(self) -> None:
-        """Make them where they are not; once for each client and database."""
+        """Create the missing indexes, once for each client and database."""
         if self.is_indexed:
             return
         every = (self.sessions, self.agents, self.messages)
         for collection, indexes in zip(every, _INDEXES, strict=True):
             models = [_index(keys, options) for keys, options in (*indexes, _EXPIRY)]
-            await self.way(collection.create_indexes, models)
+            await self.call(collection.create_indexes, models)
         _indexed.setdefault(self._client, set()).add(self.messages.full_name)
 
     async def do(
         self, ids: Mapping[str, Any], method: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
-        """Call a method of PyMongo's; `ids` are of what it is about, for spans and errors."""
+        """Call a method of PyMongo; its span and errors name the session, agent or message."""
         named = {_ATTRIBUTES[key]: ids[key] for key in _ATTRIBUTES if key in ids}
-        token = tracing.about.set({**(tracing.about.get() or {}), **named})
+        token = tracing.span_attributes.set({**(tracing.span_attributes.get() or {}), **named})
         self.counts.add(operations=1)
         try:
             with self._explained(ids):
-                return await self.way(method, *args, **kwargs)
+                return await self.call(method, *args, **kwargs)
         finally:
-            tracing.about.reset(token)
+            tracing.span_attributes.reset(token)
 
     @contextmanager
     def _explained(self, ids: Mapping[str, Any]) -> Iterator[None]:
-        """Turn what can't be written into SessionException; its words have no values."""
+        """Turn the errors of a write into SessionException, without a document's values."""
         try:
             yield
         except DuplicateKeyError as error:
-            raise SessionConflictError(f"{name_of(ids)} exists: somebody else wrote it") from error
+            words = f"{describe(ids)} already exists: another writer was first"
+            raise SessionConflictError(words) from error
         except DocumentTooLarge as error:
-            raise SessionException(f"{name_of(ids)} is larger than MongoDB's 16 MB") from error
+            raise SessionException(_too_large(ids)) from error
         except OperationFailure as error:
-            # The server's words may have values.
+            # The server's message may contain values.
             if error.code in _TOO_LARGE:
-                raise SessionException(f"{name_of(ids)} is larger than MongoDB's 16 MB") from None
+                raise SessionException(_too_large(ids)) from None
             if isinstance(error, WriteError):
                 reason = _REFUSED.get(error.code or 0, "the server refused it")
-                words = f"{name_of(ids)}: {reason} (code {error.code})"
+                words = f"{describe(ids)}: {reason} (code {error.code})"
                 raise SessionException(words) from None
             raise
         except (BSONError, OverflowError, ValueError, RecursionError) as error:
-            # Their words have the whole document.
+            # These errors' messages contain the whole document.
             kind = type(error).__name__
-            raise SessionException(
-                f"{name_of(ids)} has a value that BSON has not ({kind})"
-            ) from None
+            words = f"{describe(ids)} has a value that BSON can't store ({kind})"
+            raise SessionException(words) from None
+
+
+def _too_large(ids: Mapping[str, Any]) -> str:
+    return f"{describe(ids)} is larger than MongoDB's limit of 16 MB"
 
 
 def _index(keys: str, options: Mapping[str, Any]) -> IndexModel:

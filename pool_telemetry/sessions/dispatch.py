@@ -1,8 +1,8 @@
-"""Three ways to make one call of PyMongo, so that what is asked is written once.
+"""Three ways to call a method of PyMongo, so that each operation is written only once.
 
-Sessions are read and written by coroutines. Over an AsyncMongoClient they await; over a MongoClient
-each call runs in a thread; or at once, when a coroutine that never waits is all that is needed to
-write synchronous code (`finish`).
+Coroutines read and write the sessions. Over an AsyncMongoClient they await each call. Over a
+MongoClient each call runs in a thread, or directly, so that the coroutine never waits and `run_now`
+can finish it without an event loop.
 """
 
 import asyncio
@@ -14,31 +14,31 @@ from pymongo import AsyncMongoClient
 T = TypeVar("T")
 
 
-Way = Callable[..., Coroutine[Any, Any, Any]]
-"""How a method of PyMongo's is called: with the method and its arguments."""
+CallMethod = Callable[..., Coroutine[Any, Any, Any]]
+"""A function that calls a method of PyMongo with its arguments and returns its result."""
 
 
-async def at_once(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a method of the synchronous API here and now."""
+async def call_now(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a method of the synchronous API directly, in this thread."""
     return method(*args, **kwargs)
 
 
-async def awaiting(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+async def call_async(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Await a method of the asynchronous API."""
     return await method(*args, **kwargs)
 
 
-def way_for(client: object) -> Way:
-    """Return how to call this client's methods without blocking the event loop."""
-    return awaiting if isinstance(client, AsyncMongoClient) else asyncio.to_thread
+def call_method_for(client: object) -> CallMethod:
+    """Return the function that calls this client's methods without blocking the event loop."""
+    return call_async if isinstance(client, AsyncMongoClient) else asyncio.to_thread
 
 
-def finish(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Return the result of a coroutine that makes its calls at once."""
+def run_now(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Return the result of a coroutine that never waits, because it was made with `call_now`."""
     try:
         coroutine.send(None)
     except StopIteration as done:
         result: T = done.value
         return result
     coroutine.close()
-    raise AssertionError("it waits: it was not made to call at once")
+    raise AssertionError("the coroutine waits: it was not made with call_now")

@@ -1,4 +1,4 @@
-"""What is stored of a session: three collections, ids as values, and the form of `to_dict()`.
+"""The documents of a session: three collections, ids as values, and the form of `to_dict()`.
 
 | collection | one document for | id, unique |
 |---|---|---|
@@ -6,12 +6,12 @@
 | `agents` | each agent, graph or swarm of a session | `session_id`, `kind`, `agent_id` |
 | `messages` | each message | `session_id`, `agent_id`, `message_id` |
 
-Their names begin with a prefix, `strands_` unless you say otherwise. What makes a document unique
-is also its `_id`, so that no index has to be there for it.
+The collections' names begin with a prefix, `strands_` by default. The fields that make a document
+unique are also its `_id`, so that uniqueness needs no other index.
 
-A document carries `schema`, the version of this form: 1 since the beginning. Keys may be added to a
-form; when one changes its meaning the version rises, a newer library reads both, and an older one
-refuses the session. It carries `expires_at` if its session expires: one moment for all of it.
+Every document has `schema`, the version of this form: 1 since the first release. A version may get
+new keys. It rises when a key changes its meaning; then a newer library reads both versions, and an
+older library refuses the session. If a session expires, all its documents have one `expires_at`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -26,38 +26,38 @@ SCHEMA: Final = 1
 PREFIX: Final = "strands_"
 MAX_ID_BYTES: Final = 512
 
-# A session's end is moved when a tenth of its time to live went by: a turn seldom has to.
+# The share of its time to live after which a session's end is moved: few turns have to move it.
 _SLACK: Final = 0.1
 
 Document = dict[str, Any]
 
 
 class InvalidIdError(SessionException, ValueError):
-    """An id that no document can have; Strands' own managers raise ValueError for some."""
+    """An id that no document can have; a ValueError too, as in some of Strands' own managers."""
 
 
 class SessionConflictError(SessionException):
-    """Somebody else wrote this first: another process has the session open, or had."""
+    """Another process or task stored the same document first, because it has the session open."""
 
 
 class Lease(NamedTuple):
-    """How long a session lives after it was last used, and until when it does by now."""
+    """A session's time to live after its last use, and the time at which it expires."""
 
     ttl: timedelta
     expires_at: datetime
 
     @classmethod
     def of(cls, ttl: timedelta) -> "Lease":
-        """Return one that begins now.
+        """Return a lease that begins now.
 
-        It ends later than asked for, so that it lasts `ttl` from any use, also by a process that
-        does not know of a later end.
+        It ends later than `ttl` from now. So a session lives at least `ttl` after any use, even by
+        a process that does not know of a later end.
         """
         return cls(ttl, datetime.now(UTC) + ttl * (1 + 2 * _SLACK))
 
     @classmethod
     def in_document(cls, document: Mapping[str, Any]) -> "Lease | None":
-        """Return what a session's or an agent's document says; None where it never expires."""
+        """Return the lease in a session's or an agent's document; None if it never expires."""
         if "expires_at" not in document:
             return None
         expires_at = document["expires_at"]
@@ -67,17 +67,17 @@ class Lease(NamedTuple):
 
     @property
     def is_stale(self) -> bool:
-        """Return whether it has to begin again."""
+        """Return whether the lease has to be renewed."""
         return self.expires_at - datetime.now(UTC) < self.ttl * (1 + _SLACK)
 
     @property
     def is_over(self) -> bool:
-        """Return whether the session expired: what is left of it is yet to be deleted."""
+        """Return whether the session has expired, though MongoDB may not have deleted it yet."""
         return self.expires_at <= datetime.now(UTC)
 
     @property
     def fields(self) -> Document:
-        """Return what a session and its agents have of it."""
+        """Return the fields that the documents of a session and its agents store."""
         return {"ttl_seconds": self.ttl.total_seconds(), "expires_at": self.expires_at}
 
 
@@ -90,14 +90,14 @@ class SessionInfo:
     user: str | None
     metadata: Mapping[str, Any]
     created_at: str
-    updated_at: str  # when it was last opened, or its metadata changed
+    updated_at: str  # the time when it was last opened or its metadata last changed
 
 
 @dataclass(frozen=True, slots=True)
 class SessionUsage:
-    """What models reported for a session's messages, summed. Tokens, and milliseconds."""
+    """The sums of the models' reports for a session's messages, in tokens and milliseconds."""
 
-    messages: int  # all of the session's, also those without a report
+    messages: int  # all messages of the session, also those without a report
     input_tokens: int
     output_tokens: int
     total_tokens: int
@@ -111,12 +111,12 @@ def now() -> str:
     return datetime.now(UTC).isoformat()
 
 
-def checked(kind: str, value: object) -> str:
-    """Return an id of a session or an agent, or the name of an application or user.
+def validated_id(kind: str, value: object) -> str:
+    """Return a valid id of a session or an agent, or a valid name of an application or user.
 
     Raises:
-        InvalidIdError: It is no string, is empty or longer than 512 bytes, has a slash, a backslash
-            or a null byte, begins with `$`, or is no Unicode text.
+        InvalidIdError: The value is not a string, is empty or longer than 512 bytes, contains a
+            slash, a backslash or a null byte, begins with `$`, or is not valid Unicode.
     """
     if not isinstance(value, str):
         reason = f"is {type(value).__name__}, not str"
@@ -125,7 +125,7 @@ def checked(kind: str, value: object) -> str:
     elif len(value.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
         reason = f"{value[:20]!r}… has more than {MAX_ID_BYTES} bytes"
     elif found := next((c for c in value if c in "/\\\0" or "\ud800" <= c <= "\udfff"), ""):
-        reason = f"{value!r} has {found!r}"
+        reason = f"{value!r} contains {found!r}"
     elif value.startswith("$"):
         reason = f"{value!r} begins with '$'"
     else:
@@ -133,35 +133,39 @@ def checked(kind: str, value: object) -> str:
     raise InvalidIdError(f"{kind if kind in ('application', 'user') else f'{kind}_id'} {reason}")
 
 
-def readable(session: Document) -> Document:
-    """Return a session's document; SessionException if a newer library wrote it."""
+def check_schema(session: Document) -> Document:
+    """Return a session's document; SessionException if another or a newer program wrote it."""
     if not {"session_id", "created_at", "updated_at"} <= session.keys():
         raise SessionException(
-            f"the document of session {session['_id']!r} is none of ours: use another prefix="
+            f"pool_telemetry did not write the document of session {session['_id']!r}: "
+            "use another prefix="
         )
     if session.get("schema", SCHEMA) > SCHEMA:
         raise SessionException(
-            f"session {session['_id']!r} has schema {session['schema']}, and this pool_telemetry "
-            f"knows {SCHEMA}: upgrade it"
+            f"session {session['_id']!r} has schema {session['schema']}, but this pool_telemetry "
+            f"reads only {SCHEMA}: upgrade pool_telemetry"
         )
     return session
 
 
 def agent_ids(session_id: str, agent_id: str) -> Document:
-    """Return what an agent's messages have in common."""
-    return {"session_id": checked("session", session_id), "agent_id": checked("agent", agent_id)}
+    """Return the ids that all messages of an agent have in common."""
+    return {
+        "session_id": validated_id("session", session_id),
+        "agent_id": validated_id("agent", agent_id),
+    }
 
 
 def message_ids(session_id: str, agent_id: str, message_id: int) -> Document:
-    """Return what only one message has."""
+    """Return the ids of one message."""
     if isinstance(message_id, bool) or not isinstance(message_id, int):
         words = f"message_id is {message_id!r}: use a whole number"
-        raise ValueError(words)  # noqa: TRY004  # what Strands' own repositories raise
+        raise ValueError(words)  # noqa: TRY004  # Strands' own repositories raise ValueError
     return {**agent_ids(session_id, agent_id), "message_id": message_id}
 
 
-def name_of(ids: Mapping[str, Any]) -> str:
-    """Return a session, agent or message in words."""
+def describe(ids: Mapping[str, Any]) -> str:
+    """Return a session, agent or message in words, for an error message."""
     shown = {
         "message": ids.get("message_id"),
         ids.get("kind", "agent"): ids.get("agent_id"),
@@ -170,37 +174,38 @@ def name_of(ids: Mapping[str, Any]) -> str:
     return " of ".join(f"{key} {value!r}" for key, value in shown.items() if value is not None)
 
 
-def of_agent(ids: Mapping[str, Any], agent: SessionAgent) -> Document:
-    """Return an agent's document."""
+def agent_document(ids: Mapping[str, Any], agent: SessionAgent) -> Document:
+    """Return the document to store for an agent."""
     return {**ids, "schema": SCHEMA, **agent.to_dict()}
 
 
-def of_message(ids: Mapping[str, Any], message: SessionMessage) -> Document:
-    """Return a message's document."""
+def message_document(ids: Mapping[str, Any], message: SessionMessage) -> Document:
+    """Return the document to store for a message."""
     return {**ids, "schema": SCHEMA, **message.to_dict()}
 
 
-def replacing(document: Mapping[str, Any]) -> list[Document]:
-    """Return the update that sets all but `created_at`.
+def replacement(document: Mapping[str, Any]) -> list[Document]:
+    """Return the update that sets all fields except `created_at`.
 
-    A pipeline's literals, for a tool's input may have keys like `$ref` and `a.b`.
+    It is a pipeline of literals, because a tool's input may have keys like `$ref` and `a.b`.
     """
     kept = {key: value for key, value in document.items() if key != "created_at"}
     return [{"$set": {key: {"$literal": value} for key, value in kept.items()}}]
 
 
 def metadata_fields(paths: Iterable[str]) -> list[str]:
-    """Return where the document has what these paths (`customer.plan`) name.
+    """Return the fields of a session's document for metadata paths such as `customer.plan`.
 
     Raises:
-        SessionException: A path is empty, has an empty part, a null byte, or a part with `$` first.
+        SessionException: A path is empty, has an empty part or a null byte, or a part of it begins
+            with `$`.
     """
     found = []
     for path in paths:
         parts = path.split(".") if isinstance(path, str) else [""]
         if any(not part or part.startswith("$") or "\0" in part for part in parts):
             raise SessionException(
-                f"metadata path {str(path)[:40]!r}: use names with dots between, none empty, "
+                f"metadata path {str(path)[:40]!r}: use names separated by dots, none empty, "
                 "none beginning with '$'"
             )
         found.append(f"metadata.{path}")
@@ -208,10 +213,10 @@ def metadata_fields(paths: Iterable[str]) -> list[str]:
 
 
 def nested(values: Mapping[str, Any]) -> Document:
-    """Return metadata as it is stored, of values by their paths.
+    """Return metadata as a stored document, from values by their paths.
 
     Raises:
-        SessionException: A path can't be, or leads through a value.
+        SessionException: A path is invalid, or leads through a value.
     """
     metadata_fields(values)
     metadata: Document = {}
@@ -227,7 +232,7 @@ def nested(values: Mapping[str, Any]) -> Document:
 
 
 def of_metadata(values: Mapping[str, Any]) -> Document:
-    """Return the fields to set for values by their paths; bytes as Strands encodes them."""
+    """Return the fields to set for values by their paths; bytes are encoded like Strands' own."""
     return dict(
         zip(metadata_fields(values), map(encode_bytes_values, values.values()), strict=True)
     )

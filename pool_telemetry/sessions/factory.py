@@ -1,4 +1,4 @@
-"""Session managers made per request, over one client: no connection and no index each time."""
+"""A factory of session managers per request over one client, without new connections or indexes."""
 
 from collections.abc import Mapping
 from datetime import timedelta
@@ -19,19 +19,19 @@ from pool_telemetry.sessions.manager import (
 
 
 class MongoDBSessionManagerFactory:
-    """Makes session managers that share a client, and settings. Threads and tasks may share it.
+    """Makes session managers that share a client and settings; threads and tasks may share it.
 
     Args:
-        connection_string: The factory makes a client, and closes it.
-        database_name: Where the collections are.
-        client: Instead: who owns it closes it. An AsyncMongoClient makes asynchronous managers
-            only. With neither each manager takes the client that MongoDBConnectionPool, or
-            AsyncMongoDBConnectionPool, has at that moment.
-        prefix: Of the collections' names.
-        application: Whose sessions they are, for lists.
-        ttl: How long a session lives after it was last used; None for ever.
-        restore_last: How many messages an agent begins with at most; None for all.
-        **kwargs: MongoClient's, with a connection string.
+        connection_string: The URI of a client that the factory makes and closes.
+        database_name: The database of the collections.
+        client: A client instead of a URI; its owner closes it. With an AsyncMongoClient the factory
+            makes asynchronous managers only. Without client and URI each manager uses the current
+            client of MongoDBConnectionPool or AsyncMongoDBConnectionPool.
+        prefix: The prefix of the collections' names.
+        application: The sessions' application, for lists.
+        ttl: A session's time to live after its last use; with None a new session never expires.
+        restore_last: The number of messages that an agent begins with at most; None for all.
+        **kwargs: MongoClient's options, with a connection string.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class MongoDBSessionManagerFactory:
         user: str | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> MongoDBSessionManager:
-        """Open a session for an agent that is called; see MongoDBSessionManager.
+        """Open a session for a synchronous agent; see MongoDBSessionManager.
 
         Raises:
             TypeError: The factory's client is an AsyncMongoClient.
@@ -84,7 +84,7 @@ class MongoDBSessionManagerFactory:
             if not isinstance(client, MongoClient) and MongoDBConnectionPool.get_telemetry():
                 client = MongoDBConnectionPool.get_client()
         if not isinstance(client, MongoClient):
-            raise TypeError("there is an AsyncMongoClient only: await open_session_manager()")
+            raise TypeError("the client is an AsyncMongoClient: await open_session_manager()")
         return MongoDBSessionManager(
             session_id, client, user=user, metadata=metadata, **self._settings
         )
@@ -96,14 +96,14 @@ class MongoDBSessionManagerFactory:
         user: str | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> AsyncMongoDBSessionManager:
-        """Open a session for an agent that is awaited; see AsyncMongoDBSessionManager."""
+        """Open a session for an asynchronous agent; see AsyncMongoDBSessionManager."""
         client = shared_client() if self._client is None else self._client
         return await AsyncMongoDBSessionManager.open(
             session_id, client, user=user, metadata=metadata, **self._settings
         )
 
     def close(self) -> None:
-        """Close the client, if this factory made it. Again is no error."""
+        """Close the client if this factory made it; a repeat does nothing."""
         owned, self._owned = self._owned, None
         if owned is not None:
             owned.close()
@@ -124,10 +124,10 @@ def initialize_global_factory(
     restore_last: int | None = None,
     **kwargs: Any,
 ) -> MongoDBSessionManagerFactory:
-    """Make the factory of this process, and return it; one that was there is closed.
+    """Make the factory of this process and return it; a previous factory is closed.
 
-    With a connection string the factory owns a client, whose pool is watched like any other; with
-    none it is over MongoDBConnectionPool.
+    With a connection string the factory owns a client, whose pool is watched like any other.
+    Without client and URI the factory uses the singletons' clients.
     """
     global _global
     new = MongoDBSessionManagerFactory(
@@ -151,7 +151,8 @@ def get_global_factory() -> MongoDBSessionManagerFactory:
     """Return the factory of this process.
 
     Raises:
-        PoolNotInitializedError: Before `initialize_global_factory()`, or after its close.
+        PoolNotInitializedError: Before `initialize_global_factory()`, or after
+            `close_global_factory()`.
     """
     if _global is None:
         raise PoolNotInitializedError(
@@ -162,7 +163,7 @@ def get_global_factory() -> MongoDBSessionManagerFactory:
 
 
 def close_global_factory() -> None:
-    """Close the factory of this process. Without one it is no error."""
+    """Close the factory of this process; without a factory do nothing."""
     global _global
     with _lock:
         old, _global = _global, None

@@ -1,6 +1,6 @@
-"""Strands' session managers over MongoDB: for an agent that is called, and for one that is awaited.
+"""Strands' session managers over MongoDB, for synchronous and for asynchronous agents.
 
-A turn writes its messages, one command each, and the agent if its state changed.
+A turn writes its messages with one command each, and the agent only if its state changed.
 """
 
 from collections.abc import Iterator, Mapping
@@ -43,7 +43,7 @@ from pool_telemetry.sessions.repository import MongoDBSessionRepository
 
 
 class _Manager(RepositorySessionManager):
-    """What both have: the base's logic over an opened session."""
+    """The shared part of both managers: Strands' own logic over an opened session."""
 
     def __init__(self, opened: OpenedSession, repository: AsyncMongoDBSessionRepository) -> None:
         self._opened = opened
@@ -51,10 +51,10 @@ class _Manager(RepositorySessionManager):
         super().__init__(opened.session.session_id, opened)
 
     def initialize(self, agent: Any, **kwargs: Any) -> None:
-        """Restore an agent from the session, or create it there."""
+        """Restore an agent from the session, or create it in the session."""
         if agent.agent_id in self._latest_agent_message:
-            super().initialize(agent, **kwargs)  # which refuses it
-        with self._about(agent):
+            super().initialize(agent, **kwargs)  # raises, because the id is already in use
+        with self._named_on_spans(agent):
             try:
                 self._initialize(agent, **kwargs)
             except BaseException:
@@ -62,33 +62,33 @@ class _Manager(RepositorySessionManager):
                 raise
             if skipped := self._opened.skipped.pop(agent.agent_id, 0):
                 agent.conversation_manager.removed_message_count += skipped
-            # What was just read or written need not be written by the first turn.
+            # The first turn need not write a state that was just read or written.
             opened = self._opened.agents[agent.agent_id]
-            opened.quiet = True
+            opened.is_restoring = True
             try:
                 super().sync_agent(agent)
             finally:
-                opened.quiet = False
+                opened.is_restoring = False
 
     def append_message(self, message: Message, agent: Any, **kwargs: Any) -> None:
         """See RepositorySessionManager."""
-        with self._about(agent):
+        with self._named_on_spans(agent):
             super().append_message(message, agent, **kwargs)
 
     def redact_latest_message(self, redact_message: Message, agent: Any, **kwargs: Any) -> None:
         """See RepositorySessionManager."""
-        with self._about(agent):
+        with self._named_on_spans(agent):
             super().redact_latest_message(redact_message, agent, **kwargs)
 
     def sync_agent(self, agent: Any, **kwargs: Any) -> None:
         """See RepositorySessionManager."""
-        with self._about(agent):
+        with self._named_on_spans(agent):
             super().sync_agent(agent, **kwargs)
 
     def _initialize(self, agent: Any, **kwargs: Any) -> None:
         try:
             super().initialize(agent, **kwargs)
-        except SessionConflictError:  # somebody else created it since the session was opened
+        except SessionConflictError:  # another writer created it after this session was opened
             self._forget(agent.agent_id)
             self._is_new_session = False
             super().initialize(agent, **kwargs)
@@ -98,14 +98,16 @@ class _Manager(RepositorySessionManager):
         self._opened.agents.pop(agent_id, None)
 
     @contextmanager
-    def _about(self, agent: Any) -> Iterator[None]:
-        """Name the agent on the spans of what is done for it."""
+    def _named_on_spans(self, agent: Any) -> Iterator[None]:
+        """Add the agent's name to all spans that are made in the block."""
         name = getattr(agent, "name", None)
-        token = tracing.about.set({"gen_ai.agent.name": name} if isinstance(name, str) else None)
+        token = tracing.span_attributes.set(
+            {"gen_ai.agent.name": name} if isinstance(name, str) else None
+        )
         try:
             yield
         finally:
-            tracing.about.reset(token)
+            tracing.span_attributes.reset(token)
 
 
 class MongoDBSessionManager(_Manager):
@@ -113,35 +115,36 @@ class MongoDBSessionManager(_Manager):
 
         agent = Agent(session_manager=MongoDBSessionManager("user-42", client=client))
 
-    A session that is not there is created. Use one manager for each conversation that is open.
+    A missing session is created. Use one manager for each open conversation.
 
     Args:
-        session_id: Its id: 1 to 512 bytes, no slash, backslash or null byte, no `$` first.
-        client: Who owns it closes it.
-        connection_string: Instead of a client: the manager makes one, and closes it. With neither
-            it takes the client of MongoDBConnectionPool.
-        database_name: Where the collections are.
-        prefix: Of the collections' names.
-        application: Whose session it is, for `list_sessions`.
-        user: As `application`.
-        metadata: What a new session begins with.
-        ttl: How long it lives after it was last used; kept as it was if None.
-        restore_last: With how many messages an agent begins at most; None for all. It begins with
-            a prompt, so there may be fewer, or more where one turn has more.
-        **kwargs: MongoClient's, with a connection string.
+        session_id: The session's id: 1 to 512 bytes without slash, backslash or null byte, and
+            without `$` at the beginning.
+        client: The client to use; its owner closes it.
+        connection_string: A URI instead of a client: the manager makes a client and closes it.
+            Without client and URI it uses the client of MongoDBConnectionPool.
+        database_name: The database of the collections.
+        prefix: The prefix of the collections' names.
+        application: The session's application, for `list_sessions`.
+        user: The session's user, for `list_sessions`.
+        metadata: The metadata of a new session.
+        ttl: The time to live after the last use; None keeps an existing session's.
+        restore_last: The number of messages that an agent begins with at most; None for all. The
+            messages begin with a prompt, so there may be fewer, or more if one turn has more.
+        **kwargs: MongoClient's options, with a connection string.
 
     Raises:
-        SessionException: See MongoDBSessionRepository. SessionConflictError where somebody else
-            continued the session since it was opened: the agent has messages that the session has
-            not, and what it stored of the turn stays. Open it again. Of an agent's state, who
-            writes last is right.
-        PyMongoError: The server is gone. What could not be written is kept and written by the next
-            turn.
-        EventLoopException: Strands' own, around either of them in the middle of a turn; it is the
-            `__cause__`.
+        SessionException: See MongoDBSessionRepository. SessionConflictError if another writer
+            continued the session after it was opened. Then the agent has messages that the session
+            lacks, and the messages that it stored in this turn stay: open the session again. For an
+            agent's state the last write wins.
+        PyMongoError: The server is down. The manager keeps the failed writes, and the next turn
+            repeats them.
+        EventLoopException: Strands' own exception, raised in the middle of a turn; one of the other
+            two is its `__cause__`.
 
     Attributes:
-        repository: Where the session is, for all that goes beyond it.
+        repository: The repository of the session, for operations that the manager lacks.
     """
 
     def __init__(
@@ -174,8 +177,8 @@ class MongoDBSessionManager(_Manager):
             session, is_new = self.repository.open_session(
                 session_id, application=application, user=user, metadata=metadata, ttl=ttl
             )
-            everything = self.repository.asynchronous
-            super().__init__(OpenedSession(everything, session, is_new, restore_last), everything)
+            shared = self.repository.asynchronous
+            super().__init__(OpenedSession(shared, session, is_new, restore_last), shared)
         except BaseException:
             self.close()
             raise
@@ -187,13 +190,13 @@ class MongoDBSessionManager(_Manager):
         self.close()
 
     def close(self) -> None:
-        """Close the client, if this manager made it. Again is no error."""
+        """Close the client if this manager made it; a repeat does nothing."""
         owned, self._owned = self._owned, None
         if owned is not None:
             owned.close()
 
     def register_hooks(self, registry: HookRegistry, **kwargs: Any) -> None:
-        """See SessionManager; each invocation counts as a turn."""
+        """Register Strands' own hooks, and count each invocation as a turn."""
         super().register_hooks(registry, **kwargs)
         registry.add_callback(AfterInvocationEvent, self._turn_ended)
         registry.add_callback(AfterMultiAgentInvocationEvent, self._turn_ended)
@@ -206,37 +209,37 @@ class MongoDBSessionManager(_Manager):
         return self.repository.get_metadata(self.session_id)
 
     def update_metadata(self, values: Mapping[str, Any]) -> None:
-        """Set values by their paths, and keep the others: `{"customer.plan": "pro"}`."""
+        """Set values by their paths, such as `{"customer.plan": "pro"}`, and keep all others."""
         self.repository.update_metadata(self.session_id, values)
 
     def delete_metadata(self, *paths: str) -> None:
-        """Delete values by their paths. One that is not there is no error."""
+        """Delete values by their paths; a missing path is no error."""
         self.repository.delete_metadata(self.session_id, *paths)
 
     def add_feedback(self, feedback: Mapping[str, Any], agent_id: str | None = None) -> None:
-        """Add what somebody said of the session's latest message, or of the agent's."""
+        """Add feedback to the latest message of the session, or of one of its agents."""
         which = self.repository.latest_message(self.session_id, agent_id)
         self.repository.add_feedback(self.session_id, *which, feedback)
 
     def usage(self) -> SessionUsage:
-        """Return what models reported for the session so far."""
+        """Return the sums of the models' reports for the session so far."""
         return self.repository.usage(self.session_id)
 
 
 class AsyncMongoDBSessionManager(_Manager):
-    """The same for `agent.invoke_async` and `agent.stream_async`: it never blocks the event loop.
+    """The manager for `agent.invoke_async` and `agent.stream_async`; it never blocks the loop.
 
         manager = await AsyncMongoDBSessionManager.open("user-42", client=client)
         agent = Agent(session_manager=manager)
         await agent.invoke_async("hello")
 
-    `open` reads the session's agents and messages, for Strands makes an agent without awaiting; a
-    guardrail's redaction is written with the next step. Over an AsyncMongoClient await the agent on
-    the client's loop (not `agent("hello")`, nor `agent.tool.add()`); a MongoClient's calls run in
-    threads, and allow both.
+    `open` reads the session's agents and messages, because Strands makes an agent without awaiting.
+    The next step writes a guardrail's redaction. Over an AsyncMongoClient await the agent on the
+    client's loop (not `agent("hello")`, nor `agent.tool.add()`). A MongoClient's calls run in
+    threads and allow both.
 
     Attributes:
-        repository: Where the session is, for all that goes beyond it.
+        repository: The repository of the session, for operations that the manager lacks.
     """
 
     repository: AsyncMongoDBSessionRepository
@@ -263,10 +266,10 @@ class AsyncMongoDBSessionManager(_Manager):
         restore_last: int | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Open a session; see MongoDBSessionManager.
+        """Open a session; for the arguments see MongoDBSessionManager.
 
-        With neither client nor connection string it takes the client of AsyncMongoDBConnectionPool,
-        or of MongoDBConnectionPool if that one is not initialized.
+        Without client and connection string it uses the client of AsyncMongoDBConnectionPool, or of
+        MongoDBConnectionPool if the asynchronous pool is not initialized.
         """
         check_choice(client, connection_string, kwargs)
         check_restore_last(restore_last)
@@ -300,13 +303,13 @@ class AsyncMongoDBSessionManager(_Manager):
         await self.close()
 
     async def close(self) -> None:
-        """Close the client, if this manager made it. Again is no error."""
+        """Close the client if this manager made it; a repeat does nothing."""
         owned, self._owned = self._owned, None
         if owned is not None:
             await owned.close()
 
     def register_hooks(self, registry: HookRegistry, **kwargs: Any) -> None:
-        """Register what is awaited after each step."""
+        """Register hooks that await the writes after each step."""
         registry.add_callback(AgentInitializedEvent, self._on_agent)
         registry.add_callback(MessageAddedEvent, self._on_message)
         registry.add_callback(AfterInvocationEvent, self._on_invocation)
@@ -325,7 +328,7 @@ class AsyncMongoDBSessionManager(_Manager):
     async def _on_invocation(self, event: AfterInvocationEvent) -> None:
         self._counts.add(turns=1)
         self.sync_agent(event.agent)
-        # Else this turn has failed, and waited for the server.
+        # If a write is behind, this turn has failed and already waited for the server.
         if not self._opened.agents[event.agent.agent_id].is_behind:
             await self._flush(event.agent.agent_id, event.agent)
 
@@ -342,7 +345,7 @@ class AsyncMongoDBSessionManager(_Manager):
         await self._flush(event.source.id, event.source)
 
     async def _flush(self, agent_id: str, agent: Any) -> None:
-        with self._about(agent):
+        with self._named_on_spans(agent):
             await self._opened.flush(agent_id)
 
     async def get_metadata(self) -> Document:
@@ -350,18 +353,18 @@ class AsyncMongoDBSessionManager(_Manager):
         return await self.repository.get_metadata(self.session_id)
 
     async def update_metadata(self, values: Mapping[str, Any]) -> None:
-        """Set values by their paths, and keep the others: `{"customer.plan": "pro"}`."""
+        """Set values by their paths, such as `{"customer.plan": "pro"}`, and keep all others."""
         await self.repository.update_metadata(self.session_id, values)
 
     async def delete_metadata(self, *paths: str) -> None:
-        """Delete values by their paths. One that is not there is no error."""
+        """Delete values by their paths; a missing path is no error."""
         await self.repository.delete_metadata(self.session_id, *paths)
 
     async def add_feedback(self, feedback: Mapping[str, Any], agent_id: str | None = None) -> None:
-        """Add what somebody said of the session's latest message, or of the agent's."""
+        """Add feedback to the latest message of the session, or of one of its agents."""
         which = await self.repository.latest_message(self.session_id, agent_id)
         await self.repository.add_feedback(self.session_id, *which, feedback)
 
     async def usage(self) -> SessionUsage:
-        """Return what models reported for the session so far."""
+        """Return the sums of the models' reports for the session so far."""
         return await self.repository.usage(self.session_id)

@@ -1,7 +1,7 @@
-"""One opened session, as RepositorySessionManager sees it: its reads, and its writes in order.
+"""One opened session for RepositorySessionManager: its reads, and its writes in order.
 
-What could not be written because the server was gone is written before what comes next, so that
-the stored conversation has no hole where the agent's has none.
+Writes that failed because the server was down are repeated before the next write, so that the
+stored conversation has no gap.
 """
 
 import asyncio
@@ -15,57 +15,57 @@ from strands.session.session_repository import SessionRepository
 from strands.types.session import Session, SessionAgent, SessionMessage
 
 from pool_telemetry.sessions.async_repository import AsyncMongoDBSessionRepository
-from pool_telemetry.sessions.dispatch import finish
+from pool_telemetry.sessions.dispatch import run_now
 from pool_telemetry.sessions.documents import Document, SessionConflictError
 
 if TYPE_CHECKING:
     from strands.multiagent.base import MultiAgentBase
 
-Key = tuple[str, int]  # what is written, of which message
+Key = tuple[str, int]  # the kind of the write, and the message's id
 Do = Callable[..., Coroutine[Any, Any, None]]
 
-# While nothing but the count of removed messages changes, an agent is written once in so many: a
-# sliding window changes it in each turn, and who begins with a few more removes them again.
+# The number of removed messages after which an agent is written, if nothing else changed. A sliding
+# window changes that count in every turn; an agent restored with a few more removes them again.
 REMOVED_BY: Final = 20
 
 
 class _Write:
-    """One that is to be done."""
+    """A pending write."""
 
     def __init__(self, do: Do) -> None:
         self.do = do
-        self.tried = False
+        self.was_tried = False
 
 
 class _Agent:
-    """What is to be written of an agent, graph or swarm, and what is known of it."""
+    """The pending writes of an agent, graph or swarm, and its state as last stored."""
 
     def __init__(self) -> None:
         self.pending: dict[Key, _Write] = {}
-        self.outrun = False  # somebody else continued its conversation
-        self.stored: Document = {}  # its state, as it was written last
-        self.quiet = False  # it is not written, for it is what was just read
+        self.superseded = False  # another writer continued its conversation
+        self.stored: Document = {}  # its state as last written or read
+        self.is_restoring = False  # its state was just read, so it is not written
         self.flushing = asyncio.Lock()
 
     @property
     def is_behind(self) -> bool:
-        """Return whether something could not be written, and is to be tried with what comes."""
-        return any(write.tried for write in self.pending.values())
+        """Return whether a write has failed and has to be repeated before the next write."""
+        return any(write.was_tried for write in self.pending.values())
 
 
 class OpenedSession(SessionRepository):
-    """Reads through, and writes in order. Agents may run in threads of their own.
+    """Reads directly and writes in order; each agent may run in its own thread.
 
     Args:
-        repository: Where it is.
-        session: What was opened.
-        is_new: Nobody had it before.
-        restore_last: How many messages to read at most; None for all.
+        repository: The repository of the session.
+        session: The opened session.
+        is_new: Whether this open created the session.
+        restore_last: The number of messages to read at most; None for all.
 
     Attributes:
-        agents: What is to be written of each.
-        skipped: By agent, how many messages that were not read come before those that were.
-        adopts: An agent that somebody else creates meanwhile is taken for this one.
+        agents: The pending writes of each agent.
+        skipped: By agent, the number of messages before the restored messages.
+        adopts: Whether an agent that another writer created meanwhile counts as this one.
     """
 
     adopts = False
@@ -86,17 +86,17 @@ class OpenedSession(SessionRepository):
         self._restore_last = restore_last
 
     async def flush(self, agent_id: str) -> None:
-        """Write what is pending of an agent, in order.
+        """Do the pending writes of an agent, in order.
 
         Raises:
-            PyMongoError: The server is gone; what is left is written next time.
-            Exception: Any other: one can't be written, and is dropped.
+            PyMongoError: The server is down; the next flush does the remaining writes.
+            Exception: Any other error drops its write, because that can never succeed.
         """
         agent = self.agents[agent_id]
         pending = agent.pending
         while pending:
             key, write = next(iter(pending.items()))
-            again, write.tried = write.tried, True
+            again, write.was_tried = write.was_tried, True
             try:
                 if again and key[0] == "message":
                     await write.do(again=True)
@@ -104,41 +104,41 @@ class OpenedSession(SessionRepository):
                     await write.do()
             except SessionConflictError:
                 if key[0] == "message":
-                    agent.outrun = True
+                    agent.superseded = True
                     pending.clear()
                     raise
                 del pending[key]
                 if not (again or self.adopts):
                     raise
             except Exception as error:
-                if not _may_pass(error):
+                if not _may_succeed_later(error):
                     del pending[key]
-                    agent.stored = {}  # if it was a state, it is not what is stored
+                    agent.stored = {}  # unknown now, because the write may have been the state
                 raise
             else:
-                if pending.get(key) is write:  # else there is news meanwhile
+                if pending.get(key) is write:  # otherwise a newer write replaced it meanwhile
                     del pending[key]
 
     def write(self, agent_id: str, key: Key, do: Do) -> None:
-        """Do it now, after what could not be done before.
+        """Do a write now, after the writes that failed before.
 
-        While the server is gone, an agent's state waits for the next message: a turn that failed
-        shall not wait for the server once more to say so.
+        While the server is down, an agent's state waits for the next message, so that a failed turn
+        does not wait for the server a second time.
         """
         agent = self.agents[agent_id]
         waits = key[0] == "state" and agent.is_behind
         agent.pending[key] = _Write(do)
         if not waits:
-            finish(self.flush(agent_id))
+            run_now(self.flush(agent_id))
 
     # Sessions
 
     def create_session(self, session: Session, **kwargs: Any) -> Session:
-        """Do nothing: it was created when it was opened."""
+        """Return the session, because opening it has created it."""
         return self.session
 
     def read_session(self, session_id: str, **kwargs: Any) -> Session | None:
-        """Return what was opened; None if it is new."""
+        """Return the opened session; None if it is new."""
         return None if self._is_new else self.session
 
     # Agents
@@ -150,14 +150,14 @@ class OpenedSession(SessionRepository):
 
     def read_agent(self, session_id: str, agent_id: str, **kwargs: Any) -> SessionAgent | None:
         """See SessionRepository."""
-        return finish(self._repository.read_agent(session_id, agent_id))
+        return run_now(self._repository.read_agent(session_id, agent_id))
 
     def update_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
         """See SessionRepository."""
         agent, state = self.agents[session_agent.agent_id], _state_of(session_agent)
-        if agent.quiet:
+        if agent.is_restoring:
             agent.stored = state
-        elif not _hardly_differ(agent.stored, state):
+        elif not _only_removed_a_few(agent.stored, state):
             agent.stored = state
             do = partial(self._repository.update_agent, session_id, session_agent)
             self.write(session_agent.agent_id, ("state", -1), do)
@@ -175,7 +175,7 @@ class OpenedSession(SessionRepository):
         self, session_id: str, multi_agent_id: str, **kwargs: Any
     ) -> Document | None:
         """See SessionRepository."""
-        return finish(self._repository.read_multi_agent(session_id, multi_agent_id))
+        return run_now(self._repository.read_multi_agent(session_id, multi_agent_id))
 
     def update_multi_agent(
         self, session_id: str, multi_agent: "MultiAgentBase", **kwargs: Any
@@ -190,9 +190,9 @@ class OpenedSession(SessionRepository):
         self, session_id: str, agent_id: str, session_message: SessionMessage, **kwargs: Any
     ) -> None:
         """See SessionRepository."""
-        if self.agents[agent_id].outrun:
+        if self.agents[agent_id].superseded:
             raise SessionConflictError(
-                f"agent {agent_id!r} of session {session_id!r} was continued by somebody else: "
+                f"another writer continued agent {agent_id!r} of session {session_id!r}: "
                 "open the session again"
             )
         do = partial(self._repository.create_message, session_id, agent_id, session_message)
@@ -202,7 +202,7 @@ class OpenedSession(SessionRepository):
         self, session_id: str, agent_id: str, message_id: int, **kwargs: Any
     ) -> SessionMessage | None:
         """See SessionRepository."""
-        return finish(self._repository.read_message(session_id, agent_id, message_id))
+        return run_now(self._repository.read_message(session_id, agent_id, message_id))
 
     def update_message(
         self, session_id: str, agent_id: str, session_message: SessionMessage, **kwargs: Any
@@ -219,14 +219,14 @@ class OpenedSession(SessionRepository):
         offset: int = 0,
         **kwargs: Any,
     ) -> list[SessionMessage]:
-        """Return them all, or as many as are to be restored."""
-        return finish(self.restored(session_id, agent_id, offset))
+        """Return all messages of an agent, or the messages to restore."""
+        return run_now(self.restored(session_id, agent_id, offset))
 
     async def restored(self, session_id: str, agent_id: str, removed: int) -> list[SessionMessage]:
-        """Return an agent's messages but the first ones, or the last `restore_last` of them.
+        """Return an agent's messages without the `removed` first, or the last `restore_last`.
 
-        They begin with a prompt, for models want no answer without its question: it is looked for
-        further back, if it has to be. A message that was refused has no document, but its number.
+        The messages begin with a prompt, because models reject an answer without its question; an
+        older prompt is read if needed. A message that couldn't be stored has an id but no document.
         """
         read = self._repository
         if self._restore_last is None:
@@ -234,20 +234,20 @@ class OpenedSession(SessionRepository):
         last = await read.last_messages(session_id, agent_id, self._restore_last)
         messages = [one for one in last if one.message_id >= removed]
         if len(messages) < len(last) or not messages or messages[0].message_id <= removed:
-            return messages  # that is all there is
-        begun = _from_a_prompt(messages)
-        if not begun:
+            return messages  # these are all messages
+        restored = _from_first_prompt(messages)
+        if not restored:
             first = messages[0].message_id
             prompt = await read.last_prompt(session_id, agent_id, first)
-            begun = await read.messages_from(session_id, agent_id, max(prompt or 0, removed))
-        self.skipped[agent_id] = begun[0].message_id - removed
-        return begun
+            restored = await read.messages_from(session_id, agent_id, max(prompt or 0, removed))
+        self.skipped[agent_id] = restored[0].message_id - removed
+        return restored
 
 
 class PreloadedSession(OpenedSession):
-    """Answers from what was read beforehand, and keeps writes until `flush()` is awaited."""
+    """Answers reads from memory, and keeps writes until `flush()` is awaited."""
 
-    adopts = True  # when it is created, the agent is in use
+    adopts = True  # its agent is created only by the first flush, when it is already in use
     _agents: list[Document]
     _messages: dict[str, list[SessionMessage]]
 
@@ -269,23 +269,23 @@ class PreloadedSession(OpenedSession):
         self._messages = {one["agent_id"]: m for one, m in zip(agents, found, strict=True)}
 
     async def flush(self, agent_id: str) -> None:
-        """See OpenedSession; one at a time, for a graph's nodes run side by side."""
+        """See OpenedSession; flushes run one at a time, because a graph runs nodes concurrently."""
         async with self.agents[agent_id].flushing:
             await super().flush(agent_id)
 
     def write(self, agent_id: str, key: Key, do: Do) -> None:
-        """Keep it for `flush()`."""
+        """Keep a write for `flush()`."""
         self.agents[agent_id].pending[key] = _Write(do)
 
     def read_agent(self, session_id: str, agent_id: str, **kwargs: Any) -> SessionAgent | None:
-        """Return what was read."""
+        """Return the agent that `load()` read; None if there was none."""
         found = self._read("agent", agent_id)
         return None if found is None else SessionAgent.from_dict(found)
 
     def read_multi_agent(
         self, session_id: str, multi_agent_id: str, **kwargs: Any
     ) -> Document | None:
-        """Return what was read."""
+        """Return the graph's or swarm's state that `load()` read; None if there was none."""
         found = self._read("multi_agent", multi_agent_id)
         state: Document | None = None if found is None else found["state"]
         return state
@@ -298,7 +298,7 @@ class PreloadedSession(OpenedSession):
         offset: int = 0,
         **kwargs: Any,
     ) -> list[SessionMessage]:
-        """Return what was read, from the offset that the agent's document has."""
+        """Return the messages that `load()` read, from the offset in the agent's document."""
         return self._messages.pop(agent_id, [])
 
     def _read(self, kind: str, name: str) -> Document | None:
@@ -306,8 +306,8 @@ class PreloadedSession(OpenedSession):
         return next(kinds, None)
 
 
-def _may_pass(error: Exception) -> bool:
-    """Return whether the same write may succeed later, or has arrived."""
+def _may_succeed_later(error: Exception) -> bool:
+    """Return whether a repeat of the failed write may succeed, or the write may be stored."""
     return isinstance(error, PyMongoError) and (
         isinstance(error, ConnectionFailure | WriteConcernError)
         or error.timeout
@@ -316,20 +316,20 @@ def _may_pass(error: Exception) -> bool:
 
 
 def check_restore_last(number: object) -> None:
-    """Raise ValueError where it is no whole number above 0, nor None."""
+    """Raise ValueError if the value is neither None nor a whole number above 0."""
     if number is not None and (type(number) is not int or number < 1):
         raise ValueError(f"restore_last is {number!r}: use a whole number above 0, None for all")
 
 
 def _state_of(agent: SessionAgent) -> Document:
-    """Return what of an agent is worth writing: all but its times."""
+    """Return an agent's document without its times, to see if it changed."""
     state = agent.to_dict()
     del state["created_at"], state["updated_at"]
     return state
 
 
-def _hardly_differ(before: Document, after: Document) -> bool:
-    """Return whether a few more messages were removed, and nothing else happened."""
+def _only_removed_a_few(before: Document, after: Document) -> bool:
+    """Return whether two states differ only by fewer than REMOVED_BY more removed messages."""
     if not before:
         return False
     key, count = "conversation_manager_state", "removed_message_count"
@@ -338,8 +338,8 @@ def _hardly_differ(before: Document, after: Document) -> bool:
     return 0 <= removed - was < REMOVED_BY and as_before == before
 
 
-def _from_a_prompt(messages: list[SessionMessage]) -> list[SessionMessage]:
-    """Return them from the first that a user said; none without one."""
+def _from_first_prompt(messages: list[SessionMessage]) -> list[SessionMessage]:
+    """Return the messages from the first user prompt on; an empty list without a prompt."""
     for index, one in enumerate(messages):
         message = one.to_message()
         results = any("toolResult" in block for block in message["content"])

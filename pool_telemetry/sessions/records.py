@@ -1,4 +1,4 @@
-"""What Strands does not ask for: metadata, feedback, lists of sessions, and what models used."""
+"""Records that Strands itself does not use: metadata, feedback, lists of sessions, model usage."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -14,13 +14,13 @@ from pool_telemetry.sessions.documents import (
     SessionInfo,
     SessionUsage,
     agent_ids,
-    checked,
+    check_schema,
+    describe,
     message_ids,
     metadata_fields,
-    name_of,
     now,
     of_metadata,
-    readable,
+    validated_id,
 )
 
 _MAX_LISTED: Final = 1_000
@@ -31,11 +31,11 @@ _USAGE: Final = {
     "cache_read_input_tokens": "usage.cacheReadInputTokens",
     "cache_write_input_tokens": "usage.cacheWriteInputTokens",
     "latency_ms": "metrics.latencyMs",
-}  # in a message's metadata, where Strands keeps what the model reported
+}  # paths in a message's metadata; Strands keeps the model's report there
 
 
 class Directory:
-    """Reads and writes beside the conversation."""
+    """Reads and writes a session's metadata and feedback, lists sessions and sums their usage."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -43,29 +43,29 @@ class Directory:
 
     async def get_metadata(self, session_id: str) -> Document:
         """Return a session's metadata; SessionException if there is no session."""
-        ids = {"session_id": checked("session", session_id)}
+        ids = {"session_id": validated_id("session", session_id)}
         found = await self._session(session_id)
         if found is None:
-            raise SessionException(f"{name_of(ids)} does not exist")
+            raise SessionException(f"{describe(ids)} does not exist")
         metadata: Document = decode_bytes_values(found.get("metadata", {}))
         return metadata
 
     async def update_metadata(self, session_id: str, values: Mapping[str, Any]) -> None:
-        """Set values by their paths, and keep the others: `{"customer.plan": "pro"}`.
+        """Set values by their paths, such as `{"customer.plan": "pro"}`, and keep all others.
 
         Raises:
-            SessionException: There is no session; a path can't be, or leads through a value.
+            SessionException: There is no session, or a path is invalid or leads through a value.
         """
         await self._set_metadata(session_id, {"$set": of_metadata(values)})
 
     async def delete_metadata(self, session_id: str, *paths: str) -> None:
-        """Delete values by their paths. One that is not there is no error."""
+        """Delete values by their paths; a missing path is no error."""
         await self._set_metadata(session_id, {"$unset": dict.fromkeys(metadata_fields(paths), "")})
 
     async def add_feedback(
         self, session_id: str, agent_id: str, message_id: int, feedback: Mapping[str, Any]
     ) -> None:
-        """Add what somebody said of a message; it gets `created_at`.
+        """Add feedback to a message, with the current time as `created_at`.
 
         Raises:
             SessionException: There is no such message.
@@ -73,25 +73,25 @@ class Directory:
         ids = message_ids(session_id, agent_id, message_id)
         if not isinstance(feedback, Mapping):
             raise TypeError(f"feedback is {type(feedback).__name__}: use a dict")
-        said = {"created_at": now(), **encode_bytes_values(dict(feedback))}
-        update = {"$push": {"feedback": {"$each": [said]}}}
+        entry = {"created_at": now(), **encode_bytes_values(dict(feedback))}
+        update = {"$push": {"feedback": {"$each": [entry]}}}
         done = await self._store.do(ids, self._store.messages.update_one, ids, update)
         if not done.matched_count:
-            raise SessionException(f"{name_of(ids)} does not exist")
+            raise SessionException(f"{describe(ids)} does not exist")
 
     async def latest_message(self, session_id: str, agent_id: str | None = None) -> tuple[str, int]:
-        """Return the agent and the id of a session's latest message, or of one of its agents.
+        """Return the agent and the id of the latest message of a session, or of one of its agents.
 
         Raises:
-            SessionException: There is none.
+            SessionException: There is no message.
         """
-        ids = {"session_id": checked("session", session_id)}
+        ids = {"session_id": validated_id("session", session_id)}
         if agent_id is not None:
             ids = agent_ids(session_id, agent_id)
         order = [("created_at", DESCENDING), ("message_id", DESCENDING)]
         found = await self._store.do(ids, self._store.messages.find_one, ids, sort=order)
         if found is None:
-            raise SessionException(f"{name_of(ids)} has no messages")
+            raise SessionException(f"{describe(ids)} has no messages")
         return found["agent_id"], found["message_id"]
 
     async def list_feedback(self, session_id: str, agent_id: str) -> list[Document]:
@@ -101,9 +101,9 @@ class Directory:
         cursor = self._store.messages.find({**ids, "feedback": {"$exists": True}}, shown)
         found = await self._store.do(ids, cursor.sort("message_id", ASCENDING).to_list)
         return [
-            {"message_id": one["message_id"], **decode_bytes_values(said)}
+            {"message_id": one["message_id"], **decode_bytes_values(entry)}
             for one in found
-            for said in one["feedback"]
+            for entry in one["feedback"]
         ]
 
     async def list_sessions(
@@ -116,17 +116,17 @@ class Directory:
         limit: int = 50,
         after: SessionInfo | None = None,
     ) -> list[SessionInfo]:
-        """Return sessions, the one that was last opened first.
+        """Return sessions, the last opened session first.
 
-        A turn of an agent that stays open moves its session once a minute.
+        A session counts as opened when a turn uses it, at most once a minute.
 
         Args:
-            application: Those of this application only.
-            user: Those of this user only.
-            since: Those opened at this time or later; a time zone is needed.
-            until: Those opened before this time.
-            limit: How many, 1 to 1,000.
-            after: The last one of the page before: what follows it.
+            application: List only sessions of this application.
+            user: List only sessions of this user.
+            since: List only sessions opened at this time or later; it needs a time zone.
+            until: List only sessions opened before this time; it needs a time zone.
+            limit: The number of sessions at most, 1 to 1,000.
+            after: List the sessions that follow this one, the last of the previous page.
 
         Raises:
             ValueError: The limit is out of range, or a time has no time zone.
@@ -134,9 +134,11 @@ class Directory:
         if not 1 <= limit <= _MAX_LISTED:
             raise ValueError(f"limit is {limit}: use 1 to {_MAX_LISTED}")
         if not isinstance(after, SessionInfo | None):
-            raise TypeError(f"after is {type(after).__name__}: use the last one of the page before")
+            raise TypeError(
+                f"after is {type(after).__name__}: use the previous page's last session"
+            )
         which: Document = {
-            key: checked(key, value)
+            key: validated_id(key, value)
             for key, value in (("application", application), ("user", user))
             if value is not None
         }
@@ -161,30 +163,30 @@ class Directory:
         ]
 
     async def usage(self, session_id: str) -> SessionUsage:
-        """Return what models reported for all messages of a session, summed by the server."""
-        ids = {"session_id": checked("session", session_id)}
+        """Return the sums of the models' reports for all messages of a session."""
+        ids = {"session_id": validated_id("session", session_id)}
         sums = {key: {"$sum": f"$message.metadata.{path}"} for key, path in _USAGE.items()}
         group = {"_id": None, "messages": {"$sum": 1}, **sums}
         pipeline = [{"$match": ids}, {"$group": group}]
         cursor = await self._store.do(ids, self._store.messages.aggregate, pipeline)
-        found = await self._store.way(cursor.to_list)
+        found = await self._store.call(cursor.to_list)
         total = found[0] if found else {}
         return SessionUsage(**{key: int(total.get(key, 0)) for key in ("messages", *_USAGE)})
 
     async def _session(self, session_id: str) -> Document | None:
-        ids = {"session_id": checked("session", session_id)}
+        ids = {"session_id": validated_id("session", session_id)}
         method = self._store.sessions.find_one
         found: Document | None = await self._store.do(ids, method, {"_id": session_id})
-        return found and readable(found)
+        return found and check_schema(found)
 
     async def _set_metadata(self, session_id: str, update: Document) -> None:
-        ids = {"session_id": checked("session", session_id)}
+        ids = {"session_id": validated_id("session", session_id)}
         update = {key: fields for key, fields in update.items() if fields}
         update["$set"] = {**update.get("$set", {}), "updated_at": now()}
         method = self._store.sessions.update_one
         done = await self._store.do(ids, method, {"_id": session_id}, update)
         if not done.matched_count:
-            raise SessionException(f"{name_of(ids)} does not exist")
+            raise SessionException(f"{describe(ids)} does not exist")
 
 
 def _utc(name: str, time: datetime | None) -> str | None:

@@ -1,4 +1,4 @@
-"""Strands' SessionRepository in MongoDB: `AsyncMongoDBSessionRepository` for who does not await."""
+"""Strands' SessionRepository in MongoDB: the synchronous form of AsyncMongoDBSessionRepository."""
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
@@ -11,7 +11,7 @@ from strands.types.session import Session, SessionAgent, SessionMessage
 from pool_telemetry.sessions.async_repository import AsyncMongoDBSessionRepository
 from pool_telemetry.sessions.client_choice import check_client
 from pool_telemetry.sessions.collections import indexing
-from pool_telemetry.sessions.dispatch import at_once, finish
+from pool_telemetry.sessions.dispatch import call_now, run_now
 from pool_telemetry.sessions.documents import PREFIX, Document, SessionInfo, SessionUsage
 
 if TYPE_CHECKING:
@@ -21,18 +21,19 @@ if TYPE_CHECKING:
 class MongoDBSessionRepository(SessionRepository):
     """Sessions, their agents and messages, in three collections of one database.
 
-    What is missing reads as None, or as no messages. Threads may share it.
+    A missing document reads as None, and missing messages as an empty list. Threads may share a
+    repository.
 
     Args:
-        client: The application's; it is never closed here.
-        database_name: Where the collections are.
-        prefix: Of the collections' names.
+        client: The application's client; the repository never closes it.
+        database_name: The database of the collections.
+        prefix: The prefix of the collections' names.
 
     Raises:
-        SessionException: As AsyncMongoDBSessionRepository does, which says more of each method.
+        SessionException: See AsyncMongoDBSessionRepository, which also documents each method.
 
     Attributes:
-        asynchronous: The same as coroutines, which do not wait but block.
+        asynchronous: The same repository as coroutines; they block instead of waiting.
     """
 
     def __init__(
@@ -40,10 +41,10 @@ class MongoDBSessionRepository(SessionRepository):
     ) -> None:
         check_client(client, MongoClient)
         self.asynchronous = AsyncMongoDBSessionRepository(
-            client, database_name, prefix=prefix, _way=at_once
+            client, database_name, prefix=prefix, _call_method=call_now
         )
         with indexing:
-            finish(self.asynchronous._prepare())
+            run_now(self.asynchronous._prepare())
 
     # Sessions
 
@@ -56,82 +57,82 @@ class MongoDBSessionRepository(SessionRepository):
         metadata: Mapping[str, Any] | None = None,
         ttl: timedelta | None = None,
     ) -> tuple[Session, bool]:
-        """Return a session, and whether it is new: one command, two to create it."""
-        return finish(
+        """Return a session, and whether it is new: one command, or four to create it."""
+        return run_now(
             self.asynchronous.open_session(
                 session_id, application=application, user=user, metadata=metadata, ttl=ttl
             )
         )
 
     def create_session(self, session: Session, **kwargs: Any) -> Session:
-        """Create a session; SessionException if it exists."""
-        return finish(self.asynchronous.create_session(session))
+        """Create a session; SessionException if it already exists."""
+        return run_now(self.asynchronous.create_session(session))
 
     def read_session(self, session_id: str, **kwargs: Any) -> Session | None:
-        """Return a session, or None."""
-        return finish(self.asynchronous.read_session(session_id))
+        """Return a session; None if it does not exist."""
+        return run_now(self.asynchronous.read_session(session_id))
 
     def delete_session(self, session_id: str, **kwargs: Any) -> None:
-        """Delete a session with all that belongs to it; SessionException if there is none."""
-        finish(self.asynchronous.delete_session(session_id))
+        """Delete a session with its agents and messages; SessionException if it does not exist."""
+        run_now(self.asynchronous.delete_session(session_id))
 
     # Agents
 
     def create_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
-        """Create an agent; SessionException if it exists, or its session does not."""
-        finish(self.asynchronous.create_agent(session_id, session_agent))
+        """Create an agent; SessionException if it already exists or its session does not exist."""
+        run_now(self.asynchronous.create_agent(session_id, session_agent))
 
     def read_agent(self, session_id: str, agent_id: str, **kwargs: Any) -> SessionAgent | None:
-        """Return an agent, or None."""
-        return finish(self.asynchronous.read_agent(session_id, agent_id))
+        """Return an agent; None if it does not exist."""
+        return run_now(self.asynchronous.read_agent(session_id, agent_id))
 
     def update_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
-        """Replace an agent but for `created_at`; SessionException if there is none."""
-        finish(self.asynchronous.update_agent(session_id, session_agent))
+        """Replace an agent except `created_at`; SessionException if it does not exist."""
+        run_now(self.asynchronous.update_agent(session_id, session_agent))
 
     def list_agents(self, session_id: str) -> list[Document]:
         """Return the documents of a session's agents, graphs and swarms."""
-        return finish(self.asynchronous.list_agents(session_id))
+        return run_now(self.asynchronous.list_agents(session_id))
 
     # Graphs and swarms
 
     def create_multi_agent(
         self, session_id: str, multi_agent: "MultiAgentBase", **kwargs: Any
     ) -> None:
-        """Create the state of a graph or swarm; SessionException if it exists."""
-        finish(self.asynchronous.create_multi_agent(session_id, multi_agent))
+        """Create the state of a graph or swarm; SessionException if it already exists."""
+        run_now(self.asynchronous.create_multi_agent(session_id, multi_agent))
 
     def read_multi_agent(
         self, session_id: str, multi_agent_id: str, **kwargs: Any
     ) -> Document | None:
-        """Return the state of a graph or swarm, or None."""
-        return finish(self.asynchronous.read_multi_agent(session_id, multi_agent_id))
+        """Return the state of a graph or swarm; None if it does not exist."""
+        return run_now(self.asynchronous.read_multi_agent(session_id, multi_agent_id))
 
     def update_multi_agent(
         self, session_id: str, multi_agent: "MultiAgentBase", **kwargs: Any
     ) -> None:
-        """Replace the state of a graph or swarm; SessionException if there is none."""
-        finish(self.asynchronous.update_multi_agent(session_id, multi_agent))
+        """Replace the state of a graph or swarm; SessionException if it does not exist."""
+        run_now(self.asynchronous.update_multi_agent(session_id, multi_agent))
 
     # Messages
 
     def create_message(
         self, session_id: str, agent_id: str, session_message: SessionMessage, **kwargs: Any
     ) -> None:
-        """Create a message; SessionException if that id is taken, or there is no such agent."""
-        finish(self.asynchronous.create_message(session_id, agent_id, session_message))
+        """Create a message; SessionException if its id is in use or its agent does not exist."""
+        run_now(self.asynchronous.create_message(session_id, agent_id, session_message))
 
     def read_message(
         self, session_id: str, agent_id: str, message_id: int, **kwargs: Any
     ) -> SessionMessage | None:
-        """Return a message, or None."""
-        return finish(self.asynchronous.read_message(session_id, agent_id, message_id))
+        """Return a message; None if it does not exist."""
+        return run_now(self.asynchronous.read_message(session_id, agent_id, message_id))
 
     def update_message(
         self, session_id: str, agent_id: str, session_message: SessionMessage, **kwargs: Any
     ) -> None:
-        """Replace a message but for `created_at`; SessionException if there is none."""
-        finish(self.asynchronous.update_message(session_id, agent_id, session_message))
+        """Replace a message except `created_at`; SessionException if it does not exist."""
+        run_now(self.asynchronous.update_message(session_id, agent_id, session_message))
 
     def list_messages(
         self,
@@ -141,44 +142,44 @@ class MongoDBSessionRepository(SessionRepository):
         offset: int = 0,
         **kwargs: Any,
     ) -> list[SessionMessage]:
-        """Return messages in the order of their ids, `limit` of them after the first `offset`."""
-        return finish(self.asynchronous.list_messages(session_id, agent_id, limit, offset))
+        """Return at most `limit` messages in the order of their ids, without the first `offset`."""
+        return run_now(self.asynchronous.list_messages(session_id, agent_id, limit, offset))
 
     def last_messages(self, session_id: str, agent_id: str, limit: int) -> list[SessionMessage]:
-        """Return the last messages, in the order of their ids, without reading the others."""
-        return finish(self.asynchronous.last_messages(session_id, agent_id, limit))
+        """Return the last `limit` messages in the order of their ids; no others are read."""
+        return run_now(self.asynchronous.last_messages(session_id, agent_id, limit))
 
     def count_messages(self, session_id: str, agent_id: str) -> int:
-        """Return how many messages an agent has."""
-        return finish(self.asynchronous.count_messages(session_id, agent_id))
+        """Return the number of an agent's messages."""
+        return run_now(self.asynchronous.count_messages(session_id, agent_id))
 
-    # What Strands does not ask for
+    # Records that Strands itself does not use
 
     def get_metadata(self, session_id: str) -> Document:
         """Return a session's metadata; SessionException if there is no session."""
-        return finish(self.asynchronous.get_metadata(session_id))
+        return run_now(self.asynchronous.get_metadata(session_id))
 
     def update_metadata(self, session_id: str, values: Mapping[str, Any]) -> None:
-        """Set values by their paths, and keep the others: `{"customer.plan": "pro"}`."""
-        finish(self.asynchronous.update_metadata(session_id, values))
+        """Set values by their paths, such as `{"customer.plan": "pro"}`, and keep all others."""
+        run_now(self.asynchronous.update_metadata(session_id, values))
 
     def delete_metadata(self, session_id: str, *paths: str) -> None:
-        """Delete values by their paths. One that is not there is no error."""
-        finish(self.asynchronous.delete_metadata(session_id, *paths))
+        """Delete values by their paths; a missing path is no error."""
+        run_now(self.asynchronous.delete_metadata(session_id, *paths))
 
     def add_feedback(
         self, session_id: str, agent_id: str, message_id: int, feedback: Mapping[str, Any]
     ) -> None:
-        """Add what somebody said of a message; SessionException if there is no such message."""
-        finish(self.asynchronous.add_feedback(session_id, agent_id, message_id, feedback))
+        """Add feedback to a message; SessionException if the message does not exist."""
+        run_now(self.asynchronous.add_feedback(session_id, agent_id, message_id, feedback))
 
     def latest_message(self, session_id: str, agent_id: str | None = None) -> tuple[str, int]:
-        """Return the agent and the id of a session's latest message, or of one of its agents."""
-        return finish(self.asynchronous.latest_message(session_id, agent_id))
+        """Return the agent and id of the latest message of a session, or of one of its agents."""
+        return run_now(self.asynchronous.latest_message(session_id, agent_id))
 
     def list_feedback(self, session_id: str, agent_id: str) -> list[Document]:
         """Return all feedback on an agent's messages, each with its `message_id`, in order."""
-        return finish(self.asynchronous.list_feedback(session_id, agent_id))
+        return run_now(self.asynchronous.list_feedback(session_id, agent_id))
 
     def list_sessions(
         self,
@@ -190,8 +191,8 @@ class MongoDBSessionRepository(SessionRepository):
         limit: int = 50,
         after: SessionInfo | None = None,
     ) -> list[SessionInfo]:
-        """Return sessions, the one that was opened last first; `after` one, for the next page."""
-        return finish(
+        """Return sessions, the last opened session first; the next page follows `after`."""
+        return run_now(
             self.asynchronous.list_sessions(
                 application=application,
                 user=user,
@@ -203,5 +204,5 @@ class MongoDBSessionRepository(SessionRepository):
         )
 
     def usage(self, session_id: str) -> SessionUsage:
-        """Return what models reported for all messages of a session, summed by the server."""
-        return finish(self.asynchronous.usage(session_id))
+        """Return the sums of the models' reports for all messages of a session."""
+        return run_now(self.asynchronous.usage(session_id))

@@ -1,7 +1,7 @@
-"""Strands' Storage in MongoDB: bytes under keys, for SnapshotSessionManager and whatever else.
+"""Strands' Storage in MongoDB: bytes under keys, for SnapshotSessionManager and other users.
 
-A blob is a document; one too large for that is a GridFS file that its document points to. A write
-makes a new file and then moves the pointer, so a reader sees the old blob or the new one, whole.
+A blob is a document. A larger blob is a GridFS file, and its document points to the file. A write
+makes a new file and then moves the pointer, so a reader sees either blob whole.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from strands.storage import storage as strands_storage
 from strands.types.exceptions import StorageError
 
 from pool_telemetry.sessions.client_choice import AnyClient, check_client, shared_client
-from pool_telemetry.sessions.dispatch import way_for
+from pool_telemetry.sessions.dispatch import call_method_for
 from pool_telemetry.sessions.documents import PREFIX, SCHEMA, Document
 
 T = TypeVar("T")
@@ -32,31 +32,32 @@ T = TypeVar("T")
 INLINE_BYTES: Final = 15 * 1024 * 1024  # a document has 16 MB, its key included
 MAX_KEY_BYTES: Final = 1024
 
-_READS: Final = 10  # of a blob that is replaced as often
-_LOOP_SECONDS: Final = 5.0
+_READS: Final = 10  # attempts to read a blob; a write may replace it during each
+_LOOP_SECONDS: Final = 5.0  # the client's loop counts as blocked if it runs nothing for so long
 
 
 class MongoDBStorage(Storage):
-    """Keeps blobs in the collection `blobs`, and large ones in the GridFS bucket of that name.
+    """Keeps blobs in the collection `blobs`, and large blobs in the GridFS bucket of that name.
 
-    A key is 1 to 1,024 bytes; slashes part it, runs of them are one, and `..` is none.
+    A key has 1 to 1,024 bytes. Slashes separate its parts, several slashes count as one, and `..`
+    is not allowed.
 
-    Over an AsyncMongoClient, make a SnapshotSessionManager's agent in a thread, for it restores on
-    a loop of its own: `await asyncio.to_thread(Agent, session_manager=manager)`. A guardrail's
-    redaction does so, too, within the turn: with guardrails use a MongoClient, whose calls run in
-    threads.
+    Over an AsyncMongoClient, make a SnapshotSessionManager's agent in a thread, because it restores
+    on its own event loop: `await asyncio.to_thread(Agent, session_manager=manager)`. A guardrail's
+    redaction also uses its own loop, within the turn. With guardrails use a MongoClient, whose
+    calls run in threads.
 
     Args:
-        client: The application's; never closed here. By default that of the shared pool.
-        database_name: Where the collections are.
-        prefix: Of the collections' names.
-        inline_bytes: Beyond it a blob is a file; at most INLINE_BYTES.
+        client: The application's client, which is never closed here; by default a singleton's.
+        database_name: The database of the collections.
+        prefix: The prefix of the collections' names.
+        inline_bytes: The size above which a blob is a file; at most INLINE_BYTES.
 
     Raises:
-        StorageError: A key can't be, or the server or the network fails.
+        StorageError: A key is invalid, or the server or the network fails.
     """
 
-    _namespaced: object = None  # what Strands asks, to know whether its own prefix is needed
+    _namespaced: object = None  # Strands reads it to decide if it adds a prefix of its own
 
     def __init__(
         self,
@@ -75,33 +76,34 @@ class MongoDBStorage(Storage):
         name = f"{prefix}blobs"
         self._blobs = database[name]
         self._files: Any = (AsyncGridFSBucket if asynchronous else GridFSBucket)(database, name)
-        self._way = way_for(client)
+        self._call = call_method_for(client)
         self._inline_bytes = inline_bytes
-        self._loop = _running_loop() if asynchronous else None  # which the client is used on
+        self._loop = _running_loop() if asynchronous else None  # the client's event loop
         self._prefix = ""
 
     def namespace(self, prefix: str) -> Self:
-        """Return the same storage, for keys below a prefix only; its keys begin after it."""
+        """Return this storage limited to keys below a prefix; its keys are without the prefix."""
         below = _without_runs(prefix).strip("/")
         scoped = copy.copy(self)
         scoped._prefix = f"{self._prefix}{below}/" if below else self._prefix
-        scoped._namespaced = getattr(strands_storage, "_NAMESPACED", None)  # else Strands adds its
+        # Without this Strands adds its own prefix, too.
+        scoped._namespaced = getattr(strands_storage, "_NAMESPACED", None)
         return scoped
 
     async def write(self, key: str, data: bytes) -> None:
-        """Store bytes under a key; what was there is replaced at once."""
+        """Store bytes under a key; an existing blob is replaced atomically."""
         if not isinstance(data, bytes | bytearray | memoryview):
             raise StorageError(f"data is {type(data).__name__}: use bytes")
         name = self._prefix + _normalized(key)
         await self._run(name, self._write(name, bytes(data)))
 
     async def read(self, key: str) -> bytes | None:
-        """Return the bytes under a key, or None."""
+        """Return the bytes under a key; None if there are none."""
         name = self._prefix + _normalized(key)
         return await self._run(name, self._read(name))
 
     async def delete(self, key: str) -> None:
-        """Delete what is under a key. Nothing there is no error."""
+        """Delete the blob under a key; a missing blob is no error."""
         name = self._prefix + _normalized(key)
         await self._run(name, self._delete(name))
 
@@ -121,22 +123,22 @@ class MongoDBStorage(Storage):
             blob["data"] = Binary(data)
         else:
             blob["file"] = ObjectId()
-            await self._way(self._files.upload_from_stream_with_id, blob["file"], key, data)
+            await self._call(self._files.upload_from_stream_with_id, blob["file"], key, data)
         method = self._blobs.find_one_and_replace
-        before = await self._way(method, {"_id": key}, blob, {"file": True}, upsert=True)
+        before = await self._call(method, {"_id": key}, blob, {"file": True}, upsert=True)
         await self._drop_file(before)
 
     async def _read(self, key: str) -> bytes | None:
         for attempt in range(_READS):
-            found = await self._way(self._blobs.find_one, {"_id": key})
+            found = await self._call(self._blobs.find_one, {"_id": key})
             if found is None:
                 return None
             if "data" in found:
                 return bytes(found["data"])
             try:
-                stream = await self._way(self._files.open_download_stream, found["file"])
-                data: bytes = await self._way(stream.read)
-            except (NoFile, CorruptGridFile):  # replaced while it was read
+                stream = await self._call(self._files.open_download_stream, found["file"])
+                data: bytes = await self._call(stream.read)
+            except (NoFile, CorruptGridFile):  # a write replaced the blob during the read
                 if attempt == _READS - 1:
                     raise
             else:
@@ -144,20 +146,20 @@ class MongoDBStorage(Storage):
         raise AssertionError
 
     async def _delete(self, key: str) -> None:
-        await self._drop_file(await self._way(self._blobs.find_one_and_delete, {"_id": key}))
+        await self._drop_file(await self._call(self._blobs.find_one_and_delete, {"_id": key}))
 
     async def _list(self, prefix: str) -> builtins.list[str]:
         which = {"_id": {"$regex": f"^{re.escape(prefix)}"}} if prefix else {}
         cursor = self._blobs.find(which, {"_id": True}).sort("_id")
-        return [one["_id"] for one in await self._way(cursor.to_list)]
+        return [one["_id"] for one in await self._call(cursor.to_list)]
 
     async def _drop_file(self, blob: Document | None) -> None:
         if blob is not None and "file" in blob:
-            with contextlib.suppress(NoFile):  # another writer was first
-                await self._way(self._files.delete, blob["file"])
+            with contextlib.suppress(NoFile):  # another writer already deleted the file
+                await self._call(self._files.delete, blob["file"])
 
     async def _run(self, key: str, work: Coroutine[Any, Any, T]) -> T:
-        """Do it on the client's loop; what fails is a StorageError."""
+        """Run an operation on the client's loop; PyMongo's errors become a StorageError."""
         try:
             here = asyncio.get_running_loop()
             if not isinstance(self._blobs.database.client, AsyncMongoClient):
@@ -178,7 +180,7 @@ class MongoDBStorage(Storage):
         except TimeoutError:
             work.close()
             raise StorageError(
-                "the event loop of the AsyncMongoClient is blocked by who waits for this: make the "
+                "the caller of this operation blocks the AsyncMongoClient's event loop: make the "
                 "agent in a thread, `await asyncio.to_thread(Agent, ...)`, or use a MongoClient"
             ) from None
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
