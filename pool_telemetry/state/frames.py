@@ -21,9 +21,10 @@ DEEPEST: Final = 30
 FEW: Final = 5
 """Frames in a stack that has none of the application's."""
 
+_OURS: Final = __name__.partition(".")[0]
 _BELOW_APPLICATIONS: Final = sys.stdlib_module_names | {
     *("pymongo", "gridfs", "bson", "motor"),
-    __name__.partition(".")[0],
+    _OURS,
 }
 _INSTALLED: Final = re.compile(r"[\\/](site|dist)-packages[\\/]")
 
@@ -42,26 +43,39 @@ def stack_of(actor: Actor) -> list[str]:
         frames = _outward(one.gr_frame)
     else:
         frames = _of_coroutine(one.get_coro())
-    return [
-        f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_qualname}"
-        for frame in _worth_showing(frames)
-    ]
+    return [_place(frame) for frame in _worth_showing(frames)]
+
+
+def call_site() -> str:
+    """Return the application's innermost frame of this thread: the place that called us."""
+    callers = [frame for frame in _outward(sys._getframe()) if not _is_ours(frame)]
+    return _place(_worth_showing(callers)[-1]) if callers else "an unknown place"
 
 
 def is_application(frame: FrameType) -> bool:
     """Return whether a frame runs the application's code, as the module describes it."""
-    return _is_above_pymongo(frame) and not _INSTALLED.search(frame.f_code.co_filename)
+    return _package(frame) not in _BELOW_APPLICATIONS and not _INSTALLED.search(
+        frame.f_code.co_filename
+    )
 
 
-def _is_above_pymongo(frame: FrameType) -> bool:
-    module = frame.f_globals.get("__name__") or ""
-    return str(module).partition(".")[0] not in _BELOW_APPLICATIONS
+def _is_ours(frame: FrameType) -> bool:
+    return _package(frame) == _OURS
+
+
+def _package(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__") or "").partition(".")[0]
+
+
+def _place(frame: FrameType) -> str:
+    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_qualname}"
 
 
 def _worth_showing(frames: list[FrameType]) -> list[FrameType]:
     if ours := [frame for frame in frames if is_application(frame)]:
         return ours[-DEEPEST:]
-    return ([frame for frame in frames if _is_above_pymongo(frame)] or frames)[-FEW:]
+    packages = [frame for frame in frames if _package(frame) not in _BELOW_APPLICATIONS]
+    return (packages or frames)[-FEW:]
 
 
 def _of_coroutine(outermost: Any) -> list[FrameType]:
