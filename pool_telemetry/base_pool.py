@@ -136,8 +136,8 @@ class Managed(Generic[ClientT]):
         if changed:  # else the application closed the old client itself
             _log.warning(
                 "initialize() at %s replaced the client of pool %r, which was initialized at %s "
-                "with other settings: %s. The old client is closed when it has been idle for %g s, at "
-                "the latest after %g s; its operations fail from then on",
+                "with other settings: %s. The old client is closed when it has been idle for %g s, "
+                "at the latest after %g s; its operations fail from then on",
                 self.call_site,
                 self.telemetry.name or mask_uri(self.settings.uri),
                 old.call_site,

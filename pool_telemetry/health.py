@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pool_telemetry.options import LIMIT_SECONDS, check_number
-from pool_telemetry.stats import ClientStats, PoolStats
+from pool_telemetry.stats import ClientStats, HasStats, PoolStats, stats_of
 
 Verdict = Literal["healthy", "degraded", "unhealthy"]
 Finding = tuple[Verdict, str]
@@ -48,8 +48,15 @@ class Health:
 _RANK = {"unhealthy": 0, "degraded": 1, "healthy": 2}
 
 
-def assess(stats: ClientStats, limits: HealthLimits = HealthLimits()) -> Health:  # frozen
+def assess(
+    stats: ClientStats | HasStats,
+    limits: HealthLimits = HealthLimits(),  # frozen
+) -> Health:
     """Judge one snapshot.
+
+    Args:
+        stats: The snapshot; or a `PoolTelemetry`, whose `stats()` are taken.
+        limits: When to worry.
 
     Returns:
         unhealthy: no server answers for `outage_seconds`, until one does for `settle_seconds`; or
@@ -59,6 +66,7 @@ def assess(stats: ClientStats, limits: HealthLimits = HealthLimits()) -> Health:
             now or less than `settle_seconds` ago; or the client was not used yet.
         healthy: none of these.
     """
+    stats = stats_of(stats)
     if not stats.pools:
         return Health("degraded", ("no server is known yet: this process did not use the client",))
     findings: list[Finding] = []
