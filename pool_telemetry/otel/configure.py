@@ -5,11 +5,14 @@ read themselves: endpoint, headers, timeout, compression, resource, export inter
 """
 
 import atexit
+import contextlib
 import os
+import socket
 import threading
 import time
 import uuid
 from typing import Final, Literal, get_args
+from urllib.parse import urlsplit
 
 from opentelemetry import metrics as metrics_api
 from opentelemetry import trace
@@ -28,6 +31,17 @@ from pool_telemetry.otel.spans import start_tracing, stop_tracing
 Protocol = Literal["grpc", "http/protobuf"]
 
 FLUSH_SECONDS: Final = 5.0
+# For a collector that takes no TCP connection. An exporter learns it from its first attempt, and
+# then retry for 10 s; this is enough for that attempt.
+DEAD_SECONDS: Final = 0.5
+CONNECT_SECONDS: Final = 0.5
+
+Address = tuple[str, int]
+_PROXIES: Final = [
+    form
+    for name in ("grpc_proxy", "http_proxy", "https_proxy", "all_proxy")
+    for form in (name, name.upper())
+]
 
 _lock: Final = threading.RLock()
 _current: "Otlp | None" = None
@@ -46,8 +60,12 @@ class Otlp:
         resource: Resource,
         metric_exporter: MetricExporter | None = None,
         span_exporter: SpanExporter | None = None,
+        *,
+        metric_address: Address | None = None,
+        span_address: Address | None = None,
     ) -> None:
         self._closed = False
+        self._metric_address, self._span_address = metric_address, span_address
         self.meter_provider: MeterProvider | None = None
         self.tracer_provider: TracerProvider | None = None
         self._batches: _Batches | None = None
@@ -65,8 +83,9 @@ class Otlp:
         atexit.register(self.close)
 
     def flush(self, timeout_seconds: float = FLUSH_SECONDS) -> None:
-        """Send what there is now; give up after about this time."""
-        until = time.monotonic() + timeout_seconds
+        """Send what there is now; give up after about this time, or 1 s if no collector listens."""
+        addresses = {self._metric_address, self._span_address}
+        until = time.monotonic() + max(_patience(one, timeout_seconds) for one in addresses)
         providers = (self.meter_provider, self.tracer_provider)
         # Their own time-outs are those of the exporters, 10 s by default.
         threads = [
@@ -78,7 +97,10 @@ class Otlp:
             thread.join(max(0.0, until - time.monotonic()))
 
     def close(self, timeout_seconds: float = FLUSH_SECONDS) -> None:
-        """Send what is left, and end, within about this time; again is no error."""
+        """Send what is left, and end, within about this time, or 1 s if no collector listens.
+
+        Again is no error.
+        """
         global _current
         with _lock:
             if self._closed:
@@ -90,12 +112,25 @@ class Otlp:
         until = time.monotonic() + timeout_seconds
         if self.tracer_provider is not None and self._batches is not None:
             stop_tracing(self.tracer_provider)
-            self._batches.seconds = timeout_seconds
+            self._batches.seconds = _patience(self._span_address, timeout_seconds)
             self.tracer_provider.shutdown()
         if self.meter_provider is not None:
-            # Who answers no spans answers no metrics either.
-            self.meter_provider.shutdown(max(0.1, until - time.monotonic()) * 1e3)
+            # A collector that took no spans in the whole time takes no metrics either.
+            left = max(0.1, until - time.monotonic())
+            self.meter_provider.shutdown(_patience(self._metric_address, left) * 1e3)
             unregister(self.meter_provider)
+
+
+def _patience(address: Address | None, timeout_seconds: float) -> float:
+    """Return the seconds for a last export: few if nothing listens at the address.
+
+    None, an address that is not known, has the whole time.
+    """
+    if address is None:
+        return timeout_seconds
+    with contextlib.suppress(OSError), socket.create_connection(address, CONNECT_SECONDS):
+        return timeout_seconds
+    return min(timeout_seconds, DEAD_SECONDS)
 
 
 class _Batches(BatchSpanProcessor):
@@ -117,8 +152,10 @@ def configure_otlp(
     """Send every client's metrics and spans, present and future, to an OpenTelemetry collector.
 
     Makes providers of its own, and sets them as the global ones unless somebody set others (nor
-    after a `close()`: OpenTelemetry lets them be set once). Again, it returns what it made. A
-    collector that is not there costs log lines and nothing else.
+    after a `close()`: OpenTelemetry lets them be set once). Again, it returns what it made.
+
+    A collector that is not there costs log lines, and about 1 s at the end of the process; one that
+    takes connections and does not answer costs 5 s there.
 
     Args:
         service_name: By default `OTEL_SERVICE_NAME`.
@@ -142,14 +179,13 @@ def configure_otlp(
             instance = Resource({"service.instance.id": str(uuid.uuid4())})
             given = {"service.name": service_name} if service_name else None
             resource = instance.merge(Resource.create(given))
+            by = {signal: _protocol(protocol, signal) for signal in ("METRICS", "TRACES")}
             _current = Otlp(
                 resource,
-                _metric_exporter(_protocol(protocol, "METRICS"), endpoint)
-                if _wanted(metrics, "METRICS")
-                else None,
-                _span_exporter(_protocol(protocol, "TRACES"), endpoint)
-                if _wanted(traces, "TRACES")
-                else None,
+                _metric_exporter(by["METRICS"], endpoint) if _wanted(metrics, "METRICS") else None,
+                _span_exporter(by["TRACES"], endpoint) if _wanted(traces, "TRACES") else None,
+                metric_address=_address(by["METRICS"], "METRICS", endpoint),
+                span_address=_address(by["TRACES"], "TRACES", endpoint),
             )
             _make_global(_current)
         return _current
@@ -187,6 +223,24 @@ def _protocol(given: str | None, signal: str) -> str:
     if given not in get_args(Protocol):
         raise PoolConfigurationError(f"protocol is {shown(given)}: use grpc or http/protobuf")
     return given
+
+
+def _address(protocol: str, signal: str, endpoint: str | None) -> Address | None:
+    """Return where the exporter of a signal connects to; None if it is not known.
+
+    Behind a proxy, which exporters read from the environment, that is another address.
+    """
+    if any(os.environ.get(name) for name in _PROXIES):
+        return None
+    for name in (f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"):
+        endpoint = endpoint or os.environ.get(name)
+    grpc = protocol == "grpc"
+    url = urlsplit(endpoint or f"http://localhost:{4317 if grpc else 4318}")
+    try:
+        port = url.port or (None if grpc else {"http": 80, "https": 443}.get(url.scheme))
+    except ValueError:
+        return None
+    return (url.hostname, port) if url.hostname and port else None
 
 
 def _metric_exporter(protocol: str, endpoint: str | None) -> MetricExporter:
