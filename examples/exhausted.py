@@ -39,7 +39,6 @@ def work(over: threading.Event) -> None:
 def main(uri: str) -> None:
     """Exhaust a pool, diagnose it, and enlarge it."""
     logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
-    logging.getLogger("pool_telemetry").setLevel(logging.INFO)
     options = TelemetryOptions(name="shop", drain_seconds=3.0)
     try:
         MongoDBConnectionPool.initialize(uri, maxPoolSize=4, telemetry=options)

@@ -183,6 +183,7 @@ class AsyncMongoDBConnectionPool(Singleton[_Client]):
                     new.telemetry.succeed(old.telemetry)
                     cls._draining = [one for one in cls._draining if not one[1].done()]
                     cls._draining.append((old, old.drain()))
+                    new.log_replacement(old)
                 return new.client
         await new.close()
         raise PoolNotInitializedError(f"{cls.__name__} was closed while it initialized")

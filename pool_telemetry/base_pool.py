@@ -4,11 +4,12 @@ No I/O here; `pool.py` and `async_pool.py` add theirs.
 """
 
 import contextlib
+import logging
 import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
 from pymongo.errors import ConnectionFailure
@@ -24,9 +25,10 @@ from pool_telemetry.options import (
 )
 from pool_telemetry.process import notice_fork
 from pool_telemetry.report import PoolReport, callers, live_stats
+from pool_telemetry.state.frames import call_site
 from pool_telemetry.stats import ClientStats
 from pool_telemetry.telemetry import PoolTelemetry
-from pool_telemetry.uri import check_credentials, identity, mask_uri, without_secrets
+from pool_telemetry.uri import check_credentials, differences, identity, mask_uri, without_secrets
 
 ClientT = TypeVar("ClientT")
 
@@ -40,6 +42,8 @@ VERSION_PAUSES: Final = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 # such as two batches of a cursor.
 QUIET_SECONDS: Final = 5.0
 POLL_SECONDS: Final = 0.05
+
+_log = logging.getLogger("pool_telemetry.telemetry")
 
 _EMPTY: Final = ClientStats(name="", pools=(), operations=(), telemetry_errors=0)
 
@@ -85,6 +89,17 @@ class Settings:
             kwargs = client_kwargs(uri, kwargs, defaults)
             return cls(uri, kwargs, TelemetryOptions.of(options), assumed=not given)
 
+    def differences(self, new: "Settings") -> list[str]:
+        """Return in words what differs in new settings, without secrets."""
+        ours = [
+            f"telemetry.{one.name}"
+            for one in fields(TelemetryOptions)
+            if getattr(self.options, one.name) != getattr(new.options, one.name)
+        ]
+        names = {name.lower(): name for name in (*DEFAULTS, *self.kwargs, *new.kwargs)}
+        before, after = (identity(one.uri, one.kwargs) for one in (self, new))
+        return differences(before, after, names) + ours
+
     def same_as(self, other: "Settings") -> bool:
         """Return whether both come to the same client."""
         return self.options == other.options and (
@@ -96,11 +111,13 @@ class Managed(Generic[ClientT]):
     """A client that a singleton owns, with its telemetry.
 
     Attributes:
+        call_site: Where the application initialized it, as `file:line in function`.
         drain_now: Set to close a replaced client without waiting for its users.
     """
 
     def __init__(self, settings: Settings, client_class: type[Any]) -> None:
         self.settings = settings
+        self.call_site = call_site()
         self.telemetry = PoolTelemetry(options=settings.options)
         self.drain_now = threading.Event()
         kwargs = dict(settings.kwargs)
@@ -129,6 +146,22 @@ class Managed(Generic[ClientT]):
     def is_usable(self, settings: Settings) -> bool:
         """Return whether this client is what these settings come to, and nobody closed it."""
         return self.settings.same_as(settings) and self.telemetry.active
+
+    def log_replacement(self, old: "Managed[ClientT]") -> None:
+        """Log which settings differ from those of the client that this one has replaced."""
+        changed = old.settings.differences(self.settings)
+        if changed:  # else the application closed the old client itself
+            _log.warning(
+                "initialize() at %s replaced the client of pool %r, which was initialized at %s "
+                "with other settings: %s. The old client is closed when it has been idle for %g s, "
+                "at the latest after %g s; its operations fail from then on",
+                self.call_site,
+                self.telemetry.name or mask_uri(self.settings.uri),
+                old.call_site,
+                ", ".join(changed),
+                QUIET_SECONDS,
+                old.settings.options.drain_seconds,
+            )
 
     def has_room(self) -> bool:
         """Return whether a question of ours would take no caller's place."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pool_telemetry.options import LIMIT_SECONDS, check_number
-from pool_telemetry.stats import ClientStats, PoolStats
+from pool_telemetry.stats import ClientStats, HasStats, PoolStats, stats_of
 
 Status = Literal["healthy", "degraded", "unhealthy"]
 Reason = tuple[Status, str]
@@ -48,8 +48,15 @@ class Health:
 _RANK = {"unhealthy": 0, "degraded": 1, "healthy": 2}
 
 
-def assess(stats: ClientStats, limits: HealthLimits = HealthLimits()) -> Health:  # frozen
+def assess(
+    stats: ClientStats | HasStats,
+    limits: HealthLimits = HealthLimits(),  # frozen
+) -> Health:
     """Return the health of a client at one snapshot.
+
+    Args:
+        stats: The snapshot; or a `PoolTelemetry`, whose `stats()` are taken.
+        limits: How long a problem may last.
 
     Returns:
         unhealthy: No server has answered for `outage_seconds`, until a server has answered for
@@ -59,6 +66,7 @@ def assess(stats: ClientStats, limits: HealthLimits = HealthLimits()) -> Health:
             less than `settle_seconds` ago. Or this process has not used the client yet.
         healthy: None of these.
     """
+    stats = stats_of(stats)
     if not stats.pools:
         reason = "no server is known yet, because this process has not used the client"
         return Health("degraded", (reason,))

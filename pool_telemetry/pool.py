@@ -117,7 +117,8 @@ class MongoDBConnectionPool(Singleton[_Client]):
 
         The same effective settings return the client that is there. Others make a new one; when
         that answers it takes the old one's place. The old one is closed when it was quiet for 5 s
-        (nothing checked out, nobody asking), at the latest after `telemetry.drain_seconds`.
+        (nothing checked out, nobody asking), at the latest after `telemetry.drain_seconds`; a
+        WARNING has both places in the application that initialized, and what differs.
 
         Args:
             connection_string: By default the environment's MONGODB_URI, else localhost.
@@ -139,13 +140,16 @@ class MongoDBConnectionPool(Singleton[_Client]):
                 return current.client
             new = ManagedPool(settings)
             with cls._lock:
-                if cls._closes == closes:
+                if is_open := cls._closes == closes:
                     old, cls._current = cls._current, new
                     if old is not None:
                         new.telemetry.succeed(old.telemetry)
                         cls._draining = [one for one in cls._draining if one[1].is_alive()]
                         cls._draining.append((old, old.drain()))
-                    return new.client
+            if is_open:
+                if old is not None:
+                    new.log_replacement(old)
+                return new.client
         new.close()
         raise PoolNotInitializedError(f"{cls.__name__} was closed while it initialized")
 

@@ -6,7 +6,7 @@ Durations and ages are seconds; counters count since the client was made (or the
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, Protocol
 
 Address = tuple[str, int | None]
 """Host and port; the port is None for a Unix domain socket, whose path is the host."""
@@ -339,3 +339,28 @@ class ClientStats:
         return not self.pools or any(
             pool.phase == "ready" if pool.up is None else pool.up for pool in self.open_pools
         )
+
+
+class HasStats(Protocol):
+    """What a reader takes in the place of stats: a `PoolTelemetry`."""
+
+    def stats(self) -> ClientStats:
+        """Return all that is known at this moment."""
+
+
+def stats_of(given: ClientStats | HasStats) -> ClientStats:
+    """Return the stats that a reader was given, or those of the telemetry that it was given.
+
+    Raises:
+        TypeError: It is neither.
+    """
+    if isinstance(given, ClientStats):
+        return given
+    stats = getattr(given, "stats", None)
+    found = stats() if callable(stats) else None
+    if not isinstance(found, ClientStats):
+        raise TypeError(
+            f"neither ClientStats nor a PoolTelemetry, but {type(given).__name__}: "
+            "use telemetry.stats() (get_telemetry() is None before initialize())"
+        )
+    return found

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import reprlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote_plus
@@ -59,6 +60,40 @@ def identity(uri: str, kwargs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Return what two initializations must share to have the same effective settings."""
     options = {**uri_options(uri), **{key.lower(): value for key, value in kwargs.items()}}
     return uri.partition("?")[0].rstrip("/"), {k: _plain(v) for k, v in options.items()}
+
+
+def differences(
+    old: tuple[str, Mapping[str, Any]],
+    new: tuple[str, Mapping[str, Any]],
+    names: Mapping[str, str],
+) -> list[str]:
+    """Return in words what differs between two identities, `name old -> new`, without secrets.
+
+    A name stands alone if its values may not be shown. A setting that is missing is `unset`.
+
+    Args:
+        old: The first identity.
+        new: The second.
+        names: Names of options as PyMongo writes them, by lower-case name.
+    """
+    found = [_difference("address", mask_uri(old[0]), mask_uri(new[0]))] if old[0] != new[0] else []
+    for key in sorted({*old[1], *new[1]}):
+        values = [one.get(key, "unset") for one in (old[1], new[1])]
+        if values[0] != values[1]:
+            shown = [_shown(one) if key in _HARMLESS else "***" for one in values]
+            found.append(_difference(names.get(key, key), *shown))
+    return found
+
+
+def _difference(name: str, old: str, new: str) -> str:
+    return name if old == new else f"{name} {old} -> {new}"
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, str | None):
+        return "***"
+    text = str(value)
+    return reprlib.repr(mask_uri(text)).strip("'") if {":", "@"} & {*text} else text[:100]
 
 
 def _plain(value: Any) -> Any:

@@ -2,11 +2,14 @@
 
 import asyncio
 import contextlib
+import runpy
 import subprocess
 import sys
 import threading
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +23,7 @@ from pool_telemetry.state.actor import (
     names_of,
     still_in_pool,
 )
-from pool_telemetry.state.frames import stack_of
+from pool_telemetry.state.frames import FEW, stack_of
 from tests.support import Noop, aexhausted, drivers, exhausted, until, wait_for
 
 
@@ -54,6 +57,69 @@ def test_ended_thread_is_not_confused_with_the_thread_that_reuses_its_identifier
     assert names.pop(current_actor()) == threading.current_thread().name
     assert all(name.startswith("one-") and name.endswith(" (ended)") for name in names.values())
     assert {ident_of(actor) for actor in actors.values()} == {None}
+
+
+Serve = Callable[[Callable[[], object]], object]
+
+
+@pytest.fixture
+def functions(tmp_path: Path) -> dict[str, Serve]:
+    """Functions of an application and of installed packages; each calls what it is given."""
+    found = dict[str, Serve]()
+    for name, folder in (
+        ("application", "app"),
+        ("framework", "lib/site-packages"),
+        ("system", "lib/dist-packages"),
+    ):
+        path = tmp_path / folder / f"{name}.py"
+        path.parent.mkdir(parents=True)
+        path.write_text(f"def {name}(call):\n    return call()\n")
+        found[name] = runpy.run_path(str(path), run_name=name)[name]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("calls", "shown"),
+    [
+        (("framework", "application", "system"), ["application"]),
+        (("application", "application"), ["application", "application"]),
+        (("framework", "system"), ["framework", "system"]),  # an application that is installed
+    ],
+)
+def test_a_stack_has_the_frames_of_the_application_where_it_has_any(
+    functions: dict[str, Serve], calls: tuple[str, ...], shown: list[str]
+) -> None:
+    with waiting_thread(*(functions[name] for name in calls)) as actor:
+        wait_for(lambda: places(actor) == shown, f"the frames of {shown}")
+
+
+def test_a_stack_of_the_standard_library_alone_is_short() -> None:
+    with waiting_thread() as actor:
+        wait_for(lambda: places(actor)[-1:] == ["Condition.wait"])
+        assert len(places(actor)) <= FEW
+
+
+def places(actor: Actor) -> list[str]:
+    """Return the functions in a stack."""
+    return [frame.partition(" in ")[2] for frame in stack_of(actor)]
+
+
+@contextlib.contextmanager
+def waiting_thread(*outward: Serve) -> Iterator[ThreadActor]:
+    """Yield the actor of a thread that waits in these functions, the outermost first."""
+    done = threading.Event()
+    call: Callable[[], object] = done.wait
+    for function in reversed(outward):
+        call = partial(function, call)
+    thread = threading.Thread(target=call)
+    thread.start()
+    try:
+        actor = ThreadActor()
+        actor._thread = weakref.ref(thread)
+        yield actor
+    finally:
+        done.set()
+        thread.join()
 
 
 def ident_of(actor: Actor) -> int | None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
@@ -47,6 +48,26 @@ def run(main: Callable[[], Awaitable[None]]) -> None:
             await main()
 
     asyncio.run(guarded())
+
+
+def test_a_client_that_is_replaced_is_logged_with_both_places(
+    server_uri: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def start(size: int) -> None:
+        await Pool.initialize(server_uri, maxPoolSize=size)
+
+    async def main() -> None:
+        await start(7)
+        await asyncio.create_task(start(5))
+
+    run(main)
+    (warning,) = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    place = rf"{__file__}:\d+ in \S+\.<locals>\.start"
+    assert re.match(
+        rf"initialize\(\) at {place} replaced the client of pool '{server_uri}', which was "
+        rf"initialized at {place} with other settings: maxPoolSize 7 -> 5, minPoolSize 7 -> 5\. ",
+        warning,
+    )
 
 
 def names() -> set[str]:

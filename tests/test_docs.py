@@ -95,7 +95,9 @@ def test_the_example_of_an_exhausted_pool_tells_the_five_steps(server_uri: str) 
     assert re.search(r"^(WARNING|CRITICAL): undersized, shop@", second, re.MULTILINE)
     assert re.search(r"  worker-\d+ \(checkout-flow\): find orders\n", third)
     assert "maxPoolSize=12\n" in fourth
-    assert re.search(r"INFO .* has recovered after .* s of exhaustion: at most \d+ waited", fourth)
+    assert re.search(
+        r"WARNING .* has recovered after .* s of exhaustion: at most \d+ waited", fourth
+    )
     assert "healthy: nothing is wrong" in fifth
 
 

@@ -1,7 +1,11 @@
 """The embedded server starts, stops, starts again, and reports why it can't start."""
 
+import contextlib
 import os
+import signal
 import socket
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,8 @@ from pymongo import MongoClient
 
 from pool_telemetry.demo import embedded
 from pool_telemetry.demo.embedded import EmbeddedServer, EmbeddedServerError
+from tests.conftest import need_embedded_server
+from tests.support import wait_for
 
 
 @pytest.fixture
@@ -49,6 +55,53 @@ def test_a_port_in_use_is_an_error_that_leaves_no_files(folder: Path) -> None:
             server.start()
     assert server.pid is None
     assert list(folder.iterdir()) == []
+
+
+# It starts the server on a thread that ends, which must not end the server.
+PARENT = """
+import threading
+from pool_telemetry.demo.embedded import EmbeddedServer
+server = EmbeddedServer()
+starter = threading.Thread(target=server.start)
+starter.start()
+starter.join()
+print(server.pid, server.uri, flush=True)
+threading.Event().wait()
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_it_ends_with_the_process_that_started_it(tmp_path: Path, how: signal.Signals) -> None:
+    need_embedded_server()
+    environ = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environ,
+        text=True,
+    ) as parent:
+        assert parent.stdout is not None
+        pid, uri = parent.stdout.readline().split()
+        try:
+            with MongoClient[dict[str, Any]](uri) as client:
+                client.admin.command("ping")
+            assert len(list(tmp_path.iterdir())) == 1
+        finally:
+            parent.send_signal(how)
+    try:
+        wait_for(lambda: not listens(uri), "the end of the server")
+        wait_for(lambda: not list(tmp_path.iterdir()), "the end of its data")
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
+
+
+def listens(uri: str) -> bool:
+    """Return whether a server does; the process id of an ended one may stay with its parent."""
+    port = int(uri.rstrip("/").rpartition(":")[2])
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_without_the_embedded_server_the_error_asks_for_a_uri(

@@ -2,8 +2,9 @@ import dataclasses
 from typing import Any
 
 import pytest
+from pymongo import MongoClient
 
-from pool_telemetry import Health, HealthLimits, PoolConfigurationError, assess
+from pool_telemetry import Health, HealthLimits, PoolConfigurationError, PoolTelemetry, assess
 from pool_telemetry.diagnosis import diagnose, recommend
 from pool_telemetry.state.pool_state import PoolState
 from pool_telemetry.stats import ClientStats, PoolStats
@@ -41,6 +42,19 @@ DOWN: dict[str, Any] = {
 
 def test_an_unused_pool_is_healthy_without_reasons() -> None:
     assert assess(a_client(a_pool())) == Health("healthy", ())
+
+
+def test_a_telemetry_does_in_the_place_of_its_stats(server_uri: str) -> None:
+    telemetry = PoolTelemetry()
+    with MongoClient[dict[str, Any]](server_uri, event_listeners=telemetry.listeners) as client:
+        client.admin.command("ping")
+        assert assess(telemetry) == assess(telemetry.stats()) == Health("healthy", ())
+
+
+@pytest.mark.parametrize("wrong", [None, a_pool(), {"pools": ()}])
+def test_what_is_neither_stats_nor_telemetry_is_refused(wrong: Any) -> None:
+    with pytest.raises(TypeError, match=f"but {type(wrong).__name__}: use telemetry.stats"):
+        assess(wrong)
 
 
 def test_a_pool_without_waiters_is_healthy_when_all_connections_are_in_use() -> None:

@@ -25,12 +25,15 @@ def test_the_import_is_light() -> None:
     assert "prometheus_client" not in loaded
 
 
-def test_the_import_takes_little_more_than_pymongos() -> None:
+def test_the_import_adds_few_modules_to_pymongos() -> None:
+    """Its time depends on the machine: `make bench` measures it."""
     code = (
-        "import time, pymongo, pymongo.asynchronous.mongo_client; before = time.perf_counter();"
-        "import pool_telemetry; print(time.perf_counter() - before)"
+        "import sys, pymongo, pymongo.asynchronous.mongo_client; known = set(sys.modules);"
+        "import pool_telemetry; print(*set(sys.modules) - known)"
     )
-    assert min(float(python(code)) for _ in range(3)) < 1.0  # seconds; some 0.05 are usual
+    added = {name for name in python(code).split() if name.partition(".")[0] != "pool_telemetry"}
+    assert {name.partition(".")[0] for name in added} <= sys.stdlib_module_names
+    assert len(added) <= 5, added
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import pytest
 
 from pool_telemetry import PoolConfigurationError
 from pool_telemetry.otel import configure_otlp
+from pool_telemetry.otel.configure import _address
 from tests.otlp import PROTOCOLS, receiver
 
 PROGRAM = """
@@ -265,6 +266,37 @@ def test_flush_and_close_respect_their_time_limit(server_uri: str, protocol: str
             OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{port}",
             OTEL_EXPORTER_OTLP_PROTOCOL=protocol,
         )
+
+
+PATIENT = """
+began = time.monotonic()
+otlp.flush(30.0)
+otlp.close(30.0)
+assert time.monotonic() - began < 15.0
+"""
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_collector_that_is_not_there_is_not_waited_for(server_uri: str, protocol: str) -> None:
+    """An exporter retries for longer than both take here: a second, with a generous ceiling."""
+    with dead("refuses") as port:
+        run(
+            server_uri,
+            after=PATIENT,
+            OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{port}",
+            OTEL_EXPORTER_OTLP_PROTOCOL=protocol,
+            OTEL_EXPORTER_OTLP_TIMEOUT="30",
+        )
+
+
+@pytest.mark.parametrize("name", ["http_proxy", "HTTPS_PROXY"])
+def test_a_collector_behind_a_proxy_has_the_whole_time(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    given = ("http/protobuf", "METRICS", "https://collector.example/otlp")
+    assert _address(*given) == ("collector.example", 443)
+    monkeypatch.setenv(name, "http://proxy.example:3128")
+    assert _address(*given) is None
 
 
 MEASURE = """

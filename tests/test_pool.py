@@ -3,10 +3,12 @@
 import gc
 import json
 import logging
+import re
 import threading
 import time
 import traceback
 import weakref
+from functools import partial
 from typing import Any
 
 import pytest
@@ -58,6 +60,58 @@ def test_telemetry_options_stay_when_they_are_not_named_again(server_uri: str) -
     telemetry = Pool.get_telemetry()
     assert telemetry is not None
     assert telemetry.name == "kept"
+
+
+def replacements(caplog: pytest.LogCaptureFixture) -> list[str]:
+    every = [one for one in caplog.records if "replaced the client" in one.getMessage()]
+    assert {(one.name, one.levelname) for one in every} <= {("pool_telemetry.telemetry", "WARNING")}
+    return [one.getMessage() for one in every]
+
+
+def test_a_client_that_is_replaced_is_logged_with_both_places(
+    server_uri: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def start() -> None:
+        Pool.initialize(server_uri, maxPoolSize=7, telemetry=TelemetryOptions(name="twice"))
+
+    def start_another() -> None:
+        Pool.initialize(server_uri, maxPoolSize=5, appName="other", telemetry=other)
+
+    other = TelemetryOptions(name="twice", drain_seconds=9.0)
+    start()
+    start()
+    assert replacements(caplog) == []
+    start_another()
+    (warning,) = replacements(caplog)
+    place = rf"{__file__}:\d+ in \S+\.<locals>"
+    assert re.match(
+        rf"initialize\(\) at {place}\.start_another replaced the client of pool 'twice', which was "
+        rf"initialized at {place}\.start with other settings: appName unset -> other, "
+        r"maxPoolSize 7 -> 5, minPoolSize 7 -> 5, telemetry\.drain_seconds\. The old client is "
+        r"closed when it has been idle for 5 s, at the latest after 30 s; its operations fail",
+        warning,
+    )
+
+
+def test_a_client_that_the_application_closed_is_replaced_without_a_word(
+    server_uri: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    Pool.initialize(server_uri).close()
+    Pool.initialize(server_uri)
+    assert replacements(caplog) == []
+
+
+def test_the_place_of_a_call_that_a_library_makes_is_that_library(
+    server_uri: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A thread of the standard library that has no frame of the application."""
+    for size in (3, 4):
+        start = partial(Pool.initialize, server_uri, maxPoolSize=size)
+        thread = threading.Thread(target=start)
+        thread.start()
+        thread.join()
+    (warning,) = replacements(caplog)
+    assert re.search(r"at \S+threading\.py:\d+ in Thread\.run replaced", warning)
 
 
 def test_fifty_threads_make_one_client(server_uri: str) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import datetime
 import io
+import itertools
 import json
 import logging
 import traceback
@@ -121,6 +122,31 @@ def test_no_error_of_a_start_has_a_secret(secret: str) -> None:
                 assert MARK not in shown(raised.value), uri
                 assert MARK not in json.dumps(MongoDBConnectionPool.get_pool_stats())
     assert MARK not in log.getvalue()
+
+
+@given(secrets)
+@settings(max_examples=30)
+def test_no_difference_of_settings_shows_a_secret(secret: str) -> None:
+    """As a replaced client is logged with them."""
+    found = list[Settings]()
+    for uri in uris(secret):
+        for kwargs in ({}, {"username": "ann", "password": secret}, {"pasword": secret}):
+            with contextlib.suppress(ValueError):  # a name or password that is not escaped
+                found.append(Settings.of(uri, None, dict(kwargs), None))
+    assert len(found) > 10
+    for old, new in itertools.pairwise([*found, found[0], found[0]]):
+        changed = old.differences(new)
+        assert bool(changed) is not old.same_as(new)
+        assert MARK not in str(changed)
+
+
+@pytest.mark.filterwarnings("ignore:Unknown option")  # PyMongo's
+def test_a_replaced_client_is_logged_without_its_secrets(server_uri: str) -> None:
+    with captured_log() as log:
+        for secret in (MARK, f"{MARK}2"):
+            MongoDBConnectionPool.initialize(server_uri + f"?proxyPasword={secret}")
+    assert MARK not in log.getvalue()
+    assert "with other settings: proxypasword. The old client" in log.getvalue()
 
 
 @contextlib.contextmanager

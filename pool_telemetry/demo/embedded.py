@@ -1,7 +1,8 @@
 """A MongoDB-compatible server as a separate process, for the demo and for tests.
 
 The server is `secantusdb`, an optional extra under the GPL: it is run, never imported. Its data is
-in a temporary folder, which is removed when the server stops.
+in a temporary folder, which is removed when the server stops. The server also ends, with its data,
+when the process that started it ends without a `stop()`, even by SIGKILL.
 """
 
 import re
@@ -18,6 +19,10 @@ from pool_telemetry.errors import PoolTelemetryError
 
 START_SECONDS: Final = 30.0
 STOP_SECONDS: Final = 5.0
+
+# Reads a pipe that nobody writes to: it ends when the process that has its other end is gone.
+# Linux's PDEATHSIG would end the server with the thread that started it, and macOS has none.
+_WATCHDOG: Final = 'read -r _; kill -9 "$1"; rm -rf "$2"'
 
 _LISTENING: Final = re.compile(r"listening on [\d.]+:(\d+)")
 
@@ -47,6 +52,7 @@ class EmbeddedServer:
         self.port = port
         self._arguments = arguments
         self._process: subprocess.Popen[str] | None = None
+        self._watchdog: subprocess.Popen[bytes] | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     @property
@@ -90,6 +96,13 @@ class EmbeddedServer:
             text=True,
             start_new_session=True,  # so that Ctrl-C in the terminal does not reach the server
         )
+        self._watchdog = subprocess.Popen(  # noqa: S603  # our own script; both arguments are ours
+            ["/bin/sh", "-c", _WATCHDOG, "sh", str(self._process.pid), self._folder.name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # it outlives whatever ends this process and its group
+        )
         self._wait_until_it_listens(self._process)
 
     def _wait_until_it_listens(self, process: "subprocess.Popen[str]") -> None:
@@ -121,6 +134,10 @@ class EmbeddedServer:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        watchdog, self._watchdog = self._watchdog, None
+        if watchdog is not None:
+            watchdog.kill()  # before its pipe closes, which it would take for our end
+            watchdog.communicate()
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None

@@ -5,11 +5,14 @@ themselves: endpoint, headers, timeout, compression, resource, export interval, 
 """
 
 import atexit
+import contextlib
 import os
+import socket
 import threading
 import time
 import uuid
 from typing import Final, Literal, get_args
+from urllib.parse import urlsplit
 
 from opentelemetry import metrics as metrics_api
 from opentelemetry import trace
@@ -29,6 +32,17 @@ from pool_telemetry.process import ProcessLock, after_fork, threads_are_known
 Protocol = Literal["grpc", "http/protobuf"]
 
 FLUSH_SECONDS: Final = 5.0
+# For a collector that takes no TCP connection. An exporter learns it from its first attempt, and
+# then retry for 10 s; this is enough for that attempt.
+DEAD_SECONDS: Final = 0.5
+CONNECT_SECONDS: Final = 0.5
+
+Address = tuple[str, int]
+_PROXIES: Final = [
+    form
+    for name in ("grpc_proxy", "http_proxy", "https_proxy", "all_proxy")
+    for form in (name, name.upper())
+]
 
 _lock: Final = ProcessLock()
 _current: "Otlp | None" = None
@@ -50,8 +64,12 @@ class Otlp:
         resource: Resource,
         metric_exporter: MetricExporter | None = None,
         span_exporter: SpanExporter | None = None,
+        *,
+        metric_address: Address | None = None,
+        span_address: Address | None = None,
     ) -> None:
         self._closed = False
+        self._metric_address, self._span_address = metric_address, span_address
         self.meter_provider: MeterProvider | None = None
         self.tracer_provider: TracerProvider | None = None
         self._batches: _Batches | None = None
@@ -82,8 +100,12 @@ class Otlp:
             start_tracing(self.tracer_provider)
 
     def flush(self, timeout_seconds: float = FLUSH_SECONDS) -> None:
-        """Send all metrics and spans now; return after about this time at the latest."""
-        until = time.monotonic() + timeout_seconds
+        """Send all metrics and spans now; return after about this time at the latest.
+
+        If no collector listens, it returns after 1 s.
+        """
+        addresses = {self._metric_address, self._span_address}
+        until = time.monotonic() + max(_patience(one, timeout_seconds) for one in addresses)
         providers = (self.meter_provider, self.tracer_provider)
         # In threads, because the providers wait for their exporters' timeouts, 10 s by default.
         threads = [
@@ -95,7 +117,10 @@ class Otlp:
             thread.join(max(0.0, until - time.monotonic()))
 
     def close(self, timeout_seconds: float = FLUSH_SECONDS) -> None:
-        """Send the remaining data and shut down within about this time; a repeat does nothing."""
+        """Send the remaining data and shut down within about this time; a repeat does nothing.
+
+        If no collector listens, it returns after 1 s.
+        """
         global _current
         with _lock:
             if self._closed:
@@ -107,12 +132,25 @@ class Otlp:
         until = time.monotonic() + timeout_seconds
         if self.tracer_provider is not None and self._batches is not None:
             stop_tracing(self.tracer_provider)
-            self._batches.seconds = timeout_seconds
+            self._batches.seconds = _patience(self._span_address, timeout_seconds)
             self.tracer_provider.shutdown()
         if self.meter_provider is not None:
             # A collector that did not accept the spans won't accept the metrics in time either.
-            self.meter_provider.shutdown(max(0.1, until - time.monotonic()) * 1e3)
+            left = max(0.1, until - time.monotonic())
+            self.meter_provider.shutdown(_patience(self._metric_address, left) * 1e3)
             unregister(self.meter_provider)
+
+
+def _patience(address: Address | None, timeout_seconds: float) -> float:
+    """Return the seconds for a last export: few if nothing listens at the address.
+
+    None, an address that is not known, has the whole time.
+    """
+    if address is None:
+        return timeout_seconds
+    with contextlib.suppress(OSError), socket.create_connection(address, CONNECT_SECONDS):
+        return timeout_seconds
+    return min(timeout_seconds, DEAD_SECONDS)
 
 
 class _Batches(BatchSpanProcessor):
@@ -135,7 +173,10 @@ def configure_otlp(
 
     Makes its own providers and sets them as the global ones, except if others are already set.
     OpenTelemetry lets them be set only once, so after a `close()` they are not set again. A
-    repeated call returns the same providers. A missing collector causes only log lines.
+    repeated call returns the same providers.
+
+    A missing collector costs log lines, and about 1 s at the end of the process. A collector that
+    accepts connections but does not answer costs 5 s there.
 
     Args:
         service_name: The service's name; by default `OTEL_SERVICE_NAME`.
@@ -157,14 +198,13 @@ def configure_otlp(
     with _lock:
         if _current is None:
             _service_name = service_name
+            by = {signal: _protocol(protocol, signal) for signal in ("METRICS", "TRACES")}
             _current = Otlp(
                 _resource(),
-                _metric_exporter(_protocol(protocol, "METRICS"), endpoint)
-                if _wanted(metrics, "METRICS")
-                else None,
-                _span_exporter(_protocol(protocol, "TRACES"), endpoint)
-                if _wanted(traces, "TRACES")
-                else None,
+                _metric_exporter(by["METRICS"], endpoint) if _wanted(metrics, "METRICS") else None,
+                _span_exporter(by["TRACES"], endpoint) if _wanted(traces, "TRACES") else None,
+                metric_address=_address(by["METRICS"], "METRICS", endpoint),
+                span_address=_address(by["TRACES"], "TRACES", endpoint),
             )
             _make_global(_current)
         return _current
@@ -215,6 +255,24 @@ def _protocol(given: str | None, signal: str) -> str:
     if given not in get_args(Protocol):
         raise PoolConfigurationError(f"protocol is {shown(given)}: use grpc or http/protobuf")
     return given
+
+
+def _address(protocol: str, signal: str, endpoint: str | None) -> Address | None:
+    """Return where the exporter of a signal connects to; None if it is not known.
+
+    Behind a proxy, which exporters read from the environment, that is another address.
+    """
+    if any(os.environ.get(name) for name in _PROXIES):
+        return None
+    for name in (f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"):
+        endpoint = endpoint or os.environ.get(name)
+    grpc = protocol == "grpc"
+    url = urlsplit(endpoint or f"http://localhost:{4317 if grpc else 4318}")
+    try:
+        port = url.port or (None if grpc else {"http": 80, "https": 443}.get(url.scheme))
+    except ValueError:
+        return None
+    return (url.hostname, port) if url.hostname and port else None
 
 
 def _metric_exporter(protocol: str, endpoint: str | None) -> MetricExporter:

@@ -22,6 +22,8 @@ from pool_telemetry.watch.callbacks import Callbacks
 
 LOOK_SECONDS: Final = 0.5
 TOP_HOLDERS: Final = 5
+# Stacks that one look reads: each takes some 0.1 ms, and thousands may be in use.
+MAX_STACKS: Final = 100
 
 _log = logging.getLogger("pool_telemetry.watch")
 
@@ -222,7 +224,8 @@ def _tell_exhausted(watched: Watched, stats: PoolStats, seen: _Seen) -> None:
 
 def _tell_recovered(watched: Watched, stats: PoolStats, seen: _Seen) -> None:
     episode = _episode(stats, seen)
-    _log.info(
+    # The end has the level of the beginning: a reader who saw the one needs the other.
+    _log.warning(
         "pool %r %s after %.2f s of exhaustion: at most %d waited, %d checkouts timed "
         "out; it was held by %s",
         episode.pool,
@@ -260,16 +263,20 @@ def _look_for_long_checkouts(
         return
     held, holders = watched.holding(state)
     name, now = pool_name(watched.name, state.address), watched.now()
-    for conn_id, (holder, who) in list(seen.long.items()):
-        if held.get(conn_id) != holder:
-            del seen.long[conn_id]
-            _log.info(
+    ended = [(i, *long) for i, long in seen.long.items() if held.get(i) != long[0]]
+    how = "closed" if stats.phase != "ready" else "back"
+    for number, (conn_id, holder, who) in enumerate(ended):
+        del seen.long[conn_id]
+        if number < TOP_HOLDERS:
+            _log.warning(
                 "the connection of pool %r that %s held is %s after %.2f s",
                 name,
                 who,
-                "closed" if stats.phase != "ready" else "back",
+                how,
                 now - holder[1],
             )
+    if (others := len(ended) - TOP_HOLDERS) > 0:
+        _log.warning("%d more connections of pool %r that were held are %s", others, name, how)
     new = [i for i, one in holders.items() if one.seconds >= limit and i not in seen.long]
     for conn_id in new:
         seen.long[conn_id] = held[conn_id], holders[conn_id].who
@@ -278,23 +285,34 @@ def _look_for_long_checkouts(
         return
     new.sort(key=lambda i: holders[i].seconds, reverse=True)
     waiters, elsewhere = state.waiters(), state.holders()[1]
-    for conn_id in new[:TOP_HOLDERS]:
+    at_place: dict[tuple[bool, tuple[str, ...]], list[CallerStats]] = {}
+    for conn_id in new[:MAX_STACKS]:
         actor = held[conn_id][0]
         gone_on = actor in waiters or conn_id in elsewhere
+        at_place.setdefault((gone_on, tuple(stack_of(actor))), []).append(holders[conn_id])
+    reported = list(at_place.items())[:TOP_HOLDERS]
+    for (gone_on, stack), callers in reported:
         _log.warning(
-            "a connection of pool %r is held by %s; now%s at\n  %s",
+            "%s of pool %r %s held by %s; now%s at\n  %s",
+            "a connection" if len(callers) == 1 else f"{len(callers)} connections",
             name,
-            holders[conn_id].in_words(),
+            "is" if len(callers) == 1 else "are",
+            _in_words(callers),
             ", busy with something else," if gone_on else "",
-            "\n  ".join(stack_of(actor)) or "(it is gone)",
+            "\n  ".join(stack) or "(it is gone)",
         )
-    if len(new) > TOP_HOLDERS:
+    if others := len(new) - sum(len(callers) for _, callers in reported):
         _log.warning(
-            "%d more connections of pool %r are held for %g s or more",
-            len(new) - TOP_HOLDERS,
-            name,
-            limit,
+            "%d more connections of pool %r are held for %g s or more", others, name, limit
         )
+
+
+def _in_words(callers: list[CallerStats]) -> str:
+    """Return the first callers in words, and the number of the others."""
+    words = [one.in_words() for one in callers[:TOP_HOLDERS]]
+    if others := len(callers) - len(words):
+        words.append(f"{others} more")
+    return "; ".join(words)
 
 
 @after_fork

@@ -14,6 +14,7 @@ from pool_telemetry.demo.embedded import EmbeddedServer
 from pool_telemetry.uri import mask_uri
 from tests.benchmarks.crowd import run_crowd
 from tests.benchmarks.events import run_events
+from tests.benchmarks.importing import run_import
 from tests.benchmarks.in_place import run_in_place
 from tests.benchmarks.measure import FULL, QUICK, show_goals, yardstick
 from tests.benchmarks.memory import run_memory
@@ -45,6 +46,7 @@ def main() -> None:
         run_in_place(effort, uri)
         goals += run_spans(effort, uri)
         goals += [*run_memory(effort), *run_reading(effort, uri), *run_crowd(effort, uri)]
+        goals += run_import(effort)
     show_goals(goals)
     print(f"\n{time.monotonic() - began:.0f} s")
 
