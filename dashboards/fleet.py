@@ -20,8 +20,8 @@ from dashboards.panels import (
 )
 from pool_telemetry import catalog
 from pool_telemetry.catalog import CLIENT_INFO
-from pool_telemetry.monitoring.alerts import Thresholds
 from pool_telemetry.monitoring.promql import HOST, POOL, PORT, PROCESS, Promql
+from pool_telemetry.monitoring.thresholds import Thresholds
 from pool_telemetry.prometheus import prometheus_label
 
 UID: Final = "pool-telemetry-fleet"

@@ -9,8 +9,8 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from dashboards.fleet import fleet
 from dashboards.pool import pool
 from pool_telemetry.catalog import CATALOG, POOL_ATTRIBUTES, Metric
-from pool_telemetry.monitoring.alerts import Thresholds
 from pool_telemetry.monitoring.files import LAYOUT, rules
+from pool_telemetry.monitoring.thresholds import Thresholds
 from pool_telemetry.prometheus import prometheus_name
 
 HERE: Final = Path(__file__).parent

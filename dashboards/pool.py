@@ -28,7 +28,6 @@ from dashboards.panels import (
 )
 from pool_telemetry import catalog
 from pool_telemetry.catalog import Metric
-from pool_telemetry.monitoring.alerts import Thresholds
 from pool_telemetry.monitoring.promql import (
     COMMAND,
     ERROR,
@@ -41,6 +40,7 @@ from pool_telemetry.monitoring.promql import (
     STATE,
     Promql,
 )
+from pool_telemetry.monitoring.thresholds import Thresholds
 
 UID: Final = "pool-telemetry-pool"
 RUNBOOKS: Final = Path(__file__).parent / "runbooks.md"

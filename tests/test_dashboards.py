@@ -15,7 +15,8 @@ from dashboards import generate
 from pool_telemetry import PoolConfigurationError, catalog, cli
 from pool_telemetry.catalog import CATALOG, POOL_ATTRIBUTES
 from pool_telemetry.monitoring import files
-from pool_telemetry.monitoring.alerts import Thresholds, alerts
+from pool_telemetry.monitoring.alerts import alerts
+from pool_telemetry.monitoring.thresholds import Thresholds
 from pool_telemetry.prometheus import prometheus_label, prometheus_name
 from tests.grafana import BOARDS, ROOT, board, panels
 from tests.needs import needs

@@ -14,8 +14,10 @@ import pytest
 from pool_telemetry import catalog
 from pool_telemetry.catalog import Metric
 from pool_telemetry.monitoring import files
-from pool_telemetry.monitoring.alerts import Thresholds, alerts, recorded
+from pool_telemetry.monitoring.alerts import alerts
 from pool_telemetry.monitoring.promql import OUTCOME, POOL, REASON, STATE
+from pool_telemetry.monitoring.recording_rules import recording_rules
+from pool_telemetry.monitoring.thresholds import Thresholds
 from pool_telemetry.prometheus import prometheus_name
 from tests.needs import needs
 
@@ -420,7 +422,7 @@ def test_what_is_recorded_is_of_each_job(tmp_path: Path) -> None:
         "job:db_client_connection_use_time_seconds:p99_5m": 0.375,
         "job:db_client_operation_duration_seconds:p99_5m": 0.375,
     }
-    assert values.keys() == recorded().keys()
+    assert values.keys() == recording_rules().keys()
     wait = prometheus_name(catalog.WAIT_SECONDS)
     both = BUSY | {key.replace("app:8000", "app:9000"): value for key, value in BUSY.items()}
     for other in (catalog.USE_SECONDS, catalog.OPERATION_SECONDS):

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from pool_telemetry.errors import PoolConfigurationError
-from pool_telemetry.monitoring.alerts import Thresholds, alerts
+from pool_telemetry.monitoring.alerts import alerts
 from pool_telemetry.monitoring.rule_files import grafana_alerts, prometheus_rules
+from pool_telemetry.monitoring.thresholds import Thresholds
 
 GRAFANA: Final = "http://localhost:3000"
 

@@ -70,6 +70,16 @@ class Promql:
         used = used or self.in_use()
         return f"{used} / ignoring ({STATE}) {self.of(catalog.MAX_SIZE)}"
 
+    def average_share_of_max(self) -> str:
+        """Return the average share of maxPoolSize in use, of pools that are 5 minutes old."""
+        # Of a younger pool the average would be made of few samples.
+        is_old_enough = f"{self.of(catalog.MAX_SIZE)} offset 5m"
+        return f"{self.share_of_max(f'avg_over_time({self.in_use()}[5m])')} and {is_old_enough}"
+
+    def all_checkouts(self) -> str:
+        """Return how many checkouts end per second, of all outcomes, by pool."""
+        return f"sum without ({OUTCOME}) ({self.rate(catalog.CHECKOUTS)})"
+
     def in_use(self) -> str:
         """Return the connections in use, by pool."""
         return self.of(catalog.CONNECTIONS, f'{STATE}="used"')

@@ -1,6 +1,7 @@
 """The alerts as files: rules for Prometheus, and the same for Grafana's own alerting.
 
-Both are made of `alerts.py`, for the jobs, limits and addresses that are asked for.
+`files` calls it, with the alerts and addresses of one place. Which alerts there are, and from which
+value they fire, is not decided here.
 """
 
 import json
@@ -8,13 +9,17 @@ import string
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from pool_telemetry.monitoring.alerts import ALSO, Alert, recorded
+from pool_telemetry import catalog
+from pool_telemetry.monitoring.model import Alert
 from pool_telemetry.monitoring.promql import POOL, PROCESS, Promql
+from pool_telemetry.monitoring.recording_rules import recording_rules
 
 FOLDER: Final = "MongoDB connection pools"
 
 _FORMATS: Final = {"share": "humanizePercentage", "seconds": "humanizeDuration"}
 _SERIES: Final = (*PROCESS, POOL)
+# What a description may quote as it is at that moment, by the name that it uses.
+_CURRENT: Final = {"waiting": catalog.WAITING, "max_size": catalog.MAX_SIZE}
 
 
 def prometheus_rules(alerts: tuple[Alert, ...], runbooks: Mapping[str, str]) -> str:
@@ -24,7 +29,7 @@ def prometheus_rules(alerts: tuple[Alert, ...], runbooks: Mapping[str, str]) -> 
         alerts: Which.
         runbooks: Their addresses, by the alerts' names.
     """
-    rules = [{"record": name, "expr": expr} for name, expr in recorded().items()]
+    rules = [{"record": name, "expr": expr} for name, expr in recording_rules().items()]
     groups = {
         "pool_telemetry.recorded": rules,
         "pool_telemetry.alerts": [_prometheus(alert, runbooks[alert.name]) for alert in alerts],
@@ -33,11 +38,11 @@ def prometheus_rules(alerts: tuple[Alert, ...], runbooks: Mapping[str, str]) -> 
 
 
 def _prometheus(alert: Alert, runbook: str) -> dict[str, Any]:
-    also = {name: _asked(Promql().of(metric)) for name, metric in ALSO.items()}
+    also = {name: _asked(Promql().of(metric)) for name, metric in _CURRENT.items()}
     return {
         "alert": alert.name,
         "expr": f"({alert.value}) > {_exact(alert.limit)}",
-        "for": alert.hold,
+        "for": alert.pending_for,
         "labels": {"severity": alert.severity},
         "annotations": _annotations(alert, runbook, "$value", also),
     }
@@ -98,8 +103,8 @@ def grafana_alerts(
 
 
 def _grafana(alert: Alert, runbook: str, datasource: str) -> dict[str, Any]:
-    wanted = {field for _, field, _, _ in string.Formatter().parse(alert.text)}
-    also = {name: metric for name, metric in ALSO.items() if name in wanted}
+    wanted = {field for _, field, _, _ in string.Formatter().parse(alert.description)}
+    also = {name: metric for name, metric in _CURRENT.items() if name in wanted}
     source = {"type": "prometheus", "uid": datasource}
     queries = {"A": alert.value, **{f"ALSO_{n}": Promql().of(m) for n, m in also.items()}}
     return {
@@ -130,7 +135,7 @@ def _grafana(alert: Alert, runbook: str, datasource: str) -> dict[str, Any]:
         ],
         "noDataState": "OK",  # nothing above its limit is no series; a silence has its own alert
         "execErrState": "Error",
-        "for": alert.hold,
+        "for": alert.pending_for,
         "labels": {"severity": alert.severity},
         "annotations": _annotations(
             alert,
@@ -156,7 +161,7 @@ def _annotations(alert: Alert, runbook: str, value: str, also: Mapping[str, str]
     }
     return {
         "summary": alert.summary.format(**words),
-        "description": alert.text.format(**words),
+        "description": alert.description.format(**words),
         "runbook_url": runbook,
     }
 
