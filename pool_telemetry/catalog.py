@@ -1,8 +1,9 @@
 """Every metric, one row each: its name, instrument, unit, meaning, attributes, and how to read it.
 
-Names, units and attributes are OpenTelemetry's semantic conventions for database clients; what
-they lack is under `mongodb.client.*`. No other file spells a metric's name. Exporters walk
-`CATALOG` and translate; a new metric is one new row. Who asks for one metric takes its row.
+Names, units and attributes follow OpenTelemetry's semantic conventions for database clients; what
+the conventions lack is named `mongodb.client.*`. The exporters walk `CATALOG` and translate each
+row, so a new metric is one new row. Code that needs one metric imports its row: no other file
+spells a metric's name, and no exporter's library belongs here.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from pool_telemetry.version import __version__
 Instrument = Literal["counter", "updowncounter", "gauge", "histogram"]
 Value = float | HistogramStats
 Points = Iterator[tuple[tuple[str, ...], Value]]
-"""Attributes' values, and the value."""
+"""The values of a metric's attributes, in order, and the metric's value."""
 
 POOL_ATTRIBUTES: Final = (
     "db.client.connection.pool.name",
@@ -27,14 +28,15 @@ POOL_ATTRIBUTES: Final = (
 )
 """On every metric: `NAME@host:port` (`host:port` for an unnamed client), host, port.
 
-Where a value belongs to the client as a whole: its NAME, and no host and port.
+A value of the client as a whole has the client's NAME, and an empty host and port.
 """
 
 DB_SYSTEM: Final = ("db.system.name", "mongodb")
 
 WAIT_TIME: Final = "mongodb.client.pool.wait_time"
-"""On a command's span: how long it waited for its connection, in seconds. Absent on a further
-command over the same connection.
+"""On a command's span: how long its caller waited for the connection, in seconds.
+
+Absent on later commands of the same checkout.
 """
 
 CROWD_ATTRIBUTES: Final = (
@@ -43,8 +45,8 @@ CROWD_ATTRIBUTES: Final = (
     "mongodb.client.pool.waiting",
     "mongodb.client.pool.max_size",
 )
-"""On the span of a failed checkout, what `Crowd` has: connections, those in use, callers who still
-wait, maxPoolSize (absent when unlimited).
+"""On the span of a failed checkout, the fields of `Crowd`: the pool's connections, how many are in
+use, how many callers still wait, and maxPoolSize (absent when unlimited).
 """
 
 _STATE: Final = ("db.client.connection.state",)
@@ -60,10 +62,15 @@ _OPERATION: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One row. Unit is UCUM, where braces only annotate.
+    """One metric.
 
-    `read` yields the values of POOL_ATTRIBUTES and of the metric's own attributes, in their order,
-    and the value; nothing for "unknown". `bounds` are a histogram's.
+    Attributes:
+        unit: In UCUM's notation, in which a word in braces is only an annotation.
+        description: One sentence; Prometheus shows it as HELP.
+        read: Yields one point for each series: the values of POOL_ATTRIBUTES and then of
+            `attributes`, in order, and the value. It yields nothing for an unknown value.
+        attributes: The metric's own attributes, besides POOL_ATTRIBUTES.
+        bounds: The upper bounds of a histogram's buckets; empty for other instruments.
     """
 
     name: str
@@ -93,7 +100,7 @@ def _value(read: Callable[[PoolStats], Value | None]) -> Callable[[ClientStats],
 
 
 def _while_open(read: Callable[[PoolStats], float | None]) -> Callable[[ClientStats], Points]:
-    """Yield nothing once the pool is closed: its limits and its server's health are history."""
+    """Yield nothing once the pool is closed, because its limits and its server no longer count."""
     return _value(lambda pool: None if pool.phase == "closed" else read(pool))
 
 
@@ -147,7 +154,7 @@ def _of_agents(read: Callable[[AgentStats], int]) -> Callable[[ClientStats], Poi
 
 
 def _telemetry_errors(client: ClientStats) -> Points:
-    # A broken event may not even say which server it is from: so the client's name, and no server.
+    # A malformed event may not name its server, so the errors are counted by client.
     yield (client.name, "", ""), client.telemetry_errors
 
 
@@ -156,7 +163,7 @@ CATALOG: Final = (
         "db.client.connection.count",
         "updowncounter",
         "{connection}",
-        "Connections that are ready, by state",
+        "The number of ready connections, by state: used, or idle in the pool.",
         _by(lambda pool: {"idle": pool.idle, "used": pool.in_use}),
         _STATE,
     ),
@@ -164,28 +171,28 @@ CATALOG: Final = (
         "db.client.connection.max",
         "updowncounter",
         "{connection}",
-        "maxPoolSize, absent when unlimited",
+        "The most connections that the pool may have (maxPoolSize); absent when unlimited.",
         _while_open(lambda pool: pool.max_size),
     ),
     WAITING := Metric(
         "db.client.connection.pending_requests",
         "updowncounter",
         "{request}",
-        "Callers waiting for a connection",
+        "The number of callers that are waiting for a connection.",
         _value(lambda pool: pool.waiting),
     ),
     TIMEOUTS := Metric(
         "db.client.connection.timeouts",
         "counter",
         "{timeout}",
-        "Checkouts that timed out waiting for a connection",
+        "The number of checkouts that failed because no connection was free in time.",
         _value(lambda pool: pool.checkouts["timeout"]),
     ),
     WAIT_SECONDS := Metric(
         "db.client.connection.wait_time",
         "histogram",
         "s",
-        "Time to obtain a connection",
+        "The time that it took a caller to obtain a connection.",
         _value(lambda pool: pool.wait_time),
         bounds=POOL_BOUNDS,
     ),
@@ -193,7 +200,7 @@ CATALOG: Final = (
         "db.client.connection.use_time",
         "histogram",
         "s",
-        "Time a connection was held",
+        "The time that a caller held a connection before it was checked in.",
         _value(lambda pool: pool.use_time),
         bounds=POOL_BOUNDS,
     ),
@@ -201,7 +208,7 @@ CATALOG: Final = (
         "db.client.connection.create_time",
         "histogram",
         "s",
-        "Time to open a connection: TCP, TLS and authentication included",
+        "The time that it took to open a connection, with TCP, TLS and authentication.",
         _value(lambda pool: pool.create_time),
         bounds=POOL_BOUNDS,
     ),
@@ -209,7 +216,7 @@ CATALOG: Final = (
         "db.client.operation.duration",
         "histogram",
         "s",
-        "Duration of one command, from first byte to reply",
+        "The time from the first byte of a command to the server's reply.",
         _operations,
         _OPERATION,
         OPERATION_BOUNDS,
@@ -218,21 +225,21 @@ CATALOG: Final = (
         "mongodb.client.pool.min",
         "updowncounter",
         "{connection}",
-        "minPoolSize, which bounds the total of connections",
+        "The fewest connections that the pool keeps open (minPoolSize).",
         _while_open(lambda pool: pool.min_size),
     ),
     OPENING := Metric(
         "mongodb.client.pool.opening",
         "updowncounter",
         "{connection}",
-        "Connections being established",
+        "The number of connections that are being established.",
         _value(lambda pool: pool.opening),
     ),
     CHECKOUTS := Metric(
         "mongodb.client.pool.checkouts",
         "counter",
         "{checkout}",
-        "Checkouts that ended, by outcome",
+        "The number of checkouts that ended, by outcome.",
         _by(lambda pool: pool.checkouts),
         ("outcome",),
     ),
@@ -240,14 +247,14 @@ CATALOG: Final = (
         "mongodb.client.pool.connections.created",
         "counter",
         "{connection}",
-        "Connections created",
+        "The number of connections that the pool created.",
         _value(lambda pool: pool.created),
     ),
     CLOSED := Metric(
         "mongodb.client.pool.connections.closed",
         "counter",
         "{connection}",
-        "Connections closed, by reason",
+        "The number of connections that the pool closed, by reason.",
         _by(lambda pool: pool.closed),
         ("reason",),
     ),
@@ -255,84 +262,84 @@ CATALOG: Final = (
         "mongodb.client.pool.cleared",
         "counter",
         "{clear}",
-        "Times the pool was cleared",
+        "The number of times that PyMongo cleared the pool, after an error.",
         _value(lambda pool: pool.cleared),
     ),
     READY := Metric(
         "mongodb.client.pool.ready",
         "updowncounter",
         "{pool}",
-        "1 while the pool is ready, 0 while it is paused",
+        "1 while the pool is ready for checkouts, 0 while PyMongo has paused it.",
         _while_open(lambda pool: int(pool.phase == "ready")),
     ),
     EXHAUSTED := Metric(
         "mongodb.client.pool.exhausted",
         "updowncounter",
         "{pool}",
-        "1 while callers wait because all of maxPoolSize is taken",
+        "1 while callers wait because all maxPoolSize connections are in use, else 0.",
         _value(lambda pool: int(pool.exhausted)),
     ),
     EXHAUSTIONS := Metric(
         "mongodb.client.pool.exhaustions",
         "counter",
         "{exhaustion}",
-        "Episodes of exhaustion",
+        "The number of times that the pool became exhausted.",
         _value(lambda pool: pool.exhaustions),
     ),
     EXHAUSTED_SECONDS := Metric(
         "mongodb.client.pool.exhausted_time",
         "counter",
         "s",
-        "Time the pool was exhausted",
+        "The total time that the pool was exhausted.",
         _value(lambda pool: pool.exhausted_time),
     ),
     OLDEST_WAIT := Metric(
         "mongodb.client.pool.oldest_wait",
         "gauge",
         "s",
-        "Age of the oldest waiter, 0 when nobody waits",
+        "The time that the longest waiting caller has waited, 0 when no caller waits.",
         _value(lambda pool: pool.oldest_wait),
     ),
     LONGEST_CHECKOUT := Metric(
         "mongodb.client.pool.longest_checkout",
         "gauge",
         "s",
-        "Age of the longest checkout still open, 0 when none is",
+        "The age of the oldest checkout that is still open, 0 when none is.",
         _value(lambda pool: pool.longest_checkout),
     ),
     PEAK_WAITING := Metric(
         "mongodb.client.pool.peak_waiting",
         "gauge",
         "{request}",
-        "Longest queue of this exhaustion, or of the last one",
+        "The most callers that waited at once in the current or the last exhaustion.",
         _value(lambda pool: pool.peak_waiting),
     ),
     HELD_IDLE := Metric(
         "mongodb.client.pool.held_idle",
         "updowncounter",
         "{connection}",
-        "Connections in use on which no command ran for a second or more",
+        "The number of connections in use that ran no command for a second or more.",
         _value(lambda pool: pool.held_idle),
     ),
     RETRIES := Metric(
         "mongodb.client.pool.retries",
         "counter",
         "{checkout}",
-        "Checkouts of callers whose last one had timed out within a second before",
+        "The number of checkouts that began within a second of the same caller's timeout.",
         _value(lambda pool: pool.retries),
     ),
     LONG_CHECKOUTS := Metric(
         "mongodb.client.pool.long_checkouts",
         "counter",
         "{checkout}",
-        "Checkouts that were open for longer than long_checkout_seconds",
+        "The number of checkouts that stayed open longer than long_checkout_seconds.",
         _value(lambda pool: pool.long_checkouts),
     ),
     OWNER_SECONDS := Metric(
         "mongodb.client.pool.owner.held_time",
         "counter",
         "s",
-        "Time connections were held on behalf of an owner, where owner_metrics is set",
+        "The total time that an owner held connections; only with owner_metrics.",
         _of_owners(lambda owner: owner.seconds),
         ("mongodb.client.owner",),
     ),
@@ -340,7 +347,7 @@ CATALOG: Final = (
         "mongodb.client.pool.owner.checkouts",
         "counter",
         "{checkout}",
-        "Checkouts that ended on behalf of an owner, where owner_metrics is set",
+        "The number of checkouts of an owner that ended; only with owner_metrics.",
         _of_owners(lambda owner: owner.checkouts),
         ("mongodb.client.owner",),
     ),
@@ -348,28 +355,28 @@ CATALOG: Final = (
         "mongodb.client.agent.turns",
         "counter",
         "{turn}",
-        "Turns that agents with sessions here ended",
+        "The number of turns that ended, of agents whose sessions this client stores.",
         _of_agents(lambda agents: agents.turns),
     ),
     AGENT_OPERATIONS := Metric(
         "mongodb.client.agent.operations",
         "counter",
         "{operation}",
-        "Operations for agents' sessions",
+        "The number of operations that the client ran for agents' sessions.",
         _of_agents(lambda agents: agents.operations),
     ),
     AGENT_CONFLICTS := Metric(
         "mongodb.client.agent.conflicts",
         "counter",
         "{conflict}",
-        "Messages refused, for somebody else had continued the session",
+        "The number of messages refused because another writer continued the session.",
         _of_agents(lambda agents: agents.conflicts),
     ),
     CLIENT_INFO := Metric(
         "mongodb.client.info",
         "updowncounter",
         "{client}",
-        "1 for each client, with its versions; the server's where it is known",
+        "1 for each client, with its versions; the server's is empty until it is known.",
         _info,
         ("pool_telemetry.version", "pymongo.version", "mongodb.server.version"),
     ),
@@ -377,21 +384,21 @@ CATALOG: Final = (
         "mongodb.client.pool.telemetry_errors",
         "counter",
         "{error}",
-        "Failures inside the telemetry's own listeners; anything but 0 is a bug of ours",
+        "The number of events that pool_telemetry failed to process; normally 0.",
         _telemetry_errors,
     ),
     SERVER_UP := Metric(
         "mongodb.client.server.up",
         "updowncounter",
         "{server}",
-        "1 while the server answers heartbeats, 0 while it does not",
+        "1 while the server answers heartbeats, 0 while it does not.",
         _while_open(lambda pool: None if pool.up is None else int(pool.up)),
     ),
     SERVER_RTT := Metric(
         "mongodb.client.server.rtt",
         "gauge",
         "s",
-        "Round-trip time to the server, by heartbeats",
+        "The round-trip time to the server, measured by heartbeats.",
         _while_open(lambda pool: pool.rtt),
     ),
 )
