@@ -1,4 +1,8 @@
-"""How our panels look: one function for each kind, so that all of a kind look alike."""
+"""How panels look: one function for each kind, so that all panels of a kind look alike.
+
+`pool` and `fleet` call them. Only this module and `generate` know the Grafana SDK's builders; no
+query and no metric is chosen here.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,18 +31,18 @@ from pool_telemetry.monitoring.promql import Promql
 
 DATASOURCE: Final = d.DataSourceRef(type_val="prometheus", uid="${datasource}")
 TAG: Final = "pool_telemetry"
-RUNBOOKS_PANEL: Final = 100  # a number that stays: links lead there
+RUNBOOKS_PANEL: Final = 100  # fixed, because links lead to it
 RUNBOOKS: Final = f"/d/pool-telemetry-pool?viewPanel={RUNBOOKS_PANEL}"
 PROCESSES: Final = 'job=~"$job", instance=~"$instance"'
 OK, WARNING, CRITICAL = "green", "orange", "red"
 
-Panel = Any  # the builders of the SDK share no class
+Panel = Any  # the SDK's builders have no base class in common
 Steps = Sequence[tuple[float, str]]
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One question of a panel, and how its series are called."""
+    """One query of a panel, and the legend of its series."""
 
     expr: str
     legend: str = ""
@@ -46,7 +50,7 @@ class Query:
 
 
 def warn(warning: float, critical: float | None = None) -> Steps:
-    """Return the steps of a number that is worse the higher it is."""
+    """Return the colour steps of a number that is worse the higher it is."""
     steps = [(warning, WARNING)]
     return steps if critical is None else [*steps, (critical, CRITICAL)]
 
@@ -59,7 +63,7 @@ def number(
     steps: Steps = (),
     mappings: Sequence[d.ValueMap] = (),
 ) -> Panel:
-    """Return one number, coloured by its steps, over its past; or a word, on a coloured ground."""
+    """Return one number over a graph of its past, or with `mappings` one word on its colour."""
     panel = (
         stat.Panel()
         .graph_mode(c.BigValueGraphMode.AREA)
@@ -70,7 +74,7 @@ def number(
     )
     if mappings:
         panel.mappings(list(mappings)).graph_mode(c.BigValueGraphMode.NONE)
-    return _dressed(panel, title, description, queries, unit, steps, instant=bool(mappings))
+    return _finished(panel, title, description, queries, unit, steps, instant=bool(mappings))
 
 
 def lines(
@@ -82,7 +86,7 @@ def lines(
     stacked: bool = False,
     colors: dict[str, str] | None = None,
 ) -> Panel:
-    """Return series over time, with the steps drawn as lines; `colors` by the series' names."""
+    """Return series over time, with the steps as dashed lines; `colors` are by series name."""
     panel = (
         timeseries.Panel()
         .min(0)
@@ -110,7 +114,7 @@ def lines(
         )
     for name, color in (colors or {}).items():
         panel.override_by_name(name, _color(color) + (_AS_LINE if name in LIMITS else []))
-    return _dressed(panel, title, description, queries, unit, steps)
+    return _finished(panel, title, description, queries, unit, steps)
 
 
 LIMITS: Final = ("max", "limit", "possible")
@@ -126,7 +130,7 @@ def _color(color: str) -> list[d.DynamicConfigValue]:
 
 
 def heat_map(title: str, description: str, query: Query, unit: str = "s") -> Panel:
-    """Return a histogram's buckets over time."""
+    """Return a histogram's buckets over time, as a heat map."""
     panel = (
         heatmap.Panel()
         .calculate(False)
@@ -145,13 +149,13 @@ def heat_map(title: str, description: str, query: Query, unit: str = "s") -> Pan
         .span(12)
         .height(8)
     )
-    return _dressed(panel, title, description, [query], "short", (), PromQueryFormat.HEATMAP)
+    return _finished(panel, title, description, [query], "short", (), PromQueryFormat.HEATMAP)
 
 
 def ranking(
     title: str, description: str, query: Query, unit: str = "short", steps: Steps = ()
 ) -> Panel:
-    """Return the present values as bars, the highest first."""
+    """Return the current values as bars, the highest first."""
     panel = (
         bargauge.Panel()
         .orientation(c.VizOrientation.HORIZONTAL)
@@ -161,11 +165,11 @@ def ranking(
         .span(8)
         .height(9)
     )
-    return _dressed(panel, title, description, [query], unit, steps, instant=True)
+    return _finished(panel, title, description, [query], unit, steps, instant=True)
 
 
 def rows_of(title: str, description: str, query: Query, columns: dict[str, str]) -> Panel:
-    """Return a table of a query's labels and value; `columns` are their headings, in order."""
+    """Return a table of a query's labels and value; `columns` has their headings, in order."""
     order = {name: number for number, name in enumerate(columns)}
     options = {"excludeByName": {"Time": True}, "indexByName": order, "renameByName": columns}
     panel = (
@@ -174,11 +178,11 @@ def rows_of(title: str, description: str, query: Query, columns: dict[str, str])
         .span(24)
         .height(7)
     )
-    return _dressed(panel, title, description, [query], "short", (), PromQueryFormat.TABLE, True)
+    return _finished(panel, title, description, [query], "short", (), PromQueryFormat.TABLE, True)
 
 
 def states(title: str, description: str, *queries: Query, mappings: list[Any]) -> Panel:
-    """Return what was in which state when."""
+    """Return a timeline of states, one bar for each series."""
     panel = (
         statetimeline.Panel()
         .show_value(c.VisibilityMode.NEVER)
@@ -189,17 +193,17 @@ def states(title: str, description: str, *queries: Query, mappings: list[Any]) -
         .span(12)
         .height(8)
     )
-    return _dressed(panel, title, description, queries, "short", [(1, OK)], base=CRITICAL)
+    return _finished(panel, title, description, queries, "short", [(1, OK)], base=CRITICAL)
 
 
 def words(title: str, description: str, markdown: str, ident: int) -> Panel:
-    """Return a text, in a panel of this number."""
+    """Return a panel of text, with a fixed id that links can use."""
     panel = text.Panel().mode(TextMode.MARKDOWN).content(markdown).span(12).height(4).id(ident)
     return panel.title(title).description(description)
 
 
 def mapping(names: dict[int, tuple[str, str]]) -> list[d.ValueMap]:
-    """Return what to show, and in which colour, for values."""
+    """Return the mapping from values to a text and its colour."""
     options = {
         str(value): d.ValueMappingResult(text=shown, color=color, index=index)
         for index, (value, (shown, color)) in enumerate(names.items())
@@ -218,12 +222,12 @@ def board(
     """Return a dashboard.
 
     Args:
-        title: Its name.
-        uid: By which others link to it.
-        description: What it is for.
-        variables: Beside the data source.
-        rows: Their headings, and their panels.
-        annotations: Their names, colours and queries.
+        title: The name that Grafana shows.
+        uid: The id by which links find the dashboard.
+        description: What the dashboard is for.
+        variables: Its variables, besides the data source.
+        rows: The heading and the panels of each row.
+        annotations: The name, colour and query of each annotation.
     """
     built = (
         dashboard.Dashboard(title)
@@ -270,7 +274,7 @@ def board(
 
 
 def choice(name: str, shown: str, values: str) -> Any:
-    """Return a variable whose values are those of a label; by default all."""
+    """Return a variable that chooses values of a label; by default all."""
     return (
         dashboard.QueryVariable(name)
         .label(shown)
@@ -286,7 +290,7 @@ def choice(name: str, shown: str, values: str) -> Any:
 
 
 def processes() -> list[Any]:
-    """Return the variables that choose processes."""
+    """Return the variables that choose processes: job and instance."""
     info = Promql().of(CLIENT_INFO)
     of_job = Promql('job=~"$job"').of(CLIENT_INFO)
     return [
@@ -296,14 +300,14 @@ def processes() -> list[Any]:
 
 
 def given(name: str, shown: str, description: str, value: str) -> Any:
-    """Return a variable that a person types."""
+    """Return a variable that a person types in."""
     return (
         dashboard.TextBoxVariable(name).label(shown).description(description).default_value(value)
     )
 
 
 def constant(name: str, value: str) -> Any:
-    """Return a variable that nobody sees."""
+    """Return a hidden variable."""
     return dashboard.ConstantVariable(name).value(value)
 
 
@@ -316,7 +320,7 @@ def _datasource() -> Any:
     )
 
 
-def _dressed(
+def _finished(
     panel: Panel,
     title: str,
     description: str,
@@ -327,6 +331,8 @@ def _dressed(
     instant: bool = False,
     base: str = OK,
 ) -> Panel:
+    # Grafana shows a description as Markdown.
+    description = description.replace(" Normal: ", "\n\n**Normal:** ")
     panel.title(title).description(description).datasource(DATASOURCE).unit(unit)
     panel.thresholds(
         dashboard.ThresholdsConfig()

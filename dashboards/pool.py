@@ -1,4 +1,8 @@
-"""The Pool dashboard: one service, from "is it healthy" down to the command that is slow."""
+"""The Pool dashboard: one service, from "is it healthy" down to the command that is slow.
+
+`generate` writes it as pool.json. Here are the rows, the titles, the queries and what each panel
+means; how a panel looks is decided in `panels`. Alerts and runbooks name panels by their titles.
+"""
 
 import re
 from pathlib import Path
@@ -49,17 +53,18 @@ _POOL: Final = f"{{{{{POOL}}}}}"  # a legend: {{label}}
 _COMMAND: Final = f"{{{{{COMMAND}}}}}"
 _OWNER: Final = f"{{{{{OWNER}}}}}"
 _SERVER: Final = f"{{{{{HOST}}}}}:{{{{{PORT}}}}}"
-_ASK: Final = Promql(f'{PROCESSES}, {POOL}=~"$pool"', "$__rate_interval")
-_ALL: Final = Promql(PROCESSES, "$__rate_interval")  # where a series is the client's, not a pool's
+_CHOSEN: Final = Promql(f'{PROCESSES}, {POOL}=~"$pool"', "$__rate_interval")
+# The series of a client as a whole have no pool's name.
+_CHOSEN_CLIENTS: Final = Promql(PROCESSES, "$__rate_interval")
 
 
 def pool(limits: Thresholds) -> Dashboard:
-    """Return the dashboard, with these limits drawn."""
+    """Return the dashboard, with these limits drawn as lines."""
     return board(
         "MongoDB connection pool",
         UID,
-        "One service: who waits for a connection, who holds one, for how long, and why it ran dry. "
-        "Read it from the top: the rows go from the symptom to the cause.",
+        "One service: how many callers wait for a connection, how long connections are held, and "
+        "why a pool is exhausted. Read it from the top: the rows go from the symptom to the cause.",
         [
             *processes(),
             choice("pool", "Pool", f"label_values({Promql(PROCESSES).of(catalog.READY)}, {POOL})"),
@@ -69,8 +74,8 @@ def pool(limits: Thresholds) -> Dashboard:
             ("Now", _now(limits)),
             ("Connections and queue", _connections(limits)),
             ("Operations", _operations()),
-            ("How long: waiting, working, connecting", _times(limits)),
-            ("Checkouts and churn", _churn()),
+            ("Wait, use and create time", _times(limits)),
+            ("Checkouts, opened and closed connections", _churn()),
             ("Servers", _servers()),
             ("Agents", _agents()),
             ("Runbooks", _runbooks()),
@@ -83,32 +88,39 @@ def pool(limits: Thresholds) -> Dashboard:
 
 
 def _runbooks() -> list[Panel]:
-    """Return a panel for each, so that a link can lead to one; Grafana drops headings' anchors."""
+    """Return a panel for each runbook, so that a link can lead to it.
+
+    Grafana removes the anchors of headings, so one panel with all runbooks would not do.
+    """
     texts = re.split(r"^## (\w+)\n", RUNBOOKS.read_text(), flags=re.MULTILINE)
     idents = {name: RUNBOOKS_PANEL + 1 + n for n, name in enumerate(texts[1::2])}
 
     def linked(text: str) -> str:
-        places = {f"(#{name.lower()})": f"(?viewPanel={ident})" for name, ident in idents.items()}
-        for ours, theirs in places.items():
-            text = text.replace(ours, theirs)
+        for name, ident in idents.items():
+            text = text.replace(f"(#{name.lower()})", f"(?viewPanel={ident})")
         return text.strip()
 
     start = texts[0].removeprefix("# Runbooks\n")
-    panels = [words("Runbooks", "How to read them.", linked(start), RUNBOOKS_PANEL).span(24)]
+    panels = [words("Runbooks", "How to use the runbooks.", linked(start), RUNBOOKS_PANEL).span(24)]
     return panels + [
-        words(name, "What the alert means, and what to do.", linked(text), idents[name]).height(9)
+        words(
+            name,
+            "What the alert means, what to look at first, and what to do.",
+            linked(text),
+            idents[name],
+        ).height(9)
         for name, text in zip(texts[1::2], texts[2::2], strict=True)
     ]
 
 
 def _recent(metric: Metric) -> str:
-    # An annotation is looked for once a minute, whatever the dashboard's interval is.
-    return Promql(_ASK.where, "2m").rate(metric)
+    # Grafana queries annotations once a minute, whatever the dashboard's interval is.
+    return Promql(_CHOSEN.where, "2m").rate(metric)
 
 
 def _now(limits: Thresholds) -> list[Panel]:
     ready, waiting, exhausted = (
-        _ASK.of(metric) for metric in (catalog.READY, catalog.WAITING, catalog.EXHAUSTED)
+        _CHOSEN.of(metric) for metric in (catalog.READY, catalog.WAITING, catalog.EXHAUSTED)
     )
     client = f'label_replace({ready}, "client", "$1", "{POOL}", "(.*)@.*")'
     health = (
@@ -119,9 +131,11 @@ def _now(limits: Thresholds) -> list[Panel]:
     return [
         number(
             "Health",
-            "The worst of the clients. Normal: healthy; 'callers wait' for moments. Exhausted: "
-            "look who holds connections (use time) before you raise maxPoolSize. No server: see "
-            "the Servers row.",
+            "The state of the client that is worst off. Normal: Healthy, or Callers wait for "
+            "moments.\n"
+            "- Exhausted: find out what holds the connections (Why callers wait) before you raise "
+            "maxPoolSize.\n"
+            "- No server: go to the row Servers.",
             Query(health),
             mappings=mapping(
                 {
@@ -135,59 +149,64 @@ def _now(limits: Thresholds) -> list[Panel]:
         ),
         number(
             "Why callers wait",
-            "Held for longer: the mean use time is more than twice that of the service's last day, "
-            "or no connection came back: look at Operations. Not given back: one is out for longer "
-            "than its alert allows. Slow to open: callers wait though connections are free to "
-            "open, so look at Create time. More callers: none of these, so the load is too much "
-            "for maxPoolSize. Normal: not exhausted.",
+            "The cause, for the pool that is worst off. Normal: Not exhausted.\n"
+            "- Held for longer: the mean use time is more than twice that of the last day, or no "
+            "connection was returned. Go to the row Operations.\n"
+            "- Not returned: a checkout is older than its alert allows. See Oldest wait and "
+            "longest checkout.\n"
+            "- Slow to open: callers wait although the pool may open more connections. See Create "
+            "time.\n"
+            "- More callers: none of these. The load is too high for maxPoolSize.",
             Query(_why()),
             mappings=mapping(
                 {
                     0: ("Not exhausted", OK),
                     1: ("More callers", WARNING),
                     2: ("Held for longer", WARNING),
-                    **dict.fromkeys((3, 4), ("Not given back", CRITICAL)),
+                    **dict.fromkeys((3, 4), ("Not returned", CRITICAL)),
                     5: ("Slow to open", WARNING),
                 }
             ),
         ).span(5),
         number(
-            "In use, of max",
-            "The share of maxPoolSize in use, of the fullest pool. Normal: below the orange line, "
-            "so that a burst finds a connection. Above it: see what is slow, then raise "
-            "maxPoolSize. No data: maxPoolSize is unlimited.",
-            Query(f"max({_ASK.share_of_max()})"),
+            "Fullest pool",
+            "The share of maxPoolSize in use, in the fullest pool. Normal: below the orange line, "
+            "so that a burst finds free connections. Above it: find the slow operation; if there "
+            "is none, raise maxPoolSize. No data: maxPoolSize is unlimited.",
+            Query(f"max({_CHOSEN.share_of_max()})"),
             unit="percentunit",
             steps=warn(limits.in_use_warning, limits.in_use_critical),
         ).span(3),
         number(
-            "Waiting",
-            "Callers in the queue, all pools together. Normal: 0, or a few for moments. If it "
-            "stays: more callers than connections, or connections held for too long.",
+            "Callers waiting",
+            "The number of callers in the queue, summed over all pools. Normal: 0, or a few for "
+            "moments. Above 0 for longer: there are too few connections for the callers, or each "
+            "is held for too long.",
             Query(f"sum({waiting})"),
             steps=warn(1),
         ).span(3),
         number(
             "Oldest wait",
-            "How long the first in the queue has waited. Normal: milliseconds. Near "
+            "How long the first caller in the queue has waited. Normal: milliseconds. Near "
             "waitQueueTimeoutMS: callers are about to get errors.",
-            Query(f"max({_ASK.of(catalog.OLDEST_WAIT)})"),
+            Query(f"max({_CHOSEN.of(catalog.OLDEST_WAIT)})"),
             unit="s",
             steps=warn(limits.wait_p99_seconds, limits.oldest_wait_seconds),
         ).span(3),
         number(
             "Timeouts",
-            "Callers per second who gave up after waitQueueTimeoutMS: each is an error that a user "
-            "sees. Normal: 0.",
-            Query(f"sum({_ASK.rate(catalog.TIMEOUTS)})"),
+            "Checkouts per second that timed out after waitQueueTimeoutMS. Normal: 0. Above 0: "
+            "users see errors.",
+            Query(f"sum({_CHOSEN.rate(catalog.TIMEOUTS)})"),
             unit="reqps",
             steps=[(1e-9, CRITICAL)],
         ).span(3),
         number(
             "Exhausted share of time",
-            "For what share of the time all connections were taken while callers queued, in the "
-            "worst pool. Normal: 0 %. A few percent are bursts; above the red line it is the rule.",
-            Query(f"max({_ASK.rate(catalog.EXHAUSTED_SECONDS)})"),
+            "The share of time in which all connections were in use while callers queued, in the "
+            "worst pool. Normal: 0 %, or a few percent in bursts. Above the red line: bursts do "
+            "not explain it.",
+            Query(f"max({_CHOSEN.rate(catalog.EXHAUSTED_SECONDS)})"),
             unit="percentunit",
             steps=[(1e-9, WARNING), (limits.exhausted_share, CRITICAL)],
         ).span(3),
@@ -195,98 +214,102 @@ def _now(limits: Thresholds) -> list[Panel]:
 
 
 def _why() -> str:
-    """Return the cause of the pool that is worst off."""
-    now = _ASK.rate(catalog.EXHAUSTED_SECONDS)
-    total, count = (_ASK.rate(catalog.USE_SECONDS, part=part) for part in ("_sum", "_count"))
-    # Of all its instances: after a deployment they have other names. Not of the last hour, which
-    # may be this very trouble; but of a service that is younger, of all there is.
-    days = (_usual(offset="1h"), _usual())
+    """Return the number of the cause, as mapped in the panel, of the pool that is worst off."""
+    now = _CHOSEN.rate(catalog.EXHAUSTED_SECONDS)
+    total, count = (_CHOSEN.rate(catalog.USE_SECONDS, part=part) for part in ("_sum", "_count"))
+    # The baseline covers all instances, because a deployment renames them. It ends an hour ago, so
+    # that it leaves this trouble out; a service younger than an hour is compared with all it has.
+    days = (_baseline(offset="1h"), _baseline())
     longer = f"({total} / {count} > bool on (job, {POOL}) group_left () 2 * ({' or '.join(days)}))"
-    none_back = f"({count} == bool 0)"  # then the mean is NaN
-    kept = f"({_ASK.of(catalog.LONGEST_CHECKOUT)} > bool $held)"
-    opening = f"({now} == bool 0) * (min_over_time({_ASK.of(catalog.WAITING)}[1m]) > bool 0)"
-    return f"max(({now} > bool 0) * (1 + {longer} + {none_back} + 2 * {kept}) + 5 * {opening})"
+    none_returned = f"({count} == bool 0)"  # the mean use time is NaN then
+    too_old = f"({_CHOSEN.of(catalog.LONGEST_CHECKOUT)} > bool $held)"
+    opening = f"({now} == bool 0) * (min_over_time({_CHOSEN.of(catalog.WAITING)}[1m]) > bool 0)"
+    exhausted = f"({now} > bool 0) * (1 + {longer} + {none_returned} + 2 * {too_old})"
+    return f"max({exhausted} + 5 * {opening})"
 
 
-def _usual(offset: str = "") -> str:
-    """Return the mean use time of each service's pools over a day."""
+def _baseline(offset: str = "") -> str:
+    """Return the mean use time of each service's pools, over a day."""
     day = {"window": "1d", "offset": offset}
     total, count = (
-        f"sum by (job, {POOL}) ({_ASK.increase(catalog.USE_SECONDS, part=part, **day)})"
+        f"sum by (job, {POOL}) ({_CHOSEN.increase(catalog.USE_SECONDS, part=part, **day)})"
         for part in ("_sum", "_count")
     )
     return f"{total} / {count}"
 
 
 def _connections(limits: Thresholds) -> list[Panel]:
-    by_state = f"sum by ({STATE}) ({_ASK.of(catalog.CONNECTIONS)})"
+    by_state = f"sum by ({STATE}) ({_CHOSEN.of(catalog.CONNECTIONS)})"
     return [
         lines(
             "Connections",
-            "By state, all chosen pools together, against the sum of their maxPoolSize. Normal: "
-            "used well below max, a steady floor of idle ones. Used at max: the pool is the limit. "
-            "Opening for long: the server is slow to accept.",
+            "Connections by state, summed over the chosen pools, and the sum of their "
+            "maxPoolSize. Normal: used is well below max, and some are idle. Used at max: the "
+            "pool limits the service. Opening for long: the server accepts connections slowly.",
             Query(by_state, f"{{{{{STATE}}}}}"),
-            Query(f"sum({_ASK.of(catalog.OPENING)})", "opening"),
-            Query(f"sum({_ASK.of(catalog.MAX_SIZE)})", "max"),
+            Query(f"sum({_CHOSEN.of(catalog.OPENING)})", "opening"),
+            Query(f"sum({_CHOSEN.of(catalog.MAX_SIZE)})", "max"),
             stacked=True,
             colors={"used": "blue", "idle": "green", "opening": "yellow", "max": "red"},
         ).span(8),
         lines(
             "Queue",
-            "Callers who wait for a connection. Normal: none, or spikes of one sample. A plateau "
-            "says that the pool is too small for the load, or that connections are held for long.",
-            Query(f"sum by ({POOL}) ({_ASK.of(catalog.WAITING)})", _POOL),
-            Query(f"max by ({POOL}) ({_ASK.of(catalog.PEAK_WAITING)})", f"longest {_POOL}"),
+            "The number of callers that wait for a connection, and the longest queue of the last "
+            "exhaustion. Normal: 0, or spikes of one sample. A plateau: the pool is too small for "
+            "the load, or connections are held for too long.",
+            Query(f"sum by ({POOL}) ({_CHOSEN.of(catalog.WAITING)})", _POOL),
+            Query(f"max by ({POOL}) ({_CHOSEN.of(catalog.PEAK_WAITING)})", f"longest {_POOL}"),
         ).span(8),
         lines(
             "Waiting and working",
-            "An average checkout, split: time in the queue, time in use. Normal: nearly all is "
-            "working. If waiting is the larger part, the pool is what makes requests slow.",
-            Query(_ASK.mean(catalog.WAIT_SECONDS), "waiting"),
-            Query(_ASK.mean(catalog.USE_SECONDS), "working"),
+            "How an average checkout spends its time: waiting in the queue, then working. Normal: "
+            "nearly all is working. Mostly waiting: the pool is what makes requests slow.",
+            Query(_CHOSEN.mean(catalog.WAIT_SECONDS), "waiting"),
+            Query(_CHOSEN.mean(catalog.USE_SECONDS), "working"),
             unit="s",
             stacked=True,
             colors={"waiting": "red", "working": "blue"},
         ).span(8),
         lines(
             "Share of max in use",
-            "Of the fullest process of each pool. Normal: below the orange line. The alerts look "
-            "at the average over 5 minutes.",
-            Query(f"max by ({POOL}) ({_ASK.share_of_max()})", _POOL),
+            "The share of maxPoolSize in use, in the fullest process of each pool. Normal: below "
+            "the orange line. The alerts use the average over 5 minutes.",
+            Query(f"max by ({POOL}) ({_CHOSEN.share_of_max()})", _POOL),
             unit="percentunit",
             steps=warn(limits.in_use_warning, limits.in_use_critical),
         ),
         lines(
             "Oldest wait and longest checkout",
-            "The age of the first in the queue, and of the connection that is out for longest. "
-            "Normal: both short. A checkout that grows with time is an operation that is slow or "
-            "hangs, or an exhaust cursor (behind a load balancer any open cursor or transaction): "
-            "find it in the traces.",
-            Query(f"max by ({POOL}) ({_ASK.of(catalog.OLDEST_WAIT)})", f"wait {_POOL}"),
-            Query(f"max by ({POOL}) ({_ASK.of(catalog.LONGEST_CHECKOUT)})", f"checkout {_POOL}"),
+            "The age of the oldest wait and of the oldest open checkout. Normal: both are short. "
+            "A checkout that grows steadily is one slow or hanging operation, or an exhaust "
+            "cursor; behind a load balancer it can be any open cursor or transaction. Find it in "
+            "the traces.",
+            Query(f"max by ({POOL}) ({_CHOSEN.of(catalog.OLDEST_WAIT)})", f"wait {_POOL}"),
+            Query(f"max by ({POOL}) ({_CHOSEN.of(catalog.LONGEST_CHECKOUT)})", f"checkout {_POOL}"),
             unit="s",
             steps=warn(limits.oldest_wait_seconds, limits.longest_checkout_seconds),
         ),
         lines(
-            "Kept connections",
-            "In use, and no command ran on them for a second: cursors that were not closed, "
-            "transactions that wait for something else. And how many were out for longer than "
-            "`long_checkout_seconds`, of which the log has the stack. Normal: none of both.",
-            Query(f"sum by ({POOL}) ({_ASK.of(catalog.HELD_IDLE)})", f"idle {_POOL}"),
-            Query(f"sum by ({POOL}) ({_ASK.increase(catalog.LONG_CHECKOUTS)})", f"long {_POOL}"),
+            "Idle and long checkouts",
+            "Connections in use that ran no command for a second, because a cursor was not closed "
+            "or a transaction waits for something else; and checkouts that became older than "
+            "`long_checkout_seconds`, whose stacks are in the log. Normal: none of either.",
+            Query(f"sum by ({POOL}) ({_CHOSEN.of(catalog.HELD_IDLE)})", f"idle {_POOL}"),
+            Query(f"sum by ({POOL}) ({_CHOSEN.increase(catalog.LONG_CHECKOUTS)})", f"long {_POOL}"),
         ).span(8),
         lines(
-            "Owners' connections",
-            "In use on average, by the owner for whom; of clients with `owner_metrics`. Normal: "
-            "as at this hour. One that grows takes them from the others.",
-            Query(f"sum by ({OWNER}) ({_ASK.rate(catalog.OWNER_SECONDS)})", _OWNER),
+            "Connections by owner",
+            "Connections in use on average, by owner; only of clients with `owner_metrics`. "
+            "Normal: as usual at this hour. One owner that grows takes connections from the "
+            "others.",
+            Query(f"sum by ({OWNER}) ({_CHOSEN.rate(catalog.OWNER_SECONDS)})", _OWNER),
         ).span(8),
         lines(
-            "Owners' checkouts",
-            "Per second, by the owner for whom. Normal: as at this hour. If his connections "
-            "are more than usual and these are not, his operations take longer.",
-            Query(f"sum by ({OWNER}) ({_ASK.rate(catalog.OWNER_CHECKOUTS)})", _OWNER),
+            "Checkouts by owner",
+            "Checkouts per second, by owner; only of clients with `owner_metrics`. Normal: as "
+            "usual at this hour. If an owner has more connections in use but not more checkouts, "
+            "its operations take longer.",
+            Query(f"sum by ({OWNER}) ({_CHOSEN.rate(catalog.OWNER_CHECKOUTS)})", _OWNER),
             unit="ops",
         ).span(8),
     ]
@@ -297,24 +320,25 @@ def _times(limits: Thresholds) -> list[Panel]:
         (
             "Wait time",
             catalog.WAIT_SECONDS,
-            "How long those waited who got a connection. Normal: below a millisecond. Diamonds are "
-            "single requests: click one for its trace. High with a short use time: too many "
-            "callers, raise maxPoolSize. High with a long use time: operations are slow.",
+            "The time to obtain a connection, of the checkouts that succeeded. Each diamond is "
+            "one request: click it for its trace. Normal: below a millisecond.\n"
+            "- High while the use time is short: too many callers. Raise maxPoolSize.\n"
+            "- High while the use time is long: operations are slow.",
             warn(limits.wait_p99_seconds),
         ),
         (
             "Use time",
             catalog.USE_SECONDS,
-            "How long callers held a connection. Normal: that of your operations. If it rose, "
-            "look at Operations: something is slow in the server, or reads a lot.",
+            "The time that callers held a connection. Normal: the time of your operations. A "
+            "rise: go to Operations, because a command is slow in the server or reads too much.",
             (),
         ),
         (
             "Create time",
             catalog.CREATE_SECONDS,
-            "How long a new connection took: TCP, TLS and authentication; while none is opened, of "
-            "all since the start. Normal: milliseconds. Long: network, DNS, or a server that is "
-            "busy accepting.",
+            "The time to open a connection, with TCP, TLS and authentication. While none is "
+            "opened, the panel shows all connections since the start. Normal: milliseconds. Long: "
+            "the network, DNS, or a server that is slow to accept connections.",
             (),
         ),
     )
@@ -325,13 +349,15 @@ def _times(limits: Thresholds) -> list[Panel]:
             for name, q in {"p50": 0.5, "p95": 0.95, "p99": 0.99}.items()
         ]
         colors = {"p50": "green", "p95": "yellow", "p99": "red"}
-        buckets = f"sum by (le) ({_ASK.increase(metric, part='_bucket')})"
+        buckets = f"sum by (le) ({_CHOSEN.increase(metric, part='_bucket')})"
         panels += [
             lines(title, description, *quantiles, unit="s", steps=steps, colors=colors),
             heat_map(
-                f"{title}, all",
-                f"{title}, each one counted: the darker, the more. Normal: a narrow band, low "
-                "down. Two bands are two kinds of callers; a band that moves up is everybody.",
+                f"{title}, distribution",
+                f"How often each {title.lower()} occurred; a darker cell counts more. "
+                "Normal: a narrow band near the bottom.\n"
+                "- Two bands: two kinds of callers.\n"
+                "- A band that moves up: all callers are affected.",
                 Query(buckets, "{{le}}"),
             ),
         ]
@@ -339,34 +365,40 @@ def _times(limits: Thresholds) -> list[Panel]:
 
 
 def _quantile(q: float, metric: Metric) -> str:
-    now = _ASK.quantile(q, metric)
+    now = _CHOSEN.quantile(q, metric)
     if metric is not catalog.CREATE_SECONDS:
         return now
-    ever = f"histogram_quantile({q}, sum by (le) ({_ASK.of(metric, part='_bucket')}))"
-    return f"{now} >= 0 or {ever}"  # a rate of nothing is NaN
+    since_start = f"histogram_quantile({q}, sum by (le) ({_CHOSEN.of(metric, part='_bucket')}))"
+    return f"{now} >= 0 or {since_start}"  # without new connections the quantile is NaN
 
 
 def _churn() -> list[Panel]:
-    closed = f"sum by ({REASON}) ({_ASK.rate(catalog.CLOSED)})"
+    closed = f"sum by ({REASON}) ({_CHOSEN.rate(catalog.CLOSED)})"
     return [
         lines(
             "Checkouts by outcome",
-            "How checkouts ended. Normal: ok. timeout: the queue was too long; connection_error: "
-            "the server; pool_closed: the pool was paused or closed; cancelled: given up. "
-            "Retries: callers who had just timed out; up to half of those are PyMongo's own.",
-            Query(f"sum by ({OUTCOME}) ({_ASK.rate(catalog.CHECKOUTS)})", f"{{{{{OUTCOME}}}}}"),
-            Query(f"sum({_ASK.rate(catalog.RETRIES)})", "retries"),
+            "Checkouts per second, by how they ended, and retries. Normal: ok only.\n"
+            "- timeout: the wait exceeded waitQueueTimeoutMS.\n"
+            "- connection_error: no connection could be opened.\n"
+            "- pool_closed: the pool was paused or closed.\n"
+            "- cancelled: the caller stopped waiting.\n"
+            "- retries: the caller had just timed out. PyMongo itself makes up to half of the "
+            "retries.",
+            Query(f"sum by ({OUTCOME}) ({_CHOSEN.rate(catalog.CHECKOUTS)})", f"{{{{{OUTCOME}}}}}"),
+            Query(f"sum({_CHOSEN.rate(catalog.RETRIES)})", "retries"),
             unit="reqps",
             colors={"ok": "green", "timeout": "red"},
         ),
         lines(
             "Connections opened and closed",
-            "Normal: near 0. closed idle: maxIdleTimeMS is shorter than the pauses of the load; "
-            "stale and error: the server or the network cut them; cleared: the whole pool was "
-            "thrown away after an error.",
-            Query(f"sum({_ASK.rate(catalog.CREATED)})", "created"),
+            "Connections that the pool opens and closes per second, with the reason, and how "
+            "often it was cleared. Normal: near 0.\n"
+            "- closed idle: maxIdleTimeMS is shorter than the pauses between requests.\n"
+            "- closed stale, closed error: the server or the network cut the connections.\n"
+            "- cleared: PyMongo discarded all connections after an error.",
+            Query(f"sum({_CHOSEN.rate(catalog.CREATED)})", "created"),
             Query(closed, f"closed {{{{{REASON}}}}}"),
-            Query(f"sum({_ASK.rate(catalog.CLEARED)})", "cleared"),
+            Query(f"sum({_CHOSEN.rate(catalog.CLEARED)})", "cleared"),
             unit="cps",
             colors={"created": "blue", "cleared": "red"},
         ),
@@ -374,30 +406,30 @@ def _churn() -> list[Panel]:
 
 
 def _operations() -> list[Panel]:
-    errors = _ASK.rate(catalog.OPERATION_SECONDS, f'{ERROR}!=""', part="_count")
-    every = _ASK.rate(catalog.OPERATION_SECONDS, part="_count")
-    slowest = _ASK.quantile(0.99, catalog.OPERATION_SECONDS, COMMAND)
+    errors = _CHOSEN.rate(catalog.OPERATION_SECONDS, f'{ERROR}!=""', part="_count")
+    every = _CHOSEN.rate(catalog.OPERATION_SECONDS, part="_count")
+    slowest = _CHOSEN.quantile(0.99, catalog.OPERATION_SECONDS, COMMAND)
     return [
         lines(
             "Commands",
-            "Commands per second. Normal: as at this hour. A rise is load; a fall while callers "
-            "wait is a slow server.",
+            "Commands per second. Normal: as usual at this hour. A rise: more load. A fall while "
+            "callers wait: a slow server.",
             Query(f"sum by ({COMMAND}) ({every})", _COMMAND),
             unit="ops",
         ).span(8),
         lines(
             "Command time, p99",
-            "From the first byte to the reply, without the wait for a connection. Normal: "
-            "steady. The command that rose with the use time is the one to look at: its plan, "
-            "its index, its result's size.",
-            # Of one that nobody asks now the quantile is NaN.
+            "The time from a command's first byte to its reply, without the wait for a "
+            "connection. Normal: steady. If the use time rose, look at the command that rose with "
+            "it: its query plan, its index, the size of its result.",
+            # The quantile of a command that is not used now is NaN, and NaN >= 0 drops it.
             Query(f"{slowest} >= 0", _COMMAND, exemplar=True),
             unit="s",
         ).span(8),
         lines(
             "Command errors",
-            "Commands per second that failed. Normal: 0. What failed is in the metric's "
-            "db_response_status_code, and in the traces.",
+            "Commands per second that failed. Normal: 0. The error's code is in the metric's "
+            "label db_response_status_code, and in the traces.",
             Query(f"sum by ({COMMAND}) ({errors}) or 0 * sum by ({COMMAND}) ({every})", _COMMAND),
             unit="ops",
         ).span(8),
@@ -406,15 +438,16 @@ def _operations() -> list[Panel]:
 
 def _agents() -> list[Panel]:
     turns, operations, conflicts = (
-        f"sum({_ALL.rate(metric)})"
+        f"sum({_CHOSEN_CLIENTS.rate(metric)})"
         for metric in (catalog.AGENT_TURNS, catalog.AGENT_OPERATIONS, catalog.AGENT_CONFLICTS)
     )
     return [
         lines(
-            "Agents' turns",
-            "Turns of Strands agents whose sessions are here. Normal: as at this hour, and no "
-            "conflicts: each is a message of a user that was refused, for two requests, or two "
-            "processes, had his session open at once.",
+            "Agent turns",
+            "Turns per second of Strands agents whose sessions this service stores, and "
+            "conflicts. Normal: turns as usual at this hour, and no conflicts. A conflict: a "
+            "user's message was refused because two requests or processes had the same session "
+            "open.",
             Query(turns, "turns"),
             Query(conflicts, "conflicts"),
             unit="ops",
@@ -422,8 +455,9 @@ def _agents() -> list[Panel]:
         ),
         lines(
             "Operations per turn",
-            "What a turn asks of the database, opening its session included. Normal: below 10, "
-            "and steady; 0 while there is none. A rise is agents with more messages a turn.",
+            "Database operations per agent turn, with those that open the session. Normal: below "
+            "10 and steady; 0 while there are no turns. A rise: agents write more messages in "
+            "each turn.",
             Query(f"{operations} / ({turns} > 0) or 0 * {turns}", "operations per turn"),
         ),
     ]
@@ -433,12 +467,16 @@ def _servers() -> list[Panel]:
     return [
         states(
             "Servers",
-            "Whether each server answers heartbeats, and whether its pool is ready. Normal: all "
-            "green; shown as the process sees it that sees it worst. One server down while "
-            "others are up is a failover. A paused pool of a server that is up belongs to an "
-            "arbiter, or to a member that serves no data now.",
-            Query(f"min by ({HOST}, {PORT}) ({_ASK.of(catalog.SERVER_UP)})", f"server {_SERVER}"),
-            Query(f"2 + min by ({POOL}) ({_ASK.of(catalog.READY)})", f"pool {_POOL}"),
+            "Whether each server answers heartbeats, and whether its pool is ready, as seen by "
+            "the process that is worst off. Normal: all green.\n"
+            "- One server down while others are up: a failover.\n"
+            "- A paused pool while its server is up: an arbiter, or a member that serves no data "
+            "now.",
+            Query(
+                f"min by ({HOST}, {PORT}) ({_CHOSEN.of(catalog.SERVER_UP)})",
+                f"server {_SERVER}",
+            ),
+            Query(f"2 + min by ({POOL}) ({_CHOSEN.of(catalog.READY)})", f"pool {_POOL}"),
             mappings=mapping(
                 {
                     0: ("down", CRITICAL),
@@ -450,16 +488,18 @@ def _servers() -> list[Panel]:
         ),
         lines(
             "Round-trip time",
-            "To each server. Normal: steady, below a millisecond in one zone. A rise is the "
-            "network or a server that is busy: every command pays it.",
-            Query(f"max by ({HOST}, {PORT}) ({_ASK.of(catalog.SERVER_RTT)})", _SERVER),
+            "The round-trip time to each server, measured by heartbeats. Normal: steady, and "
+            "below a millisecond within one zone. A rise: a slow network or a busy server, which "
+            "delays every command.",
+            Query(f"max by ({HOST}, {PORT}) ({_CHOSEN.of(catalog.SERVER_RTT)})", _SERVER),
             unit="s",
         ).span(8),
         number(
             "Telemetry errors",
-            "Failures inside the telemetry itself, in the time that is shown. Normal: 0. If not, "
-            "do not trust the numbers, and report it: it is a bug of ours.",
-            Query(f"sum({_ALL.increase(catalog.TELEMETRY_ERRORS, window='$__range')})"),
+            "Events that pool_telemetry failed to process, in the time range shown. Normal: 0. "
+            "Above 0: do not trust the numbers, and report the traceback in the log: it is a bug "
+            "in pool_telemetry.",
+            Query(f"sum({_CHOSEN_CLIENTS.increase(catalog.TELEMETRY_ERRORS, window='$__range')})"),
             steps=[(1, CRITICAL)],
         ).height(8),
     ]
