@@ -1,8 +1,8 @@
-"""The stack's service: chats that go from calm to rush to exhausted and back, watched by all means.
+"""The stack's service: its load goes from calm to rush to exhausted and back, again and again.
 
-`/metrics` is for Prometheus; where OTEL_EXPORTER_OTLP_ENDPOINT is set, metrics and traces go to a
-collector, too. `PUT /load/exhausted` holds a phase, `PUT /load/cycle` lets them go on. Alertmanager
-posts to `/alerts`, which prints them.
+Prometheus scrapes `/metrics`. If OTEL_EXPORTER_OTLP_ENDPOINT is set, metrics and traces also go to
+a collector. `PUT /load/exhausted` stays in one phase, and `PUT /load/cycle` continues the cycle.
+Alertmanager posts to `/alerts`, which prints each alert.
 
 Needs `pool-telemetry[demo]`, and MONGODB_URI. Run it:  uvicorn --app-dir examples/stack app:app
 """
@@ -33,24 +33,24 @@ from pool_telemetry.fastapi import create_router, pool_lifespan
 from pool_telemetry.otel import configure_otlp
 
 NAME: Final = "chat"
-PROCESS: Final = f"{NAME}-{uuid.uuid4().hex[:8]}"  # to slow this one's commands, not another's
-SLOWER: Final = 10  # than the demo, so that alerts have the time to fire and to resolve
+PROCESS: Final = f"{NAME}-{uuid.uuid4().hex[:8]}"  # so that only this process is slowed down
+SLOWER: Final = 10  # times slower than the demo, so that alerts have time to fire and resolve
 
 tracer = trace.get_tracer("chat")
 alerts: deque[dict[str, Any]] = deque(maxlen=100)
 
 
 class Chats(Callers):
-    """Callers whose every turn is a trace."""
+    """Callers that trace each turn."""
 
     def take_a_turn(self, seat: int) -> None:
-        """Chat once."""
+        """Run one turn in a span of its own."""
         with tracer.start_as_current_span("chat"):
             super().take_a_turn(seat)
 
 
 class Load:
-    """Plays the phases on a thread of its own, while the block runs."""
+    """Plays the phases in its own thread while the `with` block runs."""
 
     def __init__(self) -> None:
         self._server = Server(os.environ["MONGODB_URI"], PROCESS)
@@ -63,7 +63,7 @@ class Load:
         self._player = threading.Thread(target=self._play)
 
     def hold(self, name: str) -> None:
-        """Go to a phase and stay there; `cycle` goes on with all."""
+        """Go to the named phase and stay there; `cycle` plays all phases again."""
         self.held = self._known(name)
         self._changed.set()
 
@@ -98,7 +98,7 @@ class Load:
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Open the pool, and play the load while the service runs."""
+    """Open the pool and play the load while the service runs."""
     pool = pool_lifespan(
         telemetry=TelemetryOptions(name=NAME, owner_metrics=True),
         appName=PROCESS,
@@ -119,13 +119,13 @@ app.include_router(create_router())
 
 @app.put("/load/{phase}")
 def load(phase: str) -> None:
-    """Hold a phase, or go on with the cycle."""
+    """Stay in a phase, or continue the cycle."""
     app.state.load.hold(phase)
 
 
 @app.post("/alerts")
 def alert(message: dict[str, Any]) -> None:
-    """Take what Alertmanager sends, and print it."""
+    """Keep and print the alerts that Alertmanager sends."""
     alerts.append(message)
     for one in message["alerts"]:
         text = one["annotations"]
@@ -133,6 +133,6 @@ def alert(message: dict[str, Any]) -> None:
 
 
 @app.get("/alerts")
-def told() -> list[dict[str, Any]]:
-    """Return what Alertmanager sent lately."""
+def received_alerts() -> list[dict[str, Any]]:
+    """Return the latest messages from Alertmanager."""
     return list(alerts)

@@ -1,8 +1,8 @@
 """The stack without containers: two processes of the service, Prometheus and Alertmanager.
 
 `make stack-local` runs it until Ctrl-C. It needs Debian's packages prometheus and
-prometheus-alertmanager, or both programs on the PATH by those names; the database is the embedded
-one, or the one that MONGODB_URI names. All is on loopback, and ends with it.
+prometheus-alertmanager, or programs of those names on the PATH. The database is the one that
+MONGODB_URI names, or the embedded one. Everything listens on loopback and ends with this process.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ START_SECONDS: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """What runs: addresses, and processes by name."""
+    """A running stack: its addresses, and its processes by name."""
 
     app: str
     prometheus: str
@@ -43,8 +43,8 @@ class Stack:
     processes: Mapping[str, subprocess.Popen[bytes]]
 
     def pages(self) -> dict[str, list[str]]:
-        """Return what there is to look at."""
-        # Debian's Prometheus comes with its old pages only, and its Alertmanager with none.
+        """Return the pages to look at, by program."""
+        # Debian's Prometheus has only the classic pages, and its Alertmanager has none.
         alerts = f"{self.prometheus}/alerts"
         if not _answers(alerts):
             alerts = f"{self.prometheus}/classic/alerts"
@@ -62,29 +62,30 @@ def missing() -> list[str]:
 
 @contextlib.contextmanager
 def running(uri: str, **environ: str) -> Iterator[Stack]:
-    """Run the stack while the block runs.
+    """Run the stack while the `with` block runs.
 
     Args:
-        uri: The database's.
-        **environ: For the service, beside this process's own.
+        uri: The address of the database.
+        **environ: More environment variables for the service.
     """
     app, calm, prometheus, alertmanager = (f"127.0.0.1:{_free_port()}" for _ in range(4))
-    places = {  # compose's and ours; without a collector Prometheus asks both processes
+    # By compose.yaml's addresses. Without a collector, Prometheus scrapes both processes.
+    addresses = {
         '"app:8000"': f'"{app}", "{calm}"',
         "app:8000": app,
         "alertmanager:9093": alertmanager,
     }
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pool-telemetry-")))
-        places["/etc/prometheus/rules.yml"] = str(folder / "rules.yml")
+        addresses["/etc/prometheus/rules.yml"] = str(folder / "rules.yml")
         for name, text in files.rules().items():
             (folder / name).write_text(text)
         for name in ("prometheus/prometheus.yml", "alertmanager/alertmanager.yml"):
             text = (HERE / name).read_text()
-            for theirs, ours in places.items():
-                text = text.replace(theirs, ours)
-            # There is no collector here.
-            (folder / Path(name).name).write_text(text.partition("\n  # The other")[0] + "\n")
+            for in_compose, here in addresses.items():
+                text = text.replace(in_compose, here)
+            # This stack has no collector, so the scrape of it is left out.
+            (folder / Path(name).name).write_text(text.partition("\n  # The second way")[0] + "\n")
         processes: dict[str, subprocess.Popen[bytes]] = {}
         for address, load in ((app, environ.get("LOAD", "cycle")), (calm, "calm")):
             host, _, port = address.partition(":")
@@ -134,11 +135,11 @@ def running(uri: str, **environ: str) -> Iterator[Stack]:
 def _process(
     command: list[str], ready: str, environ: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program while the block runs, which begins when it answers."""
+    """Run a program while the `with` block runs; the block starts once the program answers."""
     process = subprocess.Popen(  # noqa: S603  # our own commands, no shell
         command,
         env={**os.environ, **(environ or {})},
-        start_new_session=True,  # Ctrl-C is ours: they are stopped in order, not by the terminal
+        start_new_session=True,  # without Ctrl-C, because this script stops all in order
     )
     try:
         deadline = time.monotonic() + START_SECONDS
@@ -164,7 +165,7 @@ def _ping(uri: str) -> None:
     try:
         with MongoClient[Any](uri, serverSelectionTimeoutMS=3000) as client:
             client.admin.command("ping")
-    except PyMongoError as error:  # whose words may have parts of the address
+    except PyMongoError as error:  # its text may have parts of the address
         raise SystemExit(f"no server answers at MONGODB_URI: {type(error).__name__}") from None
 
 
@@ -190,8 +191,8 @@ def main() -> None:
         print(
             *(f"{name:<13} {'  '.join(urls)}" for name, urls in one.pages().items()),
             "",
-            "The pool runs dry about every five minutes; its alerts are printed here. At once:",
-            f"  curl -X PUT {one.app}/load/exhausted    and back: .../load/cycle",
+            "The pool is exhausted about every five minutes, and its alerts are printed here.",
+            f"To exhaust it now: curl -X PUT {one.app}/load/exhausted (and back: .../load/cycle)",
             "Ctrl-C stops everything.",
             sep="\n",
             flush=True,
@@ -199,7 +200,7 @@ def main() -> None:
         while not stop.wait(1.0):
             for name, process in one.processes.items():
                 if process.poll() is not None:
-                    raise SystemExit(f"{name} ended, and so does all else")
+                    raise SystemExit(f"{name} ended, so everything is stopped")
     print("Everything is stopped.")
 
 
