@@ -8,46 +8,31 @@ from typing import Final
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from dashboards.panels import (
-    CRITICAL,
-    PROCESSES,
-    Panel,
-    Query,
-    board,
-    given,
-    lines,
-    number,
-    processes,
-    ranking,
-    rows_of,
-    warn,
-)
+from dashboards.board import PROCESSES, board, given, processes
+from dashboards.panels import CRITICAL, Panel, Query, legend, lines, number, ranking, rows_of, warn
 from pool_telemetry import catalog
 from pool_telemetry.catalog import CLIENT_INFO
-from pool_telemetry.monitoring.promql import HOST, POOL, PORT, PROCESS, Promql
+from pool_telemetry.monitoring.promql import HOST, POOL, PORT, PROCESS
 from pool_telemetry.monitoring.thresholds import Thresholds
 from pool_telemetry.prometheus import prometheus_label
 
 UID: Final = "pool-telemetry-fleet"
 CONNECTION_LIMIT: Final = 1500
 
-_CHOSEN: Final = Promql(PROCESSES, "$__rate_interval")
-_JOB: Final = "{{job}}"
-_PROCESS: Final = "{{job}} {{instance}}"
-_POOL: Final = f"{_PROCESS} {{{{{POOL}}}}}"
+_JOB: Final = legend("job")
+_PROCESS: Final = legend(*PROCESS)
+_POOL: Final = legend(*PROCESS, POOL)
 _BY_POOL: Final = ", ".join((*PROCESS, POOL))
-_COUNT: Final = f"count(count by ({', '.join(PROCESS)}) ({_CHOSEN.of(CLIENT_INFO)}))"
+_COUNT: Final = f"count(count by ({', '.join(PROCESS)}) ({PROCESSES.of(CLIENT_INFO)}))"
 _GROWN: Final = f"(1 + $more / {_COUNT})"
 _OF_LIMIT: Final = warn(0.75, 1)
 # The limit is per server. The server with the most connections reaches it first.
-_SERVER: Final = (HOST, PORT)
+_SERVER: Final = f"{HOST}, {PORT}"
 # PyMongo has two more connections to each server, to monitor it.
-_MONITORING: Final = f"2 * count by ({', '.join(_SERVER)}) ({_CHOSEN.of(catalog.SERVER_UP)})"
-_EACH: Final = f"{_CHOSEN.size(*_SERVER)} + {_MONITORING}"
+_MONITORING: Final = f"2 * count by ({_SERVER}) ({PROCESSES.of(catalog.SERVER_UP)})"
+_EACH: Final = f"{PROCESSES.size(HOST, PORT)} + {_MONITORING}"
 _FULLEST: Final = f"max({_EACH})"
-_POSSIBLE: Final = (
-    f"max(sum by ({', '.join(_SERVER)}) ({_CHOSEN.of(catalog.MAX_SIZE)}) + {_MONITORING})"
-)
+_POSSIBLE: Final = f"max(sum by ({_SERVER}) ({PROCESSES.of(catalog.MAX_SIZE)}) + {_MONITORING})"
 
 
 def fleet(limits: Thresholds, connection_limit: int = CONNECTION_LIMIT) -> Dashboard:
@@ -97,7 +82,7 @@ def _overview() -> list[Panel]:
             "The connections of all pools, with those that are being opened. Normal: steady. Each "
             "client has two more connections to each server, to monitor it; this number leaves "
             "them out, the shares of the limit count them.",
-            Query(_CHOSEN.size()),
+            Query(PROCESSES.size()),
         ),
         number(
             "Share of the limit",
@@ -121,13 +106,13 @@ def _overview() -> list[Panel]:
         number(
             "Exhausted pools",
             "Pools in which callers queue now because all connections are in use. Normal: 0.",
-            Query(f"sum({_CHOSEN.of(catalog.EXHAUSTED)})"),
+            Query(f"sum({PROCESSES.of(catalog.EXHAUSTED)})"),
             steps=[(1, CRITICAL)],
         ),
         number(
             "Timeouts",
             "Checkouts per second that timed out, in all services. Normal: 0.",
-            Query(f"sum({_CHOSEN.rate(catalog.TIMEOUTS)})"),
+            Query(f"sum({PROCESSES.rate(catalog.TIMEOUTS)})"),
             unit="reqps",
             steps=[(1e-9, CRITICAL)],
         ),
@@ -135,8 +120,8 @@ def _overview() -> list[Panel]:
 
 
 def _first(limits: Thresholds) -> list[Panel]:
-    wait = _CHOSEN.quantile(0.99, catalog.WAIT_SECONDS, *PROCESS, POOL)
-    mean = _CHOSEN.mean(catalog.WAIT_SECONDS, *PROCESS)
+    wait = PROCESSES.quantile(0.99, catalog.WAIT_SECONDS, *PROCESS, POOL)
+    mean = PROCESSES.mean(catalog.WAIT_SECONDS, *PROCESS)
     # An idle process has no mean (NaN). Waits below a millisecond count as equal.
     noticed = f"clamp_min(({mean}) >= 0, 0.001)"
     median = f"quantile by (job) (0.5, {noticed})"
@@ -153,7 +138,7 @@ def _first(limits: Thresholds) -> list[Panel]:
             "Fullest pools",
             "The ten pools with the largest share of maxPoolSize in use. Normal: below the orange "
             "line. Open the Pool dashboard for the first pool.",
-            Query(f"topk(10, max by ({_BY_POOL}) ({_CHOSEN.share_of_max()}))", _POOL),
+            Query(f"topk(10, max by ({_BY_POOL}) ({PROCESSES.share_of_max()}))", _POOL),
             "percentunit",
             warn(limits.in_use_warning, limits.in_use_critical),
         ),
@@ -176,7 +161,7 @@ def _services(limits: Thresholds) -> list[Panel]:
             "Open connections of each server, the connection limit of one server, and the most "
             "that one server would have if every pool grew to maxPoolSize. Normal: all are well "
             "below the limit.",
-            Query(_EACH, f"{{{{{HOST}}}}}:{{{{{PORT}}}}}"),
+            Query(_EACH, f"{legend(HOST)}:{legend(PORT)}"),
             Query(_POSSIBLE, "possible"),
             Query("vector($limit)", "limit"),
             colors={"limit": "red", "possible": "orange"},
@@ -185,7 +170,7 @@ def _services(limits: Thresholds) -> list[Panel]:
             "Connections by service",
             "Open connections of each service, to all servers. Normal: steady. A step: a "
             "deployment or a burst.",
-            Query(_CHOSEN.size("job"), _JOB),
+            Query(PROCESSES.size("job"), _JOB),
             stacked=True,
         ),
         lines(
@@ -193,14 +178,14 @@ def _services(limits: Thresholds) -> list[Panel]:
             "The time to obtain a connection, by service. Normal: below a millisecond. If one "
             "service rises alone, the cause is in that service; if all rise together, it is in "
             "the server that they share.",
-            Query(_CHOSEN.quantile(0.99, catalog.WAIT_SECONDS, "job"), _JOB),
+            Query(PROCESSES.quantile(0.99, catalog.WAIT_SECONDS, "job"), _JOB),
             unit="s",
             steps=warn(limits.wait_p99_seconds),
         ).span(8),
         lines(
             "Exhausted share of time by service",
             "The share of time in which the worst pool of each service was exhausted. Normal: 0 %.",
-            Query(f"max by (job) ({_CHOSEN.rate(catalog.EXHAUSTED_SECONDS)})", _JOB),
+            Query(f"max by (job) ({PROCESSES.rate(catalog.EXHAUSTED_SECONDS)})", _JOB),
             unit="percentunit",
             steps=[(limits.exhausted_share, CRITICAL)],
         ).span(8),
@@ -209,7 +194,7 @@ def _services(limits: Thresholds) -> list[Panel]:
             "Connections opened per second, by service. Normal: near 0, except during a "
             "deployment. A plateau: the service keeps reopening connections, and each costs the "
             "server a handshake.",
-            Query(f"sum by (job) ({_CHOSEN.rate(catalog.CREATED)})", _JOB),
+            Query(f"sum by (job) ({PROCESSES.rate(catalog.CREATED)})", _JOB),
             unit="cps",
         ).span(8),
     ]
@@ -222,7 +207,7 @@ def _more() -> list[Panel]:
             "Connections after the additional processes set above have started, if each has "
             "today's average. This row counts the chosen jobs only. Normal: a number that the "
             "servers can take.",
-            Query(f"({_CHOSEN.size()}) * {_GROWN}"),
+            Query(f"({PROCESSES.size()}) * {_GROWN}"),
         ).span(6),
         number(
             "Share of the limit, at today's use",
@@ -246,7 +231,7 @@ def _more() -> list[Panel]:
             "The connections that open at once when the additional processes start: the sum of "
             "their minPoolSize. Normal: few. If there are many, start the processes one after "
             "another.",
-            Query(f"$more * sum({_CHOSEN.of(catalog.MIN_SIZE)}) / {_COUNT}"),
+            Query(f"$more * sum({PROCESSES.of(catalog.MIN_SIZE)}) / {_COUNT}"),
         ).span(6),
     ]
 
@@ -260,7 +245,7 @@ def _versions() -> list[Panel]:
             "The number of clients, by service and version. Normal: one line for each service. "
             "Several: a deployment is under way, or did not finish. The server's version is empty "
             "if no client has learned it.",
-            Query(f"count by ({by}) ({_CHOSEN.of(CLIENT_INFO)})"),
+            Query(f"count by ({by}) ({PROCESSES.of(CLIENT_INFO)})"),
             {
                 "job": "Service",
                 ours: "pool_telemetry",

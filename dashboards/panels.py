@@ -1,7 +1,6 @@
 """How panels look: one function for each kind, so that all panels of a kind look alike.
 
-`pool` and `fleet` call them. Only this module and `generate` know the Grafana SDK's builders; no
-query and no metric is chosen here.
+The modules of the two dashboards call them. No query and no metric is chosen here.
 """
 
 from collections.abc import Sequence
@@ -26,14 +25,7 @@ from grafana_foundation_sdk.models import heatmap as heat
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 from grafana_foundation_sdk.models.text import TextMode
 
-from pool_telemetry.catalog import CLIENT_INFO
-from pool_telemetry.monitoring.promql import Promql
-
 DATASOURCE: Final = d.DataSourceRef(type_val="prometheus", uid="${datasource}")
-TAG: Final = "pool_telemetry"
-RUNBOOKS_PANEL: Final = 100  # fixed, because links lead to it
-RUNBOOKS: Final = f"/d/pool-telemetry-pool?viewPanel={RUNBOOKS_PANEL}"
-PROCESSES: Final = 'job=~"$job", instance=~"$instance"'
 OK, WARNING, CRITICAL = "green", "orange", "red"
 
 Panel = Any  # the SDK's builders have no base class in common
@@ -47,6 +39,11 @@ class Query:
     expr: str
     legend: str = ""
     exemplar: bool = False
+
+
+def legend(*labels: str) -> str:
+    """Return the legend that shows the values of these labels."""
+    return " ".join(f"{{{{{label}}}}}" for label in labels)
 
 
 def warn(warning: float, critical: float | None = None) -> Steps:
@@ -209,115 +206,6 @@ def mapping(names: dict[int, tuple[str, str]]) -> list[d.ValueMap]:
         for index, (value, (shown, color)) in enumerate(names.items())
     }
     return [d.ValueMap(options=options)]
-
-
-def board(
-    title: str,
-    uid: str,
-    description: str,
-    variables: Sequence[Any],
-    rows: Sequence[tuple[str, Sequence[Panel]]],
-    annotations: Sequence[tuple[str, str, str]] = (),
-) -> d.Dashboard:
-    """Return a dashboard.
-
-    Args:
-        title: The name that Grafana shows.
-        uid: The id by which links find the dashboard.
-        description: What the dashboard is for.
-        variables: Its variables, besides the data source.
-        rows: The heading and the panels of each row.
-        annotations: The name, colour and query of each annotation.
-    """
-    built = (
-        dashboard.Dashboard(title)
-        .uid(uid)
-        .description(description)
-        .tags([TAG, "mongodb"])
-        .readonly()
-        .time("now-30m", "now")
-        .refresh("10s")
-        .timezone("browser")
-        .tooltip(d.DashboardCursorSync.CROSSHAIR)
-        .variables([_datasource(), *variables])
-        .link(
-            dashboard.DashboardLink("Runbooks")
-            .type(d.DashboardLinkType.LINK)
-            .icon("doc")
-            .url(RUNBOOKS)
-        )
-        .link(
-            dashboard.DashboardLink("Connection pools")
-            .type(d.DashboardLinkType.DASHBOARDS)
-            .tags([TAG])
-            .keep_time(True)
-            .include_vars(True)
-        )
-    )
-    for name, color, expr in annotations:
-        built.annotation(
-            dashboard.AnnotationQuery()
-            .name(name)
-            .datasource(DATASOURCE)
-            .enable(True)
-            .icon_color(color)
-            .expr(expr)
-        )
-    for heading, panels in rows:
-        built.with_row(dashboard.Row(heading))
-        for panel in panels:
-            built.with_panel(panel)
-    model = built.build()
-    for ident, one in enumerate(model.panels or (), 1):
-        one.id_val = one.id_val or ident
-    return model
-
-
-def choice(name: str, shown: str, values: str) -> Any:
-    """Return a variable that chooses values of a label; by default all."""
-    return (
-        dashboard.QueryVariable(name)
-        .label(shown)
-        .datasource(DATASOURCE)
-        .query({"query": values, "refId": name})
-        .multi(True)
-        .include_all(True)
-        .all_value(".+")
-        .current(d.VariableOption(selected=True, text="All", value="$__all"))
-        .refresh(d.VariableRefresh.ON_TIME_RANGE_CHANGED)
-        .sort(d.VariableSort.ALPHABETICAL_ASC)
-    )
-
-
-def processes() -> list[Any]:
-    """Return the variables that choose processes: job and instance."""
-    info = Promql().of(CLIENT_INFO)
-    of_job = Promql('job=~"$job"').of(CLIENT_INFO)
-    return [
-        choice("job", "Job", f"label_values({info}, job)"),
-        choice("instance", "Instance", f"label_values({of_job}, instance)"),
-    ]
-
-
-def given(name: str, shown: str, description: str, value: str) -> Any:
-    """Return a variable that a person types in."""
-    return (
-        dashboard.TextBoxVariable(name).label(shown).description(description).default_value(value)
-    )
-
-
-def constant(name: str, value: str) -> Any:
-    """Return a hidden variable."""
-    return dashboard.ConstantVariable(name).value(value)
-
-
-def _datasource() -> Any:
-    return (
-        dashboard.DatasourceVariable("datasource")
-        .label("Data source")
-        .type("prometheus")
-        .current(d.VariableOption(selected=True, text="default", value="default"))
-    )
 
 
 def _finished(
