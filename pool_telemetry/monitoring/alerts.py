@@ -1,8 +1,8 @@
 """The alerts: one small function for each, and the table that lists them in order.
 
-`rule_files` writes them for Prometheus and for Grafana, and `files` chooses their jobs and limits.
-An alert's numbers come from `thresholds`, its queries from `promql`; what it means and what to do
-is in `dashboards/runbooks.md`. No file format belongs here.
+`files` asks for them, and `rule_files` writes them for Prometheus and for Grafana. An alert's limit
+comes from `thresholds`, its queries from `promql`. `dashboards/runbooks.md` says what each alert
+means and what to do. No file format belongs here.
 """
 
 import json
@@ -30,8 +30,8 @@ def _exhausted(scope: _Scope) -> Alert:
         replace(scope.promql, window=window).rate(catalog.EXHAUSTED_SECONDS)
         for window in ("2m", "1m")
     )
-    # Exhausted now, for a good part of the time, and so long that callers notice. A burst is what
-    # the queue is for, and a small pool that is used well has many waits of milliseconds.
+    # The pool is exhausted now, was so for much of the window, and callers notice the waits. The
+    # queue is meant for bursts, and a small, busy pool normally has waits of a few milliseconds.
     longest_wait = f"max_over_time({scope.promql.of(catalog.OLDEST_WAIT)}[2m])"
     return Alert(
         name="MongoDBPoolExhausted",
@@ -41,9 +41,9 @@ def _exhausted(scope: _Scope) -> Alert:
         unit="share",
         pending_for="0s",
         summary="Pool {pool} of {process} is exhausted",
-        description="All {max_size} connections of pool {pool} in {process} ({job}) were taken, "
-        "and callers queued, for {value} of the last 2 minutes (alert above {limit}). {waiting} "
-        "wait now.",
+        description="All {max_size} connections of pool {pool} in {process} ({job}) were in use, "
+        "and callers queued, for {value} of the last 2 minutes (alert above {limit}). Callers "
+        "waiting now: {waiting}.",
         panel="Exhausted share of time",
     )
 
@@ -57,14 +57,15 @@ def _nearly_full(scope: _Scope) -> Alert:
         unit="share",
         pending_for="2m",
         summary="Pool {pool} of {process} is {value} full",
-        description="Pool {pool} in {process} ({job}) had {value} of its {max_size} connections in "
-        "use on average over 5 minutes (alert above {limit}): the next burst has to queue.",
+        description="On average over 5 minutes, {value} of the {max_size} connections of pool "
+        "{pool} in {process} ({job}) were in use (alert above {limit}). Callers will queue in the "
+        "next burst.",
         panel="Share of max in use",
     )
 
 
 def _full(scope: _Scope) -> Alert:
-    # A full pool without a queue is just as large as it has to be.
+    # A full pool without a queue is exactly large enough.
     queue = f"avg_over_time({scope.promql.of(catalog.WAITING)}[5m])"
     return Alert(
         name="MongoDBPoolFull",
@@ -73,9 +74,10 @@ def _full(scope: _Scope) -> Alert:
         limit=scope.limits.in_use_critical,
         unit="share",
         pending_for="2m",
-        summary="Pool {pool} of {process} has no reserve: {value} in use",
-        description="Pool {pool} in {process} ({job}) had {value} of its {max_size} connections in "
-        "use on average over 5 minutes (alert above {limit}). {waiting} wait now.",
+        summary="Pool {pool} of {process} is full: {value} in use",
+        description="On average over 5 minutes, {value} of the {max_size} connections of pool "
+        "{pool} in {process} ({job}) were in use (alert above {limit}). Callers waiting now: "
+        "{waiting}.",
         panel="Share of max in use",
     )
 
@@ -85,14 +87,15 @@ def _checkout_timeouts(scope: _Scope) -> Alert:
     return Alert(
         name="MongoDBPoolCheckoutTimeouts",
         severity="critical",
-        # One timeout is a large share of a quiet pool's few checkouts.
+        # In a quiet pool with few checkouts, a single timeout would exceed the share.
         value=f"{timeouts} / {scope.promql.all_checkouts()} and {total} > 2",
         limit=scope.limits.timeout_share,
         unit="share",
         pending_for="1m",
-        summary="{value} of the checkouts of pool {pool} of {process} time out",
-        description="{value} of the callers of pool {pool} in {process} ({job}) gave up after "
-        "waitQueueTimeoutMS in the last 5 minutes (alert above {limit}): users see errors.",
+        summary="{value} of the checkouts from pool {pool} of {process} time out",
+        description="Over the last 5 minutes, {value} of the checkouts from pool {pool} in "
+        "{process} ({job}) timed out after waitQueueTimeoutMS (alert above {limit}). Users see "
+        "these errors.",
         panel="Checkouts by outcome",
     )
 
@@ -110,10 +113,10 @@ def _checkout_failures(scope: _Scope) -> Alert:
         limit=scope.limits.timeout_share,
         unit="share",
         pending_for="1m",
-        summary="{value} of the checkouts of pool {pool} of {process} fail",
-        description="{value} of the callers of pool {pool} in {process} ({job}) got no connection "
-        "in the last 5 minutes (alert above {limit}), as none could be opened or the pool was "
-        "paused: users see errors.",
+        summary="{value} of the checkouts from pool {pool} of {process} fail",
+        description="Over the last 5 minutes, {value} of the checkouts from pool {pool} in "
+        "{process} ({job}) failed because no connection could be opened or the pool was paused "
+        "(alert above {limit}). Users see these errors.",
         panel="Checkouts by outcome",
     )
 
@@ -128,8 +131,8 @@ def _wait_high(scope: _Scope) -> Alert:
         unit="seconds",
         pending_for="5m",
         summary="Callers of pool {pool} of {process} wait {value} (p99) for a connection",
-        description="One in a hundred of those who got a connection of pool {pool} in {process} "
-        "({job}) waited {value} or longer for it, over 5 minutes (alert above {limit}).",
+        description="Over the last 5 minutes, 1 in 100 checkouts from pool {pool} in {process} "
+        "({job}) took {value} or longer (alert above {limit}).",
         panel="Wait time",
     )
 
@@ -142,9 +145,9 @@ def _oldest_waiter(scope: _Scope) -> Alert:
         limit=scope.limits.oldest_wait_seconds,
         unit="seconds",
         pending_for="30s",
-        summary="A caller of pool {pool} of {process} has waited for {value}",
-        description="For a minute there was always a caller of pool {pool} in {process} ({job}) "
-        "who had waited {value} or longer (alert above {limit}).",
+        summary="A caller of pool {pool} of {process} has waited {value} for a connection",
+        description="Throughout the last minute, some caller of pool {pool} in {process} ({job}) "
+        "had waited {value} or longer for a connection (alert above {limit}).",
         panel="Oldest wait and longest checkout",
     )
 
@@ -157,9 +160,10 @@ def _checkout_held(scope: _Scope) -> Alert:
         limit=scope.limits.longest_checkout_seconds,
         unit="seconds",
         pending_for="1m",
-        summary="A connection of pool {pool} of {process} is out for {value}",
-        description="Somebody in {process} ({job}) holds a connection of pool {pool} for {value} "
-        "(alert above {limit}): an operation that is slow or hangs, or an exhaust cursor.",
+        summary="A connection of pool {pool} of {process} has been checked out for {value}",
+        description="A caller in {process} ({job}) has held a connection of pool {pool} for "
+        "{value} (alert above {limit}). Its operation is slow or hangs, or it keeps an exhaust "
+        "cursor open.",
         panel="Oldest wait and longest checkout",
     )
 
@@ -175,8 +179,9 @@ def _connection_storm(scope: _Scope) -> Alert:
         limit=scope.limits.created_per_second,
         pending_for="2m",
         summary="Pool {pool} of {process} opens {value} connections per second",
-        description="Pool {pool} in {process} ({job}) opened {value} connections per second over 5 "
-        "minutes (alert above {limit}): they do not live long, and each costs a handshake.",
+        description="Over the last 5 minutes, pool {pool} in {process} ({job}) opened {value} "
+        "connections per second (alert above {limit}) and closed others. Each new connection "
+        "costs a handshake.",
         panel="Connections opened and closed",
     )
 
@@ -192,8 +197,8 @@ def _paused(scope: _Scope) -> Alert:
         limit=0,
         pending_for="1m",
         summary="Pool {pool} of {process} is paused",
-        description="Pool {pool} in {process} ({job}) is paused, though its server answers "
-        "heartbeats: it takes no operations at the moment.",
+        description="Pool {pool} in {process} ({job}) is paused although its server answers "
+        "heartbeats. The pool takes no operations.",
         panel="Servers",
     )
 
@@ -218,13 +223,13 @@ def _telemetry_errors(scope: _Scope) -> Alert:
     return Alert(
         name="MongoDBPoolTelemetryErrors",
         severity="warning",
-        # A series that begins above 0 has no increase, so its first 15 minutes count as a whole.
+        # PromQL sees no increase in a series that begins above 0: its first value counts instead.
         value=f"{rise} > 0 or ({errors} unless {errors} offset 15m)",
         limit=0,
         pending_for="0s",
         summary="The telemetry of pool {pool} of {process} fails",
-        description="{value} events of pool {pool} in {process} ({job}) failed in the last 15 "
-        "minutes: its numbers may be off. The application is not affected.",
+        description="In the last 15 minutes, pool_telemetry failed to process {value} events of "
+        "pool {pool} in {process} ({job}). The metrics may be wrong; the application is fine.",
         panel="Telemetry errors",
     )
 
@@ -232,8 +237,7 @@ def _telemetry_errors(scope: _Scope) -> Alert:
 def _exhaustion_predicted(scope: _Scope) -> Alert:
     promql = scope.promql
     used = f"avg_over_time({promql.in_use()}[10m])"
-    # A trend of two hours that still goes on, in a pool that is busy already: so neither noise,
-    # nor a step from one level to another, nor a start.
+    # Four conditions, so that noise, a step to another level, and a start are no trend.
     in_an_hour = promql.share_of_max(f"predict_linear({used}[2h:5m], 3600)")
     still_rising = f"{promql.share_of_max(f'deriv({used}[30m:5m])')} > 0.00001"
     is_busy = f"{promql.share_of_max(used)} > 0.5"
@@ -246,8 +250,8 @@ def _exhaustion_predicted(scope: _Scope) -> Alert:
         unit="share",
         pending_for="10m",
         summary="Pool {pool} of {process} will be full within the hour",
-        description="At the pace of the last two hours pool {pool} in {process} ({job}) will have "
-        "{value} of its {max_size} connections in use in an hour.",
+        description="At the pace of the last two hours, pool {pool} in {process} ({job}) will "
+        "need {value} of its {max_size} connections in an hour.",
         panel="Share of max in use",
     )
 
@@ -259,14 +263,14 @@ def _no_data(scope: _Scope) -> Alert:
     return Alert(
         name="MongoDBPoolNoData",
         severity="warning",
-        # A job that ended is missed for a day; without any job there is no series to alert for.
+        # A job that stopped is reported for a day; if none ever reported, the label is made here.
         value=f"(count by (job) ({lately}) unless count by (job) ({now})) or "
         f'label_replace(absent({now}) unless on () {lately}, "job", {name}, "", "")',
         limit=0,
         pending_for="5m",
-        summary="No pool of {job} reports any more",
-        description="No pool of {job} has reported for 5 minutes: its processes ended, or their "
-        "metrics do not arrive. Every other alert is blind for it.",
+        summary="No pool of {job} reports metrics any more",
+        description="No pool of {job} has reported metrics for 5 minutes. Its processes ended, or "
+        "their metrics do not arrive. No other alert can fire for it.",
         panel="Health",
     )
 
@@ -290,7 +294,7 @@ _ALERTS: Final[tuple[Callable[[_Scope], Alert], ...]] = (
 
 
 def alerts(job: str = "", thresholds: Thresholds | None = None) -> tuple[Alert, ...]:
-    """Return all alerts, for the jobs that match a regular expression; empty for every job."""
+    """Return all alerts, for the jobs that match the regular expression `job`; empty for all."""
     where = f"job=~{json.dumps(job, ensure_ascii=False)}" if job else ""
     scope = _Scope(thresholds or Thresholds(), Promql(where), job)
     return tuple(build(scope) for build in _ALERTS)

@@ -1,7 +1,7 @@
 """The limits of the alerts: what a user may set, each with its default, range and meaning.
 
-The command line makes its options of these fields, `alerts` compares with the values, and the
-dashboards draw them. Nothing here knows a metric or a query.
+The command line turns these fields into options, the alerts compare with their values, and the
+dashboards draw them as lines. No metric and no query belongs here.
 """
 
 from dataclasses import dataclass, field, fields
@@ -20,23 +20,38 @@ def _number(default: float, meaning: str) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thresholds:
-    """Where numbers are too high, for the alerts and as drawn in the dashboards.
+    """The limits above which the alerts fire, also drawn as lines in the dashboards.
 
-    Shares are above 0 and below 1, all others above 0. A field's metadata
-    has its `meaning`.
+    Shares are above 0 and below 1; all other limits are above 0. The metadata of each field has its
+    `meaning`, which the command line shows as help.
 
     Raises:
-        PoolConfigurationError: One is out of range, or a warning is above what is critical.
+        PoolConfigurationError: A limit is out of range, or `in_use_warning` is not below
+            `in_use_critical`.
     """
 
-    exhausted_share: float = _share(0.25, "share of two minutes in which the pool was exhausted")
-    in_use_warning: float = _share(0.8, "share of maxPoolSize in use, on average over 5 minutes")
-    in_use_critical: float = _share(0.95, "share of maxPoolSize in use that is critical")
-    timeout_share: float = _share(0.01, "share of the checkouts of 5 minutes that timed out")
-    wait_p99_seconds: float = _number(0.5, "seconds that 1 % waited, over 5 minutes")
-    oldest_wait_seconds: float = _number(3.0, "seconds that somebody has waited, for one minute")
-    longest_checkout_seconds: float = _number(60.0, "seconds that a connection has been out")
-    created_per_second: float = _number(2.0, "new connections of one pool, over 5 minutes")
+    exhausted_share: float = _share(0.25, "share of 2 minutes in which the pool was exhausted")
+    in_use_warning: float = _share(
+        0.8, "share of maxPoolSize in use, on average over 5 minutes, that is a warning"
+    )
+    in_use_critical: float = _share(
+        0.95, "share of maxPoolSize in use, on average over 5 minutes, that is critical"
+    )
+    timeout_share: float = _share(
+        0.01, "share of the checkouts of 5 minutes that timed out, or that failed"
+    )
+    wait_p99_seconds: float = _number(
+        0.5, "seconds to obtain a connection, as the 99th percentile over 5 minutes"
+    )
+    oldest_wait_seconds: float = _number(
+        3.0, "seconds that the oldest waiting caller has waited, throughout one minute"
+    )
+    longest_checkout_seconds: float = _number(
+        60.0, "seconds that a caller has held the same connection"
+    )
+    created_per_second: float = _number(
+        2.0, "connections that one pool opens per second, on average over 5 minutes"
+    )
 
     def __post_init__(self) -> None:
         for limit in fields(self):
