@@ -78,11 +78,11 @@ def board(
         )
     for heading, panels in rows:
         built.with_row(dashboard.Row(heading))
-        for panel in panels:
-            built.with_panel(panel)
+        for added in panels:
+            built.with_panel(added)
     model = built.build()
-    for ident, one in enumerate(model.panels or (), 1):
-        one.id_val = one.id_val or ident
+    for ident, panel in enumerate(model.panels or (), 1):
+        panel.id_val = panel.id_val or ident
     return model
 
 
@@ -112,7 +112,7 @@ def processes() -> list[Any]:
     ]
 
 
-def given(name: str, shown: str, description: str, value: str) -> Any:
+def text_box(name: str, shown: str, description: str, value: str) -> Any:
     """Return a variable that a person types in."""
     return (
         dashboard.TextBoxVariable(name).label(shown).description(description).default_value(value)

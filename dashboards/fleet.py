@@ -8,7 +8,7 @@ from typing import Final
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from dashboards.board import PROCESSES, board, given, processes
+from dashboards.board import PROCESSES, board, processes, text_box
 from dashboards.panels import CRITICAL, Panel, Query, legend, lines, number, ranking, rows_of, warn
 from pool_telemetry import catalog
 from pool_telemetry.catalog import CLIENT_INFO
@@ -45,14 +45,14 @@ def fleet(limits: Thresholds, connection_limit: int = CONNECTION_LIMIT) -> Dashb
         "processes differ from the others of their service.",
         [
             *processes(),
-            given(
+            text_box(
                 "limit",
                 "Connection limit",
                 "How many connections one server accepts: the limit of your Atlas tier, or "
                 "net.maxIncomingConnections of a mongod.",
                 str(connection_limit),
             ),
-            given(
+            text_box(
                 "more",
                 "Additional processes",
                 "How many more processes to assume in the row 'If more processes start'.",

@@ -1,6 +1,6 @@
 """How panels look: one function for each kind, so that all panels of a kind look alike.
 
-The modules of the two dashboards call them. No query and no metric is chosen here.
+The modules of the two dashboards call these functions. No query and no metric is chosen here.
 """
 
 from collections.abc import Sequence
@@ -193,7 +193,7 @@ def states(title: str, description: str, *queries: Query, mappings: list[Any]) -
     return _finished(panel, title, description, queries, "short", [(1, OK)], base=CRITICAL)
 
 
-def words(title: str, description: str, markdown: str, ident: int) -> Panel:
+def text_panel(title: str, description: str, markdown: str, ident: int) -> Panel:
     """Return a panel of text, with a fixed id that links can use."""
     panel = text.Panel().mode(TextMode.MARKDOWN).content(markdown).span(12).height(4).id(ident)
     return panel.title(title).description(description)

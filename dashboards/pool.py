@@ -12,7 +12,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from dashboards import pool_causes, pool_symptoms
 from dashboards.board import POOLS, PROCESSES, RUNBOOKS_PANEL, board, choice, constant, processes
-from dashboards.panels import CRITICAL, WARNING, Panel, words
+from dashboards.panels import CRITICAL, WARNING, Panel, text_panel
 from pool_telemetry import catalog
 from pool_telemetry.catalog import Metric
 from pool_telemetry.monitoring.promql import POOL, Promql
@@ -65,9 +65,9 @@ def _runbooks() -> list[Panel]:
         return text.strip()
 
     start = texts[0].removeprefix("# Runbooks\n")
-    panels = [words("Runbooks", "How to use the runbooks.", linked(start), RUNBOOKS_PANEL).span(24)]
-    return panels + [
-        words(
+    intro = text_panel("Runbooks", "How to use the runbooks.", linked(start), RUNBOOKS_PANEL)
+    return [intro.span(24)] + [
+        text_panel(
             name,
             "What the alert means, what to look at first, and what to do.",
             linked(text),

@@ -146,23 +146,26 @@ def test_grafana_and_prometheus_get_the_same_alerts() -> None:
     pool = board("pool")
     titles = {panel["id"]: panel["title"] for panel in pool["panels"]}
     assert len({rule["uid"] for rule in grafana()}) == len(ALERTS)
-    for alert, theirs, ours in zip(ALERTS, group["rules"], grafana(), strict=True):
-        data = {one["refId"]: one["model"] for one in ours["data"]}
+    for alert, prometheus_rule, grafana_rule in zip(ALERTS, group["rules"], grafana(), strict=True):
+        data = {one["refId"]: one["model"] for one in grafana_rule["data"]}
         (condition,) = data["B"]["conditions"]
         assert data["B"]["expression"] == "A"
         assert condition["evaluator"] == {"type": "gt", "params": [alert.limit]}
-        assert theirs["expr"] == f"({data['A']['expr']}) > {alert.limit:.12g}"
-        assert (theirs["alert"], theirs["for"]) == (ours["title"], ours["for"])
-        assert theirs["labels"] == ours["labels"]
-        assert ours["annotations"].keys() == {"summary", "description", "runbook_url"}
-        assert ours["dashboardUid"] == pool["uid"]
-        assert titles[ours["panelId"]] == alert.panel
+        assert prometheus_rule["expr"] == f"({data['A']['expr']}) > {alert.limit:.12g}"
+        assert (prometheus_rule["alert"], prometheus_rule["for"]) == (
+            grafana_rule["title"],
+            grafana_rule["for"],
+        )
+        assert prometheus_rule["labels"] == grafana_rule["labels"]
+        assert grafana_rule["annotations"].keys() == {"summary", "description", "runbook_url"}
+        assert grafana_rule["dashboardUid"] == pool["uid"]
+        assert titles[grafana_rule["panelId"]] == alert.panel
         # Every value that an annotation quotes has a query.
-        quoted = set(re.findall(r"\$values\.(\w+)\.", json.dumps(ours["annotations"])))
+        quoted = set(re.findall(r"\$values\.(\w+)\.", json.dumps(grafana_rule["annotations"])))
         assert quoted <= data.keys()
         assert {one for one in data if one.startswith("ALSO_")} <= quoted
-        assert len(ours["uid"]) <= 40
-        assert "query (" not in json.dumps(ours)  # Grafana's templates have none
+        assert len(grafana_rule["uid"]) <= 40
+        assert "query (" not in json.dumps(grafana_rule)  # Grafana's templates have none
 
 
 def test_commands_write_files_with_the_given_options(

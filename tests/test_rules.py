@@ -370,10 +370,10 @@ def test_telemetry_errors_of_a_new_process_fire_for_15_minutes(tmp_path: Path) -
 
 def test_only_no_data_fires_without_data(tmp_path: Path) -> None:
     others = nothing(NAMES[:-1], 30)
-    said = judged(tmp_path, [a_test({}, *others), a_test(a_pool(10), *others)])
-    assert not said
-    told = judged(tmp_path, [a_test({}, (NAMES[-1], 6, []))])
-    assert "No pool of any job reports" in told
+    complaints = judged(tmp_path, [a_test({}, *others), a_test(a_pool(10), *others)])
+    assert not complaints
+    complaints = judged(tmp_path, [a_test({}, (NAMES[-1], 6, []))])
+    assert "No pool of any job reports" in complaints
 
 
 def test_job_that_ended_is_reported_for_a_day(tmp_path: Path) -> None:
@@ -381,9 +381,9 @@ def test_job_that_ended_is_reported_for_a_day(tmp_path: Path) -> None:
     info = {"job": "other", "instance": "app:9000", POOL: "other"}
     other = {series(catalog.CLIENT_INFO, **info): level((1, day + 60))}
     at_both: Any = ((NAMES[-1], day, []), (NAMES[-1], day + 30, []))
-    said = judged(tmp_path, [a_test(a_pool(10) | other, *at_both)])
-    assert re.findall(r"time: (\w+)", said) == ["1d"], said  # not half an hour later
-    assert "No pool of chat" in said
+    complaints = judged(tmp_path, [a_test(a_pool(10) | other, *at_both)])
+    assert re.findall(r"time: (\w+)", complaints) == ["1d"], complaints  # not half an hour later
+    assert "No pool of chat" in complaints
 
 
 @pytest.mark.parametrize("gap", [f"_x{4 * MINUTE}", f"stale _x{4 * MINUTE - 1}"])
@@ -403,8 +403,8 @@ def test_lower_thresholds_fire_for_the_busy_pool(tmp_path: Path) -> None:
         longest_checkout_seconds=40,
         created_per_second=1.5,
     )
-    said = judged(tmp_path, [a_test(BUSY, *((name, 60, []) for name in NAMES))], lower)
-    fired = {name for name in NAMES if f'alertname="{name}"' in said}
+    complaints = judged(tmp_path, [a_test(BUSY, *((name, 60, []) for name in NAMES))], lower)
+    fired = {name for name in NAMES if f'alertname="{name}"' in complaints}
     assert fired == {alert.name for alert in alerts() if alert.limit not in (0, 1)}
 
 
