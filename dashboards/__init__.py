@@ -1,1 +1,1 @@
-"""The dashboards' source: `make dashboards` writes the files beside it."""
+"""The source of the dashboards: `make dashboards` writes the files beside it."""

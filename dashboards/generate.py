@@ -1,4 +1,8 @@
-"""Writes everything here that is made: `make dashboards`. A test does it again and compares."""
+"""Writes the generated files of this folder: `make dashboards`.
+
+A test generates them again and compares. The files that users get for their own data source, jobs
+and limits are made of these by `pool_telemetry.monitoring.files`.
+"""
 
 import json
 from pathlib import Path
@@ -9,15 +13,15 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from dashboards.fleet import fleet
 from dashboards.pool import pool
 from pool_telemetry.catalog import CATALOG, POOL_ATTRIBUTES, Metric
-from pool_telemetry.monitoring.alerts import Thresholds
 from pool_telemetry.monitoring.files import LAYOUT, rules
+from pool_telemetry.monitoring.thresholds import Thresholds
 from pool_telemetry.prometheus import prometheus_name
 
 HERE: Final = Path(__file__).parent
 
 
 def dashboards(limits: Thresholds) -> dict[str, str]:
-    """Return the dashboards' files, by name."""
+    """Return the JSON of each dashboard, by file name."""
     made = {"pool.json": pool(limits), "fleet.json": fleet(limits)}
     return {
         name: json.dumps(board, cls=JSONEncoder, **LAYOUT) + "\n" for name, board in made.items()
@@ -25,7 +29,7 @@ def dashboards(limits: Thresholds) -> dict[str, str]:
 
 
 def metrics() -> str:
-    """Return the list of metrics, in Markdown."""
+    """Return the table of all metrics, in Markdown."""
 
     def row(metric: Metric) -> str:
         unit = metric.unit.strip("{}")
@@ -40,9 +44,10 @@ def metrics() -> str:
         (
             "# Metrics",
             "",
-            "Names are OpenTelemetry's; what its conventions lack is under `mongodb.client`.",
-            f"Each has the attributes {every}; Prometheus has",
-            "underscores for dots.",
+            "The names follow OpenTelemetry's semantic conventions. `mongodb.client.*` is what the",
+            "conventions lack. In Prometheus, underscores replace the dots. Every metric has the",
+            f"attributes {every};",
+            "a metric's own attributes are in braces.",
             "",
             "| Prometheus | OpenTelemetry | instrument, unit | meaning |",
             "|---|---|---|---|",
@@ -53,7 +58,7 @@ def metrics() -> str:
 
 
 def main() -> None:
-    """Write the dashboards first: the alerts lead to their panels."""
+    """Write all files; the dashboards first, because the alerts link to their panels."""
     (HERE / "metrics.md").write_text(metrics())
     for name, text in dashboards(Thresholds()).items():
         (HERE / name).write_text(text)

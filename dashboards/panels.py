@@ -1,4 +1,7 @@
-"""How our panels look: one function for each kind, so that all of a kind look alike."""
+"""How panels look: one function for each kind, so that all panels of a kind look alike.
+
+The modules of the two dashboards call these functions. No query and no metric is chosen here.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,31 +25,29 @@ from grafana_foundation_sdk.models import heatmap as heat
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 from grafana_foundation_sdk.models.text import TextMode
 
-from pool_telemetry.catalog import CLIENT_INFO
-from pool_telemetry.monitoring.promql import Promql
-
 DATASOURCE: Final = d.DataSourceRef(type_val="prometheus", uid="${datasource}")
-TAG: Final = "pool_telemetry"
-RUNBOOKS_PANEL: Final = 100  # a number that stays: links lead there
-RUNBOOKS: Final = f"/d/pool-telemetry-pool?viewPanel={RUNBOOKS_PANEL}"
-PROCESSES: Final = 'job=~"$job", instance=~"$instance"'
 OK, WARNING, CRITICAL = "green", "orange", "red"
 
-Panel = Any  # the builders of the SDK share no class
+Panel = Any  # the SDK's builders have no base class in common
 Steps = Sequence[tuple[float, str]]
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One question of a panel, and how its series are called."""
+    """One query of a panel, and the legend of its series."""
 
     expr: str
     legend: str = ""
     exemplar: bool = False
 
 
+def legend(*labels: str) -> str:
+    """Return the legend that shows the values of these labels."""
+    return " ".join(f"{{{{{label}}}}}" for label in labels)
+
+
 def warn(warning: float, critical: float | None = None) -> Steps:
-    """Return the steps of a number that is worse the higher it is."""
+    """Return the colour steps of a number that is worse the higher it is."""
     steps = [(warning, WARNING)]
     return steps if critical is None else [*steps, (critical, CRITICAL)]
 
@@ -59,7 +60,7 @@ def number(
     steps: Steps = (),
     mappings: Sequence[d.ValueMap] = (),
 ) -> Panel:
-    """Return one number, coloured by its steps, over its past; or a word, on a coloured ground."""
+    """Return one number over a graph of its past, or with `mappings` one word on its colour."""
     panel = (
         stat.Panel()
         .graph_mode(c.BigValueGraphMode.AREA)
@@ -70,7 +71,7 @@ def number(
     )
     if mappings:
         panel.mappings(list(mappings)).graph_mode(c.BigValueGraphMode.NONE)
-    return _dressed(panel, title, description, queries, unit, steps, instant=bool(mappings))
+    return _finished(panel, title, description, queries, unit, steps, instant=bool(mappings))
 
 
 def lines(
@@ -82,7 +83,7 @@ def lines(
     stacked: bool = False,
     colors: dict[str, str] | None = None,
 ) -> Panel:
-    """Return series over time, with the steps drawn as lines; `colors` by the series' names."""
+    """Return series over time, with the steps as dashed lines; `colors` are by series name."""
     panel = (
         timeseries.Panel()
         .min(0)
@@ -110,7 +111,7 @@ def lines(
         )
     for name, color in (colors or {}).items():
         panel.override_by_name(name, _color(color) + (_AS_LINE if name in LIMITS else []))
-    return _dressed(panel, title, description, queries, unit, steps)
+    return _finished(panel, title, description, queries, unit, steps)
 
 
 LIMITS: Final = ("max", "limit", "possible")
@@ -126,7 +127,7 @@ def _color(color: str) -> list[d.DynamicConfigValue]:
 
 
 def heat_map(title: str, description: str, query: Query, unit: str = "s") -> Panel:
-    """Return a histogram's buckets over time."""
+    """Return a histogram's buckets over time, as a heat map."""
     panel = (
         heatmap.Panel()
         .calculate(False)
@@ -145,13 +146,13 @@ def heat_map(title: str, description: str, query: Query, unit: str = "s") -> Pan
         .span(12)
         .height(8)
     )
-    return _dressed(panel, title, description, [query], "short", (), PromQueryFormat.HEATMAP)
+    return _finished(panel, title, description, [query], "short", (), PromQueryFormat.HEATMAP)
 
 
 def ranking(
     title: str, description: str, query: Query, unit: str = "short", steps: Steps = ()
 ) -> Panel:
-    """Return the present values as bars, the highest first."""
+    """Return the current values as bars, the highest first."""
     panel = (
         bargauge.Panel()
         .orientation(c.VizOrientation.HORIZONTAL)
@@ -161,11 +162,11 @@ def ranking(
         .span(8)
         .height(9)
     )
-    return _dressed(panel, title, description, [query], unit, steps, instant=True)
+    return _finished(panel, title, description, [query], unit, steps, instant=True)
 
 
 def rows_of(title: str, description: str, query: Query, columns: dict[str, str]) -> Panel:
-    """Return a table of a query's labels and value; `columns` are their headings, in order."""
+    """Return a table of a query's labels and value; `columns` has their headings, in order."""
     order = {name: number for number, name in enumerate(columns)}
     options = {"excludeByName": {"Time": True}, "indexByName": order, "renameByName": columns}
     panel = (
@@ -174,11 +175,11 @@ def rows_of(title: str, description: str, query: Query, columns: dict[str, str])
         .span(24)
         .height(7)
     )
-    return _dressed(panel, title, description, [query], "short", (), PromQueryFormat.TABLE, True)
+    return _finished(panel, title, description, [query], "short", (), PromQueryFormat.TABLE, True)
 
 
 def states(title: str, description: str, *queries: Query, mappings: list[Any]) -> Panel:
-    """Return what was in which state when."""
+    """Return a timeline of states, one bar for each series."""
     panel = (
         statetimeline.Panel()
         .show_value(c.VisibilityMode.NEVER)
@@ -189,17 +190,17 @@ def states(title: str, description: str, *queries: Query, mappings: list[Any]) -
         .span(12)
         .height(8)
     )
-    return _dressed(panel, title, description, queries, "short", [(1, OK)], base=CRITICAL)
+    return _finished(panel, title, description, queries, "short", [(1, OK)], base=CRITICAL)
 
 
-def words(title: str, description: str, markdown: str, ident: int) -> Panel:
-    """Return a text, in a panel of this number."""
+def text_panel(title: str, description: str, markdown: str, ident: int) -> Panel:
+    """Return a panel of text, with a fixed id that links can use."""
     panel = text.Panel().mode(TextMode.MARKDOWN).content(markdown).span(12).height(4).id(ident)
     return panel.title(title).description(description)
 
 
 def mapping(names: dict[int, tuple[str, str]]) -> list[d.ValueMap]:
-    """Return what to show, and in which colour, for values."""
+    """Return the mapping from values to a text and its colour."""
     options = {
         str(value): d.ValueMappingResult(text=shown, color=color, index=index)
         for index, (value, (shown, color)) in enumerate(names.items())
@@ -207,116 +208,7 @@ def mapping(names: dict[int, tuple[str, str]]) -> list[d.ValueMap]:
     return [d.ValueMap(options=options)]
 
 
-def board(
-    title: str,
-    uid: str,
-    description: str,
-    variables: Sequence[Any],
-    rows: Sequence[tuple[str, Sequence[Panel]]],
-    annotations: Sequence[tuple[str, str, str]] = (),
-) -> d.Dashboard:
-    """Return a dashboard.
-
-    Args:
-        title: Its name.
-        uid: By which others link to it.
-        description: What it is for.
-        variables: Beside the data source.
-        rows: Their headings, and their panels.
-        annotations: Their names, colours and queries.
-    """
-    built = (
-        dashboard.Dashboard(title)
-        .uid(uid)
-        .description(description)
-        .tags([TAG, "mongodb"])
-        .readonly()
-        .time("now-30m", "now")
-        .refresh("10s")
-        .timezone("browser")
-        .tooltip(d.DashboardCursorSync.CROSSHAIR)
-        .variables([_datasource(), *variables])
-        .link(
-            dashboard.DashboardLink("Runbooks")
-            .type(d.DashboardLinkType.LINK)
-            .icon("doc")
-            .url(RUNBOOKS)
-        )
-        .link(
-            dashboard.DashboardLink("Connection pools")
-            .type(d.DashboardLinkType.DASHBOARDS)
-            .tags([TAG])
-            .keep_time(True)
-            .include_vars(True)
-        )
-    )
-    for name, color, expr in annotations:
-        built.annotation(
-            dashboard.AnnotationQuery()
-            .name(name)
-            .datasource(DATASOURCE)
-            .enable(True)
-            .icon_color(color)
-            .expr(expr)
-        )
-    for heading, panels in rows:
-        built.with_row(dashboard.Row(heading))
-        for panel in panels:
-            built.with_panel(panel)
-    model = built.build()
-    for ident, one in enumerate(model.panels or (), 1):
-        one.id_val = one.id_val or ident
-    return model
-
-
-def choice(name: str, shown: str, values: str) -> Any:
-    """Return a variable whose values are those of a label; by default all."""
-    return (
-        dashboard.QueryVariable(name)
-        .label(shown)
-        .datasource(DATASOURCE)
-        .query({"query": values, "refId": name})
-        .multi(True)
-        .include_all(True)
-        .all_value(".+")
-        .current(d.VariableOption(selected=True, text="All", value="$__all"))
-        .refresh(d.VariableRefresh.ON_TIME_RANGE_CHANGED)
-        .sort(d.VariableSort.ALPHABETICAL_ASC)
-    )
-
-
-def processes() -> list[Any]:
-    """Return the variables that choose processes."""
-    info = Promql().of(CLIENT_INFO)
-    of_job = Promql('job=~"$job"').of(CLIENT_INFO)
-    return [
-        choice("job", "Job", f"label_values({info}, job)"),
-        choice("instance", "Instance", f"label_values({of_job}, instance)"),
-    ]
-
-
-def given(name: str, shown: str, description: str, value: str) -> Any:
-    """Return a variable that a person types."""
-    return (
-        dashboard.TextBoxVariable(name).label(shown).description(description).default_value(value)
-    )
-
-
-def constant(name: str, value: str) -> Any:
-    """Return a variable that nobody sees."""
-    return dashboard.ConstantVariable(name).value(value)
-
-
-def _datasource() -> Any:
-    return (
-        dashboard.DatasourceVariable("datasource")
-        .label("Data source")
-        .type("prometheus")
-        .current(d.VariableOption(selected=True, text="default", value="default"))
-    )
-
-
-def _dressed(
+def _finished(
     panel: Panel,
     title: str,
     description: str,
@@ -327,6 +219,8 @@ def _dressed(
     instant: bool = False,
     base: str = OK,
 ) -> Panel:
+    # Grafana shows a description as Markdown.
+    description = description.replace(" Normal: ", "\n\n**Normal:** ")
     panel.title(title).description(description).datasource(DATASOURCE).unit(unit)
     panel.thresholds(
         dashboard.ThresholdsConfig()

@@ -1,9 +1,9 @@
 """Every metric, one row each: its name, instrument, unit, meaning, attributes, and how to read it.
 
-Names, units and attributes are OpenTelemetry's semantic conventions for database clients; what
-they lack is under `mongodb.client.*`. No other file spells a metric's name. Exporters walk
-`CATALOG` and translate, and what reads their text back walks it, too: a new metric is one new row.
-Code that asks for one metric takes its row.
+Names, units and attributes follow OpenTelemetry's semantic conventions for database clients; what
+the conventions lack is named `mongodb.client.*`. Exporters walk `CATALOG` and translate each row,
+and the parser of their text walks it, too. So a new metric is one new row. Code that needs one
+metric imports its row: no other file spells a metric's name.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,9 +19,9 @@ from pool_telemetry.version import __version__
 Instrument = Literal["counter", "updowncounter", "gauge", "histogram"]
 Value = float | HistogramStats
 Points = Iterator[tuple[tuple[str, ...], Value]]
-"""Attributes' values, and the value."""
+"""The attributes' values, and the metric's value."""
 Fields = dict[str, Any]
-"""Of stats, by name."""
+"""Fields of stats by name, as they are read back."""
 
 POOL_ATTRIBUTES: Final = (
     "db.client.connection.pool.name",
@@ -30,14 +30,15 @@ POOL_ATTRIBUTES: Final = (
 )
 """On every metric: `NAME@host:port` (`host:port` for an unnamed client), host, port.
 
-Where a value belongs to the client as a whole: its NAME, and no host and port.
+A value of the client as a whole has the client's NAME, and an empty host and port.
 """
 
 DB_SYSTEM: Final = ("db.system.name", "mongodb")
 
 WAIT_TIME: Final = "mongodb.client.pool.wait_time"
-"""On a command's span: how long it waited for its connection, in seconds. Absent on a further
-command over the same connection.
+"""On a command's span: how long the command waited for its connection, in seconds.
+
+Absent on later commands of the same checkout.
 """
 
 CROWD_ATTRIBUTES: Final = (
@@ -46,8 +47,8 @@ CROWD_ATTRIBUTES: Final = (
     "mongodb.client.pool.waiting",
     "mongodb.client.pool.max_size",
 )
-"""On the span of a failed checkout, what `Crowd` has: connections, those in use, callers who still
-wait, maxPoolSize (absent when unlimited).
+"""On the span of a failed checkout: how many connections there are, how many are in use, how many
+callers still wait, and maxPoolSize (absent when unlimited).
 """
 
 _STATE: Final = ("db.client.connection.state",)
@@ -66,10 +67,10 @@ class Reading:
     """How a metric's values come out of stats, and how one of them is put back.
 
     Attributes:
-        read: Yields the values of POOL_ATTRIBUTES and of the metric's own attributes, in their
-            order, and the value; nothing for "unknown".
-        put: Takes what was read of one pool or client (by the fields of its stats), the values of
-            the metric's own attributes, and a value that somebody scraped.
+        read: Yields one point for each series: the values of POOL_ATTRIBUTES and then of the
+            metric's own attributes, in order, and the value. It yields none for an unknown value.
+        put: Stores a scraped value among the fields of its pool or client, by the values of the
+            metric's own attributes.
     """
 
     read: Callable[[ClientStats], Points]
@@ -78,7 +79,14 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One row. Unit is UCUM, where braces only annotate. `bounds` are a histogram's."""
+    """One row.
+
+    Attributes:
+        unit: In UCUM's notation, in which a word in braces is only an annotation.
+        description: One sentence; Prometheus shows it as HELP.
+        attributes: The metric's own attributes, besides POOL_ATTRIBUTES.
+        bounds: The upper bounds of a histogram's buckets; empty for other instruments.
+    """
 
     name: str
     instrument: Instrument
@@ -226,7 +234,7 @@ def _of_agents(field: str) -> Reading:
 
 
 def _telemetry_errors() -> Reading:
-    # A broken event may not even say which server it is from: so the client's name, and no server.
+    # A malformed event may not name its server, so the errors are counted by client.
     def points(client: ClientStats) -> Points:
         yield (client.name, "", ""), client.telemetry_errors
 
@@ -241,7 +249,7 @@ CATALOG: Final = (
         "db.client.connection.count",
         "updowncounter",
         "{connection}",
-        "Connections that are ready, by state",
+        "The number of ready connections, by state: used, or idle in the pool.",
         _states(),
         _STATE,
     ),
@@ -249,28 +257,28 @@ CATALOG: Final = (
         "db.client.connection.max",
         "updowncounter",
         "{connection}",
-        "maxPoolSize, absent when unlimited",
+        "The most connections that the pool may have (maxPoolSize); absent when unlimited.",
         _value("max_size", while_open=True),
     ),
     WAITING := Metric(
         "db.client.connection.pending_requests",
         "updowncounter",
         "{request}",
-        "Callers waiting for a connection",
+        "The number of callers that are waiting for a connection.",
         _value("waiting"),
     ),
     TIMEOUTS := Metric(
         "db.client.connection.timeouts",
         "counter",
         "{timeout}",
-        "Checkouts that timed out waiting for a connection",
+        "The number of checkouts that failed because no connection was free in time.",
         _timeouts(),
     ),
     WAIT_SECONDS := Metric(
         "db.client.connection.wait_time",
         "histogram",
         "s",
-        "Time to obtain a connection",
+        "The time that it took a caller to obtain a connection.",
         _value("wait_time", _same),
         bounds=POOL_BOUNDS,
     ),
@@ -278,7 +286,7 @@ CATALOG: Final = (
         "db.client.connection.use_time",
         "histogram",
         "s",
-        "Time a connection was held",
+        "The time that a caller held a connection before it was checked in.",
         _value("use_time", _same),
         bounds=POOL_BOUNDS,
     ),
@@ -286,7 +294,7 @@ CATALOG: Final = (
         "db.client.connection.create_time",
         "histogram",
         "s",
-        "Time to open a connection: TCP, TLS and authentication included",
+        "The time that it took to open a connection, with TCP, TLS and authentication.",
         _value("create_time", _same),
         bounds=POOL_BOUNDS,
     ),
@@ -294,7 +302,7 @@ CATALOG: Final = (
         "db.client.operation.duration",
         "histogram",
         "s",
-        "Duration of one command, from first byte to reply",
+        "The time from the first byte of a command to the server's reply.",
         _operations(),
         _OPERATION,
         OPERATION_BOUNDS,
@@ -303,21 +311,21 @@ CATALOG: Final = (
         "mongodb.client.pool.min",
         "updowncounter",
         "{connection}",
-        "minPoolSize, which bounds the total of connections",
+        "The fewest connections that the pool keeps open (minPoolSize).",
         _value("min_size", while_open=True),
     ),
     OPENING := Metric(
         "mongodb.client.pool.opening",
         "updowncounter",
         "{connection}",
-        "Connections being established",
+        "The number of connections that are being established.",
         _value("opening"),
     ),
     CHECKOUTS := Metric(
         "mongodb.client.pool.checkouts",
         "counter",
         "{checkout}",
-        "Checkouts that ended, by outcome",
+        "The number of checkouts that ended, by outcome.",
         _by("checkouts"),
         ("outcome",),
     ),
@@ -325,14 +333,14 @@ CATALOG: Final = (
         "mongodb.client.pool.connections.created",
         "counter",
         "{connection}",
-        "Connections created",
+        "The number of connections that the pool created.",
         _value("created"),
     ),
     CLOSED := Metric(
         "mongodb.client.pool.connections.closed",
         "counter",
         "{connection}",
-        "Connections closed, by reason",
+        "The number of connections that the pool closed, by reason.",
         _by("closed"),
         ("reason",),
     ),
@@ -340,84 +348,84 @@ CATALOG: Final = (
         "mongodb.client.pool.cleared",
         "counter",
         "{clear}",
-        "Times the pool was cleared",
+        "The number of times that PyMongo cleared the pool, after an error.",
         _value("cleared"),
     ),
     READY := Metric(
         "mongodb.client.pool.ready",
         "updowncounter",
         "{pool}",
-        "1 while the pool is ready, 0 while it is paused",
+        "1 while the pool is ready for checkouts, 0 while PyMongo has paused it.",
         _ready(),
     ),
     EXHAUSTED := Metric(
         "mongodb.client.pool.exhausted",
         "updowncounter",
         "{pool}",
-        "1 while callers wait because all of maxPoolSize is taken",
+        "1 while callers wait because all maxPoolSize connections are in use, else 0.",
         _value("exhausted", bool),
     ),
     EXHAUSTIONS := Metric(
         "mongodb.client.pool.exhaustions",
         "counter",
         "{exhaustion}",
-        "Exhaustions; those less than a second apart are one",
+        "The number of exhaustions; those less than a second apart count as one.",
         _value("exhaustions"),
     ),
     EXHAUSTED_SECONDS := Metric(
         "mongodb.client.pool.exhausted_time",
         "counter",
         "s",
-        "Time the pool was exhausted, without the gaps within an exhaustion",
+        "The total time that the pool was exhausted, without gaps within an exhaustion.",
         _value("exhausted_time", float),
     ),
     OLDEST_WAIT := Metric(
         "mongodb.client.pool.oldest_wait",
         "gauge",
         "s",
-        "Age of the oldest waiter, 0 when nobody waits",
+        "The time that the longest waiting caller has waited, 0 when no caller waits.",
         _value("oldest_wait", float),
     ),
     LONGEST_CHECKOUT := Metric(
         "mongodb.client.pool.longest_checkout",
         "gauge",
         "s",
-        "Age of the longest checkout still open, 0 when none is",
+        "The age of the oldest checkout that is still open, 0 when none is.",
         _value("longest_checkout", float),
     ),
     PEAK_WAITING := Metric(
         "mongodb.client.pool.peak_waiting",
         "gauge",
         "{request}",
-        "Longest queue of this exhaustion, or of the last one",
+        "The most callers that waited at once in the current or the last exhaustion.",
         _value("peak_waiting"),
     ),
     HELD_IDLE := Metric(
         "mongodb.client.pool.held_idle",
         "updowncounter",
         "{connection}",
-        "Connections in use on which no command ran for a second or more",
+        "The number of connections in use that ran no command for a second or more.",
         _value("held_idle"),
     ),
     RETRIES := Metric(
         "mongodb.client.pool.retries",
         "counter",
         "{checkout}",
-        "Checkouts of callers whose last one had timed out within a second before",
+        "The number of checkouts that began within a second of the same caller's timeout.",
         _value("retries"),
     ),
     LONG_CHECKOUTS := Metric(
         "mongodb.client.pool.long_checkouts",
         "counter",
         "{checkout}",
-        "Checkouts that were open for longer than long_checkout_seconds",
+        "The number of checkouts that stayed open longer than long_checkout_seconds.",
         _value("long_checkouts"),
     ),
     OWNER_SECONDS := Metric(
         "mongodb.client.pool.owner.held_time",
         "counter",
         "s",
-        "Time connections were held on behalf of an owner, where owner_metrics is set",
+        "The total time that an owner held connections; only with owner_metrics.",
         _of_owners("seconds"),
         ("mongodb.client.owner",),
     ),
@@ -425,7 +433,7 @@ CATALOG: Final = (
         "mongodb.client.pool.owner.checkouts",
         "counter",
         "{checkout}",
-        "Checkouts that ended on behalf of an owner, where owner_metrics is set",
+        "The number of checkouts of an owner that ended; only with owner_metrics.",
         _of_owners("checkouts"),
         ("mongodb.client.owner",),
     ),
@@ -433,28 +441,28 @@ CATALOG: Final = (
         "mongodb.client.agent.turns",
         "counter",
         "{turn}",
-        "Turns that agents with sessions here ended",
+        "The number of turns that ended, of agents whose sessions this client stores.",
         _of_agents("turns"),
     ),
     AGENT_OPERATIONS := Metric(
         "mongodb.client.agent.operations",
         "counter",
         "{operation}",
-        "Operations for agents' sessions",
+        "The number of operations that the client ran for agents' sessions.",
         _of_agents("operations"),
     ),
     AGENT_CONFLICTS := Metric(
         "mongodb.client.agent.conflicts",
         "counter",
         "{conflict}",
-        "Messages refused, for somebody else had continued the session",
+        "The number of messages refused because another writer continued the session.",
         _of_agents("conflicts"),
     ),
     CLIENT_INFO := Metric(
         "mongodb.client.info",
         "updowncounter",
         "{client}",
-        "1 for each client, with its versions; the server's where it is known",
+        "1 for each client, with its versions; the server's is empty until it is known.",
         _info(),
         ("pool_telemetry.version", "pymongo.version", "mongodb.server.version"),
     ),
@@ -462,21 +470,21 @@ CATALOG: Final = (
         "mongodb.client.pool.telemetry_errors",
         "counter",
         "{error}",
-        "Failures inside the telemetry's own listeners; anything but 0 is a bug of ours",
+        "The number of events that pool_telemetry failed to process; normally 0.",
         _telemetry_errors(),
     ),
     SERVER_UP := Metric(
         "mongodb.client.server.up",
         "updowncounter",
         "{server}",
-        "1 while the server answers heartbeats, 0 while it does not",
+        "1 while the server answers heartbeats, 0 while it does not.",
         _value("up", bool, while_open=True),
     ),
     SERVER_RTT := Metric(
         "mongodb.client.server.rtt",
         "gauge",
         "s",
-        "Round-trip time to the server, by heartbeats",
+        "The round-trip time to the server, measured by heartbeats.",
         _value("rtt", float, while_open=True),
     ),
 )

@@ -1,8 +1,8 @@
-"""The rules of Grafana's dashboard-linter (github.com/grafana/dashboard-linter), for ours.
+"""The rules of Grafana's dashboard-linter (github.com/grafana/dashboard-linter), in Python.
 
-The names and what they demand are the linter's. Where it is lenient for want of a better guess, we
-are not: its rules of panels hold for every panel with queries (its own lists lack bargauge and
-heatmap), whatever the data source's variable says, and a warning is as bad as an error.
+The rules' names and demands are the linter's. This version is stricter: the rules for panels hold
+for every panel with queries (the linter's lists lack bargauge and heatmap) and for every value of
+the data source's variable, and a warning counts as an error.
 """
 
 import functools
@@ -17,16 +17,16 @@ from promql_parser import Call, Expr, MatchOp, MatrixSelector, VectorSelector
 
 Json = dict[str, Any]
 
-# Of Grafana's several hundred units, those that we have a use for: another is a slip, or goes here.
+# The units in use, of Grafana's several hundred: any other unit is a mistake, or belongs here.
 UNITS: Final = frozenset({"none", "short", "percentunit", "s", "cps", "ops", "reqps"})
 WITHOUT_QUERIES: Final = ("row", "text")
 WITH_UNITS: Final = ("bargauge", "gauge", "stat", "table", "timeseries")
-RATE_INTERVAL: Final = timedelta(seconds=4321)  # one that nobody writes, so that it is known again
+RATE_INTERVAL: Final = timedelta(seconds=4321)  # a value that no query has by accident
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule; its check yields "where: what" for each violation."""
+    """A rule, whose `check` yields "where: what" for each violation."""
 
     name: str
     demands: str
@@ -35,11 +35,11 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """One choice of series in a query, and what stands around it."""
+    """One selector of series in a query, and the function around it."""
 
     metric: str
     matchers: frozenset[tuple[str, str, str]]  # label, operator, value
-    call: str  # the function that takes its range, or ""
+    call: str  # the function that takes the selector's range, or ""
     range: timedelta | None
 
 
@@ -59,7 +59,7 @@ def _query(variable: Json) -> str:
 
 
 def _panels(dashboard: Json) -> Iterator[tuple[str, Json]]:
-    """Yield each panel that has to have queries, those in rows too, and how to call it."""
+    """Yield each panel that must have queries, also inside rows, and how to name it."""
     for panel in dashboard.get("panels", []):
         if panel["type"] not in WITHOUT_QUERIES:
             yield f"panel {panel.get('title') or panel.get('id')!r}", panel
@@ -67,7 +67,7 @@ def _panels(dashboard: Json) -> Iterator[tuple[str, Json]]:
 
 
 def _parsed(expr: str) -> Expr | str:
-    """Return a query's tree, or what is wrong with it; within quotes variables stay."""
+    """Return a query's syntax tree or its error; variables outside of quotes become numbers."""
     interval = f"{RATE_INTERVAL.total_seconds():.0f}s"
     expr = re.sub(r"\$__(rate_)?interval\b", interval, expr)
     expr = re.sub(r'("[^"]*")|\$\{?\w+\}?', lambda found: found[1] or "1", expr)
@@ -84,7 +84,7 @@ def _queries(dashboard: Json) -> Iterator[tuple[str, str]]:
 
 
 def _selected(dashboard: Json) -> Iterator[tuple[str, Selector]]:
-    """Yield the selectors of all queries that parse; those that don't are another rule's."""
+    """Yield the selectors of all queries that parse; target-promql-rule reports the others."""
     for where, expr in _queries(dashboard):
         tree = _parsed(expr)
         if not isinstance(tree, str):
@@ -139,7 +139,7 @@ def _template_datasource(dashboard: Json) -> Iterator[str]:
 
 
 def _template(name: str, dashboard: Json) -> Iterator[str]:
-    """Yield what is wrong with the variable that chooses values of the label with its name."""
+    """Yield what is wrong with the variable that chooses the values of the label `name`."""
     one = {variable["name"]: variable for variable in _variables(dashboard)}.get(name)
     if one is None:
         yield f"variables: no {name!r}"
@@ -187,9 +187,9 @@ def _panel_title_description(dashboard: Json) -> Iterator[str]:
 def _panel_units(dashboard: Json) -> Iterator[str]:
     for where, panel in _panels(dashboard):
         defaults = panel.get("fieldConfig", {}).get("defaults", {})
-        is_words = bool(defaults.get("mappings"))  # shown instead of the number
+        is_words = bool(defaults.get("mappings"))  # which are shown instead of the number
         if panel["type"] in WITH_UNITS and not is_words and defaults.get("unit") not in UNITS:
-            yield f"{where}: unit {defaults.get('unit')!r} is none that we know"
+            yield f"{where}: unit {defaults.get('unit')!r} is not among UNITS"
 
 
 def _panel_no_targets(dashboard: Json) -> Iterator[str]:
@@ -216,13 +216,13 @@ def _target_matcher(label: str, dashboard: Json) -> Iterator[str]:
 
 def _target_counter_agg(dashboard: Json) -> Iterator[str]:
     for where, one in _selected(dashboard):
-        # The linter looks for the suffix behind the matchers, and so misses counters with any.
+        # The linter looks for the suffix behind the matchers, so it misses counters with matchers.
         if one.metric.endswith("_total") and one.call not in ("rate", "irate", "increase"):
             yield f"{where}: {one.metric} is in no rate, irate or increase"
 
 
 def _uneditable(dashboard: Json) -> Iterator[str]:
-    if dashboard.get("editable") is not False:  # absent, Grafana takes it for true
+    if dashboard.get("editable") is not False:  # Grafana's default is true
         yield "dashboard: wants editable: false"
 
 
@@ -234,27 +234,47 @@ RULES: Final = tuple(
     Rule(f"{name}-rule", demands, check)
     for name, demands, check in (
         ("template-datasource", "A variable chooses the data source.", _template_datasource),
-        ("template-job", "One chooses among all values of job.", _of("job", _template)),
-        ("template-instance", "One among all of instance.", _of("instance", _template)),
-        ("template-label-promql", "Variables ask valid PromQL.", _template_label_promql),
-        ("template-on-time-change-reload", "They do when the time changes.", _template_reload),
+        ("template-job", "A variable chooses among all values of job.", _of("job", _template)),
+        (
+            "template-instance",
+            "A variable chooses among all values of instance.",
+            _of("instance", _template),
+        ),
+        (
+            "template-label-promql",
+            "The queries of variables are valid PromQL.",
+            _template_label_promql,
+        ),
+        (
+            "template-on-time-change-reload",
+            "Variables reload when the time range changes.",
+            _template_reload,
+        ),
         ("panel-datasource", "Every panel uses the chosen data source.", _panel_datasource),
-        ("panel-title-description", "It has a title and a description.", _panel_title_description),
+        (
+            "panel-title-description",
+            "Every panel has a title and a description.",
+            _panel_title_description,
+        ),
         ("panel-units", "Every number has a unit.", _panel_units),
         ("panel-no-targets", "Every panel has queries.", _panel_no_targets),
         ("target-promql", "Every query is valid PromQL.", _target_promql),
         ("target-rate-interval", "Rates are over $__rate_interval.", _target_rate_interval),
         ("target-job", 'Every selector has job=~"$job".', _of("job", _target_matcher)),
-        ("target-instance", "The same of instance.", _of("instance", _target_matcher)),
+        (
+            "target-instance",
+            'Every selector has instance=~"$instance".',
+            _of("instance", _target_matcher),
+        ),
         ("target-counter-agg", "Counters are in rate, irate or increase.", _target_counter_agg),
-        ("uneditable-dashboard", "It is not edited by hand: its source is here.", _uneditable),
+        ("uneditable-dashboard", "A generated dashboard can't be edited by hand.", _uneditable),
     )
 )
 
 NOT_APPLICABLE: Final = {
-    "element-reference-rule": "about dashboards of schema v2, whose layout is apart; ours are v1",
-    "target-logql-rule": "about Loki; we ask Prometheus only",
-    "target-logql-auto-rule": "about Loki; we ask Prometheus only",
-    "target-required-matchers-rule": "experimental, and empty without settings of one's own",
-    "template-required-variables-rule": "experimental, and empty without settings of one's own",
+    "element-reference-rule": "about dashboards of schema v2; these have schema v1",
+    "target-logql-rule": "about Loki; these dashboards query Prometheus only",
+    "target-logql-auto-rule": "about Loki; these dashboards query Prometheus only",
+    "target-required-matchers-rule": "experimental, and without effect unless configured",
+    "template-required-variables-rule": "experimental, and without effect unless configured",
 }

@@ -13,7 +13,7 @@ import pool_telemetry
 from pool_telemetry import cli
 from pool_telemetry.cli.main import parser as program
 from pool_telemetry.demo import embedded
-from pool_telemetry.monitoring.alerts import Thresholds
+from pool_telemetry.monitoring.thresholds import Thresholds
 
 
 def one_line(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The dashboards and their files: made of what they should be, whole, and adaptable."""
+"""The files of dashboards and alerts are up to date, refer to each other, and can be adapted."""
 
 import json
 import re
@@ -15,7 +15,8 @@ from dashboards import generate
 from pool_telemetry import PoolConfigurationError, catalog, cli
 from pool_telemetry.catalog import CATALOG, POOL_ATTRIBUTES
 from pool_telemetry.monitoring import files
-from pool_telemetry.monitoring.alerts import Thresholds, alerts
+from pool_telemetry.monitoring.alerts import alerts
+from pool_telemetry.monitoring.thresholds import Thresholds
 from pool_telemetry.prometheus import prometheus_label, prometheus_name
 from tests.grafana import BOARDS, ROOT, board, panels
 from tests.needs import needs
@@ -25,9 +26,7 @@ MADE = ("pool.json", "fleet.json", "rules.yml", "grafana-alerts.json", "metrics.
 ALERTS = alerts()
 
 
-def test_the_files_are_what_the_source_makes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_generated_files_are_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generate, "HERE", tmp_path)
     (tmp_path / "runbooks.md").touch()
     generate.main()
@@ -36,33 +35,33 @@ def test_the_files_are_what_the_source_makes(
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Thresholds)])
-def test_a_threshold_is_drawn_where_the_source_would_draw_it(name: str) -> None:
+def test_adapted_threshold_is_drawn_as_the_generator_would_draw_it(name: str) -> None:
     other = replace(Thresholds(), **{name: getattr(Thresholds(), name) * 1.02})
     made, adapted = generate.dashboards(other), files.dashboards(thresholds=other)
     assert made == adapted
-    drawn = name not in ("timeout_share", "created_per_second")  # a share, and of each pool
+    drawn = name not in ("timeout_share", "created_per_second")  # these are not drawn
     assert (made != generate.dashboards(Thresholds())) == drawn
 
 
-def test_thresholds_are_checked() -> None:
+def test_threshold_out_of_range_is_rejected() -> None:
     for name, value in {"in_use_warning": 80, "timeout_share": 0, "wait_p99_seconds": -1}.items():
         with pytest.raises(PoolConfigurationError, match=f"{name} is {value!r}: use"):
             Thresholds(**{name: value})
 
 
-def test_every_metric_is_shown_somewhere() -> None:
+def test_every_metric_is_shown_on_a_dashboard() -> None:
     text = "".join((HERE / f"{name}.json").read_text() for name in BOARDS)
     unused = {m.name for m in CATALOG if prometheus_name(m) not in text}
-    assert unused == {catalog.EXHAUSTIONS.name}  # its seconds say more
+    assert unused == {catalog.EXHAUSTIONS.name}  # the exhausted time says more
 
 
 @pytest.mark.parametrize("name", [*MADE, "runbooks.md", "README.md"])
-def test_no_name_is_foreign_to_the_catalog(name: str) -> None:
+def test_files_use_only_metric_names_of_the_catalog(name: str) -> None:
     names = {prometheus_name(metric) for metric in CATALOG}
     known = {
         *names,
         *(f"{one}{part}" for one in names for part in ("_bucket", "_sum", "_count")),
-        *(one.removesuffix("_total") for one in names),  # recorded
+        *(one.removesuffix("_total") for one in names),  # as recording rules are named
         *(prometheus_label(a) for m in CATALOG for a in (*POOL_ATTRIBUTES, *m.attributes)),
     }
     assert set(re.findall(r"\b(?:db|mongodb)_\w+", (HERE / name).read_text())) <= known
@@ -79,7 +78,7 @@ def test_every_panel_says_what_is_normal(name: str) -> None:
     assert len(titles) == len(set(titles))
 
 
-def test_every_alert_leads_to_a_panel_and_a_runbook() -> None:
+def test_every_alert_has_a_panel_and_a_runbook() -> None:
     pool = {panel["title"]: panel["id"] for panel in board("pool")["panels"]}
     sections = dict(
         re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", runbooks(), re.MULTILINE | re.DOTALL)
@@ -89,14 +88,15 @@ def test_every_alert_leads_to_a_panel_and_a_runbook() -> None:
         assert alert.panel in pool
         text = sections[alert.name]
         assert re.search(
-            r"^- \*\*Confirm:\*\*.*^- \*\*Causes and fixes:\*\*.*^- \*\*Over when:",
+            r"^\*\*What it means:\*\*.*^- \*\*Look at first:\*\*.*^- \*\*What to do\*\*, by cause"
+            r".*^- \*\*Resolved when:\*\*",
             text,
             re.MULTILINE | re.DOTALL,
         )
         assert re.findall(r"^  (\d)\. ", text, re.MULTILINE) == ["1", "2", "3"], alert.name
 
 
-def test_the_runbooks_name_panels_that_are_there() -> None:
+def test_runbooks_name_existing_panels() -> None:
     titles = {panel["title"] for name in BOARDS for panel in panels(board(name))}
     titles |= {one["name"] for one in board("pool")["annotations"]["list"]} | {"Fleet", "italics"}
     named = set(re.findall(r"(?<!\*)\*([A-Z][^*\n]+)\*(?!\*)", runbooks()))
@@ -116,7 +116,7 @@ def runbooks() -> str:
     return (HERE / "runbooks.md").read_text()
 
 
-def test_the_runbooks_are_in_the_dashboard_too_and_linked() -> None:
+def test_dashboard_has_the_runbooks_and_alerts_link_to_them() -> None:
     start, *sections = re.split(r"^## \w+\n", runbooks(), flags=re.MULTILINE)
     shown = [panel["options"]["content"] for panel in texts().values()]
     assert list(texts()) == ["Runbooks", *(alert.name for alert in ALERTS)]
@@ -141,31 +141,34 @@ def grafana() -> list[dict[str, Any]]:
     return found
 
 
-def test_grafana_gets_the_same_alerts() -> None:
+def test_grafana_and_prometheus_get_the_same_alerts() -> None:
     (_, group) = yaml.safe_load((HERE / "rules.yml").read_text())["groups"]
     pool = board("pool")
     titles = {panel["id"]: panel["title"] for panel in pool["panels"]}
     assert len({rule["uid"] for rule in grafana()}) == len(ALERTS)
-    for alert, theirs, ours in zip(ALERTS, group["rules"], grafana(), strict=True):
-        data = {one["refId"]: one["model"] for one in ours["data"]}
+    for alert, prometheus_rule, grafana_rule in zip(ALERTS, group["rules"], grafana(), strict=True):
+        data = {one["refId"]: one["model"] for one in grafana_rule["data"]}
         (condition,) = data["B"]["conditions"]
         assert data["B"]["expression"] == "A"
         assert condition["evaluator"] == {"type": "gt", "params": [alert.limit]}
-        assert theirs["expr"] == f"({data['A']['expr']}) > {alert.limit:.12g}"
-        assert (theirs["alert"], theirs["for"]) == (ours["title"], ours["for"])
-        assert theirs["labels"] == ours["labels"]
-        assert ours["annotations"].keys() == {"summary", "description", "runbook_url"}
-        assert ours["dashboardUid"] == pool["uid"]
-        assert titles[ours["panelId"]] == alert.panel
-        # What the words ask for is among the queries.
-        asked = set(re.findall(r"\$values\.(\w+)\.", json.dumps(ours["annotations"])))
-        assert asked <= data.keys()
-        assert {one for one in data if one.startswith("ALSO_")} <= asked
-        assert len(ours["uid"]) <= 40
-        assert "query (" not in json.dumps(ours)  # Grafana's templates have none
+        assert prometheus_rule["expr"] == f"({data['A']['expr']}) > {alert.limit:.12g}"
+        assert (prometheus_rule["alert"], prometheus_rule["for"]) == (
+            grafana_rule["title"],
+            grafana_rule["for"],
+        )
+        assert prometheus_rule["labels"] == grafana_rule["labels"]
+        assert grafana_rule["annotations"].keys() == {"summary", "description", "runbook_url"}
+        assert grafana_rule["dashboardUid"] == pool["uid"]
+        assert titles[grafana_rule["panelId"]] == alert.panel
+        # Every value that an annotation quotes has a query.
+        quoted = set(re.findall(r"\$values\.(\w+)\.", json.dumps(grafana_rule["annotations"])))
+        assert quoted <= data.keys()
+        assert {one for one in data if one.startswith("ALSO_")} <= quoted
+        assert len(grafana_rule["uid"]) <= 40
+        assert "query (" not in json.dumps(grafana_rule)  # Grafana's templates have none
 
 
-def test_the_commands_write_what_is_asked_for(
+def test_commands_write_files_with_the_given_options(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "new" / "folder"
@@ -213,7 +216,7 @@ def test_the_commands_write_what_is_asked_for(
         (["--datasource", 'my "source"'], "use its UID"),
     ],
 )
-def test_what_can_not_be_is_said_in_a_line(
+def test_invalid_option_is_reported_in_one_line(
     arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["rules", str(tmp_path / "x"), *arguments]) == 1
@@ -223,15 +226,13 @@ def test_what_can_not_be_is_said_in_a_line(
     assert not (tmp_path / "x").exists()
 
 
-def test_a_folder_that_can_not_be_written_is_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unwritable_folder_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     assert cli.main(["rules", str(tmp_path / "file")]) == 1
     assert f"can't write {tmp_path / 'file'}: File exists" in capsys.readouterr().err
 
 
-def test_limits_are_exact_in_words_and_rules() -> None:
+def test_limits_are_written_exactly() -> None:
     odd = Thresholds(timeout_share=0.00123, in_use_critical=0.995, created_per_second=1234567.8)
     text = files.rules(thresholds=odd)["rules.yml"]
     assert "> 1234567.8\n" in text
@@ -240,7 +241,7 @@ def test_limits_are_exact_in_words_and_rules() -> None:
 
 
 @pytest.mark.parametrize("job", ["日本é😀", 'a"b\\\\c', "chat.*|shop", "{{x}}", "it's $1"])
-def test_a_job_of_any_name_makes_rules_that_load(job: str, tmp_path: Path) -> None:
+def test_rules_load_for_a_job_of_any_name(job: str, tmp_path: Path) -> None:
     needs("promtool", package="prometheus")
     (tmp_path / "rules.yml").write_text(files.rules(job=job)["rules.yml"])
     done = subprocess.run(
@@ -249,17 +250,17 @@ def test_a_job_of_any_name_makes_rules_that_load(job: str, tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
 
 
-def test_a_limit_of_no_connections_is_refused() -> None:
+def test_connection_limit_of_zero_is_rejected() -> None:
     with pytest.raises(PoolConfigurationError, match="connection_limit is 0: use 1 or more"):
         files.dashboards(connection_limit=0)
 
 
-def test_an_empty_job_is_every_job() -> None:
+def test_empty_job_means_every_job() -> None:
     assert files.dashboards(job="") == files.dashboards()
     assert files.rules(job="") == files.rules()
 
 
-def test_the_library_does_not_need_the_generator() -> None:
+def test_rules_and_dashboards_need_no_grafana_sdk() -> None:
     code = (
         "import sys; sys.modules['grafana_foundation_sdk'] = sys.modules['yaml'] = None\n"
         "from pool_telemetry.monitoring.files import dashboards, rules\n"

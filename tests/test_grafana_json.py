@@ -1,4 +1,4 @@
-"""The dashboards' JSON is what Grafana's own types and its linter want; each check can fail."""
+"""The dashboards satisfy Grafana's types and its linter; each check is shown to fail."""
 
 import copy
 from collections.abc import Callable
@@ -14,11 +14,11 @@ Json = dict[str, Any]
 
 
 @pytest.mark.parametrize("name", BOARDS)
-def test_it_is_of_grafana_s_types(name: str) -> None:
+def test_dashboard_matches_grafana_s_types(name: str) -> None:
     assert problems(board(name)) == []
 
 
-def test_every_kind_of_panel_is_checked() -> None:
+def test_every_kind_of_panel_has_a_schema() -> None:
     ours = {panel["type"] for name in BOARDS for panel in board(name)["panels"]} - {"row"}
     assert ours == set(PANELS)
 
@@ -89,7 +89,7 @@ def overridden(dashboard: Json) -> list[Json]:
 
 
 @pytest.mark.parametrize("kind", UNTYPED)
-def test_what_is_not_of_these_types_is_found(kind: str) -> None:
+def test_schema_finds_a_wrong_type(kind: str) -> None:
     change, words = UNTYPED[kind]
     dashboard = copy.deepcopy(board("pool"))
     change(dashboard)
@@ -99,11 +99,11 @@ def test_what_is_not_of_these_types_is_found(kind: str) -> None:
 
 
 @pytest.mark.parametrize("name", BOARDS)
-def test_the_linter_has_nothing_to_say(name: str) -> None:
+def test_dashboard_violates_no_lint_rule(name: str) -> None:
     assert lint(board(name)) == []
 
 
-def asks(expr: str) -> Callable[[Json], object]:
+def with_query(expr: str) -> Callable[[Json], object]:
     return lambda d: first(d)["targets"][0].update(expr=expr)
 
 
@@ -134,16 +134,16 @@ UNCLEAN: dict[str, tuple[Callable[[Json], object], ...]] = {
         lambda d: defaults(d, "timeseries").update(unit="sec"),
     ),
     "panel-no-targets-rule": (lambda d: first(d).pop("targets"),),
-    "target-promql-rule": (asks("sum(up"),),
-    "target-rate-interval-rule": (asks(f"rate(a_total{WHERE}[5m])"),),
+    "target-promql-rule": (with_query("sum(up"),),
+    "target-rate-interval-rule": (with_query(f"rate(a_total{WHERE}[5m])"),),
     "target-job-rule": (
-        asks('up{instance=~"$instance"}'),
-        asks('up{job="$job", instance=~"$instance"}'),
+        with_query('up{instance=~"$instance"}'),
+        with_query('up{job="$job", instance=~"$instance"}'),
     ),
-    "target-instance-rule": (asks('sum(rate(a_total{job=~"$job"}[$__rate_interval]))'),),
+    "target-instance-rule": (with_query('sum(rate(a_total{job=~"$job"}[$__rate_interval]))'),),
     "target-counter-agg-rule": (
-        asks(f"sum(a_total{WHERE})"),
-        asks(f"max_over_time(a_total{WHERE}[5m])"),
+        with_query(f"sum(a_total{WHERE})"),
+        with_query(f"max_over_time(a_total{WHERE}[5m])"),
     ),
     "uneditable-dashboard-rule": (
         lambda d: d.pop("editable"),
@@ -152,7 +152,7 @@ UNCLEAN: dict[str, tuple[Callable[[Json], object], ...]] = {
 }
 
 
-def test_each_rule_is_tried() -> None:
+def test_every_lint_rule_has_a_violation_to_find() -> None:
     assert set(UNCLEAN) == {rule.name for rule in RULES}
     assert not set(UNCLEAN) & set(NOT_APPLICABLE)
 
@@ -160,7 +160,7 @@ def test_each_rule_is_tried() -> None:
 @pytest.mark.parametrize(
     ("rule", "change"), [(rule, change) for rule, changes in UNCLEAN.items() for change in changes]
 )
-def test_each_rule_finds_what_it_is_for(rule: str, change: Callable[[Json], object]) -> None:
+def test_lint_rule_finds_its_violation(rule: str, change: Callable[[Json], object]) -> None:
     dashboard = copy.deepcopy(board("pool"))
     change(dashboard)
     assert rule in {found.partition(":")[0] for found in lint(dashboard)}

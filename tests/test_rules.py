@@ -1,4 +1,4 @@
-"""Each alert fires where it should, and stays silent where it should; `promtool` is the judge."""
+"""Each alert fires when it should and only then, as `promtool` judges."""
 
 import json
 import random
@@ -14,8 +14,10 @@ import pytest
 from pool_telemetry import catalog
 from pool_telemetry.catalog import Metric
 from pool_telemetry.monitoring import files
-from pool_telemetry.monitoring.alerts import Thresholds, alerts, recorded
+from pool_telemetry.monitoring.alerts import alerts
 from pool_telemetry.monitoring.promql import OUTCOME, POOL, REASON, STATE
+from pool_telemetry.monitoring.recording_rules import recording_rules
+from pool_telemetry.monitoring.thresholds import Thresholds
 from pool_telemetry.prometheus import prometheus_name
 from tests.needs import needs
 
@@ -32,12 +34,12 @@ NAMES = [alert.name for alert in alerts()]
 
 
 def level(*parts: tuple[float, int]) -> str:
-    """Return a gauge's samples: (value, minutes) after each other."""
+    """Return the samples of a gauge that has each value for so many minutes."""
     return " ".join(f"{value}+0x{minutes * MINUTE - 1}" for value, minutes in parts)
 
 
 def rising(*parts: tuple[float, int], restart: bool = False) -> str:
-    """Return a counter's samples: (per second, minutes) after each other; or from 0 each time."""
+    """Return the samples of a counter with these rates per second; `restart` begins each at 0."""
     text, at = [], 0.0
     for rate, minutes in parts:
         step = rate * SCRAPE_SECONDS
@@ -52,16 +54,16 @@ def series(metric: Metric, part: str = "", **labels: str) -> str:
 
 
 def waits(minutes: int, within_250_ms: float = 1.0, within_500_ms: float = 1.0) -> dict[str, str]:
-    """Return a histogram with these shares of waits; the others are below 1 s."""
+    """Return a wait time histogram with these shares; all other waits are below 1 s."""
     metric = catalog.WAIT_SECONDS
     rates = {"0.25": 100 * within_250_ms, "0.5": 100 * within_500_ms, "1": 100, "+Inf": 100}
     return {series(metric, "_bucket", le=k): rising((v, minutes)) for k, v in rates.items()}
 
 
 def a_pool(minutes: int, **changed: str | Mapping[str, str]) -> dict[str, str]:
-    """Return a calm pool's series, but for what is changed."""
+    """Return the series of a calm pool, except those that are changed."""
     calm: dict[str, str] = {}
-    say: dict[str, Any] = {
+    samples: dict[str, Any] = {
         "info": level((1, minutes)),
         "used": level((2, minutes)),
         "max": level((8, minutes)),
@@ -99,8 +101,8 @@ def a_pool(minutes: int, **changed: str | Mapping[str, str]) -> dict[str, str]:
         "up": series(catalog.SERVER_UP),
         "errors": series(catalog.TELEMETRY_ERRORS),
     }
-    calm.update(say.pop("waits"))
-    return calm | {names[name]: values for name, values in say.items()}
+    calm.update(samples.pop("waits"))
+    return calm | {names[name]: values for name, values in samples.items()}
 
 
 def a_trend(start: float, per_hour: float, minutes: int) -> str:
@@ -109,7 +111,7 @@ def a_trend(start: float, per_hour: float, minutes: int) -> str:
 
 @dataclass(frozen=True)
 class Case:
-    """A pool, and what is said of it after some minutes."""
+    """A pool, and the words of its alert after some minutes."""
 
     pool: Mapping[str, str]
     minutes: int
@@ -130,72 +132,72 @@ CASES = {
         ),
         11,
         "Pool chat@db:27017 of app:8000 is exhausted",
-        "All 8 connections of pool chat@db:27017 in app:8000 (chat) were taken, and callers "
-        "queued, for 50% of the last 2 minutes (alert above 25%). 15 wait now.",
+        "All 8 connections of pool chat@db:27017 in app:8000 (chat) were in use, and callers "
+        "queued, for 50% of the last 2 minutes (alert above 25%). Callers waiting now: 15.",
     ),
     "MongoDBPoolNearlyFull": Case(
         a_pool(20, used=level((2, 10), (7, 10))),
         19,
         "Pool chat@db:27017 of app:8000 is 87.5% full",
-        "Pool chat@db:27017 in app:8000 (chat) had 87.5% of its 8 connections in use on average "
-        "over 5 minutes (alert above 80%): the next burst has to queue.",
+        "On average over 5 minutes, 87.5% of the 8 connections of pool chat@db:27017 in app:8000 "
+        "(chat) were in use (alert above 80%). Callers will queue in the next burst.",
     ),
     "MongoDBPoolFull": Case(
         FULL,
         19,
-        "Pool chat@db:27017 of app:8000 has no reserve: 100% in use",
-        "Pool chat@db:27017 in app:8000 (chat) had 100% of its 8 connections in use on average "
-        "over 5 minutes (alert above 95%). 3 wait now.",
+        "Pool chat@db:27017 of app:8000 is full: 100% in use",
+        "On average over 5 minutes, 100% of the 8 connections of pool chat@db:27017 in app:8000 "
+        "(chat) were in use (alert above 95%). Callers waiting now: 3.",
     ),
     "MongoDBPoolCheckoutTimeouts": Case(
         a_pool(20, timeouts=rising((0, 10), (5, 10))),
         19,
-        "5% of the checkouts of pool chat@db:27017 of app:8000 time out",
-        "5% of the callers of pool chat@db:27017 in app:8000 (chat) gave up after "
-        "waitQueueTimeoutMS in the last 5 minutes (alert above 1%): users see errors.",
+        "5% of the checkouts from pool chat@db:27017 of app:8000 time out",
+        "Over the last 5 minutes, 5% of the checkouts from pool chat@db:27017 in app:8000 (chat) "
+        "timed out after waitQueueTimeoutMS (alert above 1%). Users see these errors.",
     ),
     "MongoDBPoolCheckoutFailures": Case(
         a_pool(20, failed=rising((0, 10), (25, 10))),
         19,
-        "20% of the checkouts of pool chat@db:27017 of app:8000 fail",
-        "20% of the callers of pool chat@db:27017 in app:8000 (chat) got no connection in the last "
-        "5 minutes (alert above 1%), as none could be opened or the pool was paused: users see "
-        "errors.",
+        "20% of the checkouts from pool chat@db:27017 of app:8000 fail",
+        "Over the last 5 minutes, 20% of the checkouts from pool chat@db:27017 in app:8000 (chat) "
+        "failed because no connection could be opened or the pool was paused (alert above 1%). "
+        "Users see these errors.",
     ),
     "MongoDBPoolWaitHigh": Case(
         a_pool(20, waits=waits(20, 0.5, 0.5)),
         19,
         "Callers of pool chat@db:27017 of app:8000 wait 990ms (p99) for a connection",
-        "One in a hundred of those who got a connection of pool chat@db:27017 in app:8000 (chat) "
-        "waited 990ms or longer for it, over 5 minutes (alert above 0.5 s).",
+        "Over the last 5 minutes, 1 in 100 checkouts from pool chat@db:27017 in app:8000 (chat) "
+        "took 990ms or longer (alert above 0.5 s).",
     ),
     "MongoDBPoolOldestWaiter": Case(
         a_pool(20, oldest=level((0, 10), (4.5, 10))),
         13,
-        "A caller of pool chat@db:27017 of app:8000 has waited for 4.5s",
-        "For a minute there was always a caller of pool chat@db:27017 in app:8000 (chat) who had "
-        "waited 4.5s or longer (alert above 3 s).",
+        "A caller of pool chat@db:27017 of app:8000 has waited 4.5s for a connection",
+        "Throughout the last minute, some caller of pool chat@db:27017 in app:8000 (chat) had "
+        "waited 4.5s or longer for a connection (alert above 3 s).",
     ),
     "MongoDBPoolCheckoutHeld": Case(
         a_pool(20, longest=level((0.1, 10), (90, 10))),
         13,
-        "A connection of pool chat@db:27017 of app:8000 is out for 1m 30s",
-        "Somebody in app:8000 (chat) holds a connection of pool chat@db:27017 for 1m 30s (alert "
-        "above 60 s): an operation that is slow or hangs, or an exhaust cursor.",
+        "A connection of pool chat@db:27017 of app:8000 has been checked out for 1m 30s",
+        "A caller in app:8000 (chat) has held a connection of pool chat@db:27017 for 1m 30s "
+        "(alert above 60 s). Its operation is slow or hangs, or it keeps an exhaust cursor open.",
     ),
     "MongoDBPoolConnectionStorm": Case(
         a_pool(20, created=rising((0, 5), (4, 15)), closed=rising((0, 5), (4, 15))),
         19,
         "Pool chat@db:27017 of app:8000 opens 4 connections per second",
-        "Pool chat@db:27017 in app:8000 (chat) opened 4 connections per second over 5 minutes "
-        "(alert above 2): they do not live long, and each costs a handshake.",
+        "Over the last 5 minutes, pool chat@db:27017 in app:8000 (chat) opened 4 connections per "
+        "second (alert above 2) and closed others. Each new connection costs a handshake.",
     ),
     "MongoDBPoolPaused": Case(
         a_pool(20, ready=level((1, 10), (0, 10))),
         13,
         "Pool chat@db:27017 of app:8000 is paused",
-        "Pool chat@db:27017 in app:8000 (chat) is paused, though its server answers heartbeats: it "
-        "takes no operations at the moment.",
+        "Pool chat@db:27017 in app:8000 (chat) is paused although its server answers heartbeats. "
+        "The pool takes no operations.",
     ),
     "MongoDBServerDown": Case(
         a_pool(20, ready=level((1, 10), (0, 10)), up=level((1, 10), (0, 10))),
@@ -207,22 +209,22 @@ CASES = {
         a_pool(20, errors=level((0, 10), (3, 10))),
         19,
         "The telemetry of pool chat@db:27017 of app:8000 fails",
-        "3 events of pool chat@db:27017 in app:8000 (chat) failed in the last 15 minutes: its "
-        "numbers may be off. The application is not affected.",
+        "In the last 15 minutes, pool_telemetry failed to process 3 events of pool chat@db:27017 "
+        "in app:8000 (chat). The metrics may be wrong; the application is fine.",
     ),
     "MongoDBPoolExhaustionPredicted": Case(
         a_pool(180, used=a_trend(3, 1.6, 180)),
         175,
         "Pool chat@db:27017 of app:8000 will be full within the hour",
-        "At the pace of the last two hours pool chat@db:27017 in app:8000 (chat) will have 114.2% "
-        "of its 8 connections in use in an hour.",
+        "At the pace of the last two hours, pool chat@db:27017 in app:8000 (chat) will need "
+        "114.2% of its 8 connections in an hour.",
     ),
     "MongoDBPoolNoData": Case(
         a_pool(10),
         21,
-        "No pool of chat reports any more",
-        "No pool of chat has reported for 5 minutes: its processes ended, or their metrics do not "
-        "arrive. Every other alert is blind for it.",
+        "No pool of chat reports metrics any more",
+        "No pool of chat has reported metrics for 5 minutes. Its processes ended, or their "
+        "metrics do not arrive. No other alert can fire for it.",
     ),
 }
 SEVERE = {
@@ -233,7 +235,7 @@ SEVERE = {
     "MongoDBPoolPaused",
     "MongoDBServerDown",
 }
-# What fires with it, and rightly so.
+# Alerts that rightly fire together with the alert.
 WITH_IT = {
     name: {"MongoDBPoolNearlyFull"}
     for name in ("MongoDBPoolFull", "MongoDBPoolExhaustionPredicted")
@@ -253,7 +255,7 @@ BUSY = a_pool(
     closed=rising((1.8, 90)),
     failed=rising((0.9, 90)),
 )
-SPIKE = a_pool(  # of 15 to 30 s, after half an hour
+SPIKE = a_pool(  # for 15 to 30 s, after half an hour
     60,
     used=f"{level((2, 30))} 8 8 {level((2, 29))}",
     waiting=f"{level((0, 30))} 40 40 {level((0, 29))}",
@@ -266,7 +268,7 @@ SPIKE = a_pool(  # of 15 to 30 s, after half an hour
     ready=f"{level((1, 30))} 0 {level((1, 29))}",
     up=f"{level((1, 30))} 0 {level((1, 29))}",
 )
-RESTART = a_pool(  # counters begin at 0 again, pools are empty and fill up
+RESTART = a_pool(  # counters begin at 0 again, and the empty pool fills up
     60,
     used=level((4, 30), (0, 1), (2, 1), (4, 28)),
     ok=rising((100, 30), (100, 30), restart=True),
@@ -276,8 +278,8 @@ RESTART = a_pool(  # counters begin at 0 again, pools are empty and fill up
     created=f"{level((9000, 30))} 0 0 {level((8, 29))}",
     errors=f"{level((0, 30))} {level((0, 30))}",
 )
-ARBITER = a_pool(90, used=level((0, 90)), ready=level((0, 90)))  # never is it asked for data
-SMALL = a_pool(  # of one connection, used well: many short waits
+ARBITER = a_pool(90, used=level((0, 90)), ready=level((0, 90)))  # it never serves data
+SMALL = a_pool(  # one busy connection: many short waits
     40,
     used=level((0.7, 40)),
     max=level((1, 40)),
@@ -285,7 +287,7 @@ SMALL = a_pool(  # of one connection, used well: many short waits
     exhausted_time=rising((0.3, 40)),
     oldest=level((0.01, 40)),
 )
-GROWN = a_pool(  # at once, by a hundred connections; and a few callers of a quiet pool gave up
+GROWN = a_pool(  # 900 connections at once; and few errors, in a pool with few checkouts
     60,
     created=f"{level((2, 30))} {level((902, 30))}",
     ok=rising((0.02, 60)),
@@ -296,7 +298,7 @@ STEP = a_pool(240, used=level((3, 130), (5.5, 110)))
 
 
 def noise(minutes: int, seed: int) -> str:
-    """Return samples about 5.5, of which each is much like the one before."""
+    """Return samples around 5.5, each close to the one before."""
     chance, at, samples = random.Random(seed), 0.0, []
     for _ in range(minutes * MINUTE):
         at = 0.92 * at + chance.gauss(0, 0.47)
@@ -306,20 +308,20 @@ def noise(minutes: int, seed: int) -> str:
 
 UNLIMITED = a_pool(90, used=level((500, 90)))
 del UNLIMITED[series(catalog.MAX_SIZE)]
-SILENT = {
-    "busy but fine": (BUSY, 90),
+HEALTHY = {
+    "busy but healthy": (BUSY, 90),
     "a spike": (SPIKE, 60),
     "a restart": (RESTART, 60),
     "an arbiter": (ARBITER, 90),
     "an unlimited pool": (UNLIMITED, 90),
     "a small pool": (SMALL, 40),
-    "a pool that grew, and few errors": (GROWN, 60),
+    "a pool that grew, with few errors": (GROWN, 60),
     "a step": (STEP, 240),
 }
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_fires_and_says_why(name: str, tmp_path: Path) -> None:
+def test_alert_fires_with_its_words_and_no_other_alert_fires(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     severity = "critical" if name in SEVERE else "warning"
     labels = {"job": "chat"} if name == "MongoDBPoolNoData" else LABELS
@@ -332,44 +334,44 @@ def test_it_fires_and_says_why(name: str, tmp_path: Path) -> None:
         },
     }
     silent = {*NAMES} - {name} - WITH_IT.get(name, set())
-    others: list[Asked] = [(other, case.minutes, []) for other in sorted(silent)]
+    others: list[Question] = [(other, case.minutes, []) for other in sorted(silent)]
     assert not judged(tmp_path, [a_test(case.pool, (name, case.minutes, [expected]), *others)])
 
 
-@pytest.mark.parametrize("kind", SILENT)
-def test_it_stays_silent(kind: str, tmp_path: Path) -> None:
-    pool, minutes = SILENT[kind]
+@pytest.mark.parametrize("kind", HEALTHY)
+def test_no_alert_fires_for_a_healthy_pool(kind: str, tmp_path: Path) -> None:
+    pool, minutes = HEALTHY[kind]
     assert not judged(tmp_path, [a_test(pool, *nothing(NAMES, minutes))])
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_noise_is_no_trend(seed: int, tmp_path: Path) -> None:
+def test_noise_is_not_predicted_as_exhaustion(seed: int, tmp_path: Path) -> None:
     pool = a_pool(600, used=noise(600, seed))
     name = "MongoDBPoolExhaustionPredicted"
     assert not judged(tmp_path, [a_test(pool, *nothing([name], 600))], evaluated_every="1m")
 
 
-def test_a_full_pool_where_nobody_waits_is_no_emergency(tmp_path: Path) -> None:
+def test_full_pool_without_a_queue_is_only_a_warning(tmp_path: Path) -> None:
     pool = a_pool(30, used=level((8, 30)))
     assert not judged(tmp_path, [a_test(pool, *nothing(["MongoDBPoolFull"], 30))])
     assert judged(tmp_path, [a_test(pool, ("MongoDBPoolNearlyFull", 20, []))])
 
 
-def test_errors_at_the_start_are_told_and_later_forgotten(tmp_path: Path) -> None:
+def test_telemetry_errors_of_a_new_process_fire_for_15_minutes(tmp_path: Path) -> None:
     pool, name = a_pool(40, errors=level((5, 40))), "MongoDBPoolTelemetryErrors"
     assert "5 events" in judged(tmp_path, [a_test(pool, (name, 5, []))])
     assert not judged(tmp_path, [a_test(pool, *((name, minute, []) for minute in range(16, 40)))])
 
 
-def test_without_data_the_one_alert_for_that_fires(tmp_path: Path) -> None:
+def test_only_no_data_fires_without_data(tmp_path: Path) -> None:
     others = nothing(NAMES[:-1], 30)
-    said = judged(tmp_path, [a_test({}, *others), a_test(a_pool(10), *others)])
-    assert not said
-    told = judged(tmp_path, [a_test({}, (NAMES[-1], 6, []))])
-    assert "No pool of any job reports" in told
+    complaints = judged(tmp_path, [a_test({}, *others), a_test(a_pool(10), *others)])
+    assert not complaints
+    complaints = judged(tmp_path, [a_test({}, (NAMES[-1], 6, []))])
+    assert "No pool of any job reports" in complaints
 
 
-def test_a_job_that_ended_is_missed_for_a_day(tmp_path: Path) -> None:
+def test_job_that_ended_is_reported_for_a_day(tmp_path: Path) -> None:
     day = 24 * 60
     info = {"job": "other", "instance": "app:9000", POOL: "other"}
     other = {series(catalog.CLIENT_INFO, **info): level((1, day + 60))}
@@ -379,13 +381,13 @@ def test_a_job_that_ended_is_missed_for_a_day(tmp_path: Path) -> None:
     assert "No pool of chat" in said
 
 
-@pytest.mark.parametrize("silence", [f"_x{4 * MINUTE}", f"stale _x{4 * MINUTE - 1}"])
-def test_a_short_gap_is_no_silence(silence: str, tmp_path: Path) -> None:
-    gap = {key: f"{value} {silence} {value}" for key, value in a_pool(10).items()}
-    assert not judged(tmp_path, [a_test(gap, *((NAMES[-1], m, []) for m in range(24)))])
+@pytest.mark.parametrize("gap", [f"_x{4 * MINUTE}", f"stale _x{4 * MINUTE - 1}"])
+def test_short_gap_is_not_reported_as_no_data(gap: str, tmp_path: Path) -> None:
+    pool = {key: f"{value} {gap} {value}" for key, value in a_pool(10).items()}
+    assert not judged(tmp_path, [a_test(pool, *((NAMES[-1], m, []) for m in range(24)))])
 
 
-def test_lower_thresholds_make_the_busy_one_fire(tmp_path: Path) -> None:
+def test_lower_thresholds_fire_for_the_busy_pool(tmp_path: Path) -> None:
     lower = Thresholds(
         exhausted_share=0.15,
         in_use_warning=0.6,
@@ -396,13 +398,13 @@ def test_lower_thresholds_make_the_busy_one_fire(tmp_path: Path) -> None:
         longest_checkout_seconds=40,
         created_per_second=1.5,
     )
-    said = judged(tmp_path, [a_test(BUSY, *((name, 60, []) for name in NAMES))], lower)
-    fired = {name for name in NAMES if f'alertname="{name}"' in said}
+    complaints = judged(tmp_path, [a_test(BUSY, *((name, 60, []) for name in NAMES))], lower)
+    fired = {name for name in NAMES if f'alertname="{name}"' in complaints}
     assert fired == {alert.name for alert in alerts() if alert.limit not in (0, 1)}
 
 
-def test_what_is_recorded_is_of_each_job(tmp_path: Path) -> None:
-    """Two processes' sums and rates; three histograms with the same buckets."""
+def test_recording_rules_aggregate_by_job(tmp_path: Path) -> None:
+    """Two processes are summed; three histograms have the same buckets."""
     values: dict[str, float] = {
         "job:db_client_connection_count:sum": 12.4,
         "job:db_client_connection_max:sum": 16,
@@ -415,7 +417,7 @@ def test_what_is_recorded_is_of_each_job(tmp_path: Path) -> None:
         "job:db_client_connection_use_time_seconds:p99_5m": 0.375,
         "job:db_client_operation_duration_seconds:p99_5m": 0.375,
     }
-    assert values.keys() == recorded().keys()
+    assert values.keys() == recording_rules().keys()
     wait = prometheus_name(catalog.WAIT_SECONDS)
     both = BUSY | {key.replace("app:8000", "app:9000"): value for key, value in BUSY.items()}
     for other in (catalog.USE_SECONDS, catalog.OPERATION_SECONDS):
@@ -429,14 +431,14 @@ def test_what_is_recorded_is_of_each_job(tmp_path: Path) -> None:
     assert not judged(tmp_path, [a_test(both) | {"promql_expr_test": asked}])
 
 
-Asked = tuple[str, int, list[Any]]  # of an alert after so many minutes: what is expected
+Question = tuple[str, int, list[Any]]  # an alert, a minute, and the alerts expected then
 
 
-def nothing(names: Sequence[str], minutes: int) -> list[Asked]:
+def nothing(names: Sequence[str], minutes: int) -> list[Question]:
     return [(name, minute, []) for name in names for minute in range(minutes)]
 
 
-def a_test(pool: Mapping[str, str], *questions: Asked) -> dict[str, Any]:
+def a_test(pool: Mapping[str, str], *questions: Question) -> dict[str, Any]:
     return {
         "interval": f"{SCRAPE_SECONDS}s",
         "input_series": [{"series": k, "values": v} for k, v in pool.items()],

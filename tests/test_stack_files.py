@@ -1,4 +1,4 @@
-"""What can be said of `examples/stack` without an engine for containers: that its files agree."""
+"""The files of `examples/stack` agree with each other, checked without a container engine."""
 
 import json
 import re
@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from pool_telemetry.monitoring.alerts import alerts
+from pool_telemetry.monitoring.recording_rules import recording_rules
 from tests.grafana import ROOT
 from tests.needs import needs
 
@@ -38,20 +40,20 @@ def mounts() -> Iterator[tuple[Path, str]]:
 
 
 def configured() -> str:
-    """Return the text of compose and of everything that it mounts, but for comments."""
+    """Return the text of compose.yaml and of all mounted files, without comments."""
     texts = [(HERE / "compose.yaml").read_text(), *(path.read_text() for path, _ in mounts())]
     return re.sub(r"(^| )#.*$", "", "\n".join(texts), flags=re.MULTILINE)
 
 
-def test_what_is_mounted_is_here() -> None:
+def test_every_mounted_file_exists() -> None:
     found = dict(mounts())
     assert len(found) == 10
     assert all(path.is_file() for path in found)
-    ours = {path for path in HERE.rglob("*.y*ml") if path.name != "compose.yaml"}
-    assert ours <= found.keys()
+    configurations = {path for path in HERE.rglob("*.y*ml") if path.name != "compose.yaml"}
+    assert configurations <= found.keys()
 
 
-def test_nothing_is_open_beyond_loopback_nor_of_any_version() -> None:
+def test_ports_are_on_loopback_and_images_have_versions() -> None:
     (built,) = (service["image"] for service in SERVICES.values() if "build" in service)
     for name, service in SERVICES.items():
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ())), name
@@ -59,37 +61,37 @@ def test_nothing_is_open_beyond_loopback_nor_of_any_version() -> None:
             assert re.search(r":v?\d+\.\d+", service["image"]), name
 
 
-def test_everybody_asks_for_a_service_that_is_there() -> None:
+def test_every_address_is_of_a_service_in_the_stack() -> None:
     hosts = "|".join(SERVICES)
-    asked = set(re.findall(rf"\b(?:{hosts}):\d{{4,5}}\b", configured()))
-    assert asked == PORTS
+    used = set(re.findall(rf"\b(?:{hosts}):\d{{4,5}}\b", configured()))
+    assert used == PORTS
     listening = set(re.findall(r"0\.0\.0\.0:(\d+)", configured()))
-    assert {"4317", "8889"} <= listening  # the collector's and Tempo's, which others ask for
+    assert {"4317", "8889"} <= listening  # of the collector and Tempo, which others use
 
 
-def test_the_image_is_built_of_files_that_are_let_in() -> None:
+def test_dockerfile_copies_exactly_the_build_context() -> None:
     dockerfile = (HERE / "Dockerfile").read_text()
     copied = " ".join(re.findall(r"^COPY (.+) \S+$", dockerfile, re.MULTILINE)).split()
-    let_in = re.findall(r"^!(.+)$", (HERE / "Dockerfile.dockerignore").read_text(), re.MULTILINE)
-    assert sorted(copied) == sorted(let_in)
+    included = re.findall(r"^!(.+)$", (HERE / "Dockerfile.dockerignore").read_text(), re.MULTILINE)
+    assert sorted(copied) == sorted(included)
     assert all((ROOT / source).exists() for source in copied)
     assert (HERE / SERVICES["app"]["build"]["context"]).resolve() == ROOT
 
 
-def test_grafana_has_the_data_sources_that_are_asked_for() -> None:
+def test_grafana_has_every_data_source_that_is_used() -> None:
     sources = yaml.safe_load((HERE / "grafana" / "datasources.yaml").read_text())["datasources"]
     by_uid = {source["uid"]: source for source in sources}
     (exemplars,) = by_uid["prometheus"]["jsonData"]["exemplarTraceIdDestinations"]
     assert (exemplars["name"], by_uid[exemplars["datasourceUid"]]["type"]) == ("trace_id", "tempo")
     (group,) = json.loads((ROOT / "dashboards" / "grafana-alerts.json").read_text())["groups"]
-    asked = {query["datasourceUid"] for rule in group["rules"] for query in rule["data"]}
-    assert asked - {"__expr__"} <= by_uid.keys()
+    used = {query["datasourceUid"] for rule in group["rules"] for query in rule["data"]}
+    assert used - {"__expr__"} <= by_uid.keys()
     (provider,) = yaml.safe_load((HERE / "grafana" / "dashboards.yaml").read_text())["providers"]
     boards = {path.name for path, at in mounts() if at.startswith(provider["options"]["path"])}
     assert boards == {"pool.json", "fleet.json"}
 
 
-def test_promtool_and_amtool_take_the_configurations(tmp_path: Path) -> None:
+def test_promtool_and_amtool_accept_the_configurations(tmp_path: Path) -> None:
     needs("promtool", "amtool", package="prometheus prometheus-alertmanager")
     config = (HERE / "prometheus" / "prometheus.yml").read_text()
     rules = str(ROOT / "dashboards" / "rules.yml")
@@ -97,7 +99,7 @@ def test_promtool_and_amtool_take_the_configurations(tmp_path: Path) -> None:
     path.write_text(config.replace("/etc/prometheus/rules.yml", rules))
     said = checked("promtool", "check", "config", str(path))
     assert f"SUCCESS: {path} is valid" in said
-    assert "24 rules found" in said
+    assert f"{len(alerts()) + len(recording_rules())} rules found" in said
     checked("amtool", "check-config", str(HERE / "alertmanager" / "alertmanager.yml"))
 
 
@@ -108,7 +110,7 @@ def checked(*command: str) -> str:
 
 
 @pytest.mark.parametrize("pipeline", ["metrics", "traces"])
-def test_the_collector_uses_what_it_declares(pipeline: str) -> None:
+def test_collector_declares_what_its_pipelines_use(pipeline: str) -> None:
     config = yaml.safe_load((HERE / "collector" / "collector.yaml").read_text())
     used = config["service"]["pipelines"][pipeline]
     assert set(used["receivers"]) <= config["receivers"].keys()

@@ -62,7 +62,7 @@ def missing() -> list[str]:
 
 @contextlib.contextmanager
 def running(uri: str, **environ: str) -> Iterator[Stack]:
-    """Run the stack while the block runs.
+    """Run the stack while the `with` block runs.
 
     Args:
         uri: The URI of the database.

@@ -15,7 +15,7 @@ from typing import Final
 import pool_telemetry
 from pool_telemetry.errors import PoolTelemetryError
 from pool_telemetry.monitoring import files
-from pool_telemetry.monitoring.alerts import Thresholds
+from pool_telemetry.monitoring.thresholds import Thresholds
 
 FAILED: Final = 1
 NOT_INSTALLED: Final = 2

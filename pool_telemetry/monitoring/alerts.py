@@ -1,307 +1,300 @@
-"""When to wake somebody: each alert with its question, limit and words; and what to record.
+"""The alerts: one small function for each, and the table that lists them in order.
 
-A row's `value` is PromQL; it alerts where that is above `limit`. `rules.py` writes them for
-Prometheus and for Grafana. What each means and what to do is in `dashboards/runbooks.md`.
+`files` asks for them, and `rule_files` writes them for Prometheus and for Grafana. An alert's limit
+comes from `thresholds`, its queries from `promql`. `dashboards/runbooks.md` says what each alert
+means and what to do. No file format belongs here.
 """
 
 import json
-from dataclasses import dataclass, field, fields
-from typing import Any, Final, Literal
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
 
 from pool_telemetry import catalog
-from pool_telemetry.catalog import Metric
-from pool_telemetry.errors import PoolConfigurationError
+from pool_telemetry.monitoring.model import Alert
 from pool_telemetry.monitoring.promql import OUTCOME, POOL, PROCESS, REASON, Promql
-from pool_telemetry.prometheus import prometheus_name
-
-Unit = Literal["share", "seconds", "number"]
-
-ALSO: Final = {"waiting": catalog.WAITING, "max_size": catalog.MAX_SIZE}
+from pool_telemetry.monitoring.thresholds import Thresholds
 
 
-def _limit(default: float, meaning: str) -> Any:
-    return field(default=default, metadata={"meaning": meaning})
+@dataclass(frozen=True, slots=True)
+class _Scope:
+    """What each alert is made from: the limits, the queries, and the jobs as the user gave them."""
+
+    limits: Thresholds
+    promql: Promql
+    job: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Thresholds:
-    """Where numbers are too high, for the alerts and as drawn in the dashboards.
-
-    Shares are above 0 and below 1, all others above 0. A field's metadata
-    has its `meaning`.
-
-    Raises:
-        PoolConfigurationError: One is out of range, or a warning is above what is critical.
-    """
-
-    exhausted_share: float = _limit(0.25, "share of two minutes in which the pool was exhausted")
-    in_use_warning: float = _limit(0.8, "share of maxPoolSize in use, on average over 5 minutes")
-    in_use_critical: float = _limit(0.95, "share of maxPoolSize in use that is critical")
-    timeout_share: float = _limit(0.01, "share of the checkouts of 5 minutes that timed out")
-    wait_p99_seconds: float = _limit(0.5, "seconds that 1 % waited, over 5 minutes")
-    oldest_wait_seconds: float = _limit(3.0, "seconds that somebody has waited, for one minute")
-    longest_checkout_seconds: float = _limit(60.0, "seconds that a connection has been out")
-    created_per_second: float = _limit(2.0, "new connections of one pool, over 5 minutes")
-
-    def __post_init__(self) -> None:
-        for one in fields(self):
-            value, share = getattr(self, one.name), one.metadata["meaning"].startswith("share")
-            if not 0.0 < value < (1.0 if share else float("inf")):
-                words = "a share, above 0 and below 1" if share else "a number above 0"
-                example = f"such as {one.default:g}"
-                raise PoolConfigurationError(f"{one.name} is {value!r}: use {words}, {example}")
-        if self.in_use_warning >= self.in_use_critical:
-            raise PoolConfigurationError(
-                f"in_use_warning is {self.in_use_warning:g}: use less than in_use_critical, "
-                f"{self.in_use_critical:g}"
-            )
+def _exhausted(scope: _Scope) -> Alert:
+    now, last_minute = (
+        replace(scope.promql, window=window).rate(catalog.EXHAUSTED_SECONDS)
+        for window in ("2m", "1m")
+    )
+    # The pool is exhausted now, was so for much of the window, and callers notice the waits. The
+    # queue is meant for bursts, and a small, busy pool normally has waits of a few milliseconds.
+    longest_wait = f"max_over_time({scope.promql.of(catalog.OLDEST_WAIT)}[2m])"
+    return Alert(
+        name="MongoDBPoolExhausted",
+        severity="critical",
+        value=f"{now} and {last_minute} > 0 and {longest_wait} > 0.1",
+        limit=scope.limits.exhausted_share,
+        unit="share",
+        pending_for="0s",
+        summary="Pool {pool} of {process} is exhausted",
+        description="All {max_size} connections of pool {pool} in {process} ({job}) were in use, "
+        "and callers queued, for {value} of the last 2 minutes (alert above {limit}). Callers "
+        "waiting now: {waiting}.",
+        panel="Exhausted share of time",
+    )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Alert:
-    """One alert.
+def _nearly_full(scope: _Scope) -> Alert:
+    return Alert(
+        name="MongoDBPoolNearlyFull",
+        severity="warning",
+        value=scope.promql.average_share_of_max(),
+        limit=scope.limits.in_use_warning,
+        unit="share",
+        pending_for="2m",
+        summary="Pool {pool} of {process} is {value} full",
+        description="On average over 5 minutes, {value} of the {max_size} connections of pool "
+        "{pool} in {process} ({job}) were in use (alert above {limit}). Callers will queue in the "
+        "next burst.",
+        panel="Share of max in use",
+    )
 
-    `summary` and `text` may name `{pool}`, `{process}`, `{job}`, `{value}`, `{limit}`, and of ALSO
-    what the pool has at that moment.
 
-    Attributes:
-        value: PromQL; it alerts for each series above `limit`.
-        hold: For how long it has to be so.
-        panel: The panel of the Pool dashboard that shows it.
-    """
+def _full(scope: _Scope) -> Alert:
+    # A full pool without a queue is exactly large enough.
+    queue = f"avg_over_time({scope.promql.of(catalog.WAITING)}[5m])"
+    return Alert(
+        name="MongoDBPoolFull",
+        severity="critical",
+        value=f"{scope.promql.average_share_of_max()} and {queue} > 0.5",
+        limit=scope.limits.in_use_critical,
+        unit="share",
+        pending_for="2m",
+        summary="Pool {pool} of {process} is full: {value} in use",
+        description="On average over 5 minutes, {value} of the {max_size} connections of pool "
+        "{pool} in {process} ({job}) were in use (alert above {limit}). Callers waiting now: "
+        "{waiting}.",
+        panel="Share of max in use",
+    )
 
-    name: str
-    severity: Literal["critical", "warning"]
-    value: str
-    limit: float
-    unit: Unit = "number"
-    hold: str
-    summary: str
-    text: str
-    panel: str
+
+def _checkout_timeouts(scope: _Scope) -> Alert:
+    timeouts, total = (f(catalog.TIMEOUTS) for f in (scope.promql.rate, scope.promql.increase))
+    return Alert(
+        name="MongoDBPoolCheckoutTimeouts",
+        severity="critical",
+        # In a quiet pool with few checkouts, a single timeout would exceed the share.
+        value=f"{timeouts} / {scope.promql.all_checkouts()} and {total} > 2",
+        limit=scope.limits.timeout_share,
+        unit="share",
+        pending_for="1m",
+        summary="{value} of the checkouts from pool {pool} of {process} time out",
+        description="Over the last 5 minutes, {value} of the checkouts from pool {pool} in "
+        "{process} ({job}) timed out after waitQueueTimeoutMS (alert above {limit}). Users see "
+        "these errors.",
+        panel="Checkouts by outcome",
+    )
+
+
+def _checkout_failures(scope: _Scope) -> Alert:
+    failed = f'{OUTCOME}=~"connection_error|pool_closed"'
+    failures, total = (
+        f"sum without ({OUTCOME}) ({f(catalog.CHECKOUTS, failed)})"
+        for f in (scope.promql.rate, scope.promql.increase)
+    )
+    return Alert(
+        name="MongoDBPoolCheckoutFailures",
+        severity="critical",
+        value=f"{failures} / {scope.promql.all_checkouts()} and {total} > 2",
+        limit=scope.limits.timeout_share,
+        unit="share",
+        pending_for="1m",
+        summary="{value} of the checkouts from pool {pool} of {process} fail",
+        description="Over the last 5 minutes, {value} of the checkouts from pool {pool} in "
+        "{process} ({job}) failed because no connection could be opened or the pool was paused "
+        "(alert above {limit}). Users see these errors.",
+        panel="Checkouts by outcome",
+    )
+
+
+def _wait_high(scope: _Scope) -> Alert:
+    buckets = scope.promql.rate(catalog.WAIT_SECONDS, part="_bucket")
+    return Alert(
+        name="MongoDBPoolWaitHigh",
+        severity="warning",
+        value=f"histogram_quantile(0.99, {buckets})",
+        limit=scope.limits.wait_p99_seconds,
+        unit="seconds",
+        pending_for="5m",
+        summary="Callers of pool {pool} of {process} wait {value} (p99) for a connection",
+        description="Over the last 5 minutes, 1 in 100 checkouts from pool {pool} in {process} "
+        "({job}) took {value} or longer (alert above {limit}).",
+        panel="Wait time",
+    )
+
+
+def _oldest_waiter(scope: _Scope) -> Alert:
+    return Alert(
+        name="MongoDBPoolOldestWaiter",
+        severity="warning",
+        value=f"min_over_time({scope.promql.of(catalog.OLDEST_WAIT)}[1m])",
+        limit=scope.limits.oldest_wait_seconds,
+        unit="seconds",
+        pending_for="30s",
+        summary="A caller of pool {pool} of {process} has waited {value} for a connection",
+        description="Throughout the last minute, some caller of pool {pool} in {process} ({job}) "
+        "had waited {value} or longer for a connection (alert above {limit}).",
+        panel="Oldest wait and longest checkout",
+    )
+
+
+def _checkout_held(scope: _Scope) -> Alert:
+    return Alert(
+        name="MongoDBPoolCheckoutHeld",
+        severity="warning",
+        value=scope.promql.of(catalog.LONGEST_CHECKOUT),
+        limit=scope.limits.longest_checkout_seconds,
+        unit="seconds",
+        pending_for="1m",
+        summary="A connection of pool {pool} of {process} has been checked out for {value}",
+        description="A caller in {process} ({job}) has held a connection of pool {pool} for "
+        "{value} (alert above {limit}). Its operation is slow or hangs, or it keeps an exhaust "
+        "cursor open.",
+        panel="Oldest wait and longest checkout",
+    )
+
+
+def _connection_storm(scope: _Scope) -> Alert:
+    # A pool that only grows opens many connections at once, and closes none.
+    closed = f"sum without ({REASON}) ({scope.promql.rate(catalog.CLOSED)})"
+    enough = f"{scope.limits.created_per_second / 2:.12g}"
+    return Alert(
+        name="MongoDBPoolConnectionStorm",
+        severity="warning",
+        value=f"{scope.promql.rate(catalog.CREATED)} and {closed} > {enough}",
+        limit=scope.limits.created_per_second,
+        pending_for="2m",
+        summary="Pool {pool} of {process} opens {value} connections per second",
+        description="Over the last 5 minutes, pool {pool} in {process} ({job}) opened {value} "
+        "connections per second (alert above {limit}) and closed others. Each new connection "
+        "costs a handshake.",
+        panel="Connections opened and closed",
+    )
+
+
+def _paused(scope: _Scope) -> Alert:
+    ready, up = (scope.promql.of(metric) for metric in (catalog.READY, catalog.SERVER_UP))
+    # An arbiter's pool is never ready; a new member's is not until the member has its data.
+    was_ready = f"max_over_time({ready}[1d]) == 1"
+    return Alert(
+        name="MongoDBPoolPaused",
+        severity="critical",
+        value=f"(1 - {ready}) and {was_ready} unless on ({', '.join((*PROCESS, POOL))}) {up} == 0",
+        limit=0,
+        pending_for="1m",
+        summary="Pool {pool} of {process} is paused",
+        description="Pool {pool} in {process} ({job}) is paused although its server answers "
+        "heartbeats. The pool takes no operations.",
+        panel="Servers",
+    )
+
+
+def _server_down(scope: _Scope) -> Alert:
+    return Alert(
+        name="MongoDBServerDown",
+        severity="critical",
+        value=f"1 - {scope.promql.of(catalog.SERVER_UP)}",
+        limit=0,
+        pending_for="30s",
+        summary="{process} can't reach the server of pool {pool}",
+        description="The server of pool {pool} does not answer the heartbeats of {process} "
+        "({job}).",
+        panel="Servers",
+    )
+
+
+def _telemetry_errors(scope: _Scope) -> Alert:
+    errors = scope.promql.of(catalog.TELEMETRY_ERRORS)
+    rise = scope.promql.increase(catalog.TELEMETRY_ERRORS, window="15m")
+    return Alert(
+        name="MongoDBPoolTelemetryErrors",
+        severity="warning",
+        # PromQL sees no increase in a series that begins above 0: its first value counts instead.
+        value=f"{rise} > 0 or ({errors} unless {errors} offset 15m)",
+        limit=0,
+        pending_for="0s",
+        summary="The telemetry of pool {pool} of {process} fails",
+        description="In the last 15 minutes, pool_telemetry failed to process {value} events of "
+        "pool {pool} in {process} ({job}). The metrics may be wrong; the application is fine.",
+        panel="Telemetry errors",
+    )
+
+
+def _exhaustion_predicted(scope: _Scope) -> Alert:
+    promql = scope.promql
+    used = f"avg_over_time({promql.in_use()}[10m])"
+    # Four conditions, so that noise, a step to another level, and a start are no trend.
+    in_an_hour = promql.share_of_max(f"predict_linear({used}[2h:5m], 3600)")
+    still_rising = f"{promql.share_of_max(f'deriv({used}[30m:5m])')} > 0.00001"
+    is_busy = f"{promql.share_of_max(used)} > 0.5"
+    is_old_enough = f"{promql.of(catalog.MAX_SIZE)} offset 2h"
+    return Alert(
+        name="MongoDBPoolExhaustionPredicted",
+        severity="warning",
+        value=f"{in_an_hour} and {still_rising} and {is_busy} and {is_old_enough}",
+        limit=1.0,
+        unit="share",
+        pending_for="10m",
+        summary="Pool {pool} of {process} will be full within the hour",
+        description="At the pace of the last two hours, pool {pool} in {process} ({job}) will "
+        "need {value} of its {max_size} connections in an hour.",
+        panel="Share of max in use",
+    )
+
+
+def _no_data(scope: _Scope) -> Alert:
+    now = scope.promql.of(catalog.CLIENT_INFO)
+    lately = f"present_over_time({now}[1d])"
+    name = json.dumps(scope.job or "any job", ensure_ascii=False)
+    return Alert(
+        name="MongoDBPoolNoData",
+        severity="warning",
+        # A job that stopped is reported for a day; if none ever reported, the label is made here.
+        value=f"(count by (job) ({lately}) unless count by (job) ({now})) or "
+        f'label_replace(absent({now}) unless on () {lately}, "job", {name}, "", "")',
+        limit=0,
+        pending_for="5m",
+        summary="No pool of {job} reports metrics any more",
+        description="No pool of {job} has reported metrics for 5 minutes. Its processes ended, or "
+        "their metrics do not arrive. No other alert can fire for it.",
+        panel="Health",
+    )
+
+
+_ALERTS: Final[tuple[Callable[[_Scope], Alert], ...]] = (
+    _exhausted,
+    _nearly_full,
+    _full,
+    _checkout_timeouts,
+    _checkout_failures,
+    _wait_high,
+    _oldest_waiter,
+    _checkout_held,
+    _connection_storm,
+    _paused,
+    _server_down,
+    _telemetry_errors,
+    _exhaustion_predicted,
+    _no_data,
+)
 
 
 def alerts(job: str = "", thresholds: Thresholds | None = None) -> tuple[Alert, ...]:
-    """Return all alerts, for the jobs that match a regular expression; empty for every job."""
-    limits = thresholds or Thresholds()
-    promql = Promql(f"job=~{json.dumps(job, ensure_ascii=False)}" if job else "")
-    used, process = promql.in_use(), ", ".join((*PROCESS, POOL))
-    exhausted, still = (
-        Promql(promql.where, window).rate(catalog.EXHAUSTED_SECONDS) for window in ("2m", "1m")
-    )
-    up, ready = promql.of(catalog.SERVER_UP), promql.of(catalog.READY)
-    info = promql.of(catalog.CLIENT_INFO)
-    lately = f"present_over_time({info}[1d])"
-    nobody = json.dumps(job or "any job", ensure_ascii=False)
-    waiting = promql.of(catalog.WAITING)
-    # Of a pool that was there: the first minutes are no average.
-    in_use = (
-        f"{promql.share_of_max(f'avg_over_time({used}[5m])')} "
-        f"and {promql.of(catalog.MAX_SIZE)} offset 5m"
-    )
-    failures = f'{OUTCOME}=~"connection_error|pool_closed"'
-    every = f"sum without ({OUTCOME}) ({promql.rate(catalog.CHECKOUTS)})"
-    errors = promql.of(catalog.TELEMETRY_ERRORS)
-    smooth = f"avg_over_time({used}[10m])"
-    return (
-        Alert(
-            name="MongoDBPoolExhausted",
-            severity="critical",
-            # Now, for some while, and so that it is felt: a burst is what the queue is for, and
-            # a small pool that is used well has many waits of milliseconds.
-            value=f"{exhausted} and {still} > 0 and "
-            f"max_over_time({promql.of(catalog.OLDEST_WAIT)}[2m]) > 0.1",
-            limit=limits.exhausted_share,
-            unit="share",
-            hold="0s",
-            summary="Pool {pool} of {process} is exhausted",
-            text="All {max_size} connections of pool {pool} in {process} ({job}) were taken, and "
-            "callers queued, for {value} of the last 2 minutes (alert above {limit}). {waiting} "
-            "wait now.",
-            panel="Exhausted share of time",
-        ),
-        Alert(
-            name="MongoDBPoolNearlyFull",
-            severity="warning",
-            value=in_use,
-            limit=limits.in_use_warning,
-            unit="share",
-            hold="2m",
-            summary="Pool {pool} of {process} is {value} full",
-            text="Pool {pool} in {process} ({job}) had {value} of its {max_size} connections in "
-            "use on average over 5 minutes (alert above {limit}): the next burst has to queue.",
-            panel="Share of max in use",
-        ),
-        Alert(
-            name="MongoDBPoolFull",
-            severity="critical",
-            # Where nobody waits it is just as large as it has to be.
-            value=f"{in_use} and avg_over_time({waiting}[5m]) > 0.5",
-            limit=limits.in_use_critical,
-            unit="share",
-            hold="2m",
-            summary="Pool {pool} of {process} has no reserve: {value} in use",
-            text="Pool {pool} in {process} ({job}) had {value} of its {max_size} connections in "
-            "use on average over 5 minutes (alert above {limit}). {waiting} wait now.",
-            panel="Share of max in use",
-        ),
-        Alert(
-            name="MongoDBPoolCheckoutTimeouts",
-            severity="critical",
-            # Of a quiet pool's few checkouts one is a large share.
-            value=f"{promql.rate(catalog.TIMEOUTS)} / {every} "
-            f"and {promql.increase(catalog.TIMEOUTS)} > 2",
-            limit=limits.timeout_share,
-            unit="share",
-            hold="1m",
-            summary="{value} of the checkouts of pool {pool} of {process} time out",
-            text="{value} of the callers of pool {pool} in {process} ({job}) gave up after "
-            "waitQueueTimeoutMS in the last 5 minutes (alert above {limit}): users see errors.",
-            panel="Checkouts by outcome",
-        ),
-        Alert(
-            name="MongoDBPoolCheckoutFailures",
-            severity="critical",
-            value=f"sum without ({OUTCOME}) ({promql.rate(catalog.CHECKOUTS, failures)}) / {every} "
-            f"and sum without ({OUTCOME}) ({promql.increase(catalog.CHECKOUTS, failures)}) > 2",
-            limit=limits.timeout_share,
-            unit="share",
-            hold="1m",
-            summary="{value} of the checkouts of pool {pool} of {process} fail",
-            text="{value} of the callers of pool {pool} in {process} ({job}) got no connection in "
-            "the last 5 minutes (alert above {limit}), as none could be opened or the pool was "
-            "paused: users see errors.",
-            panel="Checkouts by outcome",
-        ),
-        Alert(
-            name="MongoDBPoolWaitHigh",
-            severity="warning",
-            value=f"histogram_quantile(0.99, {promql.rate(catalog.WAIT_SECONDS, part='_bucket')})",
-            limit=limits.wait_p99_seconds,
-            unit="seconds",
-            hold="5m",
-            summary="Callers of pool {pool} of {process} wait {value} (p99) for a connection",
-            text="One in a hundred of those who got a connection of pool {pool} in {process} "
-            "({job}) waited {value} or longer for it, over 5 minutes (alert above {limit}).",
-            panel="Wait time",
-        ),
-        Alert(
-            name="MongoDBPoolOldestWaiter",
-            severity="warning",
-            value=f"min_over_time({promql.of(catalog.OLDEST_WAIT)}[1m])",
-            limit=limits.oldest_wait_seconds,
-            unit="seconds",
-            hold="30s",
-            summary="A caller of pool {pool} of {process} has waited for {value}",
-            text="For a minute there was always a caller of pool {pool} in {process} ({job}) who "
-            "had waited {value} or longer (alert above {limit}).",
-            panel="Oldest wait and longest checkout",
-        ),
-        Alert(
-            name="MongoDBPoolCheckoutHeld",
-            severity="warning",
-            value=promql.of(catalog.LONGEST_CHECKOUT),
-            limit=limits.longest_checkout_seconds,
-            unit="seconds",
-            hold="1m",
-            summary="A connection of pool {pool} of {process} is out for {value}",
-            text="Somebody in {process} ({job}) holds a connection of pool {pool} for {value} "
-            "(alert above {limit}): an operation that is slow or hangs, or an exhaust cursor.",
-            panel="Oldest wait and longest checkout",
-        ),
-        Alert(
-            name="MongoDBPoolConnectionStorm",
-            severity="warning",
-            # Who grows opens many at once, and closes none.
-            value=f"{promql.rate(catalog.CREATED)} and sum without ({REASON}) "
-            f"({promql.rate(catalog.CLOSED)}) > {limits.created_per_second / 2:.12g}",
-            limit=limits.created_per_second,
-            hold="2m",
-            summary="Pool {pool} of {process} opens {value} connections per second",
-            text="Pool {pool} in {process} ({job}) opened {value} connections per second over 5 "
-            "minutes (alert above {limit}): they do not live long, and each costs a handshake.",
-            panel="Connections opened and closed",
-        ),
-        Alert(
-            name="MongoDBPoolPaused",
-            severity="critical",
-            # An arbiter's pool is never ready, nor a new member's before it has its data.
-            value=f"(1 - {ready}) and max_over_time({ready}[1d]) == 1 "
-            f"unless on ({process}) {up} == 0",
-            limit=0,
-            hold="1m",
-            summary="Pool {pool} of {process} is paused",
-            text="Pool {pool} in {process} ({job}) is paused, though its server answers "
-            "heartbeats: it takes no operations at the moment.",
-            panel="Servers",
-        ),
-        Alert(
-            name="MongoDBServerDown",
-            severity="critical",
-            value=f"1 - {up}",
-            limit=0,
-            hold="30s",
-            summary="{process} can't reach the server of pool {pool}",
-            text="The server of pool {pool} does not answer the heartbeats of {process} ({job}).",
-            panel="Servers",
-        ),
-        Alert(
-            name="MongoDBPoolTelemetryErrors",
-            severity="warning",
-            # At the start, too: what is there when a series begins is no increase.
-            value=f"{promql.increase(catalog.TELEMETRY_ERRORS, window='15m')} > 0 "
-            f"or ({errors} unless {errors} offset 15m)",
-            limit=0,
-            hold="0s",
-            summary="The telemetry of pool {pool} of {process} fails",
-            text="{value} events of pool {pool} in {process} ({job}) failed in the last 15 "
-            "minutes: its numbers may be off. The application is not affected.",
-            panel="Telemetry errors",
-        ),
-        Alert(
-            name="MongoDBPoolExhaustionPredicted",
-            severity="warning",
-            # A trend of two hours that goes on, where it is busy already: neither noise, nor a step
-            # from one level to another, nor a start.
-            value=f"{promql.share_of_max(f'predict_linear({smooth}[2h:5m], 3600)')} "
-            f"and {promql.share_of_max(f'deriv({smooth}[30m:5m])')} > 0.00001 "
-            f"and {promql.share_of_max(smooth)} > 0.5 "
-            f"and {promql.of(catalog.MAX_SIZE)} offset 2h",
-            limit=1.0,
-            unit="share",
-            hold="10m",
-            summary="Pool {pool} of {process} will be full within the hour",
-            text="At the pace of the last two hours pool {pool} in {process} ({job}) will have "
-            "{value} of its {max_size} connections in use in an hour.",
-            panel="Share of max in use",
-        ),
-        Alert(
-            name="MongoDBPoolNoData",
-            severity="warning",
-            value=f"(count by (job) ({lately}) unless count by (job) ({info})) or "
-            f'label_replace(absent({info}) unless on () {lately}, "job", {nobody}, "", "")',
-            limit=0,
-            hold="5m",
-            summary="No pool of {job} reports any more",
-            text="No pool of {job} has reported for 5 minutes: its processes ended, or their "
-            "metrics do not arrive. Every other alert is blind for it.",
-            panel="Health",
-        ),
-    )
-
-
-def recorded() -> dict[str, str]:
-    """Return what to record of each job, by name: few series, for long ranges and federation."""
-    promql = Promql()
-    sums = (catalog.CONNECTIONS, catalog.MAX_SIZE, catalog.WAITING, catalog.EXHAUSTED)
-    rates = (catalog.TIMEOUTS, catalog.CREATED, catalog.EXHAUSTED_SECONDS)
-    quantiles = (catalog.WAIT_SECONDS, catalog.USE_SECONDS, catalog.OPERATION_SECONDS)
-    return {
-        **{f"job:{_name(m)}:sum": f"sum by (job) ({promql.of(m)})" for m in sums},
-        **{f"job:{_name(m)}:rate5m": f"sum by (job) ({promql.rate(m)})" for m in rates},
-        **{f"job:{_name(m)}:p99_5m": promql.quantile(0.99, m, "job") for m in quantiles},
-    }
-
-
-def _name(metric: Metric) -> str:
-    return prometheus_name(metric).removesuffix("_total")  # as recording rules are named
+    """Return all alerts, for the jobs that match the regular expression `job`; empty for all."""
+    where = f"job=~{json.dumps(job, ensure_ascii=False)}" if job else ""
+    scope = _Scope(thresholds or Thresholds(), Promql(where), job)
+    return tuple(build(scope) for build in _ALERTS)

@@ -1,7 +1,8 @@
-"""Dashboards and rules as files, for a data source, jobs and limits of one's own.
+"""Dashboards and rules as files, for one place's data source, jobs and limits.
 
-The dashboards are made in the repository (`dashboards/`) and come with the wheel; here only what
-differs from place to place is set. The rules are made here.
+The command line, the example stack and `dashboards/generate.py` call it. The dashboards are
+generated in the repository (`dashboards/`) and come with the wheel: this module only sets what
+differs from place to place, and needs no Grafana SDK. It makes the rules itself.
 """
 
 import json
@@ -12,19 +13,20 @@ from pathlib import Path
 from typing import Any, Final
 
 from pool_telemetry.errors import PoolConfigurationError
-from pool_telemetry.monitoring.alerts import Thresholds, alerts
+from pool_telemetry.monitoring.alerts import alerts
 from pool_telemetry.monitoring.rule_files import grafana_alerts, prometheus_rules
+from pool_telemetry.monitoring.thresholds import Thresholds
 
 GRAFANA: Final = "http://localhost:3000"
 
 LAYOUT: Final[dict[str, Any]] = {"indent": 2, "sort_keys": True, "ensure_ascii": False}
-"""Of the dashboards' JSON."""
+"""How the dashboards' JSON is written."""
 
-_BESIDE: Final = Path(__file__).parents[1]
-# In a wheel they are in the package, in a checkout beside it.
+_PACKAGE: Final = Path(__file__).parents[1]
+# The wheel has the dashboards in the package, a checkout has them beside it.
 _FOLDER: Final = next(
     folder
-    for folder in (_BESIDE / "dashboards", _BESIDE.parent / "dashboards")
+    for folder in (_PACKAGE / "dashboards", _PACKAGE.parent / "dashboards")
     if (folder / "pool.json").exists()
 )
 
@@ -36,28 +38,28 @@ def dashboards(
     connection_limit: int | None = None,
     thresholds: Thresholds | None = None,
 ) -> dict[str, str]:
-    """Return the dashboards' files, by name.
+    """Return the JSON of each dashboard, by file name.
 
     Args:
-        datasource: The UID of Grafana's Prometheus data source; by default its default one.
-        job: The job to show at first, literally; by default all.
-        connection_limit: How many connections one server takes; for the Fleet dashboard.
-        thresholds: The limits that are drawn.
+        datasource: The UID of Grafana's Prometheus data source; by default, Grafana's default.
+        job: The name of the job to show at first; by default, all jobs.
+        connection_limit: How many connections one server accepts; for the Fleet dashboard.
+        thresholds: The limits to draw.
 
     Raises:
-        PoolConfigurationError: No data source can have such a UID, or the limit is not above 0.
+        PoolConfigurationError: The UID is not valid, or `connection_limit` is not above 0.
     """
     if connection_limit is not None and connection_limit <= 0:
         raise PoolConfigurationError(f"connection_limit is {connection_limit}: use 1 or more")
     limits = thresholds or Thresholds()
     chosen = {
-        "datasource": _uid(datasource),
+        "datasource": _check_uid(datasource),
         "job": job or None,
         "limit": connection_limit,
         "held": f"{limits.longest_checkout_seconds:g}",
     }
     return {
-        f"{name}.json": _dumped(_adapted(_load(name), chosen, limits)) for name in ("pool", "fleet")
+        f"{name}.json": _to_json(_adapt(_load(name), chosen, limits)) for name in ("pool", "fleet")
     }
 
 
@@ -69,34 +71,35 @@ def rules(
     runbooks: str | None = None,
     thresholds: Thresholds | None = None,
 ) -> dict[str, str]:
-    """Return the files of alerts, by name: rules for Prometheus, the same for Grafana, runbooks.
+    """Return the alerts for Prometheus and for Grafana, and their runbooks, by file name.
 
     Args:
-        datasource: The UID of Grafana's Prometheus data source; by default `prometheus`.
-        job: A regular expression, whole, as Prometheus' own (RE2); empty for every job.
-        grafana: Its address: each alert leads to its runbook in the Pool dashboard.
-        runbooks: A page with the runbooks instead: an alert's is at `#` and its name in lower case,
-            as in `runbooks.md` on a forge or a wiki.
-        thresholds: The limits.
+        datasource: The UID of Grafana's Prometheus data source; by default, `prometheus`.
+        job: A regular expression that matches the whole name of a job, in Prometheus's syntax
+            (RE2); empty for every job.
+        grafana: Grafana's address. Each alert links to its runbook in the Pool dashboard.
+        runbooks: The address of a page with `runbooks.md`, to link there instead. An alert's
+            anchor is its name in lower case.
+        thresholds: The limits of the alerts.
 
     Raises:
-        PoolConfigurationError: The job is no such expression, an address is none, or the data
-            source can't have such a UID.
+        PoolConfigurationError: The job is not such an expression, an address or the UID is not
+            valid.
     """
-    every, board = alerts(_expression(job or ""), thresholds), _load("pool")
+    all_alerts, board = alerts(_check_expression(job or ""), thresholds), _load("pool")
     panels = {panel["title"]: panel["id"] for panel in board["panels"]}
     if runbooks is None:
-        start = f"{_address('grafana', grafana)}/d/{board['uid']}?viewPanel="
-        links = {alert.name: f"{start}{panels[alert.name]}" for alert in every}
+        start = f"{_check_address('grafana', grafana)}/d/{board['uid']}?viewPanel="
+        links = {alert.name: f"{start}{panels[alert.name]}" for alert in all_alerts}
     else:
-        start = _address("runbooks", runbooks)
-        links = {alert.name: f"{start}#{alert.name.lower()}" for alert in every}
+        start = _check_address("runbooks", runbooks)
+        links = {alert.name: f"{start}#{alert.name.lower()}" for alert in all_alerts}
     return {
-        "rules.yml": prometheus_rules(every, links),
+        "rules.yml": prometheus_rules(all_alerts, links),
         "grafana-alerts.json": grafana_alerts(
-            every,
+            all_alerts,
             links,
-            datasource=_uid(datasource) or "prometheus",
+            datasource=_check_uid(datasource) or "prometheus",
             dashboard=board["uid"],
             panels=panels,
         ),
@@ -104,11 +107,11 @@ def rules(
     }
 
 
-# What Python's regular expressions have and RE2, Prometheus' own, has not.
+# Syntax of Python's regular expressions that RE2, which Prometheus uses, does not have.
 _NOT_RE2: Final = re.compile(r"\(\?(?:[=!>]|<[=!])|\\[1-9]|[*+?}]\+|[\ud800-\udfff]")
 
 
-def _expression(job: str) -> str:
+def _check_expression(job: str) -> str:
     try:
         with warnings.catch_warnings(action="ignore"):
             re.compile(job)
@@ -119,7 +122,7 @@ def _expression(job: str) -> str:
     return job
 
 
-def _address(name: str, url: str) -> str:
+def _check_address(name: str, url: str) -> str:
     if not re.fullmatch(r"https?://[^\s#{}$]+", url):
         raise PoolConfigurationError(
             f"{name} is {url!r}: use an address, such as https://example.org/runbooks.md"
@@ -127,7 +130,7 @@ def _address(name: str, url: str) -> str:
     return url.rstrip("/")
 
 
-def _uid(datasource: str | None) -> str | None:
+def _check_uid(datasource: str | None) -> str | None:
     if datasource and not re.fullmatch(r"[\w-]{1,40}", datasource, re.ASCII):
         raise PoolConfigurationError(
             f"datasource is {datasource!r}: use its UID, of letters, digits, - and _"
@@ -140,13 +143,11 @@ def _load(name: str) -> dict[str, Any]:
     return board
 
 
-def _dumped(board: dict[str, Any]) -> str:
+def _to_json(board: dict[str, Any]) -> str:
     return json.dumps(board, **LAYOUT) + "\n"
 
 
-def _adapted(
-    board: dict[str, Any], chosen: dict[str, Any], thresholds: Thresholds
-) -> dict[str, Any]:
+def _adapt(board: dict[str, Any], chosen: dict[str, Any], thresholds: Thresholds) -> dict[str, Any]:
     for variable in board["templating"]["list"]:
         value = chosen.get(variable["name"])
         if value is not None:
@@ -155,7 +156,7 @@ def _adapted(
                 variable["query"] = shown
             else:
                 variable["current"] = {"selected": True, "text": shown, "value": shown}
-    # Each default is another number, so that a step tells whose it is; a test holds it so.
+    # A step is recognized by its value: a test checks that no two limits have the same default.
     defaults = asdict(Thresholds()).items()
     limits = {value: getattr(thresholds, name) for name, value in defaults}
     for panel in board["panels"]:

@@ -1,6 +1,7 @@
 """The alerts as files: rules for Prometheus, and the same for Grafana's own alerting.
 
-Both are made of `alerts.py`, for the jobs, limits and addresses that are asked for.
+`files` calls this module with the alerts and addresses of one place. Which alerts exist and when
+they fire is not decided here.
 """
 
 import json
@@ -8,23 +9,27 @@ import string
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from pool_telemetry.monitoring.alerts import ALSO, Alert, recorded
+from pool_telemetry import catalog
+from pool_telemetry.monitoring.model import Alert
 from pool_telemetry.monitoring.promql import POOL, PROCESS, Promql
+from pool_telemetry.monitoring.recording_rules import recording_rules
 
 FOLDER: Final = "MongoDB connection pools"
 
 _FORMATS: Final = {"share": "humanizePercentage", "seconds": "humanizeDuration"}
 _SERIES: Final = (*PROCESS, POOL)
+# The metrics that a description may quote, by the name that the description uses.
+_CURRENT: Final = {"waiting": catalog.WAITING, "max_size": catalog.MAX_SIZE}
 
 
 def prometheus_rules(alerts: tuple[Alert, ...], runbooks: Mapping[str, str]) -> str:
-    """Return a rule file.
+    """Return a rule file for Prometheus, in YAML.
 
     Args:
-        alerts: Which.
-        runbooks: Their addresses, by the alerts' names.
+        alerts: The alerts to write.
+        runbooks: The address of each alert's runbook, by the alert's name.
     """
-    rules = [{"record": name, "expr": expr} for name, expr in recorded().items()]
+    rules = [{"record": name, "expr": expr} for name, expr in recording_rules().items()]
     groups = {
         "pool_telemetry.recorded": rules,
         "pool_telemetry.alerts": [_prometheus(alert, runbooks[alert.name]) for alert in alerts],
@@ -33,26 +38,26 @@ def prometheus_rules(alerts: tuple[Alert, ...], runbooks: Mapping[str, str]) -> 
 
 
 def _prometheus(alert: Alert, runbook: str) -> dict[str, Any]:
-    also = {name: _asked(Promql().of(metric)) for name, metric in ALSO.items()}
+    current = {name: _lookup(Promql().of(metric)) for name, metric in _CURRENT.items()}
     return {
         "alert": alert.name,
         "expr": f"({alert.value}) > {_exact(alert.limit)}",
-        "for": alert.hold,
+        "for": alert.pending_for,
         "labels": {"severity": alert.severity},
-        "annotations": _annotations(alert, runbook, "$value", also),
+        "annotations": _annotations(alert, runbook, "$value", current),
     }
 
 
-def _asked(name: str) -> str:
-    """Return the template that asks for the alert's pool in another metric."""
-    selector = name + "{" + ",".join(f"{label}=%q" for label in _SERIES) + "}"
+def _lookup(metric: str) -> str:
+    """Return the template that looks up another metric of the alert's pool."""
+    selector = metric + "{" + ",".join(f"{label}=%q" for label in _SERIES) + "}"
     labels = " ".join(f"$labels.{label}" for label in _SERIES)
     query = f"query (printf `{selector}` {labels})"
     return f"{{{{ with {query} }}}}{{{{ . | first | value }}}}{{{{ end }}}}"
 
 
 def _yaml(groups: Mapping[str, list[dict[str, Any]]]) -> Iterator[str]:
-    """Yield the lines; a string of JSON is one of YAML."""
+    """Yield the lines of YAML, in which a JSON string is also a valid string."""
     for name, rules in groups.items():
         yield f"  - name: {name}\n    rules:"
         for rule in rules:
@@ -79,14 +84,14 @@ def grafana_alerts(
     dashboard: str,
     panels: Mapping[str, int],
 ) -> str:
-    """Return a provisioning file, in JSON, for `provisioning/alerting/`.
+    """Return a provisioning file for Grafana's `provisioning/alerting/`, in JSON.
 
     Args:
-        alerts: Which.
-        runbooks: As for `prometheus_rules`.
+        alerts: The alerts to write.
+        runbooks: The address of each alert's runbook, by the alert's name.
         datasource: The UID of Grafana's Prometheus data source.
-        dashboard: The UID of the dashboard to which alerts lead.
-        panels: Its panels' numbers, by title.
+        dashboard: The UID of the dashboard that the alerts link to.
+        panels: The ids of that dashboard's panels, by title.
     """
     rules = [
         _grafana(alert, runbooks[alert.name], datasource)
@@ -98,10 +103,10 @@ def grafana_alerts(
 
 
 def _grafana(alert: Alert, runbook: str, datasource: str) -> dict[str, Any]:
-    wanted = {field for _, field, _, _ in string.Formatter().parse(alert.text)}
-    also = {name: metric for name, metric in ALSO.items() if name in wanted}
+    quoted = {field for _, field, _, _ in string.Formatter().parse(alert.description)}
+    current = {name: metric for name, metric in _CURRENT.items() if name in quoted}
     source = {"type": "prometheus", "uid": datasource}
-    queries = {"A": alert.value, **{f"ALSO_{n}": Promql().of(m) for n, m in also.items()}}
+    queries = {"A": alert.value, **{f"ALSO_{n}": Promql().of(m) for n, m in current.items()}}
     return {
         "uid": alert.name.lower(),
         "title": alert.name,
@@ -128,20 +133,22 @@ def _grafana(alert: Alert, runbook: str, datasource: str) -> dict[str, Any]:
                 },
             },
         ],
-        "noDataState": "OK",  # nothing above its limit is no series; a silence has its own alert
+        "noDataState": "OK",  # no value is above its limit; missing metrics have their own alert
         "execErrState": "Error",
-        "for": alert.hold,
+        "for": alert.pending_for,
         "labels": {"severity": alert.severity},
         "annotations": _annotations(
             alert,
             runbook,
             "$values.A.Value",
-            {name: f"{{{{ $values.ALSO_{name}.Value }}}}" for name in also},
+            {name: f"{{{{ $values.ALSO_{name}.Value }}}}" for name in current},
         ),
     }
 
 
-def _annotations(alert: Alert, runbook: str, value: str, also: Mapping[str, str]) -> dict[str, str]:
+def _annotations(
+    alert: Alert, runbook: str, value: str, current: Mapping[str, str]
+) -> dict[str, str]:
     job, process, pool = (f"{{{{ $labels.{label} }}}}" for label in _SERIES)
     shape = _FORMATS.get(alert.unit, "printf `%.3g`")
     words = {
@@ -152,11 +159,11 @@ def _annotations(alert: Alert, runbook: str, value: str, also: Mapping[str, str]
         "limit": f"{_exact(100 * alert.limit)}%"
         if alert.unit == "share"
         else _exact(alert.limit) + " s" * (alert.unit == "seconds"),
-        **also,
+        **current,
     }
     return {
         "summary": alert.summary.format(**words),
-        "description": alert.text.format(**words),
+        "description": alert.description.format(**words),
         "runbook_url": runbook,
     }
 
