@@ -46,7 +46,7 @@ class Load:
         same share of the way through all buckets: as far from even as the mean asks for.
         """
         lows = (0.0, *use_time.bounds)
-        highs = (*use_time.bounds, max(use_time.max, use_time.bounds[-1]))
+        highs = (*use_time.bounds, max(use_time.max, lows[-1]))
         seen = [
             (low, min(high, max(use_time.max, low)), count / use_time.count)
             for low, high, count in zip(lows, highs, use_time.counts, strict=True)
@@ -75,19 +75,21 @@ class Load:
         if not (0.0 < rate < math.inf and 0.0 < use_seconds < math.inf):
             raise ValueError("a rate and a time are above 0.0, and finite")
         steps = [-math.log(1.0 - (i + 0.5) / 50) for i in range(50)]
-        scale = use_seconds * 50 / sum(steps)
+        scale = use_seconds * (50 / sum(steps))
         return Load(rate, tuple((step * scale, step * scale, 1 / 50) for step in steps))
 
     @property
     def use_seconds(self) -> float:
         """Return the mean time for which a connection is held."""
-        return sum((low + high) / 2 * share for low, high, share in self.use)
+        return sum((low / 2 + high / 2) * share for low, high, share in self.use)
 
     @property
     def weighted_use_seconds(self) -> float:
         """Return the mean length of a use by the time that it takes, E[S²] / E[S]."""
-        squares = sum(share * (a * a + a * b + b * b) / 3 for a, b, share in self.use)
-        return squares / self.use_seconds if self.use_seconds else 0.0
+        if not (mean := self.use_seconds):
+            return 0.0
+        unit = ((a / mean, b / mean, share) for a, b, share in self.use)  # no square overflows
+        return mean * sum(share * (a * a + a * b + b * b) / 3 for a, b, share in unit)
 
     @property
     def connections(self) -> float:
@@ -119,13 +121,22 @@ def predict(load: Load, size: int) -> Wait:
     if busy > 1.0 - 1e-9:  # as 200 a second with 0.02 s each come to
         return Wait(size, busy, 1.0, math.inf, math.inf)
     share = erlang_c(size, offered)
-    survival, step = _waits(load, size, busy) if share > 1e-9 else ([1.0], 0.0)
-    mean = share * _mean_of_who_wait(load, size, busy)
-    return Wait(size, busy, share, mean, _quantile(survival, step, WAITERS / share))
+    if share == 0.0:  # a large pool's share underflows
+        return Wait(size, busy, 0.0, 0.0, 0.0)
+    mean = load.use_seconds
+    # In units of the mean use no square over- or underflows.
+    load = Load(offered, tuple((low / mean, high / mean, part) for low, high, part in load.use))
+    waiters = _mean_of_who_wait(load, size, busy)
+    p95 = 0.0
+    if share > WAITERS:
+        p95 = _quantile(*_waits(load, size, busy), WAITERS / share, waiters)
+    return Wait(size, busy, share, mean * share * waiters, mean * p95)
 
 
 def recommend_size(load: Load, *, at_least: int = 1) -> int:
     """Return the smallest size at which no more than WAITERS of the callers wait, or LARGEST."""
+    if load.connections >= LARGEST:
+        return LARGEST
     for size, share in _erlang_c(load.connections):
         if size >= at_least and share <= WAITERS:
             return size
@@ -150,7 +161,7 @@ def _erlang_c(offered: float) -> Iterator[tuple[int, float]]:
 def sizes_around(load: Load, size: int | None) -> list[int]:
     """Return sizes worth a comparison: the recommended one, the present one, less and more."""
     best = recommend_size(load)
-    every = {best, math.floor(load.connections) + 1}
+    every = {best, math.floor(min(load.connections, LARGEST)) + 1}
     every |= {max(1, round(best * factor)) for factor in (0.7, 0.85, 1.25, 1.5, 2.0)}
     return sorted({min(one, LARGEST) for one in every | ({size} if size else set())})
 
@@ -205,10 +216,8 @@ def _masses(survival: Iterator[float]) -> Iterator[float]:
         before = after
 
 
-def _quantile(survival: list[float], step: float, beyond: float) -> float:
+def _quantile(survival: list[float], step: float, beyond: float, mean: float) -> float:
     """Return after how many seconds a share still waits; what lies past the grid falls evenly."""
-    if beyond >= 1.0:
-        return 0.0
     before = 1.0
     for k, now in enumerate(survival):
         if now <= beyond:
@@ -217,4 +226,6 @@ def _quantile(survival: list[float], step: float, beyond: float) -> float:
         before = now
     half = len(survival) // 2
     decay = math.log(survival[half] / survival[-1]) / (len(survival) - 1 - half)
+    if decay < 1e-9:  # the grid has nothing of its end: a nearly full queue's is exponential
+        return mean * math.log(1.0 / beyond)
     return step * (len(survival) + math.log(survival[-1] / beyond) / decay)
