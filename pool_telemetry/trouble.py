@@ -120,7 +120,7 @@ def before_it_got_worse(dry: list[Window]) -> list[Window]:
             continue
         mean = (every - spent) / (count - ended)
         if mean >= max(best * spent / ended, SLOW_SECONDS / 5):
-            best, until = mean * ended / spent, i
+            best, until = mean * ended / spent if spent else math.inf, i
     return dry[:until]
 
 

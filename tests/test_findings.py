@@ -338,3 +338,33 @@ def test_a_leak_alone_asks_for_no_size() -> None:
 
     assert found(callers=4) == {"leak": {}}
     assert found(callers=12)["undersized"]["maxPoolSize"] >= 7
+
+
+def test_uses_that_took_no_time_can_become_slow() -> None:
+    """A coarse clock has nothing to compare with."""
+
+    def look(second: int) -> ClientStats:
+        slow = max(0, second - 3)
+        return a_look(
+            float(second),
+            exhausted=True,
+            exhausted_time=float(second),
+            waiting=5,
+            checkouts={**dict.fromkeys(OUTCOMES, 0), "ok": 40 * second},
+            use_time=HistogramStats((0.1, 1.0), (120, 40 * slow, 0), 20.0 * slow, 0.5),
+        )
+
+    looks = [look(second) for second in range(1, 8)]
+    assert diagnose(looks[-1], looks[:-1]).verdict == "slow operations"
+
+
+def test_a_process_that_began_anew_may_have_other_buckets() -> None:
+    """Another version of the library was deployed between two looks at its metrics."""
+    busy = {"checkouts": {**dict.fromkeys(OUTCOMES, 0), "ok": 40}}
+    old = HistogramStats((0.1, 1.0), (40, 0, 0), 2.0, 0.1)
+    new = HistogramStats((0.1, 0.5, 1.0), (40, 0, 0, 0), 2.0, 0.1)
+    before = a_look(10.0, **busy, use_time=old, wait_time=old)
+    after = a_look(20.0, **busy, use_time=new, wait_time=new)
+    for since in (0.0, 15.0):
+        after = dataclasses.replace(after, since=since)
+        assert diagnose(after, [before]) == Diagnosis()
