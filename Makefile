@@ -2,6 +2,8 @@
 # make test         everything that CI checks  (ARGS=tests/test_watch.py for a part of it)
 # make test-matrix  four PyMongos on every Python here  (ARGS="--only 3.13")
 # make soak         150,000 operations behind a broken network  (ARGS="--seed 7")
+# make scenarios    every trouble, live, and the share of right verdicts  (ARGS="--runs 5")
+# make record-scenarios  the histories that the diagnosis is tested on  (ARGS="'slow server'")
 # make stack-local  a service, Prometheus and Alertmanager on loopback, without containers
 # make test-tools   what the dashboards' tests need from npm; without it they are skipped
 # make test-strands Strands' own tests over our session repository
@@ -15,7 +17,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: dashboards demo stack-local test test-stack test-covered test-strands test-tools test-matrix soak lint bench clean
+.PHONY: dashboards demo stack-local test test-stack test-covered test-strands test-tools test-matrix scenarios record-scenarios soak lint bench clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/pool-telemetry demo $(ARGS)
@@ -61,6 +63,12 @@ lint: $(VENV)/.dev
 
 soak: $(VENV)/.dev
 	@$(BIN)/python -m tests.chaos $(ARGS)
+
+scenarios: $(VENV)/.dev
+	@$(BIN)/python -m tests.scenarios_live $(ARGS)
+
+record-scenarios: $(VENV)/.dev
+	@$(BIN)/python -m tests.recordings $(ARGS)
 
 stack-local: $(VENV)/.demo
 	@$(BIN)/python examples/stack/local.py

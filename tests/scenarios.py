@@ -1,9 +1,11 @@
 """What goes wrong with pools, made to happen on a real server, each with what is to be found.
 
-Each scenario has a time when all is well and then its trouble, and is looked at while that lasts.
-The end of a test run shows what was found in them, as a confusion matrix.
+Each scenario has a time when all is well and then its trouble, and is sampled all the time.
+`make scenarios` plays and diagnoses them. `make record-scenarios` keeps their histories as text,
+which `test_recordings.py` diagnoses without a server.
 """
 
+import asyncio
 import contextlib
 import itertools
 import random
@@ -14,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from pymongo import MongoClient
+from pymongo import AsyncMongoClient, MongoClient
 from pymongo.cursor import CursorType
 from pymongo.errors import PyMongoError
 
@@ -25,7 +27,7 @@ from tests.proxy import Proxy
 from tests.support import failing, slow, wait_for
 
 Client = MongoClient[dict[str, Any]]
-SAMPLE_SECONDS = 0.5
+SAMPLE_SECONDS = 0.125
 CALM_SECONDS = 2.0
 TROUBLE_SECONDS = 2.5
 
@@ -37,10 +39,10 @@ class Case:
     """One client under observation, and what load it bears."""
 
     server: EmbeddedServer
-    client: Client
     proxy: Proxy | None
     telemetry: PoolTelemetry
     app_name: str
+    client: Client = field(init=False)
     history: list[ClientStats] = field(default_factory=list)
     stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
@@ -116,12 +118,27 @@ class Case:
             self.stack.callback(cursor.close)
         return cursors
 
-    def watch(self, seconds: float) -> None:
-        """Sample the client for a time."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            self.history.append(self.telemetry.stats())
-            time.sleep(SAMPLE_SECONDS)
+    def go_on(self, seconds: float) -> None:
+        """Let it last for a time."""
+        time.sleep(seconds)
+
+    @contextlib.contextmanager
+    def sampled(self) -> Iterator[None]:
+        """Sample the client every SAMPLE_SECONDS while the block runs."""
+
+        def run() -> None:
+            due = time.monotonic()
+            while not over.wait(max(0.0, due - time.monotonic())):
+                self.history.append(self.telemetry.stats())
+                due += SAMPLE_SECONDS
+
+        over, thread = threading.Event(), threading.Thread(target=run)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
 
 Play = Callable[[Case], None]
@@ -138,6 +155,15 @@ class Scenario:
     also: frozenset[str] = frozenset()  # further findings that must be there
     maybe: frozenset[str] = frozenset()  # that may
     behind: type[Proxy] | None = None
+    asynchronous: bool = False  # it makes a client of its own
+
+
+def provide_documents(server: EmbeddedServer) -> None:
+    """Fill the collection that scenarios read, unless it is filled: a killed server forgets."""
+    with Client(server.uri) as client:
+        orders = client["shop"]["orders"]
+        if not orders.count_documents({}):
+            orders.insert_many([{"number": number} for number in range(200)])
 
 
 @contextlib.contextmanager
@@ -150,20 +176,22 @@ def playing(scenario: Scenario, server: EmbeddedServer) -> Iterator[tuple[Case, 
         if scenario.behind is not None:
             proxy = outer.enter_context(scenario.behind(server.port))
             uri = proxy.uri
-        client = Client(
-            uri,
-            appName=app_name,
-            event_listeners=telemetry.listeners,
-            heartbeatFrequencyMS=500,
-            serverSelectionTimeoutMS=2_000,
-            **scenario.options,
-        )
-        outer.callback(client.close)
-        case = Case(server, client, proxy, telemetry, app_name)
+        case = Case(server, proxy, telemetry, app_name)
+        if not scenario.asynchronous:
+            case.client = Client(
+                uri,
+                appName=app_name,
+                event_listeners=telemetry.listeners,
+                heartbeatFrequencyMS=500,
+                serverSelectionTimeoutMS=2_000,
+                **scenario.options,
+            )
+            outer.callback(case.client.close)
+            case.client.admin.command("ping")
+            wait_for(lambda: all(p.size >= p.min_size for p in telemetry.stats().open_pools))
         outer.callback(case.stack.close)
-        client.admin.command("ping")
-        wait_for(lambda: all(p.size >= p.min_size for p in telemetry.stats().open_pools))
-        scenario.play(case)
+        with case.sampled():
+            scenario.play(case)
         yield case, telemetry.stats()
 
 
@@ -172,70 +200,70 @@ def playing(scenario: Scenario, server: EmbeddedServer) -> Iterator[tuple[Case, 
 
 def calm(case: Case) -> None:
     case.callers(2, think=0.02)
-    case.watch(CALM_SECONDS + TROUBLE_SECONDS)
+    case.go_on(CALM_SECONDS + TROUBLE_SECONDS)
 
 
 def busy(case: Case) -> None:
     """All of the pool in use at times, and nobody waits for long."""
     case.slow(10)
     case.callers(5, think=0.01)
-    case.watch(CALM_SECONDS + TROUBLE_SECONDS)
+    case.go_on(CALM_SECONDS + TROUBLE_SECONDS)
 
 
 def too_many_callers(case: Case) -> None:
     case.slow(20)
     case.callers(2, think=0.02)
-    case.watch(CALM_SECONDS)
+    case.go_on(CALM_SECONDS)
     case.callers(20)
-    case.watch(TROUBLE_SECONDS)
+    case.go_on(TROUBLE_SECONDS)
 
 
 def too_many_arrivals(case: Case) -> None:
     case.slow(80)
     case.arrivals(10)
-    case.watch(CALM_SECONDS)
+    case.go_on(CALM_SECONDS)
     case.arrivals(60, seed=532)  # without a lull or a crowd in its first seconds
-    case.watch(TROUBLE_SECONDS)
+    case.go_on(TROUBLE_SECONDS)
 
 
 def a_burst(case: Case) -> None:
     case.slow(20)
     case.callers(2, think=0.02)
-    case.watch(CALM_SECONDS)
+    case.go_on(CALM_SECONDS)
     threads = [threading.Thread(target=case.client["shop"]["orders"].find_one) for _ in range(100)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    case.watch(1.0)
+    case.go_on(1.0)
 
 
 def slow_server(case: Case) -> None:
     case.callers(6, think=0.05)
-    case.watch(CALM_SECONDS)
+    case.go_on(CALM_SECONDS)
     case.slow(600)
-    case.watch(TROUBLE_SECONDS)
+    case.go_on(TROUBLE_SECONDS)
 
 
 def slow_from_the_start(case: Case) -> None:
     case.slow(400)
     case.callers(8)
-    case.watch(TROUBLE_SECONDS)
+    case.go_on(TROUBLE_SECONDS)
 
 
 def hanging_server(case: Case) -> None:
     case.callers(6, think=0.02)
-    case.watch(CALM_SECONDS)
+    case.go_on(CALM_SECONDS)
     case.slow(4_000)
-    case.watch(TROUBLE_SECONDS)
+    case.go_on(TROUBLE_SECONDS)
     case.stack.callback(case.client.close)
 
 
 def forgotten_cursors(case: Case) -> None:
     case.callers(3, think=0.02, leave=True)
-    case.watch(CALM_SECONDS)
+    case.go_on(CALM_SECONDS)
     case.leak(4)
-    case.watch(TROUBLE_SECONDS)
+    case.go_on(TROUBLE_SECONDS)
 
 
 def forgotten_by_who_goes_on(case: Case) -> None:
@@ -250,9 +278,9 @@ def forgotten_by_who_goes_on(case: Case) -> None:
 
     over = threading.Event()
     case.callers(2, think=0.02)
-    case.watch(CALM_SECONDS)
+    case.go_on(CALM_SECONDS)
     case.beside([forget] * 4, over)
-    case.watch(5.5)
+    case.go_on(5.5)
 
 
 def slow_readers(case: Case) -> None:
@@ -271,9 +299,9 @@ def slow_readers(case: Case) -> None:
 
     over = threading.Event()
     case.callers(2, think=0.02, leave=True)
-    case.watch(CALM_SECONDS)
+    case.go_on(CALM_SECONDS)
     case.beside([read] * 3, over)
-    case.watch(TROUBLE_SECONDS)
+    case.go_on(TROUBLE_SECONDS)
 
 
 def waits_for_news(case: Case) -> None:
@@ -290,19 +318,19 @@ def waits_for_news(case: Case) -> None:
     news = case.client["shop"].create_collection("news", capped=True, size=100_000)
     news.insert_one({})
     case.callers(2, think=0.02)
-    case.watch(CALM_SECONDS)
+    case.go_on(CALM_SECONDS)
     case.beside([tail] * 3, over)
-    case.watch(TROUBLE_SECONDS)
+    case.go_on(TROUBLE_SECONDS)
 
 
 def no_trouble_any_more(case: Case) -> None:
     case.callers(2, think=0.02, leave=True)
-    case.watch(1.0)
+    case.go_on(1.0)
     cursors = case.leak(3)
-    case.watch(TROUBLE_SECONDS)
+    case.go_on(TROUBLE_SECONDS)
     for cursor in cursors:
         cursor.close()
-    case.watch(5.0)
+    case.go_on(5.0)
 
 
 def one_slow_command(case: Case) -> None:
@@ -315,70 +343,70 @@ def one_slow_command(case: Case) -> None:
     over = threading.Event()
     case.beside([count], over)
     case.callers(4, think=0.01)
-    case.watch(CALM_SECONDS)
+    case.go_on(CALM_SECONDS)
     case.slow(300, "aggregate")
-    case.watch(TROUBLE_SECONDS)
+    case.go_on(TROUBLE_SECONDS)
 
 
 def one_forgotten_cursor(case: Case) -> None:
     case.callers(2, think=0.02)
-    case.watch(CALM_SECONDS)
+    case.go_on(CALM_SECONDS)
     case.leak(1)
-    case.watch(5.5)
+    case.go_on(5.5)
 
 
 def sleeps_in_a_transaction(case: Case) -> None:
     """Behind a load balancer a transaction keeps its connection, and so does a cursor."""
     case.callers(3, think=0.02, leave=True)
-    case.watch(CALM_SECONDS)
+    case.go_on(CALM_SECONDS)
     session = case.stack.enter_context(case.client.start_session())
     case.stack.enter_context(session.start_transaction())
     orders = case.client["shop"]["orders"]
     orders.find_one({}, session=session)
     cursor = case.stack.enter_context(orders.find(batch_size=10))
     next(cursor)
-    case.watch(TROUBLE_SECONDS)
+    case.go_on(TROUBLE_SECONDS)
 
 
 def cold_start(case: Case) -> None:
     case.slow(60)
     case.hesitate()
     case.callers(40, think=0.02)
-    case.watch(TROUBLE_SECONDS)
+    case.go_on(TROUBLE_SECONDS)
 
 
 def storm_after_calm(case: Case) -> None:
     case.slow(60)
     case.callers(2, think=0.02)
-    case.watch(CALM_SECONDS)
+    case.go_on(CALM_SECONDS)
     case.hesitate()
     case.callers(40, think=0.02)
-    case.watch(TROUBLE_SECONDS)
+    case.go_on(TROUBLE_SECONDS)
 
 
 def dead_server(case: Case) -> None:
     case.callers(4, think=0.02, leave=True)
-    case.watch(CALM_SECONDS)
+    case.go_on(CALM_SECONDS)
     case.server.stop(kill=True)
     wait_for(lambda: case.telemetry.stats().pools[0].up is False)
-    case.watch(TROUBLE_SECONDS)
+    case.go_on(TROUBLE_SECONDS)
     case.stack.callback(case.server.start)
 
 
 def server_that_came_back(case: Case) -> None:
     case.callers(4, think=0.02, leave=True)
-    case.watch(CALM_SECONDS)
+    case.go_on(CALM_SECONDS)
     case.server.stop(kill=True)
     wait_for(lambda: case.telemetry.stats().pools[0].up is False)
     case.server.start()
     wait_for(lambda: case.telemetry.stats().pools[0].up is True)
-    case.watch(CALM_SECONDS + TROUBLE_SECONDS)
+    case.go_on(CALM_SECONDS + TROUBLE_SECONDS)
 
 
 def few_open_for_many(case: Case) -> None:
     """PyMongo opens two at once, and thirty callers stand behind them for a moment."""
     case.callers(1, think=0.05)
-    case.watch(CALM_SECONDS)
+    case.go_on(CALM_SECONDS)
     case.hesitate()
     find = case.client["shop"]["orders"].find_one
     threads = [threading.Thread(target=find) for _ in range(30)]
@@ -386,92 +414,121 @@ def few_open_for_many(case: Case) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    case.watch(1.0)
+    case.go_on(1.0)
 
 
 def hardly_used_connections(case: Case) -> None:
     """Each caller comes when the connection of the last one was closed for idleness."""
     case.callers(4, think=0.15)
-    case.watch(CALM_SECONDS + TROUBLE_SECONDS)
+    case.go_on(CALM_SECONDS + TROUBLE_SECONDS)
 
 
 def idle_connections(case: Case) -> None:
     case.callers(2, think=0.02)
-    case.watch(CALM_SECONDS + TROUBLE_SECONDS)
+    case.go_on(CALM_SECONDS + TROUBLE_SECONDS)
 
 
 def failing_commands(case: Case) -> None:
     case.callers(4, think=0.02)
-    case.watch(CALM_SECONDS)
+    case.go_on(CALM_SECONDS)
     case.failing(errorCode=91)
-    case.watch(TROUBLE_SECONDS)
+    case.go_on(TROUBLE_SECONDS)
 
 
 def failing_slowly(case: Case) -> None:
     """A larger pool would only fail more."""
     case.callers(6, think=0.02)
-    case.watch(CALM_SECONDS)
+    case.go_on(CALM_SECONDS)
     case.failing(errorCode=91, blockConnection=True, blockTimeMS=300)
-    case.watch(TROUBLE_SECONDS)
+    case.go_on(TROUBLE_SECONDS)
 
 
 def broken_connections(case: Case) -> None:
     case.callers(4, think=0.02)
-    case.watch(CALM_SECONDS)
+    case.go_on(CALM_SECONDS)
     case.failing(closeConnection=True)
-    case.watch(TROUBLE_SECONDS)
+    case.go_on(TROUBLE_SECONDS)
 
 
 def slower_while_undersized(case: Case) -> None:
     case.slow(20)
     case.callers(9)
-    case.watch(CALM_SECONDS + 1.0)
+    case.go_on(CALM_SECONDS + 1.0)
     case.slow(300)
-    case.watch(TROUBLE_SECONDS)
+    case.go_on(TROUBLE_SECONDS)
 
 
 def slower_and_retried(case: Case) -> None:
     case.callers(3, think=0.02)
-    case.watch(CALM_SECONDS)
+    case.go_on(CALM_SECONDS)
     case.slow(800)
     case.callers(20)
-    case.watch(TROUBLE_SECONDS)
+    case.go_on(TROUBLE_SECONDS)
 
 
 def impatient_callers(case: Case) -> None:
     """Who times out comes again at once."""
     case.slow(20)
     case.callers(30, think=0.4)
-    case.watch(CALM_SECONDS)
+    case.go_on(CALM_SECONDS)
     case.leak(2)
     case.callers(40)
-    case.watch(TROUBLE_SECONDS)
+    case.go_on(TROUBLE_SECONDS)
 
 
 def leak_and_slow(case: Case) -> None:
     case.callers(6, think=0.05)
-    case.watch(CALM_SECONDS)
+    case.go_on(CALM_SECONDS)
     case.leak(2)
     case.slow(500)
-    case.watch(TROUBLE_SECONDS)
+    case.go_on(TROUBLE_SECONDS)
 
 
 def leak_and_hanging(case: Case) -> None:
     case.callers(4, think=0.02)
-    case.watch(CALM_SECONDS)
+    case.go_on(CALM_SECONDS)
     case.leak(1)
     case.slow(4_000)
-    case.watch(3.5)
+    case.go_on(3.5)
     case.stack.callback(case.client.close)
 
 
 def more_callers_and_slower(case: Case) -> None:
     case.slow(20)
     case.arrivals(20)
-    case.watch(CALM_SECONDS)
+    case.go_on(CALM_SECONDS)
     case.arrivals(300)
     case.slow(100)
-    case.watch(TROUBLE_SECONDS)
+    case.go_on(TROUBLE_SECONDS)
+
+
+def callers_who_hang_up(case: Case) -> None:
+    """Tasks that give up on a server that hangs: each cancels its command, and none has an error.
+
+    That is no connection storm, though each cancelled command costs a connection.
+    """
+
+    async def impatient(client: AsyncMongoClient[dict[str, Any]]) -> None:
+        while not over.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.5):
+                    await client["shop"]["orders"].find_one()
+            await asyncio.sleep(0.05)
+
+    async def play() -> None:
+        async with AsyncMongoClient[dict[str, Any]](
+            case.server.uri,
+            appName=case.app_name,
+            maxPoolSize=5,
+            event_listeners=case.telemetry.listeners,
+        ) as client:
+            await asyncio.gather(*(impatient(client) for _ in range(8)))
+
+    over = threading.Event()
+    case.beside([lambda: asyncio.run(play())], over)
+    case.go_on(CALM_SECONDS)
+    case.slow(3_000)
+    case.go_on(TROUBLE_SECONDS)
 
 
 SCENARIOS = (
@@ -601,4 +658,5 @@ SCENARIOS = (
         also=frozenset({"retry storm"}),
         maybe=frozenset({"undersized"}),
     ),
+    Scenario("callers who hang up", "slow operations", callers_who_hang_up, asynchronous=True),
 )

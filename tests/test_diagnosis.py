@@ -1,127 +1,27 @@
-"""Each thing that goes wrong, made to happen on a real server, and what is said of it."""
+"""The size that a diagnosis recommends, tried on a real server."""
 
-import asyncio
-import contextlib
 import dataclasses
-import json
 import math
-from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
-from pymongo import AsyncMongoClient
 
-from pool_telemetry import PoolTelemetry
-from pool_telemetry.diagnosis import Diagnosis, diagnose, recommend
+from pool_telemetry.diagnosis import Diagnosis, diagnose
 from pool_telemetry.embedded import EmbeddedServer
 from pool_telemetry.stats import ClientStats
 from tests.conftest import need_embedded_server
-from tests.scenarios import (
-    CALM_SECONDS,
-    SCENARIOS,
-    TROUBLE_SECONDS,
-    Client,
-    Scenario,
-    playing,
-)
-from tests.support import slow
+from tests.scenarios import SAMPLE_SECONDS, SCENARIOS, Scenario, playing, provide_documents
 
 pytestmark = pytest.mark.heavy
-
-PAUSES = {"every half second": 1, "every second": 2}
-OWN = "by the watching thread"
-_found: dict[str, list[tuple[str, str, str]]] = {sampled: [] for sampled in (*PAUSES, OWN)}
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[EmbeddedServer]:
-    """One that a scenario may kill."""
+    """A server of its own, with the documents that scenarios read."""
     need_embedded_server()
     with EmbeddedServer() as server:
+        provide_documents(server)
         yield server
-
-
-@pytest.fixture(scope="module", autouse=True)
-def matrix(figures: list[str]) -> Iterator[None]:
-    """Show what was found, right or wrong, when all scenarios were played."""
-    yield
-    for sampled, found in _found.items():
-        wrong = [f"WRONG: {name}: {got}, not {want}" for name, want, got in found if want != got]
-        head = f"diagnoses, sampled {sampled}: verdicts down, what it was across"
-        figures += ["", head, *table(found), f"{len(found) - len(wrong)} of {len(found)} right"]
-        figures += wrong
-
-
-def table(found: list[tuple[str, str, str]]) -> list[str]:
-    """Return the confusion matrix in lines."""
-    names = sorted({name for _, want, got in found for name in (want, got)})
-    cells = Counter((want, got) for _, want, got in found)
-    width = max(map(len, names), default=0)
-    words = ((*name.split(), "")[:2] for name in names)  # one above the other
-    heads = ("".join(f"  {word:>11}" for word in row) for row in zip(*words, strict=True))
-    rows = (
-        f"{got:>{width}}" + "".join(f"  {cells[want, got] or '.':>11}" for want in names)
-        for got in names
-    )
-    return [*(" " * width + head for head in heads), *rows]
-
-
-@pytest.fixture(autouse=True)
-def documents(server: EmbeddedServer) -> None:
-    client = Client(server.uri)
-    if not client["shop"]["orders"].count_documents({}):  # a server that was killed forgets
-        client["shop"]["orders"].insert_many([{"number": number} for number in range(200)])
-    client.close()
-
-
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda one: one.name)
-def test_what_is_wrong_is_found(scenario: Scenario, server: EmbeddedServer) -> None:
-    with playing(scenario, server) as (case, stats):
-        histories = {sampled: case.history[::step] for sampled, step in PAUSES.items()}
-        histories[OWN] = case.telemetry.history()
-    found: Diagnosis = diagnose(stats)
-    for sampled, history in histories.items():
-        found = diagnose(stats, history)
-        _found[sampled].append((scenario.name, scenario.verdict, found.verdict))
-        assert found.verdict == scenario.verdict, found
-        expected = (scenario.also | {scenario.verdict}) - {"healthy"}
-        assert {one.verdict for one in found.findings} - scenario.maybe == expected, found
-    for one in found.findings:
-        assert one.pool == stats.pools[0].address
-        assert one.because
-        assert one.advice
-        assert all(math.isfinite(number) for number in one.evidence.values())
-    json.dumps(recommend(found))
-
-
-def test_callers_who_hang_up_show_a_server_that_hangs(server: EmbeddedServer) -> None:
-    """They are no storm, though each takes a connection with him, and none has an error."""
-    telemetry, over = PoolTelemetry(), asyncio.Event()
-
-    async def impatient(client: AsyncMongoClient[dict[str, Any]]) -> None:
-        while not over.is_set():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(0.5):
-                    await client["shop"]["orders"].find_one()
-            await asyncio.sleep(0.05)
-
-    async def play() -> Diagnosis:
-        async with AsyncMongoClient[dict[str, Any]](
-            server.uri, appName="hang-up", maxPoolSize=5, event_listeners=telemetry.listeners
-        ) as client:
-            callers = [asyncio.create_task(impatient(client)) for _ in range(8)]
-            await asyncio.sleep(CALM_SECONDS)
-            with slow(server.uri, "hang-up", 3_000):
-                await asyncio.sleep(TROUBLE_SECONDS)
-                found = diagnose(telemetry.stats(), telemetry.history())
-                over.set()
-                await asyncio.gather(*callers)
-        return found
-
-    found = asyncio.run(play())
-    _found[OWN].append(("callers who hang up", "slow operations", found.verdict))
-    assert [one.verdict for one in found.findings] == ["slow operations"], found
 
 
 def resized(scenario: Scenario, size: int) -> Scenario:
@@ -136,7 +36,7 @@ def test_the_recommended_size_ends_the_exhaustion(name: str, server: EmbeddedSer
 
     def play(size: int) -> tuple[Diagnosis, ClientStats, float]:
         with playing(resized(scenario, size), server) as (case, stats):
-            rushed = case.history[-5:]
+            rushed = case.history[-round(2.0 / SAMPLE_SECONDS) :]
         dry = stats.pools[0].exhausted_time - rushed[0].pools[0].exhausted_time
         return diagnose(stats, case.history), stats, dry / (stats.at - rushed[0].at)
 

@@ -1,0 +1,92 @@
+"""Play every scenario on a real server and count the verdicts that are right: `make scenarios`.
+
+Each play is judged by samples every half second, by samples every second, and by the client's own
+history; it is right if all three are. With one run a scenario that is wrong is played once more,
+because a shared machine may stand still for a moment. The exit code is 0 if at least 98 % of the
+plays are right and no scenario is wrong twice.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+from pool_telemetry.diagnosis import diagnose, recommend
+from pool_telemetry.embedded import EmbeddedServer
+from tests.recordings import Recording
+from tests.scenarios import SCENARIOS, Scenario, playing, provide_documents
+from tests.verdicts import OWN, Judged, confusion, every, judge, sampled
+
+RIGHT_SHARE = 0.98
+
+
+def play(scenario: Scenario, server: EmbeddedServer) -> list[Judged]:
+    """Return what is said of one play, by each sampling."""
+    provide_documents(server)
+    with playing(scenario, server) as (case, stats):
+        own = case.telemetry.history()
+    recording = Recording.of(scenario, [*case.history, stats])
+    samplings = {every(seconds): sampled(recording.samples, seconds, 0.5) for seconds in (0.5, 1.0)}
+    samplings[OWN] = own
+    for history in samplings.values():
+        found = diagnose(stats, history)
+        json.dumps(recommend(found))
+        for one in found.findings:
+            assert one.pool == stats.pools[0].address
+            assert one.because
+            assert one.advice
+            assert all(math.isfinite(number) for number in one.evidence.values())
+    return [judge(recording, history, sampling) for sampling, history in samplings.items()]
+
+
+def plays(scenarios: list[Scenario], runs: int, server: EmbeddedServer) -> Iterator[list[Judged]]:
+    """Play each scenario in each run. With one run a repetition replaces a wrong play."""
+    for run in range(1, runs + 1):
+        for scenario in scenarios:
+            judged = play(scenario, server)
+            print(f"{run}: {scenario.name}: {said(judged)}", flush=True)
+            if runs == 1 and not right(judged):
+                judged = play(scenario, server)
+                print(f"{run}: {scenario.name}, once more: {said(judged)}", flush=True)
+            yield judged
+
+
+def right(judged: list[Judged]) -> bool:
+    """Return whether a play's verdict is right by every sampling."""
+    return all(one.right for one in judged)
+
+
+def said(judged: list[Judged]) -> str:
+    """Return a play's result in words."""
+    if right(judged):
+        return judged[0].want
+    return "WRONG: " + "; ".join(str(one) for one in judged if not one.right)
+
+
+def main(arguments: list[str]) -> int:
+    """Play, print the confusion matrix, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="make scenarios", description=__doc__)
+    parser.add_argument("--runs", type=int, default=1, help="of each scenario (default: 1)")
+    parser.add_argument("--only", action="append", default=[], help="a scenario's name")
+    given = parser.parse_args(arguments)
+    chosen = [one for one in SCENARIOS if not given.only or one.name in given.only]
+    if not chosen:
+        parser.error(f"no scenario is named {given.only}")
+    began = time.monotonic()
+    with EmbeddedServer() as server:
+        played = list(plays(chosen, given.runs, server))
+    print("", *confusion([one for judged in played for one in judged]), sep="\n")
+    wrong = Counter(judged[0].scenario for judged in played if not right(judged))
+    share = 1.0 - wrong.total() / len(played)
+    print(f"{share:.1%} of {len(played)} plays right, in {time.monotonic() - began:.0f} s")
+    for name, times in wrong.items():
+        print(f"WRONG {times} times of {given.runs}: {name}")
+    most = 0 if given.runs == 1 else 1  # with one run it was wrong twice already
+    return 0 if share >= RIGHT_SHARE and max(wrong.values(), default=0) <= most else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,98 @@
+"""The recorded histories of real trouble, diagnosed at every sampling: no load, no chance."""
+
+import itertools
+from collections.abc import Iterator
+from functools import cache
+
+import pytest
+
+from tests.recordings import FOLDER, Recording, dump, load, recordings
+from tests.scenarios import SAMPLE_SECONDS, SCENARIOS
+from tests.verdicts import OWN, PERIODS, Judged, confusion, every, judge_by_own, judge_by_period
+
+SAMPLINGS = {every(period): period for period in PERIODS} | {OWN: None}
+
+NOT_YET = {
+    (scenario, sampling)
+    for scenario, samplings in {
+        "broken connections": ["every 1 s", "every 2 s", OWN],
+        "callers who hang up": ["every 0.25 s", "every 0.5 s", "every 1 s", "every 2 s", OWN],
+        "failing slowly": ["every 0.25 s", "every 0.5 s", "every 1 s", "every 2 s", OWN],
+        "hanging server": ["every 2 s", OWN],
+        "more callers, and slower": ["every 2 s", OWN],
+        "no trouble any more": ["every 2 s"],
+        "one slow command": ["every 1 s", "every 2 s", OWN],
+        "slow server": ["every 0.25 s", "every 0.5 s", "every 1 s", "every 2 s"],
+        "slower, and retried": ["every 0.5 s", "every 1 s", "every 2 s", OWN],
+        "slower while undersized": ["every 0.5 s", "every 1 s"],
+    }.items()
+    for sampling in samplings
+}
+"""Where today's rules are wrong at some offset."""
+
+_judged: list[Judged] = []
+
+
+@cache
+def recorded() -> dict[str, Recording]:
+    return {one.name: one for one in recordings()}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def matrix(figures: list[str]) -> Iterator[None]:
+    """The verdicts of all recordings are shown when all were diagnosed."""
+    yield
+    figures += ["", "recorded scenarios, at every sampling:", *confusion(_judged)]
+
+
+def cases() -> Iterator[object]:
+    for scenario in SCENARIOS:
+        for sampling in SAMPLINGS:
+            known = (scenario.name, sampling) in NOT_YET
+            reason = "the rules are not right yet at every sampling"
+            marks = [pytest.mark.xfail(reason=reason, raises=AssertionError)] if known else []
+            yield pytest.param(
+                scenario.name, sampling, marks=marks, id=f"{scenario.name}, {sampling}"
+            )
+
+
+@pytest.mark.parametrize(("name", "sampling"), [*cases()])
+def test_diagnosis_of_a_recording_is_right_at_every_offset(name: str, sampling: str) -> None:
+    period, recording = SAMPLINGS[sampling], recorded()[name]
+    found = judge_by_own(recording) if period is None else judge_by_period(recording, period)
+    _judged.extend(judged := list(found))
+    assert len(judged) >= 2
+    wrong = [str(one) for one in judged if not one.right]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_scenario_is_recorded_with_the_verdicts_it_expects() -> None:
+    wanted = {one.name: (one.verdict, one.also, one.maybe) for one in SCENARIOS}
+    kept = {one.name: (one.verdict, one.also, one.maybe) for one in recorded().values()}
+    assert kept == wanted, "make record-scenarios"
+    assert {path.name for path in FOLDER.glob("*.json")} == {
+        one.path.name for one in recorded().values()
+    }
+
+
+def test_recordings_are_read_as_they_were_written() -> None:
+    for recording in recorded().values():
+        text = recording.path.read_text()
+        assert dump(recording) == text
+        assert load(dump(recording)) == recording
+
+
+def test_recordings_hold_nothing_of_the_machine_they_were_made_on() -> None:
+    for recording in recorded().values():
+        places = {(pool.host, pool.port) for one in recording.samples for pool in one.pools}
+        assert places == {("127.0.0.1", 27017)}
+        assert all(one.telemetry_errors == 0 for one in recording.samples)
+
+
+def test_recordings_are_sampled_finely_and_stay_small() -> None:
+    for recording in recorded().values():
+        ages = [one.at for one in recording.samples]
+        assert ages == sorted(ages)
+        gaps = [later - earlier for earlier, later in itertools.pairwise(ages)]
+        assert max(gaps) < 4 * SAMPLE_SECONDS, recording.name
+    assert sum(path.stat().st_size for path in FOLDER.glob("*.json")) < 1_500_000
