@@ -5,7 +5,8 @@ are served, the others queue. That is coarse, but it makes every counter of `Cli
 real pool's does. Random numbers come from `random()` alone and no sum is of more than a few floats,
 so that every version of Python makes the same histories.
 
-`python -m tests.histories` writes the golden file; `tests/test_golden.py` compares with it.
+`python -m tests.histories` writes the golden files, of these histories and of the recorded ones;
+`tests/test_golden.py` compares with them.
 """
 
 import hashlib
@@ -29,11 +30,15 @@ from pool_telemetry.stats import (
     OwnerStats,
     PoolStats,
 )
+from tests.recordings import recordings
+from tests.scenarios import SAMPLE_SECONDS
+from tests.verdicts import sampled
 
 HISTORIES: Final = 3_000
 WHOLE: Final = 36
 """Histories whose findings are written out in the golden file; of the others it has digests."""
-GOLDEN: Final = Path(__file__).parent / "golden" / "diagnoses.txt"
+SIMULATED: Final = Path(__file__).parent / "golden" / "diagnoses.txt"
+RECORDED: Final = SIMULATED.with_name("recorded_diagnoses.txt")
 STEPS: Final = 4
 """Steps of the simulation in a sample."""
 
@@ -413,7 +418,7 @@ def _regimes(size: int, chance: random.Random) -> list[list[Regime]]:
 
 def simulate(number: int) -> History:
     """Return one history; the same number makes the same one."""
-    chance = random.Random(number)  # noqa: S311  # no secret
+    chance = random.Random(number)
     pause = (0.5, 1.0, 1.0, 2.0, 5.0)[int(chance.random() * 5)]
     sizes = (1, 2, 3, 4, 6, 10, 20, 100)
     servers = 2 if chance.random() < 0.15 else 1
@@ -511,17 +516,29 @@ def _digest(findings: list[dict[str, Any]], keys: tuple[str, ...]) -> str:
 
 
 def _rounded(value: Any) -> Any:
-    """Return it with its floats to nine digits: Python 3.12 adds floats in another way than 3.11."""
+    """Return it with its floats to nine digits: Python 3.12 sums them more exactly than 3.11."""
     if isinstance(value, dict):
         return {key: _rounded(one) for key, one in value.items()}
     return float(f"{value:.9g}") if isinstance(value, float) else value
 
 
-def golden() -> str:
-    """Return the golden file's text."""
-    histories = [(f"{number:04}", simulate(number)) for number in range(HISTORIES)]
-    return "\n".join(lines(histories)) + "\n"
+def simulated() -> list[str]:
+    """Return the lines of the simulated histories."""
+    return [*lines([(f"{number:04}", simulate(number)) for number in range(HISTORIES)])]
+
+
+def recorded() -> list[str]:
+    """Return the lines of the recorded scenarios, sampled every second at each offset."""
+    period, offsets = 1.0, range(round(1.0 / SAMPLE_SECONDS))
+    found = [
+        (f"{one.name} +{offset * SAMPLE_SECONDS}", History(one.samples[-1], past, None))
+        for one in recordings()
+        for offset in offsets
+        for past in [sampled(one.samples, period, (offset + 1) * SAMPLE_SECONDS)]
+    ]
+    return [*lines(found, len(found) // len(offsets))]
 
 
 if __name__ == "__main__":
-    GOLDEN.write_text(golden())
+    for path, found in ((SIMULATED, simulated()), (RECORDED, recorded())):
+        path.write_text("\n".join(found) + "\n")
