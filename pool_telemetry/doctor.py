@@ -8,8 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Final
 
-from pool_telemetry.diagnosis import Diagnosis, diagnose, worst_first
-from pool_telemetry.findings import Finding, Severity
+from pool_telemetry.diagnosis import Diagnosis, Finding, Severity, diagnose, worst_first
 from pool_telemetry.report import pool_lines
 from pool_telemetry.sources import (
     ServerFacts,

@@ -21,15 +21,14 @@ from pymongo import MongoClient
 from pymongo.errors import OperationFailure, PyMongoError, ServerSelectionTimeoutError
 
 from pool_telemetry import catalog
-from pool_telemetry.diagnosis import Diagnosis, worst_first
+from pool_telemetry.diagnosis import Diagnosis, Finding, worst_first
+from pool_telemetry.diagnosis.thresholds import EXHAUSTED_SHARE
 from pool_telemetry.errors import PoolTelemetryError
 from pool_telemetry.exposition import read
-from pool_telemetry.findings import Finding
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.promql import POOL, PROCESS, Promql
 from pool_telemetry.stats import ClientStats, HistogramStats
 from pool_telemetry.telemetry import PoolTelemetry
-from pool_telemetry.trouble import EXHAUSTED_SHARE
 from pool_telemetry.uri import check_credentials, mask_uri, without_secrets
 
 TIMEOUT_SECONDS: Final = 10.0
