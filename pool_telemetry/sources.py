@@ -312,11 +312,12 @@ def ask_server(uri: str, seconds: float) -> ServerFacts | Diagnosis:
             return _ask_server(uri, seconds)
     except ServerSelectionTimeoutError as error:
         gone = Finding(
+            id="server_unreachable.down",
             verdict="server unreachable",
             severity="critical",
             pool=mask_uri(uri),
-            because=f"no server answered within {REACH_SECONDS:.0f} s ({type(error).__name__})",
-            advice="see whether the server runs, and the network and the address are right",
+            because=f"No server answered within {REACH_SECONDS:.0f} s ({type(error).__name__}).",
+            advice="Check that the server runs and that the network and the address are right.",
         )
         return Diagnosis((gone,))
     except OperationFailure as error:

@@ -131,7 +131,7 @@ def test_cursors_that_are_read_are_no_hanging_server() -> None:
     read = {**EXHAUSTED, "held_by_cursors": 10, "longest_checkout": 9.0, "stalled_time": 4.0}
     (found,) = diagnose(a_client(a_pool(**read))).findings
     assert found.verdict == "undersized"
-    assert "cursors that somebody reads hold 10 of 10" in found.because
+    assert "Cursors that are being read hold 10 of 10" in found.because
     assert not found.change
     hangs = {**read, "held_by_cursors": 1}
     assert verdicts(a_pool(**hangs)) == ["slow operations"]
@@ -151,7 +151,7 @@ def test_an_outage_that_is_over_is_told() -> None:
     assert (outage.verdict, outage.ended, found.verdict) == ("server unreachable", 20.0, "healthy")
     assert "db:27017 was down for 3.0 s" in outage.because
     (blink,) = diagnose(a_client(a_pool(outage=0.001, since_up_changed=20.0))).findings
-    assert blink.because == "db:27017 was down for a moment"
+    assert blink.because == "db:27017 was down for a moment."
     assert not recommend(found)["check_connection"]
 
 
@@ -265,7 +265,7 @@ def test_callers_who_come_in_crowds_get_room_for_a_crowd() -> None:
     }
     (found,) = diagnose(a_look(16.0, **crowd), [a_look(10.0, max_size=3)]).findings
     assert found.change == {"maxPoolSize": 60}
-    assert "up to 57 waited, who came at once" in found.because
+    assert "Up to 57 callers queued; they arrived together." in found.because
 
 
 def test_callers_who_come_again_are_counted_at_every_moment() -> None:
@@ -303,7 +303,7 @@ def test_a_pool_that_stays_paused_serves_nobody() -> None:
     assert diagnose(looks[0], calm) == Diagnosis()  # it may be back in a moment
     (found,) = diagnose(looks[2], [*calm, *looks[:2]]).findings
     assert (found.verdict, found.severity) == ("server unreachable", "critical")
-    assert "for 2 s PyMongo has let nobody in" in found.because
+    assert "PyMongo has kept its pool paused for 2 s" in found.because
     assert diagnose(a_look(7.0, **served), [*calm, *looks]) == Diagnosis()
 
 

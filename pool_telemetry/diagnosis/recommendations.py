@@ -21,7 +21,7 @@ def recommend(diagnosis: Diagnosis) -> Recommendations:
             one.id.startswith("server_unreachable.") and one.severity == "critical"
             for one in diagnosis.current
         ),
-        "reasons": [f"{one.because}: {one.advice}" for one in diagnosis.findings],
+        "reasons": [f"{one.pool}: {one.because} {one.advice}" for one in diagnosis.findings],
     }
 
 
@@ -29,4 +29,4 @@ def _asks_for_connections(finding: Finding) -> bool:
     if finding.id.startswith("undersized."):
         return bool(finding.change) or not finding.evidence["connections_needed"]
     # If it is unknown whether operations are slower than usual, they may just be many.
-    return finding.id.startswith("slow_operations.") and not finding.evidence["usual_seconds"]
+    return finding.id.startswith("slow_operations.") and not finding.evidence.get("usual_seconds")

@@ -30,24 +30,24 @@ def explain(evidence: Evidence) -> Finding:
     least = _min_pool_size(evidence, window)
     if churn.slow_opening:
         because = (
-            f"callers of {pool.address} wait for connections to be opened: {churn.opened} new ones "
-            f"in {window.seconds:.0f} s, {each:.2f} s each; {pool.waiting} wait, and {pool.in_use} "
-            f"of maxPoolSize {wording.limit(pool)} are in use"
+            f"Callers wait for new connections: {churn.opened} in {window.seconds:.0f} s, "
+            f"{each:.2f} s each. {pool.in_use} are in use (maxPoolSize {wording.limit(pool)}); "
+            f"callers waiting: {pool.waiting}."
         )
         advice = (
-            f"keep connections open (minPoolSize {least}), open more at once "
-            "(maxConnecting, 2 by default), and see what makes the handshake slow: TLS, DNS, "
-            "authentication"
+            f"Keep connections open (minPoolSize {least}) and open more at the same time "
+            "(maxConnecting, 2 by default). Find what slows the handshake: TLS, DNS or "
+            "authentication."
         )
     else:
         because = (
-            f"{pool.address} opened {window.created} connections for {window.checkouts['ok']} "
-            f"checkouts in {window.seconds:.0f} s, and closed {window.closed['idle']} because they "
-            "were idle"
+            f"{window.created:,} connections were opened for {window.checkouts['ok']:,} checkouts "
+            f"in {window.seconds:.0f} s, and {window.closed['idle']:,} were closed because they "
+            "were idle."
         )
         advice = (
-            "raise maxIdleTimeMS above the pauses of your traffic, or keep connections open "
-            f"(minPoolSize {least})"
+            "Raise maxIdleTimeMS above the pauses of your traffic, or keep connections open "
+            f"(minPoolSize {least})."
         )
     return Finding(
         id=f"connection_storm.{'slow_opening' if churn.slow_opening else 'idle_churn'}",

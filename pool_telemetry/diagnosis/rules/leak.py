@@ -38,10 +38,10 @@ def explain(evidence: Evidence) -> Finding:
     timeouts = contention.checkouts["timeout"] if contention else 0
     old = _is_old_checkout(pool)
     what = (
-        f"a connection is out for {pool.longest_checkout:.0f} s"
+        f"A connection has been checked out for {pool.longest_checkout:.0f} s."
         if old
         else f"{held} of {pool.in_use} connections in use run no command, "
-        f"for up to {pool.longest_idle:.1f} s"
+        f"for up to {pool.longest_idle:.1f} s."
     )
     much = timeouts or held >= LEAKED_SHARE * (pool.max_size or math.inf)
     return Finding(
@@ -49,11 +49,10 @@ def explain(evidence: Evidence) -> Finding:
         verdict="leak",
         severity="critical" if much else "warning",
         pool=evidence.pool_name,
-        because=f"{what} (maxPoolSize {wording.limit(pool)}, {pool.waiting} waiting)"
+        because=f"{what} maxPoolSize is {wording.limit(pool)}; callers waiting: {pool.waiting}."
         f"{wording.owners(pool)}",
-        advice="close cursors and end transactions where they are used (`with`); "
-        "/pool/holders, get_pool_stats(detail=True) and the log of long checkouts name who has "
-        "them",
+        advice="Close cursors and end transactions where they are used (`with`). /pool/holders, "
+        "get_pool_stats(detail=True) and the log of long checkouts name the holders.",
         evidence={
             "held_idle": held,
             "longest_idle_seconds": pool.longest_idle,

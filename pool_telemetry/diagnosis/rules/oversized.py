@@ -32,11 +32,12 @@ def explain(evidence: Evidence) -> Finding:
         verdict="oversized",
         severity="notice",
         pool=evidence.pool_name,
-        because=f"{pool.size} connections to {pool.address} are open, and {spare.used:.1f} "
-        f"were in use on average in {window.seconds:.0f} s: {spare.needed} would do",
-        advice=f"lower minPoolSize from {pool.min_size} to {spare.needed}, if no rush is to come"
+        because=f"{pool.size} connections are open, and {spare.used:.1f} were in use on average "
+        f"in {window.seconds:.0f} s: {spare.needed} would be enough.",
+        advice=f"Lower minPoolSize from {pool.min_size} to {spare.needed}, unless a peak is "
+        "expected."
         if kept
-        else "set maxIdleTimeMS, so that those left of a rush are closed",
+        else "Set maxIdleTimeMS so that connections left over from a peak are closed.",
         evidence={
             "size": pool.size,
             "connections_needed": spare.used,

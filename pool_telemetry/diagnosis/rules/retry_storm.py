@@ -11,6 +11,7 @@ from typing import Final
 from pool_telemetry.diagnosis.evidence import Evidence
 from pool_telemetry.diagnosis.intervals import Interval
 from pool_telemetry.diagnosis.model import Finding
+from pool_telemetry.diagnosis.rules import wording
 from pool_telemetry.diagnosis.rules.rule import Rule
 from pool_telemetry.diagnosis.thresholds import MIN_FAILURES
 
@@ -22,28 +23,28 @@ def applies(evidence: Evidence) -> bool:
 
 def explain(evidence: Evidence) -> Finding:
     """Return the storm."""
-    during, pool = _during(evidence), evidence.period.pool
+    during = _during(evidence)
     assert during is not None
     failed, attempts = evidence.churn.failed, evidence.churn.attempts
     small = evidence.too_small or evidence.queue.held_by_cursors
     errors = _has_errors(evidence)
     if errors:
         because = (
-            f"{failed} of {attempts} attempts on {pool.address} failed with errors after which one "
-            f"tries again, in {during.seconds:.0f} s; the pool was cleared {during.cleared} times "
-            f"and opened {during.created} connections"
+            f"{failed:,} of {attempts:,} attempts in {during.seconds:.0f} s failed with errors "
+            f"that are retried. The pool was cleared {during.cleared:,} times and opened "
+            f"{wording.plural(during.created, 'connection')}."
         )
         advice = (
-            "see why the server or the network fails them; until then try again later and later, "
-            "and not without end"
+            "Find out why the server or the network fails them. Until then, retry after growing "
+            "pauses, and not forever."
         )
     else:
         failed, attempts = during.checkouts["timeout"], during.ended_checkouts
         because = (
-            f"{failed} of {attempts} checkouts of {pool.address} timed out in "
-            f"{during.seconds:.0f} s, and {during.retries} were by callers who had just timed out"
+            f"{failed:,} of {attempts:,} checkouts timed out in {during.seconds:.0f} s. "
+            f"{during.retries:,} were retries by callers that had just timed out."
         )
-        advice = "let callers wait before they try again, longer each time, and give up at last"
+        advice = "Let callers wait before they retry, longer each time, and give up in the end."
     return Finding(
         id=f"retry_storm.{'errors' if errors else 'timeouts'}",
         verdict="retry storm",

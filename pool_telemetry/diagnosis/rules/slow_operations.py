@@ -30,22 +30,25 @@ def explain(evidence: Evidence) -> Finding:
     if command is None:
         cause = "stalled"
         because = (
-            f"no connection to {pool.address} came back for {commands.stalled_seconds:.1f} s, and "
-            f"{pool.in_use} are in use"
+            f"No connection was returned for {commands.stalled_seconds:.1f} s; "
+            f"{pool.in_use} are in use."
         )
-        advice = "the server or the network hangs, or these commands take that long: holders tell"
+        advice = (
+            "The server or the network hangs, or these commands take that long. /pool/holders and "
+            "get_pool_stats(detail=True) name the commands."
+        )
     else:
         cause = "slow_command" if command.usual_seconds is None else "slower_than_usual"
-        because = _command(command, pool.address, steady.seconds)
+        because = _command(command, steady.seconds)
         advice = (
-            "look at this command (indexes, explain, the server's slow log) and at the server; if "
-            "it is quick there, something blocks your process: its CPU, or its event loop"
+            "Examine this command: its indexes, explain(), the server's slow query log and load. "
+            "If it is fast on the server, the process is blocked: its CPU, or its event loop."
         )
         if evidence.queue.exhausted and evidence.too_small and command.usual_seconds is None:
-            size, change = _workaround(evidence)
-            advice += size
+            words, change = _workaround(evidence)
+            advice += words
     if evidence.queue.exhausted:
-        because += f"; it {wording.exhaustion(period.latest)}"
+        because += f" {wording.exhaustion(period.latest)}"
     usual = commands.usual_use_seconds if command is None else command.usual_seconds
     return Finding(
         id=f"slow_operations.{cause}",
@@ -67,12 +70,13 @@ def explain(evidence: Evidence) -> Finding:
     )
 
 
-def _command(command: SlowCommand, address: str, seconds: float) -> str:
+def _command(command: SlowCommand, seconds: float) -> str:
     known = command.usual_seconds
-    usual = "" if known is None else f", usually {known * 1e3:.0f} ms"
+    usual = "" if known is None else f", usually {wording.milliseconds(known)}"
     return (
-        f"{command.name} on {address} takes {command.seconds * 1e3:.0f} ms{usual}: "
-        f"{command.runs} in {seconds:.0f} s, {command.share:.0%} of the commands' time"
+        f"{command.name} took {wording.milliseconds(command.seconds)} on average{usual}: "
+        f"{wording.plural(command.runs, 'run')} in {seconds:.0f} s, {command.share:.0%} of all "
+        "commands' time."
     )
 
 
@@ -81,9 +85,9 @@ def _workaround(evidence: Evidence) -> tuple[str, dict[str, int]]:
     assert evidence.sizing is not None  # it is known to be too small
     budget, size = evidence.connection_budget, evidence.sizing.required_size
     most = size if budget is None else min(size, budget)
-    words = f"; maxPoolSize {size} would bear it as it is"
+    words = f" Until then, maxPoolSize {size} is a workaround: it bears the command as it is."
     if most < size:
-        words += f" (the server has {most} for this process)"
+        words += f" The server has {most} connections for this process."
     return words, {"maxPoolSize": most} if most > (evidence.period.pool.max_size or 0) else {}
 
 

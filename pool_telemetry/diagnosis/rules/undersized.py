@@ -8,7 +8,7 @@ Critical if callers time out or give up.
 
 from typing import Final
 
-from pool_telemetry.diagnosis.evidence import Evidence
+from pool_telemetry.diagnosis.evidence import Evidence, SizingEvidence
 from pool_telemetry.diagnosis.model import Finding
 from pool_telemetry.diagnosis.rules import wording
 from pool_telemetry.diagnosis.rules.rule import Rule
@@ -74,54 +74,59 @@ def _cause(evidence: Evidence) -> str:
 
 def _because(evidence: Evidence, limit: int) -> str:
     pool, latest, queue = evidence.period.pool, evidence.period.latest, evidence.queue
-    callers = f"up to {latest.peak_waiting} waited"
+    parts = [wording.exhaustion(latest)]
+    if evidence.sizing is not None:
+        parts.append(_need(evidence.sizing, limit))
+    queued = f"Up to {wording.plural(latest.peak_waiting, 'caller')} queued"
     if queue.closed_workload:
-        callers += ", and who is served comes again"
+        queued += "; each returns as soon as it is served"
     elif queue.bursty_arrivals:
-        callers += ", who came at once"
+        queued += "; they arrived together"
+    parts.append(f"{queued}.")
     if queue.held_by_cursors:
-        callers += f"; cursors that somebody reads hold {pool.held_by_cursors} of {limit}"
-    load = evidence.sizing.load if evidence.sizing else None
-    need = (
-        ""
-        if load is None
-        else (
-            f"; of {limit} connections {load.rate:.0f} callers per second with "
-            f"{load.use_seconds * 1e3:.0f} ms each need {load.connections:.1f} on average"
+        parts.append(
+            f"Cursors that are being read hold {pool.held_by_cursors} of {limit} connections."
         )
-    )
-    return f"{pool.address} {wording.exhaustion(latest)}{need}; {callers}"
+    return " ".join(parts)
+
+
+def _need(sizing: SizingEvidence, limit: int) -> str:
+    load = sizing.load
+    rate = f"{load.rate:,.{0 if load.rate >= 9.95 else 1}f}"
+    requests = f"{rate} requests/s at {wording.milliseconds(load.use_seconds)} each"
+    if load.connections > limit:
+        return f"{requests} need {load.connections:,.1f} connections; maxPoolSize is {limit}."
+    return f"{requests} keep {load.connections:.1f} of {limit} connections busy."
 
 
 def _advice(evidence: Evidence, cause: str, limit: int, size: int, most: int) -> str:
     queue, sizing = evidence.queue, evidence.sizing
     if cause == "held_by_cursors":
         return (
-            f"read exhaust cursors to their end at once, and give cursors that wait for news a "
-            f"client of their own; or raise maxPoolSize from {limit} by as many as you read at once"
+            "Read exhaust cursors to their end at once, and give cursors that wait for news a "
+            f"client of their own. Or raise maxPoolSize from {limit} by the number of cursors "
+            "that are read at the same time."
         )
     if sizing is None:
-        return f"raise maxPoolSize above {limit}, or shorten what holds a connection"
+        return f"Raise maxPoolSize above {limit}, or shorten what holds a connection."
     if cause == "enough_on_average":
         return (
-            f"{limit} connections are enough for this load on average: see who had them then "
-            "(the log of the exhaustion, /pool/holders)"
+            f"{limit} connections are enough for this load on average. The log of the exhaustion "
+            "and /pool/holders show which callers held them."
         )
     if most <= limit:
         return (
-            f"the server has no more connections for this process, and {size} would be needed: "
-            "shorten what holds one"
+            f"Shorten what holds a connection: {size} would be needed, but the server has no "
+            "more for this process."
         )
-    instead = (
-        "let them come one by one" if queue.bursty_arrivals else "shorten what holds a connection"
-    )
-    advice = f"raise maxPoolSize from {limit} to {most}, or {instead}"
-    random = sizing.size_for_random
+    shorten = "shorten what holds a connection"
+    instead = "spread the callers over time" if queue.bursty_arrivals else shorten
+    advice = f"Raise maxPoolSize from {limit} to {most}, or {instead}."
     if most < size:
-        return f"{advice} (the server has no more for this process; {size} would be needed)"
-    if queue.closed_workload and random < size:
-        least = max(limit + 1, random)
-        return f"{advice} ({least} may do, where callers pause between their operations)"
+        return f"{advice} The server has no more for this process; {size} would be needed."
+    if queue.closed_workload and sizing.size_for_random < size:
+        least = max(limit + 1, sizing.size_for_random)
+        return f"{advice} {least} may be enough if callers pause between their operations."
     return advice
 
 
