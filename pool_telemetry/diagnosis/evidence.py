@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from pool_telemetry.diagnosis.intervals import ALL_COMMANDS, CommandKey, Interval
+from pool_telemetry.diagnosis.intervals import ALL_COMMANDS, CommandKey, Interval, merge
 from pool_telemetry.diagnosis.periods import Period
 from pool_telemetry.diagnosis.queueing import Load, is_crowded, predict, recommend_size
 from pool_telemetry.diagnosis.thresholds import (
@@ -54,6 +54,7 @@ class SlowCommand(NamedTuple):
     usual_seconds: float | None  # mean duration in the baseline; None if it is unknown
     runs: int
     share: float  # of the time of all commands, 0.0 to 1.0
+    over: float  # seconds in which it was observed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -302,7 +303,7 @@ def _commands(period: Period, leak: LeakEvidence, *, exhausted: bool) -> Command
     return CommandEvidence(
         use_seconds=(steady.use_time.mean if steady else None) or 0.0,
         usual_use_seconds=usual_seconds,
-        slow_command=_slow_command(period, exhausted=exhausted),
+        slow_command=_slowest_command(period, exhausted=exhausted),
         stalled_seconds=_stalled_seconds(period, leak, usual_seconds or 0.0),
     )
 
@@ -322,10 +323,18 @@ def _stalled_seconds(period: Period, leak: LeakEvidence, usual_seconds: float) -
     return age if age > SLOWDOWN * usual_seconds else 0.0
 
 
-def _slow_command(period: Period, *, exhausted: bool) -> SlowCommand | None:
-    now, baseline = period.steady, period.baseline
-    if now is None:
-        return None
+def _slowest_command(period: Period, *, exhausted: bool) -> SlowCommand | None:
+    if period.settled is not None:
+        return _slow_command(period.settled, period.baseline, exhausted=exhausted)
+    # A command that became slow a moment ago shows in the last intervals alone.
+    last = (merge(period.last_seconds[i:]) for i in range(len(period.last_seconds)))
+    slow = (_slow_command(one, period.baseline, exhausted=exhausted) for one in last if one)
+    return next((one for one in slow if one), None)
+
+
+def _slow_command(
+    now: Interval, baseline: Interval | None, *, exhausted: bool
+) -> SlowCommand | None:
     times = now.command_times()
     every = sum(duration.sum for duration in times.values())
     usual = baseline.command_times() if baseline else {}
@@ -363,7 +372,7 @@ def _if_slow(
         slow = exhausted and held and max(mean, typical / 2) >= SLOW_SECONDS
         mean = max(mean, typical)
     name = " ".join(filter(None, (key.command, key.collection)))
-    return SlowCommand(name, mean, known, duration.count, share) if slow else None
+    return SlowCommand(name, mean, known, duration.count, share, now.seconds) if slow else None
 
 
 def _count_above(histogram: HistogramStats, seconds: float) -> int:
@@ -415,7 +424,7 @@ def _queue(
         return found
     if _is_closed_workload(period, leak, commands, found):
         return replace(found, closed_workload=True)
-    other = commands.is_slow or leak.recent or found.retry_storm
+    other = commands.is_slow or leak.recent or found.retry_storm or period.failing
     return found if other else replace(found, bursty_arrivals=_is_bursty(period, load))
 
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 from pool_telemetry.diagnosis.intervals import Interval, Known, intervals, merge, thin
 from pool_telemetry.diagnosis.thresholds import (
+    BEGAN_FAILING_SHARE,
     CALM_SECONDS,
     CALM_SHARE,
     ENDED_SECONDS,
@@ -24,6 +25,7 @@ from pool_telemetry.diagnosis.thresholds import (
     RECENT_SECONDS,
     SLOWDOWN,
     SLOWER_EXHAUSTED_SECONDS,
+    STALLED_SECONDS,
     WAIT_SECONDS,
 )
 from pool_telemetry.stats import ClientStats, PoolStats
@@ -109,8 +111,13 @@ def periods(samples: Sequence[ClientStats], pool: PoolStats) -> list[Period]:
     current = until("current", (len(samples) - 1, pool))
     found = [current]
     if current.slowed_at is not None:
-        look = _last_exhausted(samples, looks, current.slowed_at)
-        found += [until("before_slowdown", look)] if look else []
+        before = current
+        while before.slowed_at is not None and before.slowed_at < before.at:
+            look = _last_exhausted(samples, looks, before.slowed_at)
+            if look is None:
+                break
+            before = until("before_slowdown", look)
+        found += [before] if before is not current else []
     if current.ended_at is not None and not current.contended:
         look = _last_exhausted(samples, looks, current.ended_at)
         found += [until("ended", look)] if look else []
@@ -181,7 +188,7 @@ def _period(
     contention = merge(contended)
     settled = merge(contended[1:]) or contention
     last_seconds = [one for one in recent if client.at - one.end < LAST_SECONDS]
-    failing = [one for one in recent if is_failing(one)]
+    failing = _failing(recent)
     window = contended or _calm(recent, client.at)
     judged = {id(one) for one in (*waited, *failing, *window)}
     rest = [one for one in every if id(one) not in judged and not is_contended(one)]
@@ -200,7 +207,7 @@ def _period(
         failing=merge(failing) if failing and failing[-1].end == client.at else None,
         baseline=merge(before or rest),
         ended_at=ended_at,
-        slowed_at=before[-1].end if before else None,
+        slowed_at=_slowed_at(before, contention) if before and contention else None,
     )
 
 
@@ -232,6 +239,12 @@ def _before_slowdown(contended: Sequence[Interval]) -> list[Interval]:
     """
     if not contended:
         return []
+    used = max((i for i, one in enumerate(contended, 1) if one.use_time.count), default=0)
+    stalled = contended[used:]
+    leaked = any(one.pool.held_idle for one in stalled)
+    enough = sum(one.use_time.count for one in contended) >= MIN_SAMPLES
+    if enough and not leaked and sum(one.seconds for one in stalled) >= STALLED_SECONDS:
+        return [*contended[:used]]
     uses = [(one.use_time.sum, one.use_time.count) for one in contended]
     every, count = (sum(each) for each in zip(*uses, strict=True))
     slowdown, until, spent, ended = SLOWDOWN, 0, 0.0, 0
@@ -243,6 +256,38 @@ def _before_slowdown(contended: Sequence[Interval]) -> list[Interval]:
         if mean >= max(slowdown * spent / ended, SLOWER_EXHAUSTED_SECONDS):
             slowdown, until = mean * ended / spent if spent else math.inf, i
     return [*contended[:until]]
+
+
+def _slowed_at(before: Sequence[Interval], slow: Interval) -> float:
+    """Return the Unix time at which operations became slow, at the latest.
+
+    They did so within the last interval before, if some of its uses were as long as those since.
+    """
+    if len(before) == 1:
+        return before[0].end
+    last, mean = before[-1], slow.use_time.mean or 0.0
+    bounds = (*last.use_time.bounds, math.inf)
+    long = (n for bound, n in zip(bounds, last.use_time.counts, strict=True) if bound >= mean)
+    return last.start if mean and any(long) else last.end
+
+
+def _failing(recent: Sequence[Interval]) -> list[Interval]:
+    """Return the intervals in which too many attempts failed.
+
+    The failures began in the interval before, if some of its attempts failed. It counts, too,
+    unless its good attempts outweigh the failures.
+    """
+    first = next((i for i, one in enumerate(recent) if is_failing(one)), None)
+    if first is None:
+        return []
+    failing = [one for one in recent[first:] if is_failing(one)]
+    if first and recent[first - 1].failures()[0]:
+        longer = [recent[first - 1], *failing]
+        failures = [one.failures() for one in longer]
+        failed, attempts = (sum(each) for each in zip(*failures, strict=True))
+        if failed >= BEGAN_FAILING_SHARE * attempts:
+            return longer
+    return failing
 
 
 def _calm(recent: Sequence[Interval], now: float) -> list[Interval]:

@@ -10,6 +10,7 @@ from typing import Final
 from pool_telemetry.diagnosis.evidence import Evidence
 from pool_telemetry.diagnosis.model import Finding
 from pool_telemetry.diagnosis.periods import PeriodKind
+from pool_telemetry.diagnosis.thresholds import MOSTLY_SHARE
 
 Judged = tuple[Evidence, list[Finding]]
 """The evidence of a period, and its findings."""
@@ -30,8 +31,10 @@ def reconcile(judged: Mapping[PeriodKind, Judged], now: float) -> list[Finding]:
     found = [*found]
     if period.slowed_at is not None and not evidence.server.down:
         # The pool was too small before the slowdown only if the numbers of that time say so.
-        past = _past(judged, "before_slowdown", now)
-        found += [one for one in _without(past, found) if one.change]
+        past = [one for one in _past(judged, "before_slowdown", now) if one.change]
+        if not _was_exhausted(judged):
+            past = [one for one in past if one.verdict != "undersized"]
+        found += _without(past, found)
     if evidence.leak.recent and not evidence.leak.held_idle:
         found += _last_leak(judged, now)
     if period.ended_at is None:
@@ -46,6 +49,13 @@ def reconcile(judged: Mapping[PeriodKind, Judged], now: float) -> list[Finding]:
         for one in _without(past, found)
         if one.verdict != "oversized"
     ]
+
+
+def _was_exhausted(judged: Mapping[PeriodKind, Judged]) -> bool:
+    """Return whether the pool was exhausted for most of the time before a slowdown."""
+    before = judged.get("before_slowdown")
+    contention = before and before[0].period.contention
+    return bool(contention and contention.exhausted_share >= MOSTLY_SHARE)
 
 
 def _past(judged: Mapping[PeriodKind, Judged], kind: PeriodKind, now: float) -> list[Finding]:

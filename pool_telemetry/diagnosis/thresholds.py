@@ -73,6 +73,10 @@ HANGING_SECONDS: Final = 5.0
 
 # Queues
 
+MOSTLY_SHARE: Final = 0.75
+"""Share of the time before a slowdown that a pool has to be exhausted to be undersized: the
+slowdown may have begun in the last of these intervals, and exhausted it there.
+"""
 BURST_SECONDS: Final = 1.0
 """Mean length of an exhaustion up to which it is a burst."""
 BURST_SHARE: Final = 0.25
@@ -87,6 +91,8 @@ PyMongo's queue is not fair to the longest waiter (4.20), so that a few fail und
 """
 FAILED_SHARE: Final = 0.2
 """Share of attempts that fail, or of callers that give up, from which it is a storm."""
+BEGAN_FAILING_SHARE: Final = FAILED_SHARE / 2
+"""Share of attempts that fail if the interval in which failures began counts, too."""
 MIN_FAILURES: Final = 10
 """Failed attempts that a retry storm needs."""
 TIMEOUT_SHARE: Final = 0.5

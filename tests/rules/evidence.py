@@ -21,7 +21,7 @@ from pool_telemetry.diagnosis.rules import judge
 from pool_telemetry.stats import CLOSE_REASONS, OUTCOMES, HistogramStats, PoolStats
 from tests.test_health import a_client, a_pool
 
-SLOW = SlowCommand("find orders", 0.345, None, 120, 0.964)
+SLOW = SlowCommand("find orders", 0.345, None, 120, 0.964, 3.0)
 SLOWER = SLOW._replace(usual_seconds=0.0018)
 EXHAUSTED: dict[str, Any] = {
     "exhausted": True,

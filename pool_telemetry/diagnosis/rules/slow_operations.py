@@ -39,7 +39,7 @@ def explain(evidence: Evidence) -> Finding:
         )
     else:
         cause = "slow_command" if command.usual_seconds is None else "slower_than_usual"
-        because = _command(command, steady.seconds)
+        because = _command(command)
         advice = (
             "Examine this command: its indexes, explain(), the server's slow query log and load. "
             "If it is fast on the server, the process is blocked: its CPU, or its event loop."
@@ -70,13 +70,13 @@ def explain(evidence: Evidence) -> Finding:
     )
 
 
-def _command(command: SlowCommand, seconds: float) -> str:
+def _command(command: SlowCommand) -> str:
     known = command.usual_seconds
     usual = "" if known is None else f", usually {wording.milliseconds(known)}"
     return (
         f"{command.name} took {wording.milliseconds(command.seconds)} on average{usual}: "
-        f"{wording.plural(command.runs, 'run')} in {seconds:.0f} s, {command.share:.0%} of all "
-        "commands' time."
+        f"{wording.plural(command.runs, 'run')} in {command.over:.0f} s, {command.share:.0%} of "
+        "all commands' time."
     )
 
 
