@@ -489,7 +489,7 @@ def lines(histories: Sequence[tuple[str, History]], whole: int = WHOLE) -> Itera
     """Return a line for each history, and the findings of some of them."""
     each = max(1, len(histories) // whole)
     for place, (name, (stats, history, budget)) in enumerate(histories):
-        found = diagnose(stats, history, most=budget)
+        found = diagnose(stats, history, budget=budget)
         yield line(name, found)
         if place % each == 0:
             for one in found.as_dict()["findings"]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pool_telemetry.diagnosis import Diagnosis, diagnose, recommend
+from pool_telemetry.diagnosis import Diagnosis, Finding, Verdict, diagnose, recommend
 from pool_telemetry.doctor import in_words
 from pool_telemetry.histogram import POOL_BOUNDS
 from pool_telemetry.stats import (
@@ -143,6 +143,18 @@ def test_a_terminal_gets_no_commands_from_names() -> None:
     assert "by owner: a [2Jb 2" in in_words(diagnose(a_client(a_pool(**leak))), []).replace(
         "\n       ", " "
     )
+
+
+def test_a_size_is_a_workaround_for_slow_operations() -> None:
+    def lines(verdict: Verdict) -> list[str]:
+        change = {"maxPoolSize": 13}
+        one = Finding(
+            verdict=verdict, severity="warning", pool="p", because="B.", advice="A.", change=change
+        )
+        return in_words(Diagnosis((one,)), []).splitlines()
+
+    assert lines("undersized")[1:] == ["  why  B.", "  do   A.", "  set  maxPoolSize=13"]
+    assert lines("slow operations")[3] == "  workaround maxPoolSize=13"
 
 
 def test_an_outage_that_is_over_is_told() -> None:
@@ -368,3 +380,9 @@ def test_a_process_that_began_anew_may_have_other_buckets() -> None:
     for since in (0.0, 15.0):
         after = dataclasses.replace(after, since=since)
         assert diagnose(after, [before]) == Diagnosis()
+
+
+def test_the_budget_has_its_old_name_too() -> None:
+    dry = a_pool(**EXHAUSTED, peak_waiting=40)
+    stats = dataclasses.replace(a_client(dry), since=0.0, at=100.0)
+    assert diagnose(stats, most=12) == diagnose(stats, budget=12)
