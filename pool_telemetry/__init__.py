@@ -34,13 +34,12 @@ from typing import TYPE_CHECKING, Any
 
 from pool_telemetry import presets
 from pool_telemetry.async_pool import AsyncMongoDBConnectionPool
-from pool_telemetry.diagnosis import Diagnosis, diagnose
+from pool_telemetry.diagnosis import Diagnosis, Finding, diagnose
 from pool_telemetry.errors import (
     PoolConfigurationError,
     PoolNotInitializedError,
     PoolTelemetryError,
 )
-from pool_telemetry.findings import Finding
 from pool_telemetry.health import Health, HealthLimits, assess
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.owners import owner

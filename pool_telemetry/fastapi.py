@@ -27,8 +27,7 @@ from prometheus_client.core import REGISTRY
 from pool_telemetry import prometheus
 from pool_telemetry import telemetry as clients
 from pool_telemetry.async_pool import AsyncMongoDBConnectionPool
-from pool_telemetry.diagnosis import diagnose, recommend, worst_first
-from pool_telemetry.findings import Finding
+from pool_telemetry.diagnosis import Finding, diagnose, recommend, worst_first
 from pool_telemetry.health import Health, HealthLimits, assess
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.owners import MAX_OWNER, owner

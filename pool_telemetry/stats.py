@@ -88,7 +88,9 @@ class HistogramStats:
 
     def since(self, before: "HistogramStats | None") -> "HistogramStats":
         """Return what is new; all of it, if it began anew. The maximum stays that of all."""
-        if before is None or any(map(int.__lt__, self.counts, before.counts)):
+        if before is None or before.bounds != self.bounds:
+            return self
+        if any(map(int.__lt__, self.counts, before.counts)):
             return self
         counts = tuple(map(int.__sub__, self.counts, before.counts))
         new = {i: one for i, one in self.exemplars.items() if one != before.exemplars.get(i)}
@@ -111,12 +113,17 @@ class HistogramStats:
 
 
 def merge(histograms: Iterable[HistogramStats]) -> HistogramStats | None:
-    """Return the sum of histograms that share their bounds; None when there are none."""
+    """Return the sum of the histograms that share the last one's bounds; None without any.
+
+    Other bounds are those of another version, which the process ran before it was restarted.
+    """
     every = list(histograms)
     if not every:
         return None
+    bounds = every[-1].bounds
+    every = [one for one in every if one.bounds == bounds]
     return HistogramStats(
-        every[0].bounds,
+        bounds,
         tuple(map(sum, zip(*(h.counts for h in every), strict=True))),
         sum(h.sum for h in every),
         max(h.max for h in every),

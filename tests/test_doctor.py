@@ -103,7 +103,7 @@ def test_an_exhausted_pool_is_told_with_what_to_set(
         code, out, _ = run(capsys, "doctor", service + page, "--seconds", "1.5")
         assert code == doctor.EXIT_CODES["warning"], out
         assert out.startswith("WARNING: undersized, 127.0.0.1:")
-        (size,) = re.findall(r"raise maxPoolSize from 2 to (\d+)", out.replace("\n       ", " "))
+        (size,) = re.findall(r"Raise maxPoolSize from 2 to (\d+)", out.replace("\n       ", " "))
         assert f"\n  set  maxPoolSize={size}\n" in out
         code, out, _ = run(capsys, "doctor", service + page, "--json", "--seconds", "1.5")
         found = json.loads(out)

@@ -19,8 +19,8 @@ from pool_telemetry import PoolTelemetry, catalog, prometheus
 from pool_telemetry.catalog import CATALOG
 from pool_telemetry.cli.prometheus_text import histogram_of, read
 from pool_telemetry.diagnosis import diagnose
+from pool_telemetry.diagnosis.queueing import Load
 from pool_telemetry.prometheus import PoolCollector, prometheus_name
-from pool_telemetry.sizing import Load
 from pool_telemetry.state.actor import ThreadActor
 from pool_telemetry.state.histogram import OPERATION_BOUNDS, POOL_BOUNDS, Histogram
 from pool_telemetry.stats import ClientStats, HistogramStats
@@ -106,8 +106,8 @@ def test_a_mean_is_the_sum_by_the_count(one: tuple[Histogram, list[float]], shar
     if read_back.count:
         assert read_back.mean == pytest.approx(mean)
     if read_back.count and share == 1.0:
-        assert Load.of(3.0, read_back).use_seconds == pytest.approx(mean, abs=1e-9)
-        assert Load.of(3.0, was).use_seconds == pytest.approx(mean, abs=1e-9)
+        assert Load.from_histogram(3.0, read_back).use_seconds == pytest.approx(mean, abs=1e-9)
+        assert Load.from_histogram(3.0, was).use_seconds == pytest.approx(mean, abs=1e-9)
 
 
 HOLDER, WAITER = ThreadActor(), ThreadActor()

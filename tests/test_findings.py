@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pool_telemetry.cli.doctor import in_words
-from pool_telemetry.diagnosis import Diagnosis, diagnose, recommend
+from pool_telemetry.diagnosis import Diagnosis, Finding, Verdict, diagnose, recommend
 from pool_telemetry.state.histogram import POOL_BOUNDS
 from pool_telemetry.stats import (
     CLOSE_REASONS,
@@ -129,7 +129,7 @@ def test_cursors_that_are_read_are_no_hanging_server() -> None:
     read = {**EXHAUSTED, "held_by_cursors": 10, "longest_checkout": 9.0, "stalled_time": 4.0}
     (found,) = diagnose(a_client(a_pool(**read))).findings
     assert found.verdict == "undersized"
-    assert "cursors that somebody reads hold 10 of 10" in found.because
+    assert "Cursors that are being read hold 10 of 10" in found.because
     assert not found.change
     hangs = {**read, "held_by_cursors": 1}
     assert verdicts(a_pool(**hangs)) == ["slow operations"]
@@ -143,13 +143,25 @@ def test_a_terminal_gets_no_commands_from_names() -> None:
     )
 
 
+def test_a_size_is_a_workaround_for_slow_operations() -> None:
+    def lines(verdict: Verdict) -> list[str]:
+        change = {"maxPoolSize": 13}
+        one = Finding(
+            verdict=verdict, severity="warning", pool="p", because="B.", advice="A.", change=change
+        )
+        return in_words(Diagnosis((one,)), []).splitlines()
+
+    assert lines("undersized")[1:] == ["  why  B.", "  do   A.", "  set  maxPoolSize=13"]
+    assert lines("slow operations")[3] == "  workaround maxPoolSize=13"
+
+
 def test_an_outage_that_is_over_is_told() -> None:
     found = diagnose(a_client(a_pool(outage=3.0, since_up_changed=20.0)))
     (outage,) = found.findings
     assert (outage.verdict, outage.ended, found.verdict) == ("server unreachable", 20.0, "healthy")
     assert "db:27017 was down for 3.0 s" in outage.because
     (blink,) = diagnose(a_client(a_pool(outage=0.001, since_up_changed=20.0))).findings
-    assert blink.because == "db:27017 was down for a moment"
+    assert blink.because == "db:27017 was down for a moment."
     assert not recommend(found)["check_connection"]
 
 
@@ -263,7 +275,7 @@ def test_callers_who_come_in_crowds_get_room_for_a_crowd() -> None:
     }
     (found,) = diagnose(a_look(16.0, **crowd), [a_look(10.0, max_size=3)]).findings
     assert found.change == {"maxPoolSize": 60}
-    assert "up to 57 waited, who came at once" in found.because
+    assert "Up to 57 callers queued; they arrived together." in found.because
 
 
 def test_callers_who_come_again_are_counted_at_every_moment() -> None:
@@ -301,7 +313,7 @@ def test_a_pool_that_stays_paused_serves_nobody() -> None:
     assert diagnose(looks[0], calm) == Diagnosis()  # it may be back in a moment
     (found,) = diagnose(looks[2], [*calm, *looks[:2]]).findings
     assert (found.verdict, found.severity) == ("server unreachable", "critical")
-    assert "for 2 s PyMongo has let nobody in" in found.because
+    assert "PyMongo has kept its pool paused for 2 s" in found.because
     assert diagnose(a_look(7.0, **served), [*calm, *looks]) == Diagnosis()
 
 
@@ -336,3 +348,39 @@ def test_a_leak_alone_asks_for_no_size() -> None:
 
     assert found(callers=4) == {"leak": {}}
     assert found(callers=12)["undersized"]["maxPoolSize"] >= 7
+
+
+def test_uses_that_took_no_time_can_become_slow() -> None:
+    """A coarse clock has nothing to compare with."""
+
+    def look(second: int) -> ClientStats:
+        slow = max(0, second - 3)
+        return a_look(
+            float(second),
+            exhausted=True,
+            exhausted_time=float(second),
+            waiting=5,
+            checkouts={**dict.fromkeys(OUTCOMES, 0), "ok": 40 * second},
+            use_time=HistogramStats((0.1, 1.0), (120, 40 * slow, 0), 20.0 * slow, 0.5),
+        )
+
+    looks = [look(second) for second in range(1, 8)]
+    assert diagnose(looks[-1], looks[:-1]).verdict == "slow operations"
+
+
+def test_a_process_that_began_anew_may_have_other_buckets() -> None:
+    """Another version of the library was deployed between two looks at its metrics."""
+    busy = {"checkouts": {**dict.fromkeys(OUTCOMES, 0), "ok": 40}}
+    old = HistogramStats((0.1, 1.0), (40, 0, 0), 2.0, 0.1)
+    new = HistogramStats((0.1, 0.5, 1.0), (40, 0, 0, 0), 2.0, 0.1)
+    before = a_look(10.0, **busy, use_time=old, wait_time=old)
+    after = a_look(20.0, **busy, use_time=new, wait_time=new)
+    for since in (0.0, 15.0):
+        after = dataclasses.replace(after, since=since)
+        assert diagnose(after, [before]) == Diagnosis()
+
+
+def test_the_budget_has_its_old_name_too() -> None:
+    dry = a_pool(**EXHAUSTED, peak_waiting=40)
+    stats = dataclasses.replace(a_client(dry), since=0.0, at=100.0)
+    assert diagnose(stats, most=12) == diagnose(stats, budget=12)

@@ -189,9 +189,9 @@ def test_recommendations_name_past_exhaustions_and_outages() -> None:
     dry = a_pool(exhaustions=3, exhausted_time=9.0, since_exhausted=200.0)
     advice = recommend(diagnose(dataclasses.replace(a_client(dry), at=1_000.0)))
     assert (advice["increase_pool"], advice["check_connection"]) == (True, False)
-    assert "ran dry 200 s ago (in all 3 times" in advice["reasons"][0]
-    assert "raise maxPoolSize above 10" in advice["reasons"][0]
+    assert "(3 episodes, no timeouts), most recently 200 s ago." in advice["reasons"][0]
+    assert "Raise maxPoolSize above 10" in advice["reasons"][0]
     assert not recommend(diagnose(a_client(a_pool(since_exhausted=301.0))))["increase_pool"]
     advice = recommend(diagnose(a_client(a_pool(**DOWN))))
     assert (advice["increase_pool"], advice["check_connection"]) == (False, True)
-    assert "down for 12.0 s" in advice["reasons"][0]
+    assert "has not answered heartbeats for 12.0 s" in advice["reasons"][0]

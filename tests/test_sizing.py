@@ -14,7 +14,14 @@ import pytest
 from pymongo import MongoClient
 
 from pool_telemetry import PoolTelemetry
-from pool_telemetry.sizing import WAITERS, Load, erlang_c, predict, recommend_size, sizes_around
+from pool_telemetry.diagnosis.queueing import (
+    Load,
+    candidate_sizes,
+    erlang_c,
+    predict,
+    recommend_size,
+)
+from pool_telemetry.diagnosis.thresholds import TARGET_WAIT_PROBABILITY
 from pool_telemetry.state.histogram import POOL_BOUNDS, Histogram
 from pool_telemetry.stats import HistogramStats
 from tests.support import Noop, slow, wait_for
@@ -66,7 +73,7 @@ def p95(waits: list[float]) -> float:
 @pytest.mark.parametrize(("size", "busy"), [(1, 0.6), (2, 0.8), (4, 0.7), (10, 0.8), (20, 0.9)])
 def test_the_predicted_wait_is_that_of_a_simulation(use: str, size: int, busy: float) -> None:
     histogram = seen(USES[use])
-    load = Load.of(busy * size / (histogram.mean or 0.0), histogram)
+    load = Load.from_histogram(busy * size / (histogram.mean or 0.0), histogram)
     waits = simulate(arrivals(load.rate, 200_000 / load.rate, seed=3), USES[use], size)
     predicted = predict(load, size)
     assert predicted.utilization == pytest.approx(busy)
@@ -90,14 +97,14 @@ def test_erlangs_c_is_erlangs() -> None:
 
 @pytest.mark.parametrize("offered", [0.01, 0.5, 2.0, 8.0, 40.0, 400.0])
 def test_the_recommended_size_is_the_smallest_that_will_do(offered: float) -> None:
-    load = Load.evenly(offered / 0.02, 0.02)
+    load = Load.exponential(offered / 0.02, 0.02)
     size = recommend_size(load)
     assert predict(load, size).p95 == 0.0
-    assert predict(load, size).waiting_share <= WAITERS
-    assert size == 1 or predict(load, size - 1).waiting_share > WAITERS
+    assert predict(load, size).waiting_share <= TARGET_WAIT_PROBABILITY
+    assert size == 1 or predict(load, size - 1).waiting_share > TARGET_WAIT_PROBABILITY
     if size > 3:  # and 30 % less makes callers wait
-        assert predict(load, math.floor(0.7 * size)).waiting_share > 2 * WAITERS
-    sizes = sizes_around(load, 7)
+        assert predict(load, math.floor(0.7 * size)).waiting_share > 2 * TARGET_WAIT_PROBABILITY
+    sizes = candidate_sizes(load, 7)
     assert sizes == sorted(set(sizes))
     assert {7, size} <= set(sizes)
 
@@ -105,22 +112,23 @@ def test_the_recommended_size_is_the_smallest_that_will_do(offered: float) -> No
 def test_a_load_keeps_the_mean_that_was_measured() -> None:
     for draw in USES.values():
         histogram = seen(draw)
-        load = Load.of(100.0, histogram)
+        load = Load.from_histogram(100.0, histogram)
         assert load.use_seconds == pytest.approx(histogram.mean)
         assert sum(share for *_, share in load.use) == pytest.approx(1.0)
         assert load.connections == pytest.approx(100.0 * (histogram.mean or 0.0))
     # All beyond the last bound, all at zero: the mean is kept there, too.
     for seconds in (30.0, 0.0):
-        assert Load.of(1.0, seen(lambda _, s=seconds: s, 10)).use_seconds == pytest.approx(seconds)  # type: ignore[misc]  # a default
+        histogram = seen(lambda _, s=seconds: s, 10)  # type: ignore[misc]  # a default
+        assert Load.from_histogram(1.0, histogram).use_seconds == pytest.approx(seconds)
 
 
 def test_load_beyond_the_capacity_waits_without_end() -> None:
-    load = Load.evenly(100.0, 0.05)
+    load = Load.exponential(100.0, 0.05)
     for size in (1, 5):
         wait = predict(load, size)
         assert (wait.waiting_share, wait.p95) == (1.0, math.inf)
     assert predict(load, 6).p95 < math.inf
-    full = predict(Load.evenly(200.0, 0.02), 4)  # sums up to a hair below 4
+    full = predict(Load.exponential(200.0, 0.02), 4)  # sums up to a hair below 4
     assert (full.waiting_share, full.p95) == (1.0, math.inf)
     with pytest.raises(ValueError, match="1 to 100000 connections, not 0"):
         predict(load, 0)
@@ -237,7 +245,7 @@ def test_the_predicted_wait_is_that_of_a_real_pool(
         for runs in (1, 2, 3):  # a second in which this machine stands still is a seventh of one
             offer(come, ask)
             use, measured = seen.stats().pools[0].use_time.since(before), p95(sorted(waits.seconds))
-            predicted = predict(Load.of(use.count / (runs * seconds), use), size)
+            predicted = predict(Load.from_histogram(use.count / (runs * seconds), use), size)
             if predicted.p95 == pytest.approx(measured, rel=TOLERANCE):
                 break
     figures.append(

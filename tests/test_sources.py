@@ -11,9 +11,9 @@ from pool_telemetry import PoolTelemetry, cli, prometheus
 from pool_telemetry.cli import sources
 from pool_telemetry.cli.sources import SourceError, address_of, began_anew, routes_of
 from pool_telemetry.diagnosis import diagnose
+from pool_telemetry.diagnosis.intervals import intervals
 from pool_telemetry.prometheus import PoolCollector
 from pool_telemetry.state.actor import ThreadActor
-from pool_telemetry.window import windows
 from tests.everything import ADDRESS
 from tests.test_doctor import _Page, run, serving_pages
 
@@ -119,8 +119,8 @@ def test_two_looks_at_one_process_are_compared(
     process.use(20)
     process.started = after
     ((one, other),) = look_twice(first, process.text())
-    window = windows([one, other], ADDRESS)[-1]
-    assert not window.whole
+    window = intervals([one, other], ADDRESS)[-1]
+    assert not window.whole_life
     assert window.checkouts["ok"] == 20
     assert window.seconds == pytest.approx(other.at - one.at)
     assert window.rate > 0.0
@@ -141,8 +141,8 @@ def test_a_restart_is_seen_by_the_time_of_the_start(monkeypatch: pytest.MonkeyPa
     new.use(20)  # more than before
     ((one,),) = look_twice(old.text(), new.text())
     assert one.since == 5e8 + 1.0
-    (window,) = windows([one], ADDRESS)
-    assert window.whole
+    (window,) = intervals([one], ADDRESS)
+    assert window.whole_life
 
 
 def test_a_restart_is_seen_by_counters_that_fall(restarted: tuple[Process, str]) -> None:

@@ -16,8 +16,7 @@ from pool_telemetry.cli.sources import (
     own_diagnosis,
     scrape,
 )
-from pool_telemetry.diagnosis import Diagnosis, diagnose, worst_first
-from pool_telemetry.findings import Finding, Severity
+from pool_telemetry.diagnosis import Diagnosis, Finding, Severity, diagnose, worst_first
 from pool_telemetry.report import pool_lines
 from pool_telemetry.stats import one_line
 
@@ -80,7 +79,10 @@ def _paragraph(finding: Finding) -> str:
             one_line(text), _WIDTH, initial_indent=indent, subsequent_indent=" " * len(indent)
         )
     if finding.change:
-        lines.append("  set  " + ", ".join(f"{k}={v}" for k, v in finding.change.items()))
+        # A size does not mend a slow command, and is copied at night.
+        label = "workaround" if finding.verdict == "slow operations" else "set"
+        values = ", ".join(f"{k}={v}" for k, v in finding.change.items())
+        lines.append(f"  {label:<4} {values}")
     return "\n".join([*lines, ""])
 
 
@@ -93,47 +95,52 @@ def _of_server(facts: ServerFacts) -> tuple[Diagnosis, list[str]]:
     if facts.limit is not None and facts.current >= FULL_SHARE * facts.limit:
         found.append(
             Finding(
+                id="connection_storm.server_limit",
                 verdict="connection storm",
                 severity="critical",
                 pool=name,
-                because=f"{facts.current} of the {facts.limit} connections that the server takes "
-                "are there",
-                advice="lower maxPoolSize times processes below that, or raise its limit",
+                because=f"{facts.current} of the {facts.limit} connections that the server accepts "
+                "are open.",
+                advice="Lower maxPoolSize times processes below that, or raise the server's limit.",
                 evidence={"connections": facts.current, "limit": facts.limit},
             )
         )
     if facts.opened_per_second >= OPENED_PER_SECOND:
         found.append(
             Finding(
+                id="connection_storm.many_opened",
                 verdict="connection storm",
                 severity="warning",
                 pool=name,
-                because=f"{facts.opened_per_second:.0f} connections are opened per second",
-                advice="find who makes a client for each request, or closes idle connections early "
-                "(maxIdleTimeMS)",
+                because=f"{facts.opened_per_second:.0f} connections are opened per second.",
+                advice="Find the program that makes a client for each request, or closes idle "
+                "connections early (maxIdleTimeMS).",
                 evidence={"opened_per_second": facts.opened_per_second},
             )
         )
     if facts.open_seconds >= SLOW_HANDSHAKE_SECONDS:
         found.append(
             Finding(
+                id="connection_storm.slow_handshake",
                 verdict="connection storm",
                 severity="notice",
                 pool=name,
-                because=f"to open a connection took {facts.open_seconds:.2f} s",
-                advice="see what makes it slow: TLS, DNS, authentication; keep connections open "
-                "(minPoolSize)",
+                because=f"Opening a connection took {facts.open_seconds:.2f} s.",
+                advice="Find what slows it: TLS, DNS or authentication. Keep connections open "
+                "(minPoolSize).",
                 evidence={"open_seconds": facts.open_seconds},
             )
         )
     if facts.ping_seconds >= SLOW_PING_SECONDS:
         found.append(
             Finding(
+                id="slow_operations.slow_ping",
                 verdict="slow operations",
                 severity="warning",
                 pool=name,
-                because=f"a ping takes {facts.ping_seconds * 1e3:.0f} ms (median)",
-                advice="look at the network between here and there, and at the server's load",
+                because=f"A ping takes {facts.ping_seconds * 1e3:.0f} ms (median).",
+                advice="Check the network between this machine and the server, and the load of "
+                "the server.",
                 evidence={"ping_seconds": facts.ping_seconds},
             )
         )

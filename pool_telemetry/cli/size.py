@@ -1,7 +1,7 @@
 """`pool-telemetry size`: what each size of a pool would mean for those who wait.
 
-Arrivals and use times are measured, the queue is `sizing.py`'s. Nothing is advised beyond what the
-server has for each process.
+Arrivals and use times are measured, the queue is `diagnosis/queueing.py`'s. Nothing is advised
+beyond what the server has for each process.
 """
 
 import json
@@ -11,19 +11,17 @@ from typing import Any, Final
 
 from pool_telemetry.cli import sources
 from pool_telemetry.cli.sources import SourceError
-from pool_telemetry.diagnosis import diagnose
-from pool_telemetry.findings import Finding
-from pool_telemetry.sizing import (
-    LARGEST,
-    WAITERS,
+from pool_telemetry.diagnosis import Finding, diagnose
+from pool_telemetry.diagnosis.intervals import intervals
+from pool_telemetry.diagnosis.queueing import (
     Load,
-    Wait,
+    WaitPrediction,
+    candidate_sizes,
+    is_crowded,
     predict,
     recommend_size,
-    sizes_around,
 )
-from pool_telemetry.trouble import is_crowded
-from pool_telemetry.window import windows
+from pool_telemetry.diagnosis.thresholds import MAX_POOL_SIZE, TARGET_WAIT_PROBABILITY
 
 MONITORING: Final = 3
 """Connections that each client has beside its pool, to watch a server."""
@@ -91,7 +89,7 @@ def run(
     most = None if limit is None else _for_each(limit, processes)
     given = None
     if rate is not None and use_seconds is not None:
-        given = Load.evenly(rate, use_seconds)
+        given = Load.exponential(rate, use_seconds)
     if target is None:
         if given is None:
             raise SourceError("without an address it needs --rate and --use-time")
@@ -114,7 +112,7 @@ def run(
     if given is not None:
         found = [Measured(one.pool, given, one.max_size, "as given") for one in found]
     for one in found:
-        if one.load.connections >= LARGEST:
+        if one.load.connections >= MAX_POOL_SIZE:
             raise SourceError(f"{one.load.connections:.0f} in use on average: no pool is so large")
     if as_json:
         return json.dumps([_as_dict(one, most) for one in found], indent=2)
@@ -142,26 +140,26 @@ def _of_service(target: str, seconds: float) -> list[Measured]:
         told = (own[0] if own else diagnose(client, history)).current
         every += told
         for pool in client.open_pools:
-            window = windows([*history, client], (pool.host, pool.port))[-1]
+            window = intervals([*history, client], (pool.host, pool.port))[-1]
             name = client.pool_name(pool)
-            if window.use_time is not None and window.rate:
+            if window.use_time.count and window.rate:
                 mine = [one for one in told if one.pool == name]
                 trouble = (one.verdict for one in mine if one.verdict in _NO_MATTER_OF_SIZE)
                 # Who gave up or still waits is not among those whose waits were measured.
-                few = WAITERS * sum(window.checkouts.values())
+                few = TARGET_WAIT_PROBABILITY * window.ended_checkouts
                 times = window.wait_time if window.checkouts["timeout"] <= few else None
-                wait = times.quantile(1.0 - WAITERS) if times else None
+                wait = times.quantile(1.0 - TARGET_WAIT_PROBABILITY) if times else None
                 if wait is not None and pool.waiting > few:
                     wait = max(wait, pool.oldest_wait)
                 found.append(
                     Measured(
                         name,
-                        Load.of(window.rate, window.use_time),
+                        Load.from_histogram(window.rate, window.use_time),
                         pool.max_size,
                         source=f"measured for {window.seconds:.0f} s",
                         at_least=max((one.change.get("maxPoolSize", 1) for one in mine), default=1),
                         waited=wait,
-                        enough=not window.exhausted_time,
+                        enough=not window.exhausted_seconds,
                         trouble=", ".join(trouble),
                     )
                 )
@@ -176,7 +174,7 @@ def _of_prometheus(busiest: sources.Busiest) -> Measured:
         f"the busiest minute of the last hour of the busiest of {busiest.processes} processes "
         f"({busiest.process})"
     )
-    load = Load.of(busiest.rate, busiest.use_time)
+    load = Load.from_histogram(busiest.rate, busiest.use_time)
     return Measured(busiest.pool, load, busiest.max_size, source, busiest.at_least)
 
 
@@ -192,7 +190,7 @@ def _of_server(
     if use_seconds is None:
         use_seconds = facts.ping_seconds + (facts.operation_seconds or 0.0)
     source = f"the server's operations in {seconds:g} s, by {processes} process(es)"
-    return Measured(facts.address, Load.evenly(rate, use_seconds), None, source)
+    return Measured(facts.address, Load.exponential(rate, use_seconds), None, source)
 
 
 # In words
@@ -200,7 +198,7 @@ def _of_server(
 
 def _as_dict(measured: Measured, most: int | None) -> dict[str, Any]:
     load, wanted = measured.load, measured.wanted
-    waits = [predict(load, size) for size in sizes_around(load, measured.max_size)]
+    waits = [predict(load, size) for size in candidate_sizes(load, measured.max_size)]
     return {
         "pool": measured.pool,
         "source": measured.source,
@@ -221,7 +219,7 @@ def _as_dict(measured: Measured, most: int | None) -> dict[str, Any]:
 def in_words(measured: Measured, most: int | None) -> str:
     """Return a pool's sizes as a table, with the wait as a plot."""
     load, wanted = measured.load, measured.wanted
-    sizes = {*sizes_around(load, measured.max_size), wanted} | (
+    sizes = {*candidate_sizes(load, measured.max_size), wanted} | (
         {most} if most and most < wanted else set()
     )
     waits = [predict(load, size) for size in sorted(sizes)]
@@ -269,11 +267,11 @@ def in_words(measured: Measured, most: int | None) -> str:
     return "\n".join(lines)
 
 
-def _seconds(wait: Wait) -> str:
+def _seconds(wait: WaitPrediction) -> str:
     return "no end" if wait.p95 == math.inf else f"{wait.p95 * 1e3:.1f} ms"
 
 
-def _bar(wait: Wait, longest: float) -> str:
+def _bar(wait: WaitPrediction, longest: float) -> str:
     if wait.p95 == math.inf:
         return "█" * _BAR
     return "▇" * math.ceil(wait.p95 / longest * (_BAR - 4)) if longest else ""

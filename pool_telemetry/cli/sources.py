@@ -22,14 +22,13 @@ from pymongo.errors import OperationFailure, PyMongoError, ServerSelectionTimeou
 from pool_telemetry import catalog
 from pool_telemetry.catalog import CATALOG, Value
 from pool_telemetry.cli.prometheus_text import histogram_of, read
-from pool_telemetry.diagnosis import Diagnosis, worst_first
+from pool_telemetry.diagnosis import Diagnosis, Finding, worst_first
+from pool_telemetry.diagnosis.thresholds import EXHAUSTED_SHARE
 from pool_telemetry.errors import PoolTelemetryError
-from pool_telemetry.findings import Finding
 from pool_telemetry.monitoring.promql import POOL, PROCESS, Promql
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.stats import ClientStats, HistogramStats
 from pool_telemetry.telemetry import PoolTelemetry
-from pool_telemetry.trouble import EXHAUSTED_SHARE
 from pool_telemetry.uri import check_credentials, mask_uri, without_secrets
 
 TIMEOUT_SECONDS: Final = 10.0
@@ -376,11 +375,12 @@ def ask_server(uri: str, seconds: float) -> ServerFacts | Diagnosis:
             return _ask_server(uri, seconds)
     except ServerSelectionTimeoutError as error:
         gone = Finding(
+            id="server_unreachable.down",
             verdict="server unreachable",
             severity="critical",
             pool=mask_uri(uri),
-            because=f"no server answered within {REACH_SECONDS:.0f} s ({type(error).__name__})",
-            advice="see whether the server runs, and the network and the address are right",
+            because=f"No server answered within {REACH_SECONDS:.0f} s ({type(error).__name__}).",
+            advice="Check that the server runs and that the network and the address are right.",
         )
         return Diagnosis((gone,))
     except OperationFailure as error:

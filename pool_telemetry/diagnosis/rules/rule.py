@@ -1,0 +1,33 @@
+"""A rule: when a verdict applies, and what to say then."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from pool_telemetry.diagnosis.evidence import Evidence
+from pool_telemetry.diagnosis.model import Finding, Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """One verdict.
+
+    Attributes:
+        verdict: The verdict, and its title in documents.
+        runbook: The section of `dashboards/runbooks.md` that explains more.
+        applies: Whether the evidence has the problem. It reads the evidence alone.
+        explain: The finding, if it applies.
+        suppressed_by: Findings that explain this one, by the beginning of their ids; of problems
+            that last. One of an earlier rule makes this rule silent.
+    """
+
+    verdict: Verdict
+    title: str
+    runbook: str
+    applies: Callable[[Evidence], bool]
+    explain: Callable[[Evidence], Finding]
+    suppressed_by: frozenset[str] = field(default_factory=frozenset)
+
+    def is_suppressed_by(self, finding: Finding) -> bool:
+        """Return whether a finding explains this rule's."""
+        parts = finding.id.partition(".")
+        return finding.ended is None and not self.suppressed_by.isdisjoint({parts[0], finding.id})
