@@ -20,7 +20,12 @@ from tests.support import drivers, ours, the_pool, wait_for
 
 WORKERS = 3
 OPERATIONS = 40
-OPTIONS: dict[str, Any] = {"maxPoolSize": 4, "minPoolSize": 0, "retryReads": False}
+OPTIONS: dict[str, Any] = {
+    "maxPoolSize": 4,
+    "minPoolSize": 0,
+    "retryReads": False,
+    "waitQueueTimeoutMS": 60_000,  # a worker may take its time to start
+}
 
 
 def main() -> None:
