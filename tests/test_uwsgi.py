@@ -72,6 +72,7 @@ def test_a_worker_lives_and_reports_on_itself(
         assert (unused["health"], unused["pools"], unused["finds"]) == ("degraded", 0, 0)
         for _ in range(FINDS):
             assert web.get("/find").status == 200
+        wait_for(lambda: web.get("/stats").json()["watched"], "the watching thread")
         used = web.get("/stats").json()
         assert (used["health"], used["status"], used["phases"]) == (
             "healthy",
