@@ -95,6 +95,7 @@ def own_numbers(uri: str) -> Any:
     def child() -> Any:
         before = counts()
         find(1)
+        wait_for(lambda: any(map(lives, threading.enumerate())), "the watching thread")
         after = counts()
         return before, after, in_child(lambda: grandchild(find))
 

@@ -64,12 +64,15 @@ def uwsgi(uri: str, log: Path, *arguments: str) -> Iterator[Web]:
 def test_a_worker_lives_and_reports_on_itself(
     server_uri: str, tmp_path: Path, arguments: tuple[str, ...]
 ) -> None:
+    if arguments == _HOOKS and sys.version_info >= (3, 13):
+        pytest.skip("uWSGI 2.0.30 hangs so with any application on CPython 3.13")
     log = tmp_path / "log"
     with uwsgi(server_uri, log, *arguments) as web, ThreadPoolExecutor(CALLERS) as callers:
         unused = web.get("/stats").json()
         assert (unused["health"], unused["pools"], unused["finds"]) == ("degraded", 0, 0)
         for _ in range(FINDS):
             assert web.get("/find").status == 200
+        wait_for(lambda: web.get("/stats").json()["watched"], "the watching thread")
         used = web.get("/stats").json()
         assert (used["health"], used["status"], used["phases"]) == (
             "healthy",

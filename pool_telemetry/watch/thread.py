@@ -9,10 +9,11 @@ import contextlib
 import logging
 import threading
 import weakref
+from _thread import start_new_thread
 from typing import Final, Protocol
 
 from pool_telemetry.options import TelemetryOptions
-from pool_telemetry.process import ProcessLock, after_fork
+from pool_telemetry.process import ProcessLock, after_fork, threads_are_known
 from pool_telemetry.state.connections import Holder
 from pool_telemetry.state.exhaustion import NOTEWORTHY_SECONDS, RECOVERED_SECONDS
 from pool_telemetry.state.frames import stack_of
@@ -86,10 +87,13 @@ def add(watched: Watched) -> None:
         return
     with _lock:
         _watched.add(watched)
-        if _thread is None or not _thread.is_alive():
+        if _thread is None or (threads_are_known() and not _thread.is_alive()):
             thread = threading.Thread(target=_run, name="pool_telemetry-watch", daemon=True)
             try:
-                thread.start()
+                if threads_are_known():
+                    thread.start()
+                else:  # a dead thread may hold a lock that it waits for: the caller must not
+                    start_new_thread(thread.start, ())
             except RuntimeError:  # no room for a thread, or the process ends: the next pool tries
                 return
             _thread = thread
