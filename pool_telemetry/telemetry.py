@@ -52,7 +52,7 @@ _registry_lock = threading.RLock()
 _registry: "weakref.WeakSet[PoolTelemetry]" = weakref.WeakSet()
 _by_listener: "weakref.WeakKeyDictionary[PoolListener, PoolTelemetry]"
 _by_listener = weakref.WeakKeyDictionary()
-_lately_closed: "deque[PoolTelemetry]" = deque(maxlen=10)  # kept for who pushes, to say the last
+_lately_closed: "deque[PoolTelemetry]" = deque(maxlen=10)  # their last values are to be shown
 _ordinals = itertools.count()
 
 
@@ -334,6 +334,35 @@ def live() -> list[PoolTelemetry]:
 def ended() -> list[PoolTelemetry]:
     """Return the telemetry of clients that are no more, the last few of them at least."""
     return [telemetry for telemetry in _every() if not telemetry.active]
+
+
+class ClosedClients:
+    """The clients closed since one reader's previous look, so that it shows their last values.
+
+    Without them all that a short program did would be lost. A client is never shown for ever: the
+    first look after its close has it, and so have the looks of the next `keep_seconds`.
+
+    Args:
+        keep_seconds: For how long looks repeat a client; 0.0 is one look.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, keep_seconds: float = 0.0, *, clock: Clock = time.monotonic) -> None:
+        self._keep_seconds = keep_seconds
+        self._clock = clock
+        self._first_at: weakref.WeakKeyDictionary[PoolTelemetry, float]
+        self._first_at = weakref.WeakKeyDictionary()
+
+    def look(self) -> list[PoolTelemetry]:
+        """Return their telemetry, except of a client whose name another one has by now."""
+        now = self._clock()
+        shown = list[PoolTelemetry]()
+        for one in ended():
+            first_at = self._first_at.setdefault(one, now)
+            if first_at == now or now - first_at < self._keep_seconds:
+                shown.append(one)
+        taken = {telemetry.name for telemetry in live()}
+        return list({one.name: one for one in shown if one.name not in taken}.values())
 
 
 def of(client: Any) -> PoolTelemetry | None:

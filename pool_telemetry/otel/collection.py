@@ -1,12 +1,11 @@
 """What one collection tells: all clients, read once."""
 
-import weakref
 from collections.abc import Iterable
 from typing import Final
 
 from pool_telemetry.catalog import POOL_ATTRIBUTES, Metric
 from pool_telemetry.stats import ClientStats
-from pool_telemetry.telemetry import PoolTelemetry, ended, live
+from pool_telemetry.telemetry import ClosedClients, live
 from pool_telemetry.version import __version__
 
 SCOPE: Final = ("pool_telemetry", __version__)
@@ -19,26 +18,16 @@ class Look:
     def __init__(self) -> None:
         self.clients: list[ClientStats] = []
         self._asked: set[str] = set()
-        self._done: weakref.WeakSet[PoolTelemetry] = weakref.WeakSet()
+        self._closed = ClosedClients()
 
     def begins_with(self, metric: Metric) -> bool:
         """Look again where a metric comes again; return whether that was so."""
         begins = not self._asked or metric.name in self._asked
         if begins:
             self._asked.clear()
-            self.clients = [telemetry.stats() for telemetry in (*live(), *self._ended())]
+            self.clients = [telemetry.stats() for telemetry in (*live(), *self._closed.look())]
         self._asked.add(metric.name)
         return begins
-
-    def _ended(self) -> list[PoolTelemetry]:
-        """Return who ended since the collection before, unless another has the name by now.
-
-        Else all since then would be lost: for a short program that is everything.
-        """
-        over = [telemetry for telemetry in ended() if telemetry not in self._done]
-        self._done.update(over)
-        taken = {telemetry.name for telemetry in live()}
-        return list({one.name: one for one in over if one.name not in taken}.values())
 
 
 def attributes_of(metric: Metric, values: Iterable[str]) -> dict[str, str | int]:
