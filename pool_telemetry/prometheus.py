@@ -4,8 +4,9 @@ Names are the standard translation of OpenTelemetry's: dots become underscores, 
 `_total` are appended. The collector reads at scrape time; between scrapes it costs nothing.
 """
 
+import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import Any, Final
 
@@ -27,7 +28,10 @@ from pool_telemetry import stats
 from pool_telemetry.catalog import CATALOG, POOL_ATTRIBUTES, Metric
 from pool_telemetry.process import ProcessLock
 from pool_telemetry.stats import HistogramStats
-from pool_telemetry.telemetry import live
+from pool_telemetry.telemetry import ClosedClients, live
+
+# A push that failed is repeated in this time, and two Prometheus may scrape the process.
+LAST_SECONDS: Final = 15.0
 
 _registered: "weakref.WeakKeyDictionary[CollectorRegistry, PoolCollector]"
 _registered = weakref.WeakKeyDictionary()
@@ -35,7 +39,17 @@ _lock: Final = ProcessLock()
 
 
 class PoolCollector(Collector):
-    """Yields one family per catalog row, with the samples of all active clients."""
+    """Yields one family per catalog row, with the samples of all active clients.
+
+    The last values of a closed client are in the first collection after its close, and in those of
+    the next 15 s, so that a job may close its pool and then push.
+
+    Args:
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._closed = ClosedClients(LAST_SECONDS, clock=clock)
 
     def describe(self) -> Iterator[Family]:
         """Yield the families without samples, so that registering reads no client."""
@@ -43,7 +57,7 @@ class PoolCollector(Collector):
 
     def collect(self) -> Iterator[Family]:
         """Yield the families with samples; each client is read once."""
-        clients = [telemetry.stats() for telemetry in live()]
+        clients = [telemetry.stats() for telemetry in (*live(), *self._closed.to_report())]
         for metric in CATALOG:
             family = _family(metric)
             for client in clients:

@@ -52,7 +52,7 @@ _registry_lock: Final = ProcessLock()
 _registry: "weakref.WeakSet[PoolTelemetry]" = weakref.WeakSet()
 _by_listener: "weakref.WeakKeyDictionary[PoolListener, PoolTelemetry]"
 _by_listener = weakref.WeakKeyDictionary()
-_lately_closed: "deque[PoolTelemetry]" = deque(maxlen=10)  # kept for who pushes, to say the last
+_lately_closed: "deque[PoolTelemetry]" = deque(maxlen=10)  # their last values are to be shown
 _ordinals = itertools.count()
 
 
@@ -379,6 +379,35 @@ def live() -> list[PoolTelemetry]:
 def ended() -> list[PoolTelemetry]:
     """Return the telemetry of clients that are no more, the last few of them at least."""
     return [telemetry for telemetry in _every() if not telemetry.active]
+
+
+class ClosedClients:
+    """The clients closed since a reader's previous collection, whose last values are still due.
+
+    Without them all values of a short program would be lost. The first collection after its close
+    has a client, and so have the collections of the next `keep_seconds`.
+
+    Args:
+        keep_seconds: How long collections repeat a client; 0.0 is one collection.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, keep_seconds: float = 0.0, *, clock: Clock = time.monotonic) -> None:
+        self._keep_seconds = keep_seconds
+        self._clock = clock
+        self._first_at: weakref.WeakKeyDictionary[PoolTelemetry, float]
+        self._first_at = weakref.WeakKeyDictionary()
+
+    def to_report(self) -> list[PoolTelemetry]:
+        """Return the closed clients to report now, except if another client has their name."""
+        now = self._clock()
+        shown = list[PoolTelemetry]()
+        for one in ended():
+            first_at = self._first_at.setdefault(one, now)
+            if first_at == now or now - first_at < self._keep_seconds:
+                shown.append(one)
+        taken = {telemetry.name for telemetry in live()}
+        return list({one.name: one for one in shown if one.name not in taken}.values())
 
 
 def of(client: Any) -> PoolTelemetry | None:

@@ -31,6 +31,7 @@ from pool_telemetry import (
 )
 from pool_telemetry.catalog import CATALOG, CLIENT_INFO, OWNER_SECONDS, POOL_ATTRIBUTES, Metric
 from pool_telemetry.otel import collection, configure
+from pool_telemetry.telemetry import ClosedClients
 from tests.everything import replay
 from tests.otlp import PROTOCOLS, Received, attributes, exported, receiver
 from tests.support import prometheus_families
@@ -44,7 +45,7 @@ def everything(monkeypatch: pytest.MonkeyPatch) -> Iterator[PoolTelemetry]:
     telemetry, listeners = replay()
     for module in (prometheus, collection):
         monkeypatch.setattr(module, "live", lambda: [telemetry])
-    monkeypatch.setattr(collection, "ended", list)
+    monkeypatch.setattr(ClosedClients, "look", lambda _: [])
     yield telemetry
     del listeners  # they keep the telemetry alive, like a client
 

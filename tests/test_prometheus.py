@@ -2,6 +2,9 @@
 
 import os
 import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from pymongo import MongoClient
 
 from pool_telemetry import PoolTelemetry, __version__, prometheus
 from pool_telemetry.catalog import CATALOG
+from pool_telemetry.telemetry import ClosedClients
 from tests.everything import replay
 from tests.needs import needs
 from tests.support import prometheus_families
@@ -24,6 +28,7 @@ def exposition(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a generator of the exposition of the replayed client, without other clients."""
     telemetry, listeners = replay()
     monkeypatch.setattr(prometheus, "live", lambda: [telemetry])
+    monkeypatch.setattr(ClosedClients, "to_report", lambda _: [])
     registry = CollectorRegistry()
     prometheus.register(registry)
 
@@ -111,6 +116,88 @@ def test_one_registration_covers_every_client(server_uri: str) -> None:
     prometheus.unregister(registry)
     prometheus.unregister(registry)
     assert prometheus.generate(registry=registry)[0] == b""
+
+
+PUSHED = """
+import sys
+from prometheus_client import CollectorRegistry, push_to_gateway
+from pool_telemetry import MongoDBConnectionPool, PoolTelemetry, TelemetryOptions, prometheus
+from pymongo import MongoClient
+
+registry = CollectorRegistry()
+if sys.argv[3] == "before":
+    prometheus.register(registry)
+options = TelemetryOptions(name="job")
+client = MongoDBConnectionPool.initialize(sys.argv[1], telemetry=options)
+client["pushed"]["t"].find_one()
+MongoDBConnectionPool.close()
+with MongoClient(sys.argv[1], event_listeners=PoolTelemetry("other").listeners) as other:
+    other["pushed"]["t"].find_one()
+prometheus.register(registry)
+for _ in range(2):  # a push is tried again
+    push_to_gateway(sys.argv[2], job="nightly", registry=registry)
+"""
+
+
+@pytest.mark.parametrize("registered", ["before", "after"])
+def test_a_push_after_close_has_the_last_values(server_uri: str, registered: str) -> None:
+    pushed = list[str]()
+
+    class Gateway(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:  # http.server's name
+            pushed.append(self.rfile.read(int(self.headers["content-length"])).decode())
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Gateway) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            address = f"http://127.0.0.1:{server.server_port}"
+            program = [sys.executable, "-c", PUSHED, server_uri, address, registered]
+            subprocess.run(program, check=True)
+        finally:
+            server.shutdown()
+            thread.join()
+    assert len(pushed) == 2
+    for text in pushed:
+        found = [line for line in text.splitlines() if line.startswith("mongodb_client_pool_check")]
+        for name in ("job", "other"):
+            ok = [one for one in found if f'name="{name}@' in one and 'outcome="ok"' in one]
+            assert [float(one.split()[-1]) > 0 for one in ok] == [True], name
+
+
+def test_a_closed_client_is_not_scraped_for_ever(server_uri: str) -> None:
+    now = [0.0]
+    registry = CollectorRegistry()
+    registry.register(prometheus.PoolCollector(clock=lambda: now[0]))
+
+    def is_shown() -> bool:
+        return 'name="gone@' in prometheus.generate(registry=registry)[0].decode()
+
+    telemetry = PoolTelemetry("gone")
+    with MongoClient[dict[str, Any]](server_uri, event_listeners=telemetry.listeners) as client:
+        client.admin.command("ping")
+        assert is_shown()
+    shown = []
+    for now[0] in (100.0, 110.0, 115.0, 130.0):
+        shown.append(is_shown())
+    assert shown == [True, True, False, False]
+
+
+def test_a_closed_client_makes_room_for_the_next_of_its_name(server_uri: str) -> None:
+    prometheus.register(registry := CollectorRegistry())
+    for _ in range(3):
+        telemetry = PoolTelemetry("next")
+        with MongoClient[dict[str, Any]](server_uri, event_listeners=telemetry.listeners) as client:
+            client.admin.command("ping")
+            text = prometheus.generate(registry=registry)[0].decode()
+            ready = [
+                one for one in text.splitlines() if one.startswith("mongodb_client_pool_ready")
+            ]
+            assert [one.split()[-1] for one in ready if 'name="next@' in one] == ["1.0"]
 
 
 def test_clients_without_a_name_never_share_a_series(server_uri: str) -> None:

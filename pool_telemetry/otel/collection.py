@@ -1,12 +1,11 @@
 """One collection: the stats of all clients, read once for all metrics."""
 
-import weakref
 from collections.abc import Iterable
 from typing import Final
 
 from pool_telemetry.catalog import POOL_ATTRIBUTES, Metric
 from pool_telemetry.stats import ClientStats
-from pool_telemetry.telemetry import PoolTelemetry, ended, live
+from pool_telemetry.telemetry import ClosedClients, live
 from pool_telemetry.version import __version__
 
 SCOPE: Final = ("pool_telemetry", __version__)
@@ -19,7 +18,7 @@ class Collection:
     def __init__(self) -> None:
         self.clients: list[ClientStats] = []
         self._observed: set[str] = set()
-        self._reported: weakref.WeakSet[PoolTelemetry] = weakref.WeakSet()
+        self._closed = ClosedClients()
 
     def start_if_new(self, metric: Metric) -> bool:
         """Start a new collection if this metric was already observed in the current one.
@@ -29,19 +28,9 @@ class Collection:
         is_new = not self._observed or metric.name in self._observed
         if is_new:
             self._observed.clear()
-            self.clients = [telemetry.stats() for telemetry in (*live(), *self._closed())]
+            self.clients = [one.stats() for one in (*live(), *self._closed.to_report())]
         self._observed.add(metric.name)
         return is_new
-
-    def _closed(self) -> list[PoolTelemetry]:
-        """Return the clients closed since the previous collection, except if their name is reused.
-
-        Otherwise their last values would be lost; for a short program these are all its values.
-        """
-        closed = [telemetry for telemetry in ended() if telemetry not in self._reported]
-        self._reported.update(closed)
-        in_use = {telemetry.name for telemetry in live()}
-        return list({one.name: one for one in closed if one.name not in in_use}.values())
 
 
 def attributes_of(metric: Metric, values: Iterable[str]) -> dict[str, str | int]:
