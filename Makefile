@@ -41,7 +41,8 @@ endif
 
 test-load: $(VENV)/.dev
 	$(BIN)/python -m pytest -m load $(ARGS)
-	$(BIN)/python -m pytest --hypothesis-profile=many tests/test_findings.py tests/test_machine.py
+	$(BIN)/python -m pytest --hypothesis-profile=many tests/test_findings.py tests/test_listeners.py \
+		tests/test_machine.py tests/test_secrets.py
 
 test-stack: $(VENV)/.dev
 	$(BIN)/python -m pytest -m stack $(ARGS)

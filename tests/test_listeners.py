@@ -12,7 +12,7 @@ from unittest import mock
 
 import pytest
 from bson import ObjectId
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from pymongo import monitoring
@@ -260,7 +260,6 @@ odd = st.one_of(
 
 
 @given(st.data())
-@settings(max_examples=100)
 def test_malformed_events_hurt_neither_the_application_nor_what_reads(data: st.DataObject) -> None:
     """Every property of an event may be anything; the numbers may be off, but they can be read."""
     replay = Replay("odd")
