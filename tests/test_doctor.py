@@ -231,7 +231,7 @@ def test_a_slow_way_to_the_server_is_told(
         code, out, _ = run(capsys, "doctor", proxy.uri, "--seconds", "0.1")
     assert code == doctor.EXIT_CODES["warning"]
     assert out.startswith("WARNING: slow operations, 127.0.0.1:")
-    assert "a ping takes 12" in out
+    assert "A ping takes 12" in out
 
 
 def test_what_does_not_answer_is_critical_or_can_not_be_told(
