@@ -236,7 +236,7 @@ def test_a_slow_way_to_the_server_is_told(
         code, out, _ = run(capsys, "doctor", proxy.uri, "--seconds", "0.1")
     assert code == doctor.EXIT_CODES["warning"]
     assert out.startswith("WARNING: slow operations, 127.0.0.1:")
-    (milliseconds,) = re.findall(r"a ping takes (\d+) ms", out)
+    (milliseconds,) = re.findall(r"A ping takes (\d+) ms", out)
     assert int(milliseconds) >= 120
 
 

@@ -16,7 +16,7 @@ from tests.histories import RECORDED, SIMULATED, recorded, simulated
 SHOWN = 40
 
 
-@pytest.mark.heavy
+@pytest.mark.load
 @pytest.mark.parametrize(("file", "lines"), [(SIMULATED, simulated), (RECORDED, recorded)])
 def test_the_diagnoses_are_the_golden_ones(file: Path, lines: Callable[[], list[str]]) -> None:
     kept = file.read_text().splitlines()

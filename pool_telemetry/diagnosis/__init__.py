@@ -1,12 +1,12 @@
-"""What is wrong with a client's pools, by which numbers, and what to change.
+"""The diagnosis: the problems of a client's pools, with their numbers and what to change.
 
-One way, downwards: samples become `intervals`, these become `periods`, a period becomes `evidence`,
-the `rules` turn evidence into findings, and `reconcile` decides which past findings are reported
-(`pipeline.diagnose` is the whole way). `thresholds` has every number that decides, `queueing` the
-mathematics of sizes.
+It flows one way. Samples become `intervals`, and intervals become `periods`. `gathering` measures
+the `evidence` of a period, and the `rules` turn it into findings. At the end `reconcile` decides
+which past findings are reported. `pipeline.diagnose` is the whole way. `thresholds` has the numbers
+that decide, `queueing` the mathematics of sizes.
 
-Health, exporters, endpoints and the command line may import the room. It imports `stats` alone: it
-does no I/O, reads no clock, and asks no driver.
+Endpoints and the command line may import the room. It imports `stats` alone: it does no I/O, reads
+no clock, and asks no driver.
 """
 
 from pool_telemetry.diagnosis.model import Diagnosis, Finding, Severity, Verdict, worst_first

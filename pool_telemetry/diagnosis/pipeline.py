@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pool_telemetry.diagnosis.evidence import gather
+from pool_telemetry.diagnosis.gathering import gather
 from pool_telemetry.diagnosis.model import Diagnosis, Finding, worst_first
 from pool_telemetry.diagnosis.periods import periods
 from pool_telemetry.diagnosis.reconcile import reconcile

@@ -1,6 +1,6 @@
 """Every threshold of the diagnosis: what it bounds, its unit, and why it has this value.
 
-Seconds unless the name says otherwise. Nothing else in this room spells a number that decides.
+Names in _SECONDS are seconds, in _SHARE 0.0 to 1.0; the others are counts or factors.
 """
 
 from typing import Final
@@ -24,7 +24,7 @@ CALM_SECONDS: Final = 30.0
 CALM_SHARE: Final = 0.4
 """Largest share of the known time that is judged if no caller waits: the rest is the baseline."""
 GAP_SECONDS: Final = 10.0
-"""Longest pause within one contention: what is closer has one cause."""
+"""Longest pause within one contention: contentions closer than that have one cause."""
 BLINK_SECONDS: Final = 0.001
 """Intervals shorter than this have no rates."""
 
@@ -63,9 +63,14 @@ SLOWER_EXHAUSTED_SECONDS: Final = SLOW_SECONDS / 5
 SLOWER_SECONDS: Final = SLOW_SECONDS / 2
 """Least duration of a command that is slower than usual, if no caller waits for it."""
 SLOW_COMMAND_SHARE: Final = 0.2
-"""Share of all commands' time from which one command is what keeps connections."""
+"""Share of all commands' time from which a command is the reason that connections are busy."""
 MIN_SLOW_RUNS: Final = 3
-"""Slow runs of a command that it takes if the pool is not exhausted: one or two are chance."""
+"""Slow runs that a command needs if the pool is not exhausted: one or two are chance."""
+TIMED_SHARE: Final = 0.5
+"""Share of the connections' use that timed commands explain, at least, if one of them is the cause.
+"""
+MIN_STALLED: Final = 3
+"""Callers at work from which a pool can stall although no caller waits: fewer may just be slow."""
 STALLED_SECONDS: Final = 1.0
 """Time without a returned connection from which a pool counts as stalled."""
 HANGING_SECONDS: Final = 5.0
@@ -100,7 +105,7 @@ TIMEOUT_SHARE: Final = 0.5
 RETRY_SHARE: Final = 0.75
 """Share of timeouts that are retried at once: PyMongo retries reads once, which is half of them."""
 CURSOR_SHARE: Final = 0.5
-"""Share of a pool from which cursors that are read are what exhausts it."""
+"""Share of a pool from which cursors that are being read are the reason for its exhaustion."""
 CROWDED_FACTOR: Final = 3.0
 """Factor over the predicted wait from which arrivals are not random."""
 TARGET_WAIT_PROBABILITY: Final = 0.05

@@ -11,7 +11,7 @@ from tests.rules.evidence import WELL
 ROOT = Path(__file__).parents[2]
 
 
-def test_every_verdict_has_one_rule_and_one_file() -> None:
+def test_every_verdict_has_one_rule_in_a_file_of_its_name() -> None:
     assert {one.verdict for one in RULES} | {"healthy"} == {*get_args(Verdict)}
     files = {path.stem for path in Path(rules.__file__).parent.glob("*.py")}
     assert files - {"__init__", "rule", "wording"} == {

@@ -78,7 +78,6 @@ def _min_pool_size(evidence: Evidence, window: Interval) -> int:
 
 RULE: Final = Rule(
     verdict="connection storm",
-    title="Connection storm",
     runbook="MongoDBPoolConnectionStorm",
     applies=applies,
     explain=explain,

@@ -73,7 +73,6 @@ def _is_old_checkout(pool: PoolStats) -> bool:
 
 RULE: Final = Rule(
     verdict="leak",
-    title="Leak",
     runbook="MongoDBPoolCheckoutHeld",
     applies=applies,
     explain=explain,

@@ -49,7 +49,6 @@ def explain(evidence: Evidence) -> Finding:
 
 RULE: Final = Rule(
     verdict="oversized",
-    title="Oversized",
     runbook="",
     applies=applies,
     explain=explain,

@@ -75,7 +75,6 @@ def _during(evidence: Evidence) -> Interval | None:
 
 RULE: Final = Rule(
     verdict="retry storm",
-    title="Retry storm",
     runbook="MongoDBPoolCheckoutTimeouts",
     applies=applies,
     explain=explain,

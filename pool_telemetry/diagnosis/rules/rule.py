@@ -12,7 +12,7 @@ class Rule:
     """One verdict.
 
     Attributes:
-        verdict: The verdict, and its title in documents.
+        verdict: The verdict of its findings.
         runbook: The section of `dashboards/runbooks.md` that explains more.
         applies: Whether the evidence has the problem. It reads the evidence alone.
         explain: The finding, if it applies.
@@ -21,7 +21,6 @@ class Rule:
     """
 
     verdict: Verdict
-    title: str
     runbook: str
     applies: Callable[[Evidence], bool]
     explain: Callable[[Evidence], Finding]

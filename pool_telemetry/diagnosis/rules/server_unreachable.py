@@ -78,7 +78,6 @@ def _cause(server: ServerEvidence, period: Period) -> tuple[str, str, str]:
 
 RULE: Final = Rule(
     verdict="server unreachable",
-    title="Server unreachable",
     runbook="MongoDBServerDown",
     applies=applies,
     explain=explain,

@@ -93,7 +93,6 @@ def _workaround(evidence: Evidence) -> tuple[str, dict[str, int]]:
 
 RULE: Final = Rule(
     verdict="slow operations",
-    title="Slow operations",
     runbook="MongoDBPoolExhausted",
     applies=applies,
     explain=explain,

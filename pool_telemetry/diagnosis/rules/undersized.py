@@ -132,7 +132,6 @@ def _advice(evidence: Evidence, cause: str, limit: int, size: int, most: int) ->
 
 RULE: Final = Rule(
     verdict="undersized",
-    title="Undersized",
     runbook="MongoDBPoolExhausted",
     applies=applies,
     explain=explain,
