@@ -17,10 +17,10 @@ from pool_telemetry.base_pool import (
     POLL_SECONDS,
     VERSION_PAUSES,
     VERSION_SECONDS,
-    Managed,
-    Quiet,
-    Settings,
-    Singleton,
+    BaseConnectionPool,
+    DrainMonitor,
+    ManagedClient,
+    PoolSettings,
 )
 from pool_telemetry.errors import PoolNotInitializedError
 from pool_telemetry.options import (
@@ -43,10 +43,10 @@ _log = logging.getLogger("pool_telemetry.async_pool")
 _closing: set["asyncio.Task[None]"] = set()  # a loop alone would let them be collected
 
 
-class ManagedAsyncPool(Managed[_Client]):
+class ManagedAsyncMongoClient(ManagedClient[_Client]):
     """The I/O of one managed client."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: PoolSettings) -> None:
         super().__init__(settings, AsyncMongoClient)
         self._learning: asyncio.Task[None] | None = None
         limits = wait_limits(settings.uri, settings.kwargs)
@@ -125,7 +125,7 @@ class ManagedAsyncPool(Managed[_Client]):
         """Close the client when its users are done, in a task of its own."""
 
         async def wait_and_close() -> None:
-            quiet = Quiet(self)
+            quiet = DrainMonitor(self)
             while not quiet.over() and not self.drain_now.is_set():
                 await asyncio.sleep(POLL_SECONDS)
             await self.close()
@@ -133,7 +133,7 @@ class ManagedAsyncPool(Managed[_Client]):
         return asyncio.get_running_loop().create_task(wait_and_close())
 
 
-class AsyncMongoDBConnectionPool(Singleton[_Client]):
+class AsyncMongoDBConnectionPool(BaseConnectionPool[_Client]):
     """One AsyncMongoClient for the whole process, and what its pool is doing.
 
     The class is the singleton; call its methods on it. See `MongoDBConnectionPool`.
@@ -142,8 +142,8 @@ class AsyncMongoDBConnectionPool(Singleton[_Client]):
     _initializing: ClassVar[asyncio.Lock] = asyncio.Lock()
     _loop_lock: ClassVar[threading.Lock] = threading.Lock()
     _loop: ClassVar[asyncio.AbstractEventLoop | None] = None
-    _current: ClassVar[ManagedAsyncPool | None] = None
-    _draining: ClassVar[list[tuple[ManagedAsyncPool, "asyncio.Task[None]"]]] = []
+    _current: ClassVar[ManagedAsyncMongoClient | None] = None
+    _draining: ClassVar[list[tuple[ManagedAsyncMongoClient, "asyncio.Task[None]"]]] = []
     _closes: ClassVar[int] = 0
 
     @classmethod
@@ -172,10 +172,12 @@ class AsyncMongoDBConnectionPool(Singleton[_Client]):
         """
         async with cls._enter_loop():
             current, closes = cls._current, cls._closes
-            settings = Settings.of(connection_string, telemetry, kwargs, current, ASYNC_DEFAULTS)
+            settings = PoolSettings.of(
+                connection_string, telemetry, kwargs, current, ASYNC_DEFAULTS
+            )
             if current is not None and current.is_usable(settings):
                 return current.client
-            new = ManagedAsyncPool(settings)
+            new = ManagedAsyncMongoClient(settings)
             await new.start()
             if cls._closes == closes:
                 old, cls._current = cls._current, new

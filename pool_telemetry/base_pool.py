@@ -49,7 +49,7 @@ _EMPTY: Final = ClientStats(name="", pools=(), operations=(), telemetry_errors=0
 
 
 @dataclass(frozen=True, repr=False)  # it would show the password
-class Settings:
+class PoolSettings:
     """What `initialize()` was called with, after the defaults and the environment.
 
     Attributes:
@@ -67,9 +67,9 @@ class Settings:
         uri: str | None,
         options: TelemetryOptions | None,
         kwargs: dict[str, Any],
-        current: "Managed[Any] | None",
+        current: "ManagedClient[Any] | None",
         defaults: Mapping[str, Any] = DEFAULTS,
-    ) -> "Settings":
+    ) -> "PoolSettings":
         """Apply MONGODB_URI, the defaults and the environment."""
         if not uri and ("host" in kwargs or "port" in kwargs):  # MongoClient's other way
             uri = kwargs.pop("host", None) or "localhost"
@@ -89,7 +89,7 @@ class Settings:
             kwargs = client_kwargs(uri, kwargs, defaults)
             return cls(uri, kwargs, TelemetryOptions.of(options), assumed=not given)
 
-    def differences(self, new: "Settings") -> list[str]:
+    def differences(self, new: "PoolSettings") -> list[str]:
         """Return in words what differs in new settings, without secrets."""
         ours = [
             f"telemetry.{one.name}"
@@ -100,14 +100,14 @@ class Settings:
         before, after = (identity(one.uri, one.kwargs) for one in (self, new))
         return differences(before, after, names) + ours
 
-    def same_as(self, other: "Settings") -> bool:
+    def same_as(self, other: "PoolSettings") -> bool:
         """Return whether both come to the same client."""
         return self.options == other.options and (
             identity(self.uri, self.kwargs) == identity(other.uri, other.kwargs)
         )
 
 
-class Managed(Generic[ClientT]):
+class ManagedClient(Generic[ClientT]):
     """A client that a singleton owns, with its telemetry.
 
     Attributes:
@@ -115,7 +115,7 @@ class Managed(Generic[ClientT]):
         drain_now: Set to close a replaced client without waiting for its users.
     """
 
-    def __init__(self, settings: Settings, client_class: type[Any]) -> None:
+    def __init__(self, settings: PoolSettings, client_class: type[Any]) -> None:
         self.settings = settings
         self.call_site = call_site()
         self.telemetry = PoolTelemetry(options=settings.options)
@@ -143,11 +143,11 @@ class Managed(Generic[ClientT]):
                 )
             raise
 
-    def is_usable(self, settings: Settings) -> bool:
+    def is_usable(self, settings: PoolSettings) -> bool:
         """Return whether this client is what these settings come to, and nobody closed it."""
         return self.settings.same_as(settings) and self.telemetry.active
 
-    def log_replacement(self, old: "Managed[ClientT]") -> None:
+    def log_replacement(self, old: "ManagedClient[ClientT]") -> None:
         """Log which settings differ from those of the client that this one has replaced."""
         changed = old.settings.differences(self.settings)
         if changed:  # else the application closed the old client itself
@@ -180,7 +180,7 @@ class Managed(Generic[ClientT]):
             **live_stats(stats),  # type: ignore[typeddict-item]  # mypy asks it for `error`
         }
         if not stats.connected:
-            down = "; ".join(pool.why_down for pool in stats.open_pools)
+            down = "; ".join(pool.outage_text for pool in stats.open_pools)
             report["error"] = f"no server answers heartbeats: {down or 'the client is closed'}"
         return report
 
@@ -193,10 +193,10 @@ class Managed(Generic[ClientT]):
         )
 
 
-class Singleton(Generic[ClientT]):
+class BaseConnectionPool(Generic[ClientT]):
     """What both singletons answer without I/O, at any time and from any thread."""
 
-    _current: ClassVar[Managed[Any] | None] = None
+    _current: ClassVar[ManagedClient[Any] | None] = None
 
     @classmethod
     def get_client(cls) -> ClientT:
@@ -255,10 +255,10 @@ class Singleton(Generic[ClientT]):
         return None if current is None else current.telemetry
 
 
-class Quiet:
+class DrainMonitor:
     """Sees when a replaced client may be closed: nothing out, nothing new, for a while."""
 
-    def __init__(self, managed: Managed[Any]) -> None:
+    def __init__(self, managed: ManagedClient[Any]) -> None:
         self._managed = managed
         self._deadline = time.monotonic() + managed.settings.options.drain_seconds
         self._since = time.monotonic()

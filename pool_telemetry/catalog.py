@@ -41,7 +41,7 @@ WAIT_TIME: Final = "mongodb.client.pool.wait_time"
 Absent on later commands of the same checkout.
 """
 
-CROWD_ATTRIBUTES: Final = (
+OCCUPANCY_ATTRIBUTES: Final = (
     "mongodb.client.pool.size",
     "mongodb.client.pool.in_use",
     "mongodb.client.pool.waiting",

@@ -33,7 +33,7 @@ from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.owners import MAX_OWNER, owner
 from pool_telemetry.pool import MongoDBConnectionPool
 from pool_telemetry.report import PoolReport, pool_lines
-from pool_telemetry.stats import ClientStats, one_line
+from pool_telemetry.stats import ClientStats, printable
 
 Pool = type[MongoDBConnectionPool] | type[AsyncMongoDBConnectionPool]
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -168,7 +168,7 @@ class OwnerMiddleware:
         """Serve one request."""
         template = ""
         if scope["type"] in ("http", "websocket") and "app" in scope:
-            template = one_line(_template(scope["app"].routes, scope)[:MAX_OWNER])
+            template = printable(_template(scope["app"].routes, scope)[:MAX_OWNER])
         with owner(template) if template else contextlib.nullcontext():
             await self._app(scope, receive, send)
 

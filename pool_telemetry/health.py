@@ -73,12 +73,12 @@ def assess(
     reasons: list[Reason] = []
     reachable = [pool for pool in stats.open_pools if _reachable(pool, limits)]
     if not reachable:
-        lost = ", ".join(pool.why_down for pool in stats.open_pools) or "the client is closed"
+        lost = ", ".join(pool.outage_text for pool in stats.open_pools) or "the client is closed"
         reasons.append(("unhealthy", f"no server can be reached: {lost}"))
     for pool in stats.open_pools:
         reasons += _reasons(pool, limits)
         if reachable and pool.up is False:
-            reasons.append(("degraded", pool.why_down))
+            reasons.append(("degraded", pool.outage_text))
     reasons.sort(key=lambda reason: _RANK[reason[0]])
     status = reasons[0][0] if reasons else "healthy"
     return Health(status, tuple(text for _, text in reasons))

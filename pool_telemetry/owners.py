@@ -5,13 +5,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Final
 
-from pool_telemetry.stats import NO_NOTE, Note
+from pool_telemetry.stats import NO_ORIGIN, Origin
 
 MAX_OWNER: Final = 200  # characters
 
-_note: ContextVar[Note] = ContextVar("pool_telemetry_owner", default=NO_NOTE)
+_note: ContextVar[Origin] = ContextVar("pool_telemetry_owner", default=NO_ORIGIN)
 
-current_note = _note.get
+current_origin = _note.get
 """Return a note of the name in force."""
 
 
@@ -31,7 +31,7 @@ def owner(name: str) -> Iterator[None]:
     fits = isinstance(name, str) and 0 < len(name) <= MAX_OWNER and name.isprintable()
     if not fits:
         raise ValueError(f"an owner's name has 1 to {MAX_OWNER} printable characters")
-    token = _note.set(Note(name, None))
+    token = _note.set(Origin(name, None))
     try:
         yield
     finally:

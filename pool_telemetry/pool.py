@@ -16,10 +16,10 @@ from pool_telemetry.base_pool import (
     POLL_SECONDS,
     VERSION_PAUSES,
     VERSION_SECONDS,
-    Managed,
-    Quiet,
-    Settings,
-    Singleton,
+    BaseConnectionPool,
+    DrainMonitor,
+    ManagedClient,
+    PoolSettings,
 )
 from pool_telemetry.errors import PoolNotInitializedError
 from pool_telemetry.options import TelemetryOptions
@@ -28,10 +28,10 @@ from pool_telemetry.process import after_fork, notice_fork
 _Client = MongoClient[dict[str, Any]]
 
 
-class ManagedPool(Managed[_Client]):
+class ManagedMongoClient(ManagedClient[_Client]):
     """The I/O of one managed client."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: PoolSettings) -> None:
         super().__init__(settings, MongoClient)
         self._learning = threading.Thread()  # which asks for the version; a fork ends it
         self._over = threading.Event()
@@ -82,7 +82,7 @@ class ManagedPool(Managed[_Client]):
         """Close the client when its users are done, on a thread of its own."""
 
         def wait_and_close() -> None:
-            quiet = Quiet(self)
+            quiet = DrainMonitor(self)
             while not quiet.over() and not self.drain_now.wait(POLL_SECONDS):
                 pass
             self.close()
@@ -92,7 +92,7 @@ class ManagedPool(Managed[_Client]):
         return thread
 
 
-class MongoDBConnectionPool(Singleton[_Client]):
+class MongoDBConnectionPool(BaseConnectionPool[_Client]):
     """One MongoClient for the whole process, and what its pool is doing.
 
     The class is the singleton; call its methods on it.
@@ -101,8 +101,8 @@ class MongoDBConnectionPool(Singleton[_Client]):
     # Taken in this order. The first is held while a new client is pinged, the second for a moment.
     _initializing: ClassVar[threading.Lock] = threading.Lock()
     _lock: ClassVar[threading.Lock] = threading.Lock()
-    _current: ClassVar[ManagedPool | None] = None
-    _draining: ClassVar[list[tuple[ManagedPool, threading.Thread]]] = []
+    _current: ClassVar[ManagedMongoClient | None] = None
+    _draining: ClassVar[list[tuple[ManagedMongoClient, threading.Thread]]] = []
     _closes: ClassVar[int] = 0
 
     @classmethod
@@ -135,10 +135,10 @@ class MongoDBConnectionPool(Singleton[_Client]):
         notice_fork()
         with cls._initializing:
             current, closes = cls._current, cls._closes
-            settings = Settings.of(connection_string, telemetry, kwargs, current)
+            settings = PoolSettings.of(connection_string, telemetry, kwargs, current)
             if current is not None and current.is_usable(settings):
                 return current.client
-            new = ManagedPool(settings)
+            new = ManagedMongoClient(settings)
             with cls._lock:
                 if is_open := cls._closes == closes:
                     old, cls._current = cls._current, new

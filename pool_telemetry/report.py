@@ -9,9 +9,9 @@ from typing import Any, Final, Literal, TypedDict
 from pool_telemetry.stats import (
     CLOSE_REASONS,
     OUTCOMES,
+    Activity,
     CallerStats,
     ClientStats,
-    Doing,
     HistogramStats,
     OperationStats,
     Phase,
@@ -124,7 +124,7 @@ class Caller(TypedDict):
     seconds: float
     actor: str
     owner: str
-    doing: Doing
+    doing: Activity
     operation: str
     collection: str
     trace_id: str | None

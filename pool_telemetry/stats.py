@@ -12,7 +12,7 @@ Address = tuple[str, int | None]
 """Host and port; the port is None for a Unix domain socket, whose path is the host."""
 
 
-def checked(address: Address) -> Address:
+def validate_address(address: Address) -> Address:
     """Return an address that is one; what is read later must not be poisoned by an odd event.
 
     Raises:
@@ -24,7 +24,7 @@ def checked(address: Address) -> Address:
     return host, port
 
 
-def one_line(text: str) -> str:
+def printable(text: str) -> str:
     """Return names of others, which may be anything, as a log and a terminal can bear them."""
     return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
 
@@ -51,17 +51,17 @@ CLOSE_REASONS: Final = ("stale", "idle", "error", "pool_closed")
 """Why a connection closes, as CMAP names it."""
 
 
-Link = tuple[int, int]
+TraceLink = tuple[int, int]
 """The trace and the span in which something happened, by OpenTelemetry's ids."""
 
-FindLink = Callable[[], Link | None]
+FindTraceLink = Callable[[], TraceLink | None]
 """Finds it out; None where it is in no trace, or in one that is not kept."""
 
 
 class Exemplar(NamedTuple):
     """One of a bucket's durations, with the trace in which it can be looked at."""
 
-    link: Link
+    link: TraceLink
     seconds: float
     time: float  # Unix time, seconds
 
@@ -146,20 +146,20 @@ class OwnerStats(NamedTuple):
     in_use: int
 
 
-Doing = Literal["command", "exhaust cursor", "pinned cursor", "transaction", "waiting", ""]
+Activity = Literal["command", "exhaust cursor", "pinned cursor", "transaction", "waiting", ""]
 """What a caller does. Cursors of these kinds and (behind a load balancer) transactions hold a
 connection between two commands, too; empty is between two commands without either.
 """
 
 
-class Note(NamedTuple):
+class Origin(NamedTuple):
     """What a caller is, by what it said when it came."""
 
     owner: str  # empty without one
-    link: Link | None  # where in a trace
+    link: TraceLink | None  # where in a trace
 
 
-NO_NOTE: Final = Note("", None)
+NO_ORIGIN: Final = Origin("", None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +170,7 @@ class CallerStats:
     seconds: float  # since it has it, or waits
     actor: str  # the thread's or task's name
     owner: str  # see `owner()`; empty without one
-    doing: Doing
+    doing: Activity
     operation: str  # of the command that runs, or was last; empty without one
     collection: str
     trace_id: str | None  # 32 hexadecimal digits
@@ -180,7 +180,7 @@ class CallerStats:
     def who(self) -> str:
         """Return its name, and on whose behalf it is here."""
         owner = f" ({self.owner})" if self.owner else ""
-        return one_line(f"{self.actor or 'somebody'}{owner}")
+        return printable(f"{self.actor or 'somebody'}{owner}")
 
     def in_words(self) -> str:
         """Return who it is, for how long, and what it does."""
@@ -190,7 +190,7 @@ class CallerStats:
         )
         if self.idle_seconds is not None and self.idle_seconds >= IDLE_SECONDS:
             doing += f", idle for {self.idle_seconds:.2f} s"
-        return one_line(f"{self.who} for {self.seconds:.2f} s: {doing}")
+        return printable(f"{self.who} for {self.seconds:.2f} s: {doing}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,7 +211,7 @@ class Episode:
     holders: tuple[CallerStats, ...]  # who held connections for longest when last looked at
 
 
-class Crowd(NamedTuple):
+class Occupancy(NamedTuple):
     """How full a pool is, of `PoolStats` the part that a span tells."""
 
     size: int
@@ -270,7 +270,7 @@ class PoolStats:
         return self.size - self.opening - self.in_use
 
     @property
-    def why_down(self) -> str:
+    def outage_text(self) -> str:
         """Return in words since when it does not answer. Never an error's own text."""
         if self.up is None:
             return f"{self.address} has not answered yet"

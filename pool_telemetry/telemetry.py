@@ -31,7 +31,7 @@ from pool_telemetry.state import callers
 from pool_telemetry.state.actor import notice_greenlets
 from pool_telemetry.state.agents import AgentCounts
 from pool_telemetry.state.commands import CommandState
-from pool_telemetry.state.connections import Holder
+from pool_telemetry.state.connections import Checkout
 from pool_telemetry.state.pool_state import Clock, PoolState
 from pool_telemetry.stats import (
     Address,
@@ -219,7 +219,7 @@ class PoolTelemetry:
         oldest = attrgetter("seconds")
         return sorted(holders, key=oldest, reverse=True), sorted(waiters, key=oldest, reverse=True)
 
-    def holding(self, state: PoolState) -> tuple[dict[int, Holder], dict[int, CallerStats]]:
+    def holding(self, state: PoolState) -> tuple[dict[int, Checkout], dict[int, CallerStats]]:
         """Return who has which connection of a pool: as it stands there, and in names."""
         return callers.holding(state, self.commands, self._clock())
 

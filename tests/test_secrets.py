@@ -34,7 +34,7 @@ from pool_telemetry import (
     assess,
     prometheus,
 )
-from pool_telemetry.base_pool import Managed, Settings
+from pool_telemetry.base_pool import ManagedClient, PoolSettings
 from pool_telemetry.cli import doctor
 from pool_telemetry.diagnosis import diagnose
 from pool_telemetry.fastapi import create_router
@@ -101,7 +101,7 @@ def test_no_client_that_is_refused_shows_a_secret(secret: str) -> None:
         for wrong in WRONG:
             kwargs = {"username": "ann", "password": secret, "connect": False, **wrong}
             with pytest.raises(Exception) as raised:  # PyMongo has many
-                Managed(Settings.of(uri, None, kwargs, None), MongoClient)
+                ManagedClient(PoolSettings.of(uri, None, kwargs, None), MongoClient)
             assert MARK not in shown(raised.value), uri
 
 
@@ -126,11 +126,11 @@ def test_no_error_of_a_start_has_a_secret(secret: str) -> None:
 @settings(max_examples=30)
 def test_no_difference_of_settings_shows_a_secret(secret: str) -> None:
     """As a replaced client is logged with them."""
-    found = list[Settings]()
+    found = list[PoolSettings]()
     for uri in uris(secret):
         for kwargs in ({}, {"username": "ann", "password": secret}, {"pasword": secret}):
             with contextlib.suppress(ValueError):  # a name or password that is not escaped
-                found.append(Settings.of(uri, None, dict(kwargs), None))
+                found.append(PoolSettings.of(uri, None, dict(kwargs), None))
     assert len(found) > 10
     for old, new in itertools.pairwise([*found, found[0], found[0]]):
         changed = old.differences(new)

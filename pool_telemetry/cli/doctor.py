@@ -18,7 +18,7 @@ from pool_telemetry.cli.sources import (
 )
 from pool_telemetry.diagnosis import Diagnosis, Finding, Severity, diagnose, worst_first
 from pool_telemetry.report import pool_lines
-from pool_telemetry.stats import one_line
+from pool_telemetry.stats import printable
 
 EXIT_CODES: Final[dict[Severity, int]] = {"healthy": 0, "notice": 0, "warning": 1, "critical": 2}
 """As monitoring plugins have them."""
@@ -66,17 +66,17 @@ def in_words(diagnosis: Diagnosis, pools: Sequence[str], *, calm: str = "nothing
     parts = [_paragraph(one) for one in diagnosis.findings]
     if not diagnosis.current:
         parts.insert(0, f"healthy: {calm}" + (" now\n" if parts else ""))
-    return "\n".join([*parts, *(f"  {one_line(line)}" for line in pools)])
+    return "\n".join([*parts, *(f"  {printable(line)}" for line in pools)])
 
 
 def _paragraph(finding: Finding) -> str:
     over = "" if finding.ended is None else f" (over, for {finding.ended:.0f} s)"
     head = finding.severity.upper() if finding.ended is None else "EARLIER"
-    lines = [one_line(f"{head}: {finding.verdict}, {finding.pool}{over}")]
+    lines = [printable(f"{head}: {finding.verdict}, {finding.pool}{over}")]
     for title, text in (("why", finding.because), ("do", finding.advice)):
         indent = f"  {title:<5}"
         lines += textwrap.wrap(
-            one_line(text), _WIDTH, initial_indent=indent, subsequent_indent=" " * len(indent)
+            printable(text), _WIDTH, initial_indent=indent, subsequent_indent=" " * len(indent)
         )
     if finding.change:
         # A size does not mend a slow command, and is copied at night.

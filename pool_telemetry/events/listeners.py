@@ -13,12 +13,12 @@ from pymongo import monitoring as cmap
 
 from pool_telemetry.events import tracing
 from pool_telemetry.options import WAIT_LIMITS_BREAK_ASYNC_POOLS, TelemetryOptions
-from pool_telemetry.owners import current_note
+from pool_telemetry.owners import current_origin
 from pool_telemetry.process import notice_fork, unforked
 from pool_telemetry.state.actor import current_actor, is_called_by_async_pool
 from pool_telemetry.state.commands import CommandState
 from pool_telemetry.state.pool_state import PoolState
-from pool_telemetry.stats import CANCELLED, Address, Note, checked
+from pool_telemetry.stats import CANCELLED, Address, Origin, validate_address
 
 OnError = Callable[[Exception], None]
 
@@ -106,9 +106,9 @@ class PoolListener(cmap.ConnectionPoolListener):
         try:
             if not unforked[0]:
                 notice_fork()
-            note, spans = current_note(), tracing.spans
+            note, spans = current_origin(), tracing.spans
             if spans is not None:
-                note = Note(note.owner, spans.link())
+                note = Origin(note.owner, spans.link())
             self._pools[event.address].checkout_started(current_actor(), note)
         except Exception as error:
             self._on_error(error)
@@ -186,7 +186,7 @@ class PoolListener(cmap.ConnectionPoolListener):
         """A server joins the topology; its pool begins paused."""
         try:
             notice_fork()
-            self._on_created(checked(event.address), *_sizes(event.options))
+            self._on_created(validate_address(event.address), *_sizes(event.options))
             limit = event.options.get("waitQueueTimeoutMS")
             if limit and WAIT_LIMITS_BREAK_ASYNC_POOLS and is_called_by_async_pool():
                 self._on_wait_limit(limit)

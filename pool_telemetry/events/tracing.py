@@ -9,8 +9,8 @@ from contextvars import ContextVar
 from typing import Any, Protocol
 
 from pool_telemetry.options import TelemetryOptions
-from pool_telemetry.state.commands import Series, Trace
-from pool_telemetry.stats import Address, Crowd, Link
+from pool_telemetry.state.commands import CommandKey, Trace
+from pool_telemetry.stats import Address, Occupancy, TraceLink
 
 span_attributes: ContextVar[Mapping[str, str] | None] = ContextVar(
     "pool_telemetry_span_attributes", default=None
@@ -26,7 +26,7 @@ class Spans(Protocol):
     A tracer takes no pool's lock.
     """
 
-    def link(self) -> Link | None:
+    def link(self) -> TraceLink | None:
         """Return the trace and span that are current; None without a sampled span."""
 
     def checked_out(
@@ -40,7 +40,7 @@ class Spans(Protocol):
         """Record that a caller got a connection after waiting this many seconds."""
 
     def checkout_failed(
-        self, address: Address, outcome: str, seconds: float, crowd: Crowd, name: PoolName
+        self, address: Address, outcome: str, seconds: float, crowd: Occupancy, name: PoolName
     ) -> None:
         """Record that a checkout failed."""
 
@@ -57,7 +57,7 @@ class Spans(Protocol):
 
     def command_started(
         self,
-        series: Series,
+        series: CommandKey,
         command: Mapping[str, Any],
         options: TelemetryOptions,
         other: "Instrumentor | None",

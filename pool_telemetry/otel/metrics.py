@@ -21,7 +21,7 @@ from pool_telemetry.catalog import CATALOG, Metric
 from pool_telemetry.otel.collection import SCHEMA_URL, SCOPE, Collection, attributes_of
 from pool_telemetry.otel.exporter import HistogramExporter
 from pool_telemetry.process import ProcessLock, after_fork, notice_fork
-from pool_telemetry.stats import HistogramStats, Link
+from pool_telemetry.stats import HistogramStats, TraceLink
 
 # The caller of a collection may be in a span, which has nothing to do with the recorded values.
 _NO_SPAN: Final = trace.set_span_in_context(trace.INVALID_SPAN)
@@ -153,7 +153,7 @@ class _Instruments:
         self._replayed = replayed
 
 
-def _in_span(link: Link | None) -> Context:
+def _in_span(link: TraceLink | None) -> Context:
     """Return a context from which the SDK makes an exemplar; without a link it makes none."""
     if link is None:
         return _NO_SPAN
@@ -161,7 +161,7 @@ def _in_span(link: Link | None) -> Context:
     return trace.set_span_in_context(trace.NonRecordingSpan(span))
 
 
-def _durations(new: HistogramStats) -> Iterator[tuple[float, Link | None]]:
+def _durations(new: HistogramStats) -> Iterator[tuple[float, TraceLink | None]]:
     """Yield durations with the histogram's count in each bucket, and with its sum.
 
     The exemplars come first, because their durations are known.

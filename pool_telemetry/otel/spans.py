@@ -28,15 +28,15 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from pool_telemetry.catalog import CROWD_ATTRIBUTES, DB_SYSTEM, POOL_ATTRIBUTES, WAIT_TIME
+from pool_telemetry.catalog import DB_SYSTEM, OCCUPANCY_ATTRIBUTES, POOL_ATTRIBUTES, WAIT_TIME
 from pool_telemetry.events import tracing
 from pool_telemetry.events.tracing import Instrumentor, PoolName
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.otel.collection import SCHEMA_URL, SCOPE
 from pool_telemetry.otel.query_text import query_text
 from pool_telemetry.process import ProcessLock
-from pool_telemetry.state.commands import Series
-from pool_telemetry.stats import CANCELLED, Address, Crowd, Link
+from pool_telemetry.state.commands import CommandKey
+from pool_telemetry.stats import CANCELLED, Address, Occupancy, TraceLink
 
 _log = logging.getLogger("pool_telemetry.otel")
 
@@ -77,7 +77,7 @@ class _Spans:
         self._tracer = tracer
         self._warned: set[str] = set()
 
-    def link(self) -> Link | None:
+    def link(self) -> TraceLink | None:
         return _link(get_current_span())
 
     # Checkouts
@@ -107,7 +107,7 @@ class _Spans:
             span.end(now)
 
     def checkout_failed(
-        self, address: Address, outcome: str, seconds: float, crowd: Crowd, name: PoolName
+        self, address: Address, outcome: str, seconds: float, crowd: Occupancy, name: PoolName
     ) -> None:
         if _is_collecting():
             return
@@ -122,7 +122,7 @@ class _Spans:
         if span is None:
             return
         if span.is_recording():
-            for key, value in zip(CROWD_ATTRIBUTES, crowd, strict=True):
+            for key, value in zip(OCCUPANCY_ATTRIBUTES, crowd, strict=True):
                 if value is not None:
                     span.set_attribute(key, value)
             _fail(span, outcome)
@@ -164,7 +164,7 @@ class _Spans:
 
     def command_started(
         self,
-        series: Series,
+        series: CommandKey,
         command: Mapping[str, Any],
         options: TelemetryOptions,
         other: Instrumentor | None,
@@ -245,7 +245,7 @@ class _Command:
             # Frees the span: this object is kept for long, because the end event may still come.
             self._span = INVALID_SPAN
 
-    def link(self) -> Link | None:
+    def link(self) -> TraceLink | None:
         return _link(self._span)
 
 
@@ -274,7 +274,7 @@ def _fail(span: Span, error_type: str) -> None:
     span.set_status(StatusCode.ERROR)
 
 
-def _link(span: Span) -> Link | None:
+def _link(span: Span) -> TraceLink | None:
     if span is INVALID_SPAN:
         return None
     context = span.get_span_context()
@@ -294,7 +294,7 @@ def _scope(span: Span) -> str:
 
 
 @lru_cache(maxsize=1_000)
-def _described(series: Series) -> tuple[str, dict[str, str | int | float]]:
+def _described(series: CommandKey) -> tuple[str, dict[str, str | int | float]]:
     """Return the name of a command's span, and the attributes that it always has."""
     address, namespace, collection, operation, *_ = series
     attributes: dict[str, str | int | float] = {

@@ -6,9 +6,9 @@ from typing import Any, Final, Self
 
 from pymongo import MongoClient
 
-from pool_telemetry.base_pool import Settings
+from pool_telemetry.base_pool import PoolSettings
 from pool_telemetry.errors import PoolNotInitializedError
-from pool_telemetry.pool import ManagedPool, MongoDBConnectionPool
+from pool_telemetry.pool import ManagedMongoClient, MongoDBConnectionPool
 from pool_telemetry.process import ProcessLock
 from pool_telemetry.sessions.client_choice import AnyClient, check_choice, shared_client
 from pool_telemetry.sessions.documents import PREFIX
@@ -47,9 +47,9 @@ class MongoDBSessionManagerFactory:
         **kwargs: Any,
     ) -> None:
         check_choice(client, connection_string, kwargs)
-        self._owned: ManagedPool | None = None
+        self._owned: ManagedMongoClient | None = None
         if connection_string is not None:
-            self._owned = ManagedPool(Settings.of(connection_string, None, kwargs, None))
+            self._owned = ManagedMongoClient(PoolSettings.of(connection_string, None, kwargs, None))
             client = self._owned.client
         self._client = client
         self._settings: dict[str, Any] = {

@@ -21,11 +21,11 @@ from strands.hooks.registry import HookRegistry
 from strands.session.repository_session_manager import RepositorySessionManager
 from strands.types.content import Message
 
-from pool_telemetry.async_pool import ManagedAsyncPool
-from pool_telemetry.base_pool import Settings
+from pool_telemetry.async_pool import ManagedAsyncMongoClient
+from pool_telemetry.base_pool import PoolSettings
 from pool_telemetry.events import tracing
 from pool_telemetry.options import ASYNC_DEFAULTS
-from pool_telemetry.pool import ManagedPool, MongoDBConnectionPool
+from pool_telemetry.pool import ManagedMongoClient, MongoDBConnectionPool
 from pool_telemetry.sessions.async_repository import AsyncMongoDBSessionRepository
 from pool_telemetry.sessions.client_choice import AnyClient, check_choice, shared_client
 from pool_telemetry.sessions.documents import (
@@ -164,9 +164,9 @@ class MongoDBSessionManager(_Manager):
     ) -> None:
         check_choice(client, connection_string, kwargs)
         check_restore_last(restore_last)
-        self._owned: ManagedPool | None = None
+        self._owned: ManagedMongoClient | None = None
         if connection_string is not None:
-            self._owned = ManagedPool(Settings.of(connection_string, None, kwargs, None))
+            self._owned = ManagedMongoClient(PoolSettings.of(connection_string, None, kwargs, None))
             client = self._owned.client
         try:
             self.repository = MongoDBSessionRepository(
@@ -243,7 +243,7 @@ class AsyncMongoDBSessionManager(_Manager):
     """
 
     repository: AsyncMongoDBSessionRepository
-    _owned: ManagedAsyncPool | None = None
+    _owned: ManagedAsyncMongoClient | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if not args or not isinstance(args[0], OpenedSession):
@@ -273,10 +273,10 @@ class AsyncMongoDBSessionManager(_Manager):
         """
         check_choice(client, connection_string, kwargs)
         check_restore_last(restore_last)
-        owned: ManagedAsyncPool | None = None
+        owned: ManagedAsyncMongoClient | None = None
         if connection_string is not None:
-            settings = Settings.of(connection_string, None, kwargs, None, ASYNC_DEFAULTS)
-            owned = ManagedAsyncPool(settings)
+            settings = PoolSettings.of(connection_string, None, kwargs, None, ASYNC_DEFAULTS)
+            owned = ManagedAsyncMongoClient(settings)
             await owned.start()
             client = owned.client
         try:

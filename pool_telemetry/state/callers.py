@@ -7,9 +7,9 @@ from typing import Final, NamedTuple
 
 from pool_telemetry.state.actor import names_of
 from pool_telemetry.state.commands import CommandState
-from pool_telemetry.state.connections import Holder
+from pool_telemetry.state.connections import Checkout
 from pool_telemetry.state.pool_state import PoolState
-from pool_telemetry.stats import IDLE_SECONDS, CallerStats, Doing, Link, pool_name
+from pool_telemetry.stats import IDLE_SECONDS, Activity, CallerStats, TraceLink, pool_name
 
 READ_SECONDS: Final = 0.1
 """Who holds a connection for so long by a cursor reads it, and does not merely hand it back."""
@@ -22,10 +22,10 @@ _CURSORS: Final = frozenset({"aggregate", "find", "getMore"})  # what may leave 
 class _Use(NamedTuple):
     """What is known of a hold."""
 
-    doing: Doing
+    doing: Activity
     operation: str
     collection: str
-    link: Link | None
+    link: TraceLink | None
     idle_seconds: float | None  # None: a command runs, or it is not known
     news: bool = False  # the command may merely wait for news
 
@@ -51,7 +51,7 @@ def waiting(state: PoolState, now: float) -> list[CallerStats]:
 
 def holding(
     state: PoolState, commands: CommandState, now: float
-) -> tuple[dict[int, Holder], dict[int, CallerStats]]:
+) -> tuple[dict[int, Checkout], dict[int, CallerStats]]:
     """Return who has which connection: as it stands there, and in names."""
     held, superseded = state.holders()
     names = names_of(actor for actor, _, _ in held.values())
@@ -92,14 +92,14 @@ def idle_and_read(state: PoolState, commands: CommandState, now: float) -> tuple
 def _use(
     state: PoolState,
     commands: CommandState,
-    holder: Holder,
+    holder: Checkout,
     superseded: float | None,
     now: float,
 ) -> _Use:
     actor, since, _ = holder
     # What he does since he took another he does over that one, but for a cursor's next batches.
-    latest = commands.latest(actor) if superseded is None else commands.latest_batch(actor)
-    kept: Doing = "exhaust cursor" if state.has_heartbeats else "pinned cursor"
+    latest = commands.latest(actor) if superseded is None else commands.latest_get_more(actor)
+    kept: Activity = "exhaust cursor" if state.has_heartbeats else "pinned cursor"
     if latest is None or latest.since < since:
         if superseded is not None:
             return _Use(kept if state.has_heartbeats else "", "", "", None, now - superseded)
@@ -118,5 +118,5 @@ def _use(
     return _Use(kept, operation, collection, link, max(0.0, now - ended))
 
 
-def _trace_id(link: Link | None) -> str | None:
+def _trace_id(link: TraceLink | None) -> str | None:
     return None if link is None else f"{link[0]:032x}"

@@ -12,9 +12,9 @@ from typing import Final, Protocol
 
 from pool_telemetry.state.actor import Actor
 from pool_telemetry.state.histogram import OPERATION_BOUNDS, Histogram
-from pool_telemetry.stats import OVERFLOW, Address, Link, OperationStats, checked
+from pool_telemetry.stats import OVERFLOW, Address, OperationStats, TraceLink, validate_address
 
-Series = tuple[Address, str, str, str, str, str]
+CommandKey = tuple[Address, str, str, str, str, str]
 """Server, database, collection, command, error type, status code."""
 
 
@@ -24,7 +24,7 @@ class Trace(Protocol):
     def end(self, error_type: str, status_code: str) -> None:
         """Note the command's end."""
 
-    def link(self) -> Link | None:
+    def link(self) -> TraceLink | None:
         """Return where in the trace it is."""
 
 
@@ -45,7 +45,7 @@ class Command:
 
     __slots__ = ("in_transaction", "seconds", "series", "since", "trace")
 
-    series: Series
+    series: CommandKey
     trace: Trace | None
     since: float
     in_transaction: bool
@@ -68,7 +68,7 @@ class CommandState:
     def reset(self) -> None:
         """Forget everything: in a forked child, with a fresh lock."""
         self._lock = RLock()
-        self._series: dict[Series, Histogram] = {}
+        self._series: dict[CommandKey, Histogram] = {}
         # A command cancelled in flight publishes no end before PyMongo 4.20.1, and who is gone
         # sends no other: so the oldest make room for the newest.
         self._inflight: dict[int, Command] = {}  # by request id
@@ -79,7 +79,7 @@ class CommandState:
     def started(
         self,
         request_id: int,
-        series: Series,
+        series: CommandKey,
         trace: Trace | None = None,
         actor: Actor = 0,
         in_transaction: bool = False,
@@ -144,15 +144,15 @@ class CommandState:
         """Return the command that an actor sent last; None if it sent none, or it is forgotten."""
         return self._latest.get(actor)
 
-    def latest_batch(self, actor: Actor) -> Command | None:
+    def latest_get_more(self, actor: Actor) -> Command | None:
         """Return the getMore that an actor sent last."""
         return self._batches.get(actor)
 
-    def _new(self, series: Series) -> Histogram:
+    def _new(self, series: CommandKey) -> Histogram:
         if len(self._series) >= self._max_series:
             failed = OVERFLOW if series[4] else ""
             series = (("", None), "", "", OVERFLOW, failed, "")
-        checked(series[0])
+        validate_address(series[0])
         if not all(isinstance(name, str) for name in series[1:]):
             raise TypeError("a command's names are no texts")
         return self._series.setdefault(series, Histogram(OPERATION_BOUNDS))

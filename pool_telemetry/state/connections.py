@@ -8,9 +8,18 @@ from typing import Final
 
 from pool_telemetry.state.actor import Actor
 from pool_telemetry.state.histogram import POOL_BOUNDS, Histogram
-from pool_telemetry.stats import CLOSE_REASONS, NO_NOTE, OVERFLOW, FindLink, Note, OwnerStats
+from pool_telemetry.stats import (
+    CLOSE_REASONS,
+    NO_ORIGIN,
+    OVERFLOW,
+    FindTraceLink,
+    Origin,
+    OwnerStats,
+)
 
-Holder = tuple[Actor, float, Note]  # who has a connection, since when, and what he said of himself
+Checkout = tuple[
+    Actor, float, Origin
+]  # who has a connection, since when, and what he said of himself
 Opener = tuple[Actor, float]
 
 UNLIMITED: Final = float("inf")
@@ -31,7 +40,7 @@ class Connections:
     def __init__(self) -> None:
         self.max_size: float = UNLIMITED
         self.opening: dict[int, Opener] = {}  # connection id -> who opens it, and since when
-        self.held: dict[int, Holder] = {}
+        self.held: dict[int, Checkout] = {}
         self.count = 0  # that were ever created
         self.closed = dict.fromkeys(CLOSE_REASONS, 0)
         self.use_time = Histogram(POOL_BOUNDS)
@@ -47,13 +56,13 @@ class Connections:
         # Connections of earlier pools of this address that are not closed yet; None: nobody has it,
         # it is closed next. Their ids start at 1 again in the new pool, so they are told apart by
         # their actor and close reason.
-        self._departed: dict[int, list[Holder | None]] = {}
+        self._departed: dict[int, list[Checkout | None]] = {}
         self._new: dict[Actor, int] = {}  # who waits -> the connection that is opened for him
         self._silent: set[int] = set()  # closed in silence, as it seems
         # Who ended in silence, by the connection that he had, and when that was seen. It is idle,
         # or closed in silence, or he left a cursor that still has it.
-        self.gone: dict[int, tuple[Holder, float]] = {}
-        self._kept: set[Holder] = set()  # of these, who has it for sure; his use is counted
+        self.gone: dict[int, tuple[Checkout, float]] = {}
+        self._kept: set[Checkout] = set()  # of these, who has it for sure; his use is counted
         self.full_at = 0.0  # when all that there may be were last taken, while some are in `gone`
         self._newest: dict[Actor, int] = {}  # the connection that each holder took last
         # Of holders who took another: since when (by conn id, with that of the hold).
@@ -140,7 +149,7 @@ class Connections:
         if (holder := self.held.pop(conn_id, None)) is not None:
             self._used(holder, now)
 
-    def take(self, actor: Actor, conn_id: int, now: float, note: Note = NO_NOTE) -> None:
+    def take(self, actor: Actor, conn_id: int, now: float, note: Origin = NO_ORIGIN) -> None:
         """Give one to an actor."""
         if conn_id not in self._ready:
             if conn_id not in self._silent:
@@ -187,7 +196,7 @@ class Connections:
         }
 
     def give_back(
-        self, who: Callable[[], Actor], conn_id: int, now: float, link: FindLink | None
+        self, who: Callable[[], Actor], conn_id: int, now: float, link: FindTraceLink | None
     ) -> None:
         """Take one back; it may already be someone else's, or closed.
 
@@ -202,7 +211,7 @@ class Connections:
         if holder is not None:
             self._used(holder, now, link)
 
-    def _untangle(self, actor: Actor, conn_id: int, now: float) -> Holder | None:
+    def _untangle(self, actor: Actor, conn_id: int, now: float) -> Checkout | None:
         """Take out the checkout of this id that this actor ends; None if it ended before."""
         holder = self.held.get(conn_id)
         if holder is not None and holder[0] == actor:
@@ -219,12 +228,12 @@ class Connections:
             return None
         return self.held.pop(conn_id, None) or self._come_back(conn_id)
 
-    def _depart(self, conn_id: int, holder: Holder | None) -> None:
+    def _depart(self, conn_id: int, holder: Checkout | None) -> None:
         self._departed.setdefault(conn_id, []).append(holder)
         if len(self._departed) > _MANY:
             del self._departed[next(iter(self._departed))]
 
-    def _come_back(self, conn_id: int, actor: Actor | None = None) -> Holder | None:
+    def _come_back(self, conn_id: int, actor: Actor | None = None) -> Checkout | None:
         """Take the hold of a departed connection: this actor's, or anybody's."""
         if actor is None:
             self.gone.pop(conn_id, None)  # now it is known to be idle
@@ -256,7 +265,7 @@ class Connections:
         if conn_id in self._ready and conn_id not in self.held:
             self._close_in_silence({conn_id}, "error")
 
-    def give_back_in_silence(self, conn_id: int, holder: Holder, now: float) -> None:
+    def give_back_in_silence(self, conn_id: int, holder: Checkout, now: float) -> None:
         """Take back one whose holder can't have it any more."""
         if self.held.get(conn_id) == holder:
             del self.held[conn_id]
@@ -272,7 +281,7 @@ class Connections:
         if len(self.held) + len(self.opening) >= self.max_size:
             self.full_at = now
 
-    def has_for_sure(self, holder: Holder) -> bool:
+    def has_for_sure(self, holder: Checkout) -> bool:
         """Return whether he still has his, though he ended."""
         return holder in self._kept
 
@@ -308,7 +317,7 @@ class Connections:
             stale = {i for i, generation in self._ready.items() if generation < self._generation}
             self._close_in_silence(stale - self.held.keys(), "stale")
 
-    def _used(self, holder: Holder, now: float, link: FindLink | None = None) -> None:
+    def _used(self, holder: Checkout, now: float, link: FindTraceLink | None = None) -> None:
         """Count a use that is over."""
         actor, since, (owner, _) = holder
         self._newest.pop(actor, None)

@@ -4,7 +4,7 @@ import time
 from bisect import bisect_left
 from typing import Final
 
-from pool_telemetry.stats import Exemplar, FindLink, HistogramStats
+from pool_telemetry.stats import Exemplar, FindTraceLink, HistogramStats
 
 OPERATION_BOUNDS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 """Seconds, as OpenTelemetry's conventions advise for database operations."""
@@ -33,7 +33,7 @@ class Histogram:
         self._exemplars: dict[int, Exemplar] = {}
         self._due = [0.0] * len(self._counts)  # monotonic: from when on a bucket takes another
 
-    def observe(self, seconds: float, link: FindLink | None = None) -> None:
+    def observe(self, seconds: float, link: FindTraceLink | None = None) -> None:
         """Count one duration; a bucket's upper bound belongs to the bucket.
 
         With a link it becomes the bucket's exemplar, unless that is less than a second old.

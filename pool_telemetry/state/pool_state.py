@@ -12,23 +12,23 @@ from threading import RLock
 from typing import Final
 
 from pool_telemetry.state.actor import Actor, may_hold, still_in_pool
-from pool_telemetry.state.connections import UNLIMITED, Connections, Holder
+from pool_telemetry.state.connections import UNLIMITED, Checkout, Connections
 from pool_telemetry.state.exhaustion import Exhaustion
 from pool_telemetry.state.heartbeat import Heartbeat
 from pool_telemetry.state.histogram import POOL_BOUNDS, Histogram
 from pool_telemetry.stats import (
-    NO_NOTE,
+    NO_ORIGIN,
     OUTCOMES,
     Address,
-    Crowd,
-    FindLink,
-    Note,
+    FindTraceLink,
+    Occupancy,
+    Origin,
     Phase,
     PoolStats,
 )
 
 Clock = Callable[[], float]
-Look = Callable[[Iterable[Actor]], set[Actor]]
+InspectActors = Callable[[Iterable[Actor]], set[Actor]]
 
 # What is younger than this is not examined: most ends by itself, and looking costs 3 µs each.
 MOMENT: Final = 0.05
@@ -57,8 +57,8 @@ class PoolState:
         address: Address,
         *,
         clock: Clock = time.monotonic,
-        still_waiting: Look = still_in_pool,
-        may_hold: Look = may_hold,
+        still_waiting: InspectActors = still_in_pool,
+        may_hold: InspectActors = may_hold,
     ) -> None:
         self.address = address
         self._clock = clock
@@ -68,7 +68,7 @@ class PoolState:
         self.phase: Phase = "paused"
         self._min_size = 0
         self._connections = Connections()
-        self._waiters: dict[Actor, tuple[float, Note]] = {}
+        self._waiters: dict[Actor, tuple[float, Origin]] = {}
         self._exhaustion = Exhaustion()
         self._look_at = 0.0
         self._checkouts = dict.fromkeys(OUTCOMES, 0)
@@ -181,7 +181,7 @@ class PoolState:
 
     # Checkouts: the hot path
 
-    def checkout_started(self, actor: Actor, note: Note = NO_NOTE) -> None:
+    def checkout_started(self, actor: Actor, note: Origin = NO_ORIGIN) -> None:
         """Put an actor into the queue. A checkout of its own that still stands there is stale."""
         now = self._clock()
         waiters = self._waiters
@@ -193,13 +193,13 @@ class PoolState:
             self._examine(now)
 
     def checked_out(
-        self, actor: Actor, conn_id: int, wait_seconds: float, link: FindLink | None = None
+        self, actor: Actor, conn_id: int, wait_seconds: float, link: FindTraceLink | None = None
     ) -> None:
         """End an actor's wait with a connection; `link` finds where in a trace that was."""
         now = self._clock()
         with self._lock:
             waited = self._waiters.get(actor)
-            note = NO_NOTE if waited is None else waited[1]
+            note = NO_ORIGIN if waited is None else waited[1]
             # An odd id fails here: nothing is changed.
             self._connections.take(actor, conn_id, now, note)
             self._waiters.pop(actor, None)
@@ -224,7 +224,7 @@ class PoolState:
             self._examine(now)
 
     def checked_in(
-        self, who: Callable[[], Actor], conn_id: int, link: FindLink | None = None
+        self, who: Callable[[], Actor], conn_id: int, link: FindTraceLink | None = None
     ) -> None:
         """End a checkout; the connection may already be someone else's, or closed."""
         now = self._clock()
@@ -362,27 +362,27 @@ class PoolState:
             stay = self._waiters.get(actor)
         return None if stay is None else _age(self._clock(), stay[0])
 
-    def crowd(self) -> Crowd:
+    def crowd(self) -> Occupancy:
         """Return what is to be said of a checkout that failed; unlike `stats()` it looks at nobody.
 
         Where thousands give up at once it has to be cheap.
         """
         with self._lock:
             limited = self._connections.max_size != UNLIMITED
-            return Crowd(
+            return Occupancy(
                 size=self._connections.size,
                 in_use=len(self._connections.held),
                 waiting=len(self._waiters),
                 max_size=int(self._connections.max_size) if limited else None,
             )
 
-    def waiters(self) -> dict[Actor, tuple[float, Note]]:
+    def waiters(self) -> dict[Actor, tuple[float, Origin]]:
         """Return who waits, and since when by the clock."""
         self._drop_ghosts(self._clock())
         with self._lock:
             return self._waiters.copy()
 
-    def holders(self) -> tuple[dict[int, Holder], dict[int, float]]:
+    def holders(self) -> tuple[dict[int, Checkout], dict[int, float]]:
         """Return who holds which connection, and since when he does something else over another."""
         self._drop_ghosts(self._clock())
         with self._lock:

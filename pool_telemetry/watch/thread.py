@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.process import ProcessLock, after_fork, threads_are_known
-from pool_telemetry.state.connections import Holder
+from pool_telemetry.state.connections import Checkout
 from pool_telemetry.state.exhaustion import NOTEWORTHY_SECONDS, RECOVERED_SECONDS
 from pool_telemetry.state.frames import stack_of
 from pool_telemetry.state.pool_state import PoolState
@@ -46,7 +46,7 @@ class Watched(Protocol):
     def states(self) -> list[PoolState]:
         """Return its pools."""
 
-    def holding(self, state: PoolState) -> tuple[dict[int, Holder], dict[int, CallerStats]]:
+    def holding(self, state: PoolState) -> tuple[dict[int, Checkout], dict[int, CallerStats]]:
         """Return who has which connection of a pool: as it stands there, and in names."""
 
     def remember(self, *, at_once: bool) -> None:
@@ -71,7 +71,7 @@ class _Seen:
         self.may_tell = 0.0  # from when on one may be told again
         self.untold = 0  # exhaustions that are over, and their seconds
         self.untold_seconds = 0.0
-        self.long: dict[int, tuple[Holder, str]] = {}  # who has a connection, in names
+        self.long: dict[int, tuple[Checkout, str]] = {}  # who has a connection, in names
 
 
 _lock: Final = ProcessLock()
