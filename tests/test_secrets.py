@@ -128,7 +128,7 @@ def test_no_difference_of_settings_shows_a_secret(secret: str) -> None:
     """As a replaced client is logged with them."""
     found = list[PoolSettings]()
     for uri in uris(secret):
-        for kwargs in ({}, {"username": "ann", "password": secret}, {"pasword": secret}):
+        for kwargs in ({}, {"username": "ann", "password": secret}, {"passwort": secret}):
             with contextlib.suppress(ValueError):  # a name or password that is not escaped
                 found.append(PoolSettings.of(uri, None, dict(kwargs), None))
     assert len(found) > 10
