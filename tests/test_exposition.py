@@ -24,6 +24,7 @@ from pool_telemetry.prometheus import PoolCollector, prometheus_name
 from pool_telemetry.state.actor import ThreadActor
 from pool_telemetry.state.histogram import OPERATION_BOUNDS, POOL_BOUNDS, Histogram
 from pool_telemetry.stats import ClientStats, HistogramStats
+from pool_telemetry.telemetry import ClosedClients
 from tests.everything import ADDRESS, replay
 
 UNTOLD = (catalog.OWNER_SECONDS, catalog.OWNER_CHECKOUTS)  # and what an owner has now
@@ -33,6 +34,7 @@ PACKAGE = Path(pool_telemetry.__file__).parent
 def text_of(telemetry: PoolTelemetry, monkeypatch: pytest.MonkeyPatch) -> str:
     """Return the exposition of one client alone."""
     monkeypatch.setattr(prometheus, "live", lambda: [telemetry])
+    monkeypatch.setattr(ClosedClients, "to_report", lambda _: [])
     registry = CollectorRegistry()
     registry.register(PoolCollector())
     return generate_latest(registry).decode()
@@ -162,5 +164,5 @@ def test_a_constant_duration_is_told_as_it_is(monkeypatch: pytest.MonkeyPatch) -
     first, last = replace(first, at=began), replace(telemetry.stats(), at=clock.now)
     for stats, history in ((now, [before]), (last, [first])):
         (slow,) = (one for one in diagnose(stats, history).findings if "slow" in one.verdict)
-        assert "find orders on db.example:27017 takes 302 ms" in slow.because
+        assert slow.because.startswith("find orders took 302 ms on average")
         assert slow.evidence["command_seconds"] == pytest.approx(0.302)

@@ -45,7 +45,7 @@ def everything(monkeypatch: pytest.MonkeyPatch) -> Iterator[PoolTelemetry]:
     telemetry, listeners = replay()
     for module in (prometheus, collection):
         monkeypatch.setattr(module, "live", lambda: [telemetry])
-    monkeypatch.setattr(ClosedClients, "look", lambda _: [])
+    monkeypatch.setattr(ClosedClients, "to_report", lambda _: [])
     yield telemetry
     del listeners  # they keep the telemetry alive, like a client
 

@@ -14,6 +14,7 @@ from pool_telemetry.diagnosis import diagnose
 from pool_telemetry.diagnosis.intervals import intervals
 from pool_telemetry.prometheus import PoolCollector
 from pool_telemetry.state.actor import ThreadActor
+from pool_telemetry.telemetry import ClosedClients
 from tests.everything import ADDRESS
 from tests.test_doctor import _Page, run, serving_pages
 
@@ -92,6 +93,7 @@ class Process:
 
     def text(self) -> str:
         self._monkeypatch.setattr(prometheus, "live", lambda: [self.telemetry])
+        self._monkeypatch.setattr(ClosedClients, "to_report", lambda _: [])
         registry = CollectorRegistry()
         registry.register(PoolCollector())
         told = "" if self.started is None else f"process_start_time_seconds {self.started!r}\n"

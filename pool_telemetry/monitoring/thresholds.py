@@ -30,7 +30,9 @@ class Thresholds:
             `in_use_critical`.
     """
 
-    exhausted_share: float = _share(0.25, "share of 2 minutes in which the pool was exhausted")
+    exhausted_share: float = _share(
+        0.25, "share of 2 minutes (0.25 is 25%) in which the pool was exhausted"
+    )
     in_use_warning: float = _share(
         0.8, "share of maxPoolSize in use, on average over 5 minutes, that is a warning"
     )
