@@ -14,7 +14,7 @@ import json
 import math
 import random
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -485,16 +485,13 @@ _NUMBERS: Final = ("verdict", "severity", "pool", "evidence", "change", "ended")
 _WORDS: Final = ("because", "advice")
 
 
-def lines(histories: Sequence[tuple[str, History]], whole: int = WHOLE) -> Iterator[str]:
-    """Return a line for each history, and the findings of some of them."""
-    each = max(1, len(histories) // whole)
-    for place, (name, (stats, history, budget)) in enumerate(histories):
-        found = diagnose(stats, history, budget=budget)
-        yield line(name, found)
-        if place % each == 0:
-            for one in found.as_dict()["findings"]:
-                told = {key: _rounded(one[key]) for key in (*_NUMBERS, *_WORDS)}
-                yield "    " + json.dumps(told, sort_keys=True, ensure_ascii=False)
+def lines(name: str, history: History, *, whole: bool) -> Iterator[str]:
+    """Return a history's line in the golden file, and its findings if they are written out."""
+    found = diagnose(history.stats, history.history, budget=history.budget)
+    yield line(name, found)
+    for one in found.as_dict()["findings"] if whole else ():
+        told = {key: _rounded(one[key]) for key in (*_NUMBERS, *_WORDS)}
+        yield "    " + json.dumps(told, sort_keys=True, ensure_ascii=False)
 
 
 def line(name: str, found: Diagnosis) -> str:
@@ -522,21 +519,19 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.9g}") if isinstance(value, float) else value
 
 
-def simulated() -> list[str]:
-    """Return the lines of the simulated histories."""
-    return [*lines([(f"{number:04}", simulate(number)) for number in range(HISTORIES)])]
+def simulated(first: int = 0, step: int = 1) -> Iterator[str]:
+    """Return the lines of the simulated histories, or of some of them."""
+    for number in range(first, HISTORIES, step):
+        yield from lines(f"{number:04}", simulate(number), whole=number % (HISTORIES // WHOLE) == 0)
 
 
-def recorded() -> list[str]:
+def recorded() -> Iterator[str]:
     """Return the lines of the recorded scenarios, sampled every second at each offset."""
-    period, offsets = 1.0, range(round(1.0 / SAMPLE_SECONDS))
-    found = [
-        (f"{one.name} +{offset * SAMPLE_SECONDS}", History(one.samples[-1], past, None))
-        for one in recordings()
-        for offset in offsets
-        for past in [sampled(one.samples, period, (offset + 1) * SAMPLE_SECONDS)]
-    ]
-    return [*lines(found, len(found) // len(offsets))]
+    for one in recordings():
+        for step in range(round(1.0 / SAMPLE_SECONDS)):
+            past = sampled(one.samples, 1.0, (step + 1) * SAMPLE_SECONDS)
+            history = History(one.samples[-1], past, None)
+            yield from lines(f"{one.name} +{step * SAMPLE_SECONDS}", history, whole=step == 0)
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def in_words(diagnosis: Diagnosis, pools: Sequence[str], *, calm: str = "nothing
 
 
 def _paragraph(finding: Finding) -> str:
-    over = "" if finding.ended is None else f" (over, for {finding.ended:.0f} s)"
+    over = "" if finding.ended is None else f" (ended {finding.ended:.0f} s ago)"
     head = finding.severity.upper() if finding.ended is None else "EARLIER"
     lines = [printable(f"{head}: {finding.verdict}, {finding.pool}{over}")]
     for title, text in (("why", finding.because), ("do", finding.advice)):
