@@ -100,7 +100,7 @@ def test_before_initialize_and_after_close() -> None:
 
 def test_without_an_address_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = f"mongodb://localhost:{free_port()}/"
-    monkeypatch.setattr("pool_telemetry.managed.DEFAULT_URI", tried)
+    monkeypatch.setattr("pool_telemetry.base_pool.DEFAULT_URI", tried)
 
     async def main() -> None:
         words = f"no address was given and MONGODB_URI is not set, so {tried} was tried"

@@ -151,7 +151,8 @@ def test_once_plays_the_cycle_and_ends_well(tmp_path: Path) -> None:
 def test_a_signal_stops_everything(tmp_path: Path, number: signal.Signals) -> None:
     with running(tmp_path) as demo:
         demo.see(ROW)
-        assert len(demo.left_over()) == 3  # the demo, the server and the server's folder
+        # The demo, the server, the server's watchdog and folder.
+        assert len(demo.left_over()) == 4
         assert demo.stop(number) == 0
     demo.see("Everything is stopped")
     assert demo.error_text == ""

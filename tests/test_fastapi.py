@@ -104,7 +104,7 @@ def test_health_and_metrics_answer_while_all_connections_are_in_use(server_uri: 
         assert (busy.status, busy.json()["status"]) == (200, "degraded")
         assert "2 of 2 in use, 4 waiting" in busy.json()["reasons"][0]
         wait_for(lambda: web.get("/strict/health/ready").status == 503, "a stalled pool")
-        assert "none came back" in web.get("/strict/health").json()["reasons"][0]
+        assert "no connection was returned" in web.get("/strict/health").json()["reasons"][0]
         assert web.get("/health/live").status == 200
         advice = web.get("/metrics/mongodb").json()["recommendations"]
         assert advice["increase_pool"]

@@ -202,7 +202,7 @@ def test_without_an_address_the_error_says_so(
     address: str | None, dead_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = f"mongodb://localhost:{dead_port}/"
-    monkeypatch.setattr("pool_telemetry.managed.DEFAULT_URI", tried)
+    monkeypatch.setattr("pool_telemetry.base_pool.DEFAULT_URI", tried)
     with pytest.raises(ServerSelectionTimeoutError) as raised:
         Pool.initialize(address, serverSelectionTimeoutMS=200)
     assert str(raised.value) == (
