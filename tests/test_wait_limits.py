@@ -87,7 +87,7 @@ def test_which_limits_lose_a_connection_and_the_lock(
         pool = pool_of(client)
         assert (pool.lock.locked(), pool.requests) == ((False, 0) if sound else (True, 1))
         if sound:
-            assert await client["t"]["t"].find_one() is None
+            assert await client["wait_limits"]["nothing"].find_one() is None
         else:
             pool.lock.release()  # or close() would wait for ever
         with pymongo.timeout(1):  # for a connection that is lost
@@ -127,7 +127,7 @@ def test_the_default_outlives_clients_that_hang_up(server_uri: str) -> None:
         client = await Pool.initialize(server_uri, maxPoolSize=1, appName="default")
         await hang_up(client, server_uri)
         assert not pool_of(client).lock.locked()
-        assert await client["t"]["t"].find_one() is None
+        assert await client["wait_limits"]["nothing"].find_one() is None
         await Pool.close()
 
     asyncio.run(main())
