@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pymongo import MongoClient
 
+from pool_telemetry import PoolTelemetry, TelemetryOptions
 from pool_telemetry.cli.doctor import in_words
 from pool_telemetry.diagnosis import Diagnosis, Finding, Verdict, diagnose, recommend
 from pool_telemetry.state.histogram import POOL_BOUNDS
@@ -113,6 +115,20 @@ def test_any_numbers_can_be_diagnosed(
 
 def verdicts(*pools: PoolStats) -> list[str]:
     return [one.verdict for one in diagnose(a_client(*pools)).findings]
+
+
+def test_a_telemetry_is_diagnosed_by_its_stats(server_uri: str) -> None:
+    telemetry = PoolTelemetry(options=TelemetryOptions(watch=False))
+    with MongoClient[dict[str, Any]](server_uri, event_listeners=telemetry.listeners) as client:
+        client.admin.command("ping")
+        assert diagnose(telemetry) == diagnose(telemetry.stats())
+        assert telemetry.stats().open_pools  # so the diagnosis judged a pool
+
+
+@pytest.mark.parametrize("wrong", [None, a_pool(), {"pools": ()}])
+def test_neither_stats_nor_telemetry_is_refused(wrong: Any) -> None:
+    with pytest.raises(TypeError, match=f"but {type(wrong).__name__}: use telemetry.stats"):
+        diagnose(wrong)
 
 
 def test_one_snapshot_alone_tells_what_it_can() -> None:

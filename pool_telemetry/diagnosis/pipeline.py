@@ -7,11 +7,11 @@ from pool_telemetry.diagnosis.model import Diagnosis, Finding, worst_first
 from pool_telemetry.diagnosis.periods import periods
 from pool_telemetry.diagnosis.reconcile import reconcile
 from pool_telemetry.diagnosis.rules import judge
-from pool_telemetry.stats import ClientStats
+from pool_telemetry.stats import ClientStats, HasStats, stats_of
 
 
 def diagnose(
-    stats: ClientStats,
+    stats: ClientStats | HasStats,
     history: Sequence[ClientStats] = (),
     *,
     budget: int | None = None,
@@ -22,13 +22,14 @@ def diagnose(
     Pure: the same stats and history give the same diagnosis.
 
     Args:
-        stats: The client now.
+        stats: The client now; or a `PoolTelemetry`, whose `stats()` are taken.
         history: The client before, the oldest sample first: `PoolTelemetry.history()`, or any
             samples some seconds apart. What happened over five minutes ago serves as the baseline
             only. Without a history the client's whole life is judged as one.
         budget: Connections that the server has for this process; no advice exceeds it.
         most: The same; the name that `budget` had before.
     """
+    stats = stats_of(stats)
     budget = most if budget is None else budget
     samples = [*(one for one in history if one.at < stats.at), stats]
     findings = list[Finding]()
