@@ -5,11 +5,9 @@ dashboard's first panels are drawn from what a real Prometheus answers to their 
 itself is not here.
 """
 
-import contextlib
-import os
+import io
 import re
 import time
-from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from typing import Any, Final
@@ -38,7 +36,9 @@ class Recorder(TerminalScreen):
     """The demo's screen, which keeps its last picture of the exhausted phase."""
 
     def __init__(self, intro: Intro) -> None:
-        super().__init__(intro, Console(record=True, width=100, force_terminal=True, file=_null()))
+        super().__init__(
+            intro, Console(record=True, width=100, force_terminal=True, file=io.StringIO())
+        )
         self.picture: Any = None
 
     def show(self, phase: Phase, left_seconds: float, reading: Reading) -> None:
@@ -57,7 +57,7 @@ def draw_demo() -> None:
         return recorders[0]
 
     demo.run(once=True, port=0, show_on=screen)
-    console = Console(record=True, width=100, file=_null())
+    console = Console(record=True, width=100, file=io.StringIO())
     console.print(recorders[0].picture)
     # The reader's own font: nothing is loaded from elsewhere.
     code = re.sub(r"@font-face {{.*?}}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
@@ -68,7 +68,7 @@ def draw_demo() -> None:
 
 def draw_dashboard() -> None:
     """Run the stack through its phases and save the Pool dashboard's first panels."""
-    with _server() as uri, local.running(uri) as stack:
+    with EmbeddedServer() as server, local.running(server.uri) as stack:
         start = time.time()
         time.sleep(SECONDS)
         prometheus, end = Prometheus(stack.prometheus), time.time()
@@ -131,16 +131,6 @@ def save(path: Path, svg: str) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:8000", svg) + "\n", encoding="utf-8")
     print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1024:.0f} KiB")
-
-
-@contextlib.contextmanager
-def _server() -> Iterator[str]:
-    with EmbeddedServer() as server:
-        yield server.uri
-
-
-def _null() -> Any:
-    return Path(os.devnull).open("w", encoding="utf-8")  # it lives as the console
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.sampling import Sampler
 from prometheus_client import parser as parser_of_text
@@ -17,9 +18,10 @@ from prometheus_client.openmetrics import parser as openmetrics
 from pymongo import AsyncMongoClient, MongoClient
 from pymongo.monitoring import CommandListener, ConnectionPoolListener
 
-from pool_telemetry import PoolTelemetry
-from pool_telemetry.otel import start_tracing, stop_tracing
+from pool_telemetry import PoolTelemetry, prometheus
+from pool_telemetry.otel import collection, start_tracing, stop_tracing
 from pool_telemetry.stats import PoolStats
+from pool_telemetry.telemetry import ClosedClients
 
 PATIENCE_SECONDS = 60.0
 
@@ -194,6 +196,13 @@ class Counts:
     idle: int
     opening: int
     waiting: int
+
+
+def hide_other_clients(telemetry: PoolTelemetry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the exporters see one client alone, whatever else lives or was closed in this process."""
+    for module in (prometheus, collection):
+        monkeypatch.setattr(module, "live", lambda: [telemetry])
+    monkeypatch.setattr(ClosedClients, "to_report", lambda _: [])
 
 
 def the_pool(telemetry: PoolTelemetry) -> PoolStats:

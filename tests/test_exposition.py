@@ -15,7 +15,7 @@ from prometheus_client.exposition import generate_latest
 from pymongo.monitoring import CommandStartedEvent, CommandSucceededEvent
 
 import pool_telemetry
-from pool_telemetry import PoolTelemetry, catalog, prometheus
+from pool_telemetry import PoolTelemetry, catalog
 from pool_telemetry.catalog import CATALOG
 from pool_telemetry.cli.prometheus_text import histogram_of, read
 from pool_telemetry.diagnosis import diagnose
@@ -24,8 +24,8 @@ from pool_telemetry.prometheus import PoolCollector, prometheus_name
 from pool_telemetry.state.actor import ThreadActor
 from pool_telemetry.state.histogram import OPERATION_BOUNDS, POOL_BOUNDS, Histogram
 from pool_telemetry.stats import ClientStats, HistogramStats
-from pool_telemetry.telemetry import ClosedClients
 from tests.everything import ADDRESS, replay
+from tests.support import hide_other_clients
 
 UNTOLD = (catalog.OWNER_SECONDS, catalog.OWNER_CHECKOUTS)  # and what an owner has now
 PACKAGE = Path(pool_telemetry.__file__).parent
@@ -33,8 +33,7 @@ PACKAGE = Path(pool_telemetry.__file__).parent
 
 def text_of(telemetry: PoolTelemetry, monkeypatch: pytest.MonkeyPatch) -> str:
     """Return the exposition of one client alone."""
-    monkeypatch.setattr(prometheus, "live", lambda: [telemetry])
-    monkeypatch.setattr(ClosedClients, "to_report", lambda _: [])
+    hide_other_clients(telemetry, monkeypatch)
     registry = CollectorRegistry()
     registry.register(PoolCollector())
     return generate_latest(registry).decode()

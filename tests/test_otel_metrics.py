@@ -31,10 +31,9 @@ from pool_telemetry import (
 )
 from pool_telemetry.catalog import CATALOG, CLIENT_INFO, OWNER_SECONDS, POOL_ATTRIBUTES, Metric
 from pool_telemetry.otel import collection, configure
-from pool_telemetry.telemetry import ClosedClients
 from tests.everything import replay
 from tests.otlp import PROTOCOLS, Received, attributes, exported, receiver
-from tests.support import prometheus_families
+from tests.support import hide_other_clients, prometheus_families
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -43,9 +42,7 @@ Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 def everything(monkeypatch: pytest.MonkeyPatch) -> Iterator[PoolTelemetry]:
     """Yield a client with samples for every metric, and hide all others of this process."""
     telemetry, listeners = replay()
-    for module in (prometheus, collection):
-        monkeypatch.setattr(module, "live", lambda: [telemetry])
-    monkeypatch.setattr(ClosedClients, "to_report", lambda _: [])
+    hide_other_clients(telemetry, monkeypatch)
     yield telemetry
     del listeners  # they keep the telemetry alive, like a client
 

@@ -15,10 +15,9 @@ from pymongo import MongoClient
 
 from pool_telemetry import PoolTelemetry, __version__, prometheus
 from pool_telemetry.catalog import CATALOG
-from pool_telemetry.telemetry import ClosedClients
 from tests.everything import replay
 from tests.needs import needs
-from tests.support import prometheus_families
+from tests.support import hide_other_clients, prometheus_families
 
 GOLDEN = Path(__file__).parent / "golden" / "exposition.txt"
 
@@ -27,8 +26,7 @@ GOLDEN = Path(__file__).parent / "golden" / "exposition.txt"
 def exposition(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a generator of the exposition of the replayed client, without other clients."""
     telemetry, listeners = replay()
-    monkeypatch.setattr(prometheus, "live", lambda: [telemetry])
-    monkeypatch.setattr(ClosedClients, "to_report", lambda _: [])
+    hide_other_clients(telemetry, monkeypatch)
     registry = CollectorRegistry()
     prometheus.register(registry)
 

@@ -7,15 +7,15 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 
-from pool_telemetry import PoolTelemetry, cli, prometheus
+from pool_telemetry import PoolTelemetry, cli
 from pool_telemetry.cli import sources
 from pool_telemetry.cli.sources import SourceError, address_of, began_anew, routes_of
 from pool_telemetry.diagnosis import diagnose
 from pool_telemetry.diagnosis.intervals import intervals
 from pool_telemetry.prometheus import PoolCollector
 from pool_telemetry.state.actor import ThreadActor
-from pool_telemetry.telemetry import ClosedClients
 from tests.everything import ADDRESS
+from tests.support import hide_other_clients
 from tests.test_doctor import _Page, run, serving_pages
 
 ACCEPTED = "use HOST:PORT or http://HOST:PORT of a service"
@@ -92,8 +92,7 @@ class Process:
             self.state.checked_in(lambda: HOLDER, 1)
 
     def text(self) -> str:
-        self._monkeypatch.setattr(prometheus, "live", lambda: [self.telemetry])
-        self._monkeypatch.setattr(ClosedClients, "to_report", lambda _: [])
+        hide_other_clients(self.telemetry, self._monkeypatch)
         registry = CollectorRegistry()
         registry.register(PoolCollector())
         told = "" if self.started is None else f"process_start_time_seconds {self.started!r}\n"

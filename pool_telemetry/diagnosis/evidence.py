@@ -144,7 +144,7 @@ class ChurnEvidence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpareEvidence:
-    """What a pool needs whose callers do not wait.
+    """The size that a pool needs so that its callers do not wait.
 
     Attributes:
         used: Mean number of connections in use.

@@ -43,7 +43,7 @@ _RETRYABLE: Final = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """What happened to one pool between two samples, or in several intervals together.
+    """The changes of one pool between two samples, or in several intervals together.
 
     Attributes:
         start, end: Unix times.

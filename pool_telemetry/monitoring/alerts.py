@@ -18,7 +18,7 @@ from pool_telemetry.monitoring.thresholds import Thresholds
 
 @dataclass(frozen=True, slots=True)
 class _Scope:
-    """What each alert is made from: the limits, the queries, and the jobs as the user gave them."""
+    """The material of each alert: the limits, the queries, and the jobs as the user gave them."""
 
     limits: Thresholds
     promql: Promql

@@ -1,4 +1,4 @@
-"""What an alert is: `alerts` builds them, and `rule_files` writes them. Only data belongs here."""
+"""The form of an alert: `alerts` builds it, and `rule_files` writes it. Only data belongs here."""
 
 from dataclasses import dataclass
 from typing import Literal
