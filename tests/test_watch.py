@@ -116,10 +116,8 @@ def test_exhaustion_is_logged_when_it_begins_and_when_it_is_over(
             r"; held by caller-\d \(checkout-flow\) for \d+\.\d\d s: find orders; caller-", warning
         )
         (info,) = told(caplog, "has recovered")
-        assert (
-            f"after {last.seconds:.2f} s of exhaustion: at most {last.peak_waiting} waited, 0 checkouts timed out"
-            in info
-        )
+        assert f"after {last.seconds:.2f} s of exhaustion: " in info
+        assert f": at most {last.peak_waiting} waited, 0 checkouts timed out" in info
         mine = [one.levelname for one in caplog.records if "'chat@" in one.getMessage()]
         assert mine == ["WARNING", "INFO"]
         assert "s3cr3t" not in caplog.text + str(episodes)
