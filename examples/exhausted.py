@@ -12,7 +12,7 @@ import time
 from pymongo.errors import PyMongoError, WaitQueueTimeoutError
 
 from pool_telemetry import Diagnosis, MongoDBConnectionPool, TelemetryOptions, diagnose, owner
-from pool_telemetry.cli.doctor import in_words
+from pool_telemetry.cli.doctor import describe
 from pool_telemetry.report import pool_lines
 
 CALLERS = 12
@@ -24,7 +24,7 @@ def diagnosis() -> Diagnosis:
     assert telemetry is not None
     stats = telemetry.stats()
     found = diagnose(stats, telemetry.history())
-    print(in_words(found, pool_lines(stats)))
+    print(describe(found, pool_lines(stats)))
     return found
 
 

@@ -121,7 +121,7 @@ def test_sizes_are_told_with_their_waits(
     with exhausted(server_uri):
         code, out, _ = run(capsys, "size", service, "--seconds", "1.5")
         assert code == 0
-        assert " callers per second, each has a connection for " in out
+        assert " callers per second hold a connection for " in out
         (now,) = [line for line in out.splitlines() if "  now (p95 measured: " in line]
         assert now.split()[0] == "2"
         code, out, _ = run(capsys, "size", service, "--seconds", "1.5", "--json")
@@ -132,8 +132,13 @@ def test_sizes_are_told_with_their_waits(
         # Never above what the server has for each process.
         limits = ("--connection-limit", "40", "--processes", "5")
         code, out, _ = run(capsys, "size", service, "--seconds", "1.5", *limits)
-        assert "the server has 5 for each process, beside 3 that watch it" in out.replace("\n", " ")
-        (best,) = [line for line in out.splitlines() if line.endswith("all that the server has")]
+        assert (
+            "the server allows 5 in each process's pool, besides 3 that monitor it"
+            in out.replace("\n", " ")
+        )
+        (best,) = [
+            line for line in out.splitlines() if line.endswith("the most that the server allows")
+        ]
         assert best.split()[0] == "5"
         assert not any(line.endswith("recommended") for line in out.splitlines())
         code, _, err = run(capsys, "size", service, "--connection-limit", "40", "--processes", "11")
@@ -177,7 +182,7 @@ def test_a_size_is_no_cure_for_a_leak(
     wait_for(lambda: run(capsys, "doctor", service)[0] == doctor.EXIT_CODES["critical"])
     code, out, err = run(capsys, "size", service, "--seconds", "0.2")
     assert (code, out) == (1, "")
-    assert "nobody used a connection for 0.2 s; the doctor says: leak\n" in err
+    assert "no connection was used for 0.2 s, and the doctor reports: leak\n" in err
     for cursor in cursors:
         cursor.close()
 
@@ -190,11 +195,14 @@ def test_given_numbers_need_no_address(capsys: pytest.CaptureFixture[str]) -> No
     assert [one["size"] for one in found["sizes"]] == sorted(one["size"] for one in found["sizes"])
     code, out, err = run(capsys, "size")
     assert (code, out) == (1, "")
-    assert err == "pool-telemetry size: without an address it needs --rate and --use-time\n"
+    assert (
+        err
+        == "pool-telemetry size: the load is not known: give an address, or --rate and --use-time\n"
+    )
     for huge in (["--rate", "1e9", "--use-time", "10"], ["--rate", "1e5", "--use-time", "1"]):
         code, out, err = run(capsys, "size", *huge)
         assert (code, out) == (1, "")
-        assert "in use on average: no pool is so large\n" in err
+        assert "and no pool is larger than " in err
     code, out, _ = run(capsys, "size", "--rate", "9.9e4", "--use-time", "1", "--json")
     assert json.loads(out)[0]["recommended"] == pytest.approx(99_000, rel=0.01)
     for wrong in (
@@ -212,12 +220,12 @@ def test_given_numbers_need_no_address(capsys: pytest.CaptureFixture[str]) -> No
 def test_a_server_is_examined(server_uri: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "doctor", server_uri, "--seconds", "0.2")
     assert code == 0
-    assert out.startswith("healthy: the server itself is well\n")
+    assert out.startswith("healthy: the server itself has no problem\n")
     assert "operations per second, ping " in out
-    assert "the pools of its clients are not seen from here: ask a service" in out
+    assert "a server does not know its clients' pools: ask a service" in out
     code, _, err = run(capsys, "size", server_uri, "--seconds", "0.2")
     assert code == 1
-    assert "nobody asked anything of the server for 0.2 s" in err
+    assert "the server ran no operation for 0.2 s" in err
     code, out, _ = run(
         capsys, "size", server_uri, "--seconds", "0.2", "--rate", "100", "--use-time", "0.05"
     )
@@ -225,7 +233,7 @@ def test_a_server_is_examined(server_uri: str, capsys: pytest.CaptureFixture[str
     assert "5.00 in use on average" in out
     code, _, err = run(capsys, "size", server_uri, "--seconds", "0.2", "--rate", "100")
     assert code == 1
-    assert "the server tells no times of its operations: give --use-time\n" in err
+    assert "the server does not report how long operations take: give --use-time\n" in err
 
 
 def test_a_slow_way_to_the_server_is_told(
@@ -243,7 +251,7 @@ def test_a_slow_way_to_the_server_is_told(
 def test_what_does_not_answer_is_critical_or_can_not_be_told(
     dead_port: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pool_telemetry.cli.sources.REACH_SECONDS", 0.5)
+    monkeypatch.setattr("pool_telemetry.cli.sources.server.REACH_SECONDS", 0.5)
     nowhere = dead_port
     code, out, _ = run(capsys, "doctor", f"mongodb://ann:s3cr3t@127.0.0.1:{nowhere}/")
     assert code == doctor.EXIT_CODES["critical"]
@@ -252,8 +260,8 @@ def test_what_does_not_answer_is_critical_or_can_not_be_told(
         (f"http://127.0.0.1:{nowhere}", "does not answer: Connection refused"),
         (f"http://ann:s3cr3t@127.0.0.1:{nowhere}", "does not answer: "),
         (f"localhost:{nowhere}", f"http://localhost:{nowhere}/pool/diagnosis does not answer: "),
-        ("http://", "that is no address: "),
-        ("", "that is no address: "),
+        ("http://", "this is not a valid address: "),
+        ("", "this is not a valid address: "),
         ("mongodb://ann:s3cr3t@", "can't be used: "),
         ("mongodb://ann:s3c:r3t@h/", "special characters in its user name or password"),
     ):
@@ -326,7 +334,9 @@ def test_what_has_no_pool_can_not_be_told(text: str, capsys: pytest.CaptureFixtu
             code, out, err = run(capsys, command, url, "--seconds", "0.1")
             assert (code, out) == (cli.CANT_TELL if command == "doctor" else 1, "")
             assert err.count("\n") == 1
-            assert re.search("tells of no pool|not in Prometheus' text format|of a version", err)
+            assert re.search(
+                "has no metrics of a pool|not in Prometheus' text format|of another version", err
+            )
 
 
 UNTOLD = {  # by metrics: ages of what is over, and why

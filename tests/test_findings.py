@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pymongo import MongoClient
 
 from pool_telemetry import PoolTelemetry, TelemetryOptions
-from pool_telemetry.cli.doctor import in_words
+from pool_telemetry.cli.doctor import describe
 from pool_telemetry.diagnosis import Diagnosis, Finding, Verdict, diagnose, recommend
 from pool_telemetry.state.histogram import POOL_BOUNDS
 from pool_telemetry.stats import (
@@ -103,7 +103,7 @@ def test_any_numbers_can_be_diagnosed(
     found = diagnose(stats, sorted(history, key=lambda one: one.at), most=most)
     json.dumps(found.as_dict(), allow_nan=False)
     json.dumps(recommend(found))
-    assert in_words(found, [])
+    assert describe(found, [])
     for one in found.findings:
         assert "nan" not in one.because.split()
         assert "inf" not in one.because
@@ -154,7 +154,7 @@ def test_cursors_that_are_read_are_no_hanging_server() -> None:
 def test_a_terminal_gets_no_commands_from_names() -> None:
     owners = (OwnerStats("a\x1b[2Jb", 1, 1.0, 2),)
     leak = {**EXHAUSTED, "held_idle": 10, "longest_idle": 9.0, "owners": owners}
-    assert "by owner: a [2Jb 2" in in_words(diagnose(a_client(a_pool(**leak))), []).replace(
+    assert "by owner: a [2Jb 2" in describe(diagnose(a_client(a_pool(**leak))), []).replace(
         "\n       ", " "
     )
 
@@ -165,7 +165,7 @@ def test_a_size_is_a_workaround_for_slow_operations() -> None:
         one = Finding(
             verdict=verdict, severity="warning", pool="p", because="B.", advice="A.", change=change
         )
-        return in_words(Diagnosis((one,)), []).splitlines()
+        return describe(Diagnosis((one,)), []).splitlines()
 
     assert lines("undersized")[1:] == ["  why  B.", "  do   A.", "  set  maxPoolSize=13"]
     assert lines("slow operations")[3] == "  workaround maxPoolSize=13"

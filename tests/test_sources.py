@@ -9,7 +9,9 @@ from prometheus_client.exposition import generate_latest
 
 from pool_telemetry import PoolTelemetry, cli
 from pool_telemetry.cli import sources
-from pool_telemetry.cli.sources import SourceError, address_of, began_anew, routes_of
+from pool_telemetry.cli.sources import SourceError, validate_target
+from pool_telemetry.cli.sources.server import has_restarted
+from pool_telemetry.cli.sources.service import base_url
 from pool_telemetry.diagnosis import diagnose
 from pool_telemetry.diagnosis.intervals import intervals
 from pool_telemetry.prometheus import PoolCollector
@@ -32,17 +34,17 @@ ACCEPTED = "use HOST:PORT or http://HOST:PORT of a service"
 )
 def test_every_page_of_a_service_leads_to_its_routes(scheme: str, host: str, page: str) -> None:
     for prefix in ("", "/internal", "/a/b"):
-        found = routes_of(address_of(f" {scheme}{host}{prefix}{page} "))
+        found = base_url(validate_target(f" {scheme}{host}{prefix}{page} "))
         assert found == f"{scheme.lower() or 'http://'}{host}{prefix}"
 
 
 def test_credentials_stay_in_an_address() -> None:
-    assert routes_of(address_of("https://ann:s3cr3t@chat/health")) == "https://ann:s3cr3t@chat"
+    assert base_url(validate_target("https://ann:s3cr3t@chat/health")) == "https://ann:s3cr3t@chat"
 
 
 @pytest.mark.parametrize("target", ["mongodb://a,b/?replicaSet=r", "mongodb+srv://cluster.example"])
 def test_mongodbs_addresses_stay_as_they_are(target: str) -> None:
-    assert address_of(target) == target
+    assert validate_target(target) == target
 
 
 @pytest.mark.parametrize("command", ["doctor", "size"])
@@ -156,7 +158,7 @@ def test_a_restart_without_a_time_can_not_be_told(restarted: tuple[Process, str]
     """For how long it counts is not known, nor whether it is one process that answers."""
     new, before = restarted
     new.started = None
-    with pytest.raises(SourceError, match=re.escape("/metrics counts anew since the first look")):
+    with pytest.raises(SourceError, match=re.escape("/metrics restarted between two scrapes")):
         look_twice(before.replace("process_start_time_seconds", "other"), new.text())
 
 
@@ -190,8 +192,8 @@ def test_a_server_that_restarted_is_not_compared_with_what_it_was() -> None:
         "opcounters": {"query": 10, "command": 70},
         "opLatencies": {"reads": {"ops": 10, "latency": 5_000}},
     }
-    assert not began_anew(before, before)
-    assert began_anew(before, {**before, "uptime": 2})
-    assert began_anew(before, {**before, "connections": {"current": 1, "totalCreated": 2}})
-    assert began_anew(before, {**before, "opcounters": {"query": 5}})
-    assert began_anew(before, {**before, "opLatencies": {}})
+    assert not has_restarted(before, before)
+    assert has_restarted(before, {**before, "uptime": 2})
+    assert has_restarted(before, {**before, "connections": {"current": 1, "totalCreated": 2}})
+    assert has_restarted(before, {**before, "opcounters": {"query": 5}})
+    assert has_restarted(before, {**before, "opLatencies": {}})

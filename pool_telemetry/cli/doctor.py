@@ -1,6 +1,7 @@
 """`pool-telemetry doctor`: what is wrong, as a person wants to read it, or as JSON.
 
-A service's own diagnosis, which has five minutes of history, goes before two looks at its metrics.
+A service's own diagnosis, which covers five minutes, takes precedence over two scrapes of
+its metrics.
 """
 
 import json
@@ -10,18 +11,18 @@ from typing import Final
 
 from pool_telemetry.cli.sources import (
     ServerFacts,
-    address_of,
     ask_server,
     is_server,
     own_diagnosis,
     scrape,
+    validate_target,
 )
 from pool_telemetry.diagnosis import Diagnosis, Finding, Severity, diagnose, worst_first
 from pool_telemetry.report import pool_lines
 from pool_telemetry.stats import printable
 
 EXIT_CODES: Final[dict[Severity, int]] = {"healthy": 0, "notice": 0, "warning": 1, "critical": 2}
-"""As monitoring plugins have them."""
+"""The exit codes of monitoring plugins (Nagios, Icinga)."""
 
 SLOW_PING_SECONDS: Final = 0.1
 SLOW_HANDSHAKE_SECONDS: Final = 0.5
@@ -31,26 +32,26 @@ _WIDTH: Final = 96
 
 
 def run(target: str, *, seconds: float, as_json: bool) -> tuple[str, int]:
-    """Return what to print, and the exit code.
+    """Return the text to print, and the exit code.
 
     Args:
-        target: A service's address, that of one of its pages, or MongoDB's.
-        seconds: How long to look, where that has no history.
-        as_json: As JSON.
+        target: The address of a service, of one of its pages, or of MongoDB.
+        seconds: How long to measure, if the target keeps no history.
+        as_json: Whether the text is JSON.
 
     Raises:
-        SourceError: The target does not answer, or not to this.
+        SourceError: The target does not answer, or has no numbers of a pool.
     """
-    target = address_of(target)
-    diagnosis, pools = _look(target, seconds)
+    target = validate_target(target)
+    diagnosis, pools = _diagnose(target, seconds)
     code = EXIT_CODES[diagnosis.severity]
     if as_json:
         return json.dumps({**diagnosis.as_dict(), "pools": pools}, indent=2), code
-    calm = "the server itself is well" if is_server(target) else "nothing is wrong"
-    return in_words(diagnosis, pools, calm=calm), code
+    healthy = "the server itself has no problem" if is_server(target) else "nothing is wrong"
+    return describe(diagnosis, pools, healthy=healthy), code
 
 
-def _look(target: str, seconds: float) -> tuple[Diagnosis, list[str]]:
+def _diagnose(target: str, seconds: float) -> tuple[Diagnosis, list[str]]:
     if is_server(target):
         facts = ask_server(target, seconds)
         return (facts, []) if isinstance(facts, Diagnosis) else _of_server(facts)
@@ -61,25 +62,31 @@ def _look(target: str, seconds: float) -> tuple[Diagnosis, list[str]]:
     return found, [line for *_, now in clients for line in pool_lines(now)]
 
 
-def in_words(diagnosis: Diagnosis, pools: Sequence[str], *, calm: str = "nothing is wrong") -> str:
-    """Return a diagnosis as a person reads it."""
+def describe(
+    diagnosis: Diagnosis, pools: Sequence[str], *, healthy: str = "nothing is wrong"
+) -> str:
+    """Return a diagnosis as text: each finding's paragraph, then a line for each pool."""
     parts = [_paragraph(one) for one in diagnosis.findings]
     if not diagnosis.current:
-        parts.insert(0, f"healthy: {calm}" + (" now\n" if parts else ""))
+        parts.insert(0, f"healthy: {healthy}" + (" now\n" if parts else ""))
     return "\n".join([*parts, *(f"  {printable(line)}" for line in pools)])
 
 
+in_words = describe
+"""The former name of `describe`, for programs that use it."""
+
+
 def _paragraph(finding: Finding) -> str:
-    over = "" if finding.ended is None else f" (ended {finding.ended:.0f} s ago)"
+    ended = "" if finding.ended is None else f" (ended {finding.ended:.0f} s ago)"
     head = finding.severity.upper() if finding.ended is None else "EARLIER"
-    lines = [printable(f"{head}: {finding.verdict}, {finding.pool}{over}")]
+    lines = [printable(f"{head}: {finding.verdict}, {finding.pool}{ended}")]
     for title, text in (("why", finding.because), ("do", finding.advice)):
         indent = f"  {title:<5}"
         lines += textwrap.wrap(
             printable(text), _WIDTH, initial_indent=indent, subsequent_indent=" " * len(indent)
         )
     if finding.change:
-        # A size does not mend a slow command, and is copied at night.
+        # A larger pool does not mend a slow command, and a line with "set" is copied unread.
         label = "workaround" if finding.verdict == "slow operations" else "set"
         values = ", ".join(f"{k}={v}" for k, v in finding.change.items())
         lines.append(f"  {label:<4} {values}")
@@ -101,7 +108,7 @@ def _of_server(facts: ServerFacts) -> tuple[Diagnosis, list[str]]:
                 pool=name,
                 because=f"{facts.current} of the {facts.limit} connections that the server accepts "
                 "are open.",
-                advice="Lower maxPoolSize times processes below that, or raise the server's limit.",
+                advice="Lower maxPoolSize or run fewer processes, or raise the server's limit.",
                 evidence={"connections": facts.current, "limit": facts.limit},
             )
         )
@@ -113,7 +120,7 @@ def _of_server(facts: ServerFacts) -> tuple[Diagnosis, list[str]]:
                 severity="warning",
                 pool=name,
                 because=f"{facts.opened_per_second:.0f} connections are opened per second.",
-                advice="Find the program that makes a client for each request, or closes idle "
+                advice="Find the program that creates a client for each request, or closes idle "
                 "connections early (maxIdleTimeMS).",
                 evidence={"opened_per_second": facts.opened_per_second},
             )
@@ -126,8 +133,8 @@ def _of_server(facts: ServerFacts) -> tuple[Diagnosis, list[str]]:
                 severity="notice",
                 pool=name,
                 because=f"Opening a connection took {facts.open_seconds:.2f} s.",
-                advice="Find what slows it: TLS, DNS or authentication. Keep connections open "
-                "(minPoolSize).",
+                advice="Find the cause: TLS, DNS or authentication. Meanwhile keep connections "
+                "open (minPoolSize).",
                 evidence={"open_seconds": facts.open_seconds},
             )
         )
@@ -149,5 +156,5 @@ def _of_server(facts: ServerFacts) -> tuple[Diagnosis, list[str]]:
         f"{name}: {facts.current}{limit} connections, {facts.operations_per_second:.0f} operations "
         f"per second, ping {facts.ping_seconds * 1e3:.1f} ms"
     )
-    unseen = "the pools of its clients are not seen from here: ask a service (http://HOST:PORT)"
-    return worst_first(tuple(found)), [line, unseen]
+    hint = "a server does not know its clients' pools: ask a service (http://HOST:PORT) for those"
+    return worst_first(tuple(found)), [line, hint]

@@ -1,7 +1,7 @@
-"""`pool-telemetry size`: what each size of a pool would mean for those who wait.
+"""`pool-telemetry size`: how long callers would wait in pools of several sizes.
 
-Arrivals and use times are measured, the queue is `diagnosis/queueing.py`'s. Nothing is advised
-beyond what the server has for each process.
+Arrivals and use times are measured; `diagnosis/queueing.py` predicts the waits. No advice exceeds
+the connections that the server has for each process.
 """
 
 import json
@@ -24,25 +24,27 @@ from pool_telemetry.diagnosis.queueing import (
 from pool_telemetry.diagnosis.thresholds import MAX_POOL_SIZE, TARGET_WAIT_PROBABILITY
 
 MONITORING: Final = 3
-"""Connections that each client has beside its pool, to watch a server."""
+"""Connections that each client opens besides its pool, to monitor a server."""
 _BAR: Final = 30
-_NO_MATTER_OF_SIZE: Final = ("server unreachable", "leak", "retry storm", "slow operations")
+_NOT_MENDED_BY_SIZE: Final = ("server unreachable", "leak", "retry storm", "slow operations")
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """One pool's load, and what it has now.
+class SizingInput:
+    """The load of one pool, and its present size.
 
     Attributes:
         pool: Its name.
-        load: What is asked of it.
-        max_size: maxPoolSize; None where it is not known, or unlimited.
-        source: How it was measured, in words.
-        at_least: What the callers who found all taken ask for; a rate alone says too little.
-        waited: The p95 of the waits that were measured with `max_size`.
-        enough: Nobody found all taken. By the queue's formula callers come at random: where they
-            don't, what there is may suffice where it would say more.
-        trouble: What the doctor says of this pool, and a size does not mend.
+        load: Arrivals and use times.
+        max_size: maxPoolSize; None when it is not known, or unlimited.
+        source: How the load was measured, for people.
+        at_least: The lower bound of the demand, from the callers that queued: a rate alone does
+            not show them.
+        measured_p95: The p95 of the measured waits with `max_size`, in seconds.
+        never_exhausted: Whether the pool was never exhausted. The queue's formula assumes random
+            arrivals; with regular ones the present size may suffice although the formula asks
+            for more.
+        trouble: The doctor's verdicts on this pool that a larger pool does not mend.
     """
 
     pool: str
@@ -50,15 +52,15 @@ class Measured:
     max_size: int | None
     source: str
     at_least: int = 1
-    waited: float | None = None
-    enough: bool = False
+    measured_p95: float | None = None
+    never_exhausted: bool = False
     trouble: str = ""
 
     @property
-    def wanted(self) -> int:
-        """Return the size that the load asks for."""
+    def required_size(self) -> int:
+        """Return the size that the load requires."""
         best = recommend_size(self.load, at_least=self.at_least)
-        return min(best, self.max_size) if self.enough and self.max_size else best
+        return min(best, self.max_size) if self.never_exhausted and self.max_size else best
 
 
 def run(
@@ -71,71 +73,76 @@ def run(
     limit: int | None = None,
     as_json: bool = False,
 ) -> str:
-    """Return what to print.
+    """Return the text to print.
 
     Args:
-        target: A service's address, a Prometheus', or MongoDB's; None where all is given.
-        seconds: How long to look.
-        rate: Callers per second of one process, instead of what is measured.
-        use_seconds: How long each holds a connection, instead of what is measured.
-        processes: How many share the server.
-        limit: How many connections it takes; asked of MongoDB itself where that is the target.
-        as_json: As JSON.
+        target: The address of a service, a Prometheus or MongoDB; None if the load is given.
+        seconds: How long to measure.
+        rate: Callers per second of one process, instead of the measured value.
+        use_seconds: How long a caller holds a connection, instead of the measured value.
+        processes: The number of processes that share the server.
+        limit: The connections that the server accepts; a MongoDB target is asked for it.
+        as_json: Whether the text is JSON.
 
     Raises:
-        SourceError: The target does not answer, or nobody uses the pool.
+        SourceError: The target does not answer, or the pool was not used.
     """
-    target = None if target is None else sources.address_of(target)
-    most = None if limit is None else _for_each(limit, processes)
+    target = None if target is None else sources.validate_target(target)
+    budget = None if limit is None else _per_process(limit, processes)
     given = None
     if rate is not None and use_seconds is not None:
         given = Load.exponential(rate, use_seconds)
     if target is None:
         if given is None:
-            raise SourceError("without an address it needs --rate and --use-time")
-        found = [Measured("the pool", given, None, "as given")]
+            raise SourceError("the load is not known: give an address, or --rate and --use-time")
+        found = [SizingInput("the pool", given, None, "as given")]
     elif sources.is_server(target):
         facts = sources.ask_server(target, seconds)
         if not isinstance(facts, sources.ServerFacts):
-            raise SourceError(facts.findings[0].because)
+            raise SourceError(f"{facts.findings[0].because} {facts.findings[0].advice}")
         if limit is None and facts.limit is not None:
-            most = _for_each(facts.limit, processes)
+            budget = _per_process(facts.limit, processes)
         if not (rate or facts.operations_per_second):
-            raise SourceError(f"nobody asked anything of the server for {seconds:g} s")
+            raise SourceError(f"the server ran no operation for {seconds:g} s: give --rate")
         if not (use_seconds or facts.operation_seconds):
-            raise SourceError("the server tells no times of its operations: give --use-time")
+            raise SourceError(
+                "the server does not report how long operations take: give --use-time"
+            )
         found = [_of_server(facts, rate, use_seconds, processes, seconds)]
     elif sources.is_prometheus(target):
-        found = [_of_prometheus(one) for one in sources.busiest(target)]
+        found = [_of_prometheus(one) for one in sources.busiest_processes(target)]
     else:
         found = _of_service(target, seconds)
     if given is not None:
-        found = [Measured(one.pool, given, one.max_size, "as given") for one in found]
+        found = [SizingInput(one.pool, given, one.max_size, "as given") for one in found]
     for one in found:
         if one.load.connections >= MAX_POOL_SIZE:
-            raise SourceError(f"{one.load.connections:.0f} in use on average: no pool is so large")
+            raise SourceError(
+                f"{one.load.connections:.0f} connections would be in use on average, and no pool "
+                f"is larger than {MAX_POOL_SIZE}: check the rate and the use time"
+            )
     if as_json:
-        return json.dumps([_as_dict(one, most) for one in found], indent=2)
-    told = [in_words(one, most) for one in found]
-    if most is None and processes > 1:
-        told.append("How many connections the server takes is not known: give --connection-limit.")
+        return json.dumps([_as_dict(one, budget) for one in found], indent=2)
+    told = [describe(one, budget) for one in found]
+    if budget is None and processes > 1:
+        told.append("The server's connection limit is not known: give --connection-limit.")
     return "\n\n".join(told)
 
 
-def _for_each(limit: int, processes: int) -> int:
+def _per_process(limit: int, processes: int) -> int:
     """Return the largest pool that each process may have."""
-    most = limit // processes - MONITORING
-    if most < 1:
+    budget = limit // processes - MONITORING
+    if budget < 1:
         raise SourceError(
-            f"{limit} connections are too few for {processes} processes: each has {MONITORING} "
-            "that watch the server"
+            f"{limit} connections are too few for {processes} processes, because each opens "
+            f"{MONITORING} to monitor the server: raise the limit or run fewer processes"
         )
-    return most
+    return budget
 
 
-def _of_service(target: str, seconds: float) -> list[Measured]:
+def _of_service(target: str, seconds: float) -> list[SizingInput]:
     own = sources.own_diagnosis(target)
-    found, every = list[Measured](), list[Finding]()
+    found, every = list[SizingInput](), list[Finding]()
     for *history, client in sources.scrape(target, seconds):
         told = (own[0] if own else diagnose(client, history)).current
         every += told
@@ -144,38 +151,38 @@ def _of_service(target: str, seconds: float) -> list[Measured]:
             name = client.pool_name(pool)
             if window.use_time.count and window.rate:
                 mine = [one for one in told if one.pool == name]
-                trouble = (one.verdict for one in mine if one.verdict in _NO_MATTER_OF_SIZE)
-                # Who gave up or still waits is not among those whose waits were measured.
+                trouble = (one.verdict for one in mine if one.verdict in _NOT_MENDED_BY_SIZE)
+                # The measured waits lack the callers that timed out and those that still wait.
                 few = TARGET_WAIT_PROBABILITY * window.ended_checkouts
                 times = window.wait_time if window.checkouts["timeout"] <= few else None
                 wait = times.quantile(1.0 - TARGET_WAIT_PROBABILITY) if times else None
                 if wait is not None and pool.waiting > few:
                     wait = max(wait, pool.oldest_wait)
                 found.append(
-                    Measured(
+                    SizingInput(
                         name,
                         Load.from_histogram(window.rate, window.use_time),
                         pool.max_size,
                         source=f"measured for {window.seconds:.0f} s",
                         at_least=max((one.change.get("maxPoolSize", 1) for one in mine), default=1),
-                        waited=wait,
-                        enough=not window.exhausted_seconds,
+                        measured_p95=wait,
+                        never_exhausted=not window.exhausted_seconds,
                         trouble=", ".join(trouble),
                     )
                 )
     if not found:
-        why = f"; the doctor says: {every[0].verdict}" if every else ": look for longer"
-        raise SourceError(f"nobody used a connection for {seconds:g} s{why}")
+        why = f", and the doctor reports: {every[0].verdict}" if every else ": give more --seconds"
+        raise SourceError(f"no connection was used for {seconds:g} s{why}")
     return found
 
 
-def _of_prometheus(busiest: sources.Busiest) -> Measured:
+def _of_prometheus(busiest: sources.BusiestProcess) -> SizingInput:
     source = (
-        f"the busiest minute of the last hour of the busiest of {busiest.processes} processes "
-        f"({busiest.process})"
+        f"{busiest.process}, the busiest of {busiest.processes} processes, in its busiest minute "
+        "of the last hour"
     )
     load = Load.from_histogram(busiest.rate, busiest.use_time)
-    return Measured(busiest.pool, load, busiest.max_size, source, busiest.at_least)
+    return SizingInput(busiest.pool, load, busiest.max_size, source, busiest.at_least)
 
 
 def _of_server(
@@ -184,20 +191,20 @@ def _of_server(
     use_seconds: float | None,
     processes: int,
     seconds: float,
-) -> Measured:
+) -> SizingInput:
     if rate is None:
         rate = facts.operations_per_second / processes
     if use_seconds is None:
         use_seconds = facts.ping_seconds + (facts.operation_seconds or 0.0)
-    source = f"the server's operations in {seconds:g} s, by {processes} process(es)"
-    return Measured(facts.address, Load.exponential(rate, use_seconds), None, source)
+    source = f"the server's operations in {seconds:g} s, shared by {processes} process(es)"
+    return SizingInput(facts.address, Load.exponential(rate, use_seconds), None, source)
 
 
-# In words
+# The output
 
 
-def _as_dict(measured: Measured, most: int | None) -> dict[str, Any]:
-    load, wanted = measured.load, measured.wanted
+def _as_dict(measured: SizingInput, budget: int | None) -> dict[str, Any]:
+    load, required = measured.load, measured.required_size
     waits = [predict(load, size) for size in candidate_sizes(load, measured.max_size)]
     return {
         "pool": measured.pool,
@@ -206,9 +213,9 @@ def _as_dict(measured: Measured, most: int | None) -> dict[str, Any]:
         "use_seconds": load.use_seconds,
         "connections_in_use": load.connections,
         "max_pool_size": measured.max_size,
-        "measured_p95": measured.waited,
-        "recommended": wanted if most is None else min(wanted, most),
-        "wanted": wanted,
+        "measured_p95": measured.measured_p95,
+        "recommended": required if budget is None else min(required, budget),
+        "wanted": required,
         "trouble": measured.trouble,
         "sizes": [
             {k: None if v == math.inf else v for k, v in asdict(wait).items()} for wait in waits
@@ -216,59 +223,61 @@ def _as_dict(measured: Measured, most: int | None) -> dict[str, Any]:
     }
 
 
-def in_words(measured: Measured, most: int | None) -> str:
-    """Return a pool's sizes as a table, with the wait as a plot."""
-    load, wanted = measured.load, measured.wanted
-    sizes = {*candidate_sizes(load, measured.max_size), wanted} | (
-        {most} if most and most < wanted else set()
+def describe(measured: SizingInput, budget: int | None) -> str:
+    """Return the sizes of a pool as a table, with a bar for each wait, and remarks below it."""
+    load, required = measured.load, measured.required_size
+    sizes = {*candidate_sizes(load, measured.max_size), required} | (
+        {budget} if budget and budget < required else set()
     )
     waits = [predict(load, size) for size in sorted(sizes)]
     longest = max((wait.p95 for wait in waits if wait.p95 < math.inf), default=0.0)
     lines = [
-        f"{measured.pool}: {load.rate:.1f} callers per second, each has a connection for "
-        f"{load.use_seconds * 1e3:.1f} ms: {load.connections:.2f} in use on average",
+        f"{measured.pool}: {load.rate:.1f} callers per second hold a connection for "
+        f"{load.use_seconds * 1e3:.1f} ms each: {load.connections:.2f} in use on average",
         f"({measured.source})",
         "",
-        f"{'size':>7}  {'busy':>6}  {'who wait':>8}  {'p95 wait':>10}",
+        f"{'size':>7}  {'busy':>6}  {'waiting':>8}  {'p95 wait':>10}",
     ]
     for wait in waits:
         notes = []
         if wait.size == measured.max_size:
-            waited = measured.waited
+            waited = measured.measured_p95
             notes.append("now" if waited is None else f"now (p95 measured: {waited * 1e3:.1f} ms)")
-        if most is not None and wait.size > most:
-            notes.append("more than the server has")
-        elif wait.size == wanted:
+        if budget is not None and wait.size > budget:
+            notes.append("more than the server allows")
+        elif wait.size == required:
             notes.append("recommended")
-        elif wait.size == most:
-            notes.append("all that the server has")
+        elif wait.size == budget:
+            notes.append("the most that the server allows")
         line = (
             f"{wait.size:>7}  {wait.utilization:>6.0%}  {wait.waiting_share:>8.1%}  "
             f"{_seconds(wait):>10}  {_bar(wait, longest):<{_BAR}}  {', '.join(filter(None, notes))}"
         )
         lines.append(line.rstrip())
     now = next((wait for wait in waits if wait.size == measured.max_size), None)
-    if now and measured.waited and is_crowded(measured.waited, now.p95):
+    if now and measured.measured_p95 and is_crowded(measured.measured_p95, now.p95):
         lines.append(
-            "They wait for longer than the table has it, which is for callers who come at random: "
-            "these come in crowds, or again as soon as they are served."
+            "Callers wait longer than the table predicts. The table assumes random arrivals; these "
+            "callers arrive in bursts, or each returns as soon as it is served."
         )
     if measured.trouble:
-        lines.append(f"See to that first: {measured.trouble} (pool-telemetry doctor tells more).")
-    if most is not None and wanted > most:
+        lines.append(f"First mend this: {measured.trouble} (see pool-telemetry doctor).")
+    if budget is not None and required > budget:
         lines.append(
-            f"The load asks for {wanted}, and the server has {most} for each process, beside "
-            f"{MONITORING} that watch it: shorten what holds a connection, or raise its limit."
+            f"The load requires {required} connections, but the server allows {budget} in each "
+            f"process's pool, besides {MONITORING} that monitor it. Shorten the operations, or "
+            "raise the server's limit."
         )
-    elif measured.at_least >= wanted > recommend_size(load):
+    elif measured.at_least >= required > recommend_size(load):
         lines.append(
-            f"{wanted}, because callers found all taken for a while: a rate alone does not show it."
+            f"{required} is recommended because the pool was exhausted for a while; the rate "
+            "alone does not show that."
         )
     return "\n".join(lines)
 
 
 def _seconds(wait: WaitPrediction) -> str:
-    return "no end" if wait.p95 == math.inf else f"{wait.p95 * 1e3:.1f} ms"
+    return "endless" if wait.p95 == math.inf else f"{wait.p95 * 1e3:.1f} ms"
 
 
 def _bar(wait: WaitPrediction, longest: float) -> str:

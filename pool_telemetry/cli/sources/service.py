@@ -1,0 +1,136 @@
+"""A service as a source: its own diagnosis, or two scrapes of its metrics."""
+
+import json
+import time
+import urllib.parse
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any, Final
+
+from pool_telemetry.catalog import CATALOG, Value
+from pool_telemetry.cli.prometheus_text import read
+from pool_telemetry.cli.sources.http import NotFoundError, SourceError, get
+from pool_telemetry.diagnosis import Diagnosis, Finding, worst_first
+from pool_telemetry.stats import ClientStats, HistogramStats
+from pool_telemetry.uri import mask_uri
+
+_DIAGNOSIS: Final = "/pool/diagnosis"
+_ROUTES: Final = (
+    *(_DIAGNOSIS, "/pool/holders", "/metrics/mongodb"),
+    *("/health", "/health/live", "/health/ready"),
+)
+_SAME_START_SECONDS: Final = 0.1
+"""Two start times that differ by less are of one process: they are reported in steps of 10 ms."""
+
+
+def base_url(url: str) -> str:
+    """Return the address below which a service has its routes, from the address of any of them."""
+    parts = urllib.parse.urlsplit(url)
+    path = parts.path.rstrip("/")
+    route = next(filter(path.endswith, _ROUTES), "")
+    return parts._replace(path=path.removesuffix(route), query="", fragment="").geturl()
+
+
+def _is_metrics(url: str) -> bool:
+    """Return whether a URL names the metrics page itself, such as `/metrics` or `/app-metrics`."""
+    return urllib.parse.urlsplit(url).path.rstrip("/").endswith("metrics")
+
+
+def scrape(url: str, seconds: float) -> list[list[ClientStats]]:
+    """Return two samples of each client of a service, or the second alone after a restart.
+
+    Args:
+        url: The address of the service, or of its metrics page.
+        seconds: The time between the two scrapes.
+
+    Raises:
+        SourceError: The service does not answer or shows no pool; or its counters restarted and
+            it does not report when.
+    """
+    first = {client.name: client for client in _scrape(url)}
+    began = max(client.at for client in first.values())
+    time.sleep(seconds)
+    return [_samples(first.get(now.name), now, began, url) for now in _scrape(url)]
+
+
+def _samples(
+    before: ClientStats | None, now: ClientStats, began: float, url: str
+) -> list[ClientStats]:
+    if before is None:
+        return [replace(now, since=now.since or began)]
+    both_known = before.since and now.since
+    same_start = not both_known or abs(now.since - before.since) <= _SAME_START_SECONDS
+    if same_start and not _any_counter_fell(before, now):
+        since = before.since or now.since
+        return [replace(before, since=since), replace(now, since=since)]
+    if not now.since:
+        raise SourceError(
+            f"the counters of {mask_uri(url)} restarted between two scrapes, and it does not "
+            "report when (process_start_time_seconds): run the command again, on one process only"
+        )
+    return [now]
+
+
+def _any_counter_fell(before: ClientStats, now: ClientStats) -> bool:
+    """Return whether a counter fell: the process restarted, or another process answered."""
+    for metric in CATALOG:
+        if metric.instrument in ("counter", "histogram"):
+            known = dict(metric.read(before))
+            for labels, value in metric.read(now):
+                if labels in known and _count(value) < _count(known[labels]):
+                    return True
+    return False
+
+
+def _count(value: Value) -> float:
+    return value.count if isinstance(value, HistogramStats) else value
+
+
+def _scrape(url: str) -> list[ClientStats]:
+    page = url if _is_metrics(url) else base_url(url) + "/metrics"
+    try:
+        clients = read(get(page), time.time())
+    except ValueError as error:
+        raise SourceError(
+            f"{mask_uri(page)} is not in Prometheus' text format: give the address of a service "
+            "that serves /metrics"
+        ) from error
+    if not clients:
+        raise SourceError(
+            f"{mask_uri(page)} has no metrics of a pool: check that the service uses "
+            "pool_telemetry and has run an operation (for a Prometheus use pool-telemetry size)"
+        )
+    return clients
+
+
+def own_diagnosis(url: str) -> tuple[Diagnosis, list[str]] | None:
+    """Return a service's answer at /pool/diagnosis: its diagnosis, and a line for each pool.
+
+    Returns None if the service has no such route, or if the URL names the metrics page.
+
+    Raises:
+        SourceError: The service does not answer, or its answer has another version's format.
+    """
+    if _is_metrics(url):
+        return None
+    page = base_url(url) + _DIAGNOSIS
+    try:
+        answer = json.loads(get(page))
+    except (ValueError, NotFoundError):
+        return None
+    return _parse(answer, page) if isinstance(answer, dict) and "findings" in answer else None
+
+
+def _parse(answer: Mapping[str, Any], page: str) -> tuple[Diagnosis, list[str]]:
+    known = {field.name for field in fields(Finding)}
+    try:
+        kept = ({k: v for k, v in one.items() if k in known} for one in answer["findings"])
+        diagnosis = worst_first(Finding(**one) for one in kept)
+        for one in diagnosis.findings:
+            str.split(one.because + one.advice), dict(one.change)
+        return diagnosis, [str(line) for line in answer.get("pools", ())]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise SourceError(
+            f"{mask_uri(page)} has the format of another version: use the version of "
+            "pool-telemetry that the service has"
+        ) from error
