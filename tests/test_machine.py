@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 )
 
 from pool_telemetry.state.actor import Actor
-from pool_telemetry.state.connections import STALE_SECONDS
+from pool_telemetry.state.connections import LATE_SECONDS, STALE_SECONDS
 from pool_telemetry.state.exhaustion import RECOVERED_SECONDS
 from pool_telemetry.state.pool_state import MOMENT, QUEUE_SECONDS, PoolState
 from pool_telemetry.stats import CLOSE_REASONS, OUTCOMES, PoolStats
@@ -60,7 +60,8 @@ class Pool(RuleBasedStateMachine):
         self.waiting: set[int] = set()
         self.conns: dict[int, Conn] = {}
         self.departed: dict[tuple[int, int], Conn] = {}  # of a pool before, by id and holder
-        self.due: list[tuple[int, int]] = []  # check-ins that are still to be told: actor, id
+        # Check-ins whose event is still to come: (actor, connection id) -> the time of the check-in.
+        self.due: dict[tuple[int, int], float] = {}
         self.unsure: set[int] = set()  # closed in silence, as only PyMongo knows
         self.stale: set[int] = set()  # closed by a clear in silence
         self.left: set[int] = set()  # with a cursor whose maker ended
@@ -293,7 +294,7 @@ class Pool(RuleBasedStateMachine):
             self.left.discard(conn.id)
             actor, late, conn.told = 99, False, None
         conn.holder = None
-        self.due.append((actor, conn.id))
+        self.due[actor, conn.id] = self.now
         stale = conn.generation < self.generation or self.phase == "closed"
         if not late or stale:  # one that is closed is told at once
             self.tell(actor, conn.id)
@@ -303,10 +304,10 @@ class Pool(RuleBasedStateMachine):
     @precondition(lambda self: self.due)
     @rule(random=pick)
     def tell_late(self, random: Any) -> None:
-        self.tell(*random.choice(self.due))
+        self.tell(*random.choice(list(self.due)))
 
     def tell(self, actor: int, conn_id: int) -> None:
-        self.due.remove((actor, conn_id))
+        del self.due[actor, conn_id]
         self.state.checked_in(lambda: actor, conn_id)
         conn = self.conns.get(conn_id)
         if conn is not None and conn.told == actor and conn.holder is None:
@@ -487,6 +488,9 @@ class Pool(RuleBasedStateMachine):
         if not hasattr(self, "state"):
             return
         self.now += 2 * MOMENT
+        for (actor, conn_id), at in list(self.due.items()):
+            if self.now - at > LATE_SECONDS / 2:  # an event comes within LATE_SECONDS
+                self.tell(actor, conn_id)
         before, stats = self.last, self.look()
         used = sum(conn.told is not None for conn in self.conns.values())
         opening = sum(conn.opener is not None for conn in self.conns.values())

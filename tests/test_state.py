@@ -759,6 +759,25 @@ def test_a_cursor_that_nobody_left_is_noticed() -> None:
     assert pool.counts() == (1, 0, 1, 0, 0)
 
 
+def test_a_connection_that_was_opened_in_vain_proves_nothing_about_cursors() -> None:
+    """While it was being opened the pool was full, so the other caller waited for that alone."""
+    pool = Pool(max_size=1)
+    leaving(pool)
+    pool.open(1)
+    pool.out(A, 1)
+    pool.checkout_started(B)
+    pool.checkout_started(C)
+    pool.gone = {A}
+    pool.time.now += 1.0
+    assert pool.stats().in_use == 1  # B and C wait, so A seems to have left a cursor
+    pool.connection_created(B, 2)  # no: A's connection is closed
+    pool.time.now += 1.0
+    pool.connection_ready(2)
+    pool.checkout_failed(B, "connection_error")
+    assert pool.stats().in_use == 0
+    assert pool.stats().created == 2
+
+
 def test_a_new_pool_has_no_memory_of_the_old_ones_silence() -> None:
     pool = exhausted_pool()
     pool.time.now += 5.0

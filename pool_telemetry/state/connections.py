@@ -121,6 +121,8 @@ class Connections:
 
     def ready(self, conn_id: int, now: float) -> None:
         """Mark one as open. Re-authentication says so again."""
+        if self.gone:
+            self._note_full(now)
         opening = self.opening.pop(conn_id, None)
         if opening is not None:
             self._ready[conn_id] = self._generation
