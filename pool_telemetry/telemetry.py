@@ -192,7 +192,7 @@ class PoolTelemetry:
     def pool_stats(self) -> list[PoolStats]:
         """Return the pools alone, for who looks often: hundreds of series of commands cost 1 ms."""
         # A closed pool that was never used is the alias under which a server was first sought.
-        states = [one for one in self.states() if not (one.phase == "closed" and one.unused)]
+        states = [one for one in self.states() if not (one.phase == "closed" and one.never_used)]
         return [self._stats(state) for state in states]
 
     def _stats(self, state: PoolState) -> PoolStats:

@@ -415,7 +415,9 @@ class Chaos:
             nonlocal doubted
             theirs, mine = call(lambda: drivers(client)), ours(the_pool(telemetry))
             quiet = theirs.in_use == theirs.opening == theirs.waiting == 0
-            doubtful = any(pool._connections.gone for pool in telemetry._pools.values())
+            doubtful = any(
+                pool._connections.presumed_returned for pool in telemetry._pools.values()
+            )
             if quiet and doubtful and mine.size > theirs.size and theirs.idle < MAX_SIZE:
                 # Closed or idle? PyMongo will tell when a caller finds none idle.
                 doubted = True
@@ -464,7 +466,7 @@ class Chaos:
             self._report.cleared += pool.cleared
         for state in telemetry._pools.values():
             books = state._connections
-            left = [books.opening, books.held, books._ready, books._departed, state._waiters]
+            left = [books.opening, books.held, books._ready, books._carried_over, state._waiters]
             assert not any(left), left
 
 

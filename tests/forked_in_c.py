@@ -28,7 +28,7 @@ from pool_telemetry import (
     prometheus,
 )
 from pool_telemetry.otel import metrics as otel
-from pool_telemetry.state import actor
+from pool_telemetry.state import frames
 from pool_telemetry.state.frames import UNKNOWN, stack_of
 from pool_telemetry.watch import thread as watch
 from tests.prefork import find, in_child, telemetry
@@ -215,18 +215,18 @@ def locks(uri: str) -> Any:
     (state,) = one.states()
     modules = (prometheus, otel, watch, sys.modules["pool_telemetry.otel.configure"])
     every: list[Any] = [module._lock for module in modules]
-    every += [actor._frames_lock, state._lock, one._lock, one.commands._lock, one.agents._lock]
+    every += [frames._frames_lock, state._lock, one._lock, one.commands._lock, one.agents._lock]
     every += [one._history._lock, one.callbacks._lock]
     every += [MongoDBConnectionPool._initializing, MongoDBConnectionPool._lock]
     every += [sys.modules["pool_telemetry.telemetry"]._registry_lock]
     with held_by_another_thread(every):
         gc.disable()
-        actor._gc_is_paused = True
+        frames._gc_is_paused = True
         try:
             return in_c_child(child)
         finally:
             gc.enable()
-            actor._gc_is_paused = False
+            frames._gc_is_paused = False
 
 
 def unused(uri: str) -> Any:

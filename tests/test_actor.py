@@ -21,9 +21,8 @@ from pool_telemetry.state.actor import (
     current_actor,
     may_hold,
     names_of,
-    still_in_pool,
 )
-from pool_telemetry.state.frames import FEW, stack_of
+from pool_telemetry.state.frames import FEW, stack_of, still_in_pool
 from tests.support import Noop, aexhausted, drivers, exhausted, until, wait_for
 
 
@@ -363,7 +362,7 @@ def test_live_actor_may_hold_a_connection_and_an_ended_one_may_not() -> None:
 
 FROZEN = """
 import gc, sys, threading, time, weakref
-from pool_telemetry.state.actor import still_in_pool
+from pool_telemetry.state.frames import still_in_pool
 
 class Cycle:
     pass

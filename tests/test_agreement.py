@@ -15,7 +15,7 @@ from pymongo import AsyncMongoClient, MongoClient
 from pymongo.errors import PyMongoError
 
 from pool_telemetry import PoolTelemetry
-from pool_telemetry.state.pool_state import MOMENT
+from pool_telemetry.state.pool_state import GRACE_SECONDS
 from pool_telemetry.stats import PoolStats
 from tests.support import (
     Counts,
@@ -197,7 +197,7 @@ def test_cancelled_waiters_are_dropped_without_a_reader(server_uri: str, count: 
             for task in ghosts:
                 task.cancel()
             await asyncio.gather(*ghosts, return_exceptions=True)
-            old_enough = time.monotonic() + 2 * MOMENT
+            old_enough = time.monotonic() + 2 * GRACE_SECONDS
             await until(lambda: time.monotonic() > old_enough)
         await collection.find_one()
         (state,) = (pool for pool in telemetry._pools.values() if pool.phase == "ready")

@@ -37,7 +37,7 @@ from pool_telemetry import (
     prometheus,
 )
 from pool_telemetry.demo.embedded import EmbeddedServer
-from pool_telemetry.state.pool_state import MOMENT
+from pool_telemetry.state.pool_state import GRACE_SECONDS
 from tests.support import Counts, drivers, exhausted, failing, ours, the_pool, until, wait_for
 
 Client = MongoClient[dict[str, Any]]
@@ -253,7 +253,7 @@ def test_connection_pinned_behind_a_load_balancer_stays_checked_out() -> None:
 
     asyncio.run(pins())
     began = time.monotonic()
-    wait_for(lambda: time.monotonic() - began > 2 * MOMENT)
+    wait_for(lambda: time.monotonic() - began > 2 * GRACE_SECONDS)
     assert the_pool(replay.telemetry).in_use == 1
     replay.pool.pool_cleared(PoolClearedEvent(address, service_id=service))
     replay.close(address, 2, "stale")  # of that service

@@ -231,7 +231,7 @@ def test_running_command_is_not_evicted_for_finished_ones() -> None:
     assert running is not None
     assert running.seconds is None
     assert commands.latest(2) is None
-    assert commands.forgot
+    assert commands.evicted
     assert len(commands._latest) <= 10_001
 
 

@@ -20,9 +20,10 @@ from hypothesis.stateful import (
 )
 
 from pool_telemetry.state.actor import Actor
-from pool_telemetry.state.connections import LATE_SECONDS, STALE_SECONDS
+from pool_telemetry.state.connections import LATE_SECONDS
 from pool_telemetry.state.exhaustion import RECOVERED_SECONDS
-from pool_telemetry.state.pool_state import MOMENT, QUEUE_SECONDS, PoolState
+from pool_telemetry.state.pool_state import GRACE_SECONDS, NO_IDLE_PROOF_SECONDS, PoolState
+from pool_telemetry.state.presumed import STALE_SECONDS
 from pool_telemetry.stats import CLOSE_REASONS, OUTCOMES, PoolStats
 
 ACTORS = range(1, 7)
@@ -58,9 +59,10 @@ class Pool(RuleBasedStateMachine):
     def new_process(self) -> None:
         self.gone: set[int] = set()  # who is neither in PyMongo's queue nor in its code
         self.waiting: set[int] = set()
+        self.unnoticed: set[int] = set()  # of the actors in `gone`: still waiting, by our books
         self.conns: dict[int, Conn] = {}
         self.departed: dict[tuple[int, int], Conn] = {}  # of a pool before, by id and holder
-        # Check-ins whose event is still to come: (actor, connection id) -> the time of the check-in.
+        # (actor, connection id) -> the time of a check-in whose event is still to come.
         self.due: dict[tuple[int, int], float] = {}
         self.unsure: set[int] = set()  # closed in silence, as only PyMongo knows
         self.stale: set[int] = set()  # closed by a clear in silence
@@ -99,6 +101,7 @@ class Pool(RuleBasedStateMachine):
             return
         self.tell_all_of(actor)  # what an actor has to tell, it tells before it goes on
         self.gone.discard(actor)
+        self.unnoticed.discard(actor)
         self.state.checkout_started(actor)
         self.started += 1
         self.waiting.add(actor)
@@ -149,9 +152,10 @@ class Pool(RuleBasedStateMachine):
     def look(self) -> PoolStats:
         self.serve()
         stats = self.state.stats()
+        self.unnoticed.clear()
         opening = any(conn.opener is not None for conn in self.conns.values())
         if self.queue() and self.left and not opening:
-            self.now += 2 * QUEUE_SECONDS
+            self.now += 2 * NO_IDLE_PROOF_SECONDS
             for conn_id in self.left:
                 conn = self.conns[conn_id]
                 conn.told = conn.holder
@@ -171,7 +175,7 @@ class Pool(RuleBasedStateMachine):
             self.gone.add(actor)
             for conn in [conn for conn in self.conns.values() if conn.opener == actor]:
                 del self.conns[conn.id]
-            self.now += 2 * MOMENT
+            self.now += 2 * GRACE_SECONDS
             self.state.stats()
 
     def holds(self, actor: int) -> bool:
@@ -192,7 +196,7 @@ class Pool(RuleBasedStateMachine):
             self.open_for(random.choice(callers))
 
     def open_for(self, opener: int) -> Conn:
-        if self.waiting == {opener}:
+        if self.waiting | self.unnoticed == {opener}:
             self.unsure.clear()  # for him it is opened because none is idle
             self.unseen |= {i for i in self.left if self.conns[i].told is None}
         conn = Conn(self.next_id, self.generation, opener=opener)
@@ -231,6 +235,7 @@ class Pool(RuleBasedStateMachine):
             self.failed(actor, "connection_error")
         else:
             self.gone.add(actor)
+            self.unnoticed.add(actor)
 
     def finish(self, conn: Conn) -> None:
         opener, conn.opener, conn.generation = conn.opener, None, self.generation
@@ -346,7 +351,7 @@ class Pool(RuleBasedStateMachine):
         self.left.add(conn.id)
         if conn.generation < self.generation:
             self.unseen.add(conn.id)
-        self.now += 2 * MOMENT
+        self.now += 2 * GRACE_SECONDS
         self.look()
 
     @precondition(lambda self: any(conn.holder for conn in self.conns.values()))
@@ -373,7 +378,7 @@ class Pool(RuleBasedStateMachine):
         elif closed:
             del self.conns[conn.id]
             self.unsure.add(conn.id)
-        self.now += 2 * MOMENT
+        self.now += 2 * GRACE_SECONDS
         self.state.stats()  # it may think for a moment that a cursor has it
 
     # The pool
@@ -487,7 +492,7 @@ class Pool(RuleBasedStateMachine):
     def agrees(self) -> None:
         if not hasattr(self, "state"):
             return
-        self.now += 2 * MOMENT
+        self.now += 2 * GRACE_SECONDS
         for (actor, conn_id), at in list(self.due.items()):
             if self.now - at > LATE_SECONDS / 2:  # an event comes within LATE_SECONDS
                 self.tell(actor, conn_id)

@@ -7,7 +7,7 @@ import pytest
 from pool_telemetry.state.actor import Actor
 from pool_telemetry.state.commands import CommandState
 from pool_telemetry.state.connections import LATE_SECONDS
-from pool_telemetry.state.pool_state import MOMENT, PoolState
+from pool_telemetry.state.pool_state import GRACE_SECONDS, PoolState
 from pool_telemetry.stats import PoolStats
 
 A, B, C, D = 1, 2, 3, 4  # actors
@@ -149,7 +149,7 @@ def test_a_connection_whose_maker_left_in_silence_is_closed() -> None:
     pool.connection_created(A, 1)
     pool.connection_created(B, 2)
     pool.gone = {A}
-    pool.time.now += 2 * MOMENT
+    pool.time.now += 2 * GRACE_SECONDS
     stats = pool.stats()
     assert (stats.opening, stats.size, stats.closed["error"]) == (1, 1, 1)
     assert (stats.waiting, stats.checkouts["cancelled"]) == (0, 1)
@@ -198,9 +198,9 @@ def test_a_cancelled_waiter_leaves_no_ghost() -> None:
     pool.checkout_started(A)
     pool.checkout_started(B)
     pool.gone = {A}
-    pool.time.now += MOMENT / 2
+    pool.time.now += GRACE_SECONDS / 2
     assert pool.stats().waiting == 2  # too young to be looked at
-    pool.time.now += MOMENT
+    pool.time.now += GRACE_SECONDS
     stats = pool.stats()
     assert (stats.waiting, stats.checkouts["cancelled"]) == (1, 1)
 
@@ -880,7 +880,7 @@ def test_connections_that_no_event_explains_do_not_pile_up() -> None:
     for _ in range(100):
         pool.out(A, 7)
         pool.returned(A, 7)
-    departed = pool._connections._departed
+    departed = pool._connections._carried_over
     assert len(departed) <= 10_000
     assert max(map(len, departed.values())) == 1
     assert pool.counts() == (0, 0, 0, 0, 0)

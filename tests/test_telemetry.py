@@ -17,7 +17,7 @@ from pool_telemetry import (
     TelemetryOptions,
 )
 from pool_telemetry.demo.embedded import EmbeddedServer
-from pool_telemetry.state.pool_state import MOMENT
+from pool_telemetry.state.pool_state import GRACE_SECONDS
 from pool_telemetry.telemetry import live
 from tests.support import drivers, exhausted, fastest, ours, the_pool, wait_for
 
@@ -200,7 +200,7 @@ def test_stats_of_an_exhausted_pool_do_not_wait(server_uri: str) -> None:
         for thread in threads:
             thread.start()
         wait_for(lambda: the_pool(telemetry).waiting == drivers(client).waiting == 40)
-        youngest = time.monotonic() + MOMENT
+        youngest = time.monotonic() + GRACE_SECONDS
         wait_for(lambda: time.monotonic() > youngest, "every wait to be old enough to look at")
         best = fastest(telemetry.live_stats)
         assert the_pool(telemetry).waiting == 40

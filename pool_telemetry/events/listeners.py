@@ -1,7 +1,7 @@
 """PyMongo's events, turned into changes of state. PyMongo's types and units end here.
 
-PyMongo calls these inline, on the application's threads and tasks, and some while it holds its
-pool lock: they take one leaf lock, touch no pool, and let no exception out.
+PyMongo calls the listeners inline, on the application's threads and tasks, and partly while it
+holds its pool lock. They take one leaf lock, touch no pool, and let no exception out.
 """
 
 import sys
@@ -15,8 +15,9 @@ from pool_telemetry.events import tracing
 from pool_telemetry.options import WAIT_LIMITS_BREAK_ASYNC_POOLS, TelemetryOptions
 from pool_telemetry.owners import current_origin
 from pool_telemetry.process import notice_fork, unforked
-from pool_telemetry.state.actor import current_actor, is_called_by_async_pool
+from pool_telemetry.state.actor import current_actor
 from pool_telemetry.state.commands import CommandState
+from pool_telemetry.state.frames import is_called_by_async_pool
 from pool_telemetry.state.pool_state import PoolState
 from pool_telemetry.stats import CANCELLED, Address, Origin, validate_address
 
@@ -34,8 +35,8 @@ _CLOSE_REASONS: Final = {
     cmap.ConnectionClosedReason.POOL_CLOSED: "pool_closed",
 }
 _BROKEN_OFF: Final = "_OperationCancelled"  # an error that has no public name
-# Commands that name a collection, and where. A list of what is allowed: in other commands the
-# first value may be a user's name or other data, which must not become a label.
+# The field that names the collection, for each command that has one. Only these are read: in other
+# commands the first value may be a user's name or other data, which must not become a label.
 _COLLECTION_FIELD: Final = {
     **{
         name: name
@@ -53,8 +54,8 @@ class Pools(dict[Address, PoolState]):
     """A client's pools by address.
 
     Attributes:
-        inherit: Returns the state of a pool that is not here: the late events of one that was
-            forgotten count nowhere, but after a fork PyMongo may go on with it.
+        inherit: Returns the state of a pool that is absent. Late events of a forgotten pool count
+            nowhere, but after a fork PyMongo may keep using the pool.
     """
 
     def __init__(self) -> None:
@@ -69,7 +70,7 @@ class PoolListener(cmap.ConnectionPoolListener):
     """Feeds pool events to the PoolState of their server.
 
     Args:
-        pools: Where the states are; `on_created` adds to it.
+        pools: The states by address; `on_created` adds to them.
         on_created: Called with a new pool's address, maxPoolSize (None: unlimited), minPoolSize.
         on_reconnected: Called when a cleared pool is ready again; PyMongo's pool lock is held.
         on_closed: Called when a pool is closed.
@@ -106,10 +107,10 @@ class PoolListener(cmap.ConnectionPoolListener):
         try:
             if not unforked[0]:
                 notice_fork()
-            note, spans = current_origin(), tracing.spans
+            origin, spans = current_origin(), tracing.spans
             if spans is not None:
-                note = Origin(note.owner, spans.link())
-            self._pools[event.address].checkout_started(current_actor(), note)
+                origin = Origin(origin.owner, spans.link())
+            self._pools[event.address].checkout_started(current_actor(), origin)
         except Exception as error:
             self._on_error(error)
 
@@ -126,7 +127,7 @@ class PoolListener(cmap.ConnectionPoolListener):
             self._on_error(error)
 
     def connection_checked_in(self, event: cmap.ConnectionCheckedInEvent) -> None:
-        """A connection came back; from PyMongo 4.19 on, someone else may already have it."""
+        """A connection is checked in; from PyMongo 4.19 on, another caller may already have it."""
         try:
             spans = tracing.spans
             link = None if spans is None else spans.link
@@ -135,7 +136,7 @@ class PoolListener(cmap.ConnectionPoolListener):
             self._on_error(error)
 
     def connection_check_out_failed(self, event: cmap.ConnectionCheckOutFailedEvent) -> None:
-        """A caller leaves without a connection. A retryable read does so twice."""
+        """A caller leaves the queue without a connection. A retryable read does so twice."""
         try:
             pool, spans = self._pools[event.address], tracing.spans
             outcome = _OUTCOMES.get(event.reason, "connection_error")
@@ -144,8 +145,8 @@ class PoolListener(cmap.ConnectionPoolListener):
             pool.checkout_failed(current_actor(), outcome)
             if spans is not None:
                 seconds = float(event.duration or 0.0)
-                crowd = pool.crowd()
-                spans.checkout_failed(event.address, outcome, seconds, crowd, self._pool_name)
+                occupancy = pool.occupancy()
+                spans.checkout_failed(event.address, outcome, seconds, occupancy, self._pool_name)
         except Exception as error:
             self._on_error(error)
 
@@ -155,8 +156,8 @@ class PoolListener(cmap.ConnectionPoolListener):
             pool, actor = self._pools[event.address], current_actor()
             pool.connection_created(actor, event.connection_id)
             spans = tracing.spans
-            # Not if nobody waits for it: PyMongo fills the pool up to minPoolSize.
-            if spans is not None and (waited := pool.waited(actor)) is not None:
+            # Without a waiter it gets no span: PyMongo fills the pool up to minPoolSize.
+            if spans is not None and (waited := pool.wait_seconds_of(actor)) is not None:
                 conn_id = event.connection_id
                 spans.connection_created(event.address, conn_id, waited, self._pool_name)
         except Exception as error:
@@ -172,7 +173,7 @@ class PoolListener(cmap.ConnectionPoolListener):
             self._on_error(error)
 
     def connection_closed(self, event: cmap.ConnectionClosedEvent) -> None:
-        """A connection is gone."""
+        """A connection is closed."""
         try:
             notice_fork()
             reason = _CLOSE_REASONS.get(event.reason, "error")
@@ -202,7 +203,7 @@ class PoolListener(cmap.ConnectionPoolListener):
             self._on_error(error)
 
     def pool_cleared(self, event: cmap.PoolClearedEvent) -> None:
-        """The server failed; connections are closed as they come back."""
+        """The server failed; connections in use are closed at their check-in."""
         try:
             notice_fork()
             if not _is_of_a_fork():
@@ -221,10 +222,10 @@ class PoolListener(cmap.ConnectionPoolListener):
 
 
 def _is_of_a_fork() -> bool:
-    """Return whether PyMongo, which saw that it was forked, drops the parent's connections.
+    """Return whether PyMongo drops the parent's connections, because it noticed a fork.
 
-    It publishes a clear for that, and once more where two threads see it at the same time. But the
-    server has not failed, and the pool is not paused.
+    It publishes a clear for that, and a second one if two threads notice it at the same time. But
+    the server has not failed, and the pool is not paused.
     """
     frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_code.co_name != "reset_without_pause":
@@ -233,7 +234,7 @@ def _is_of_a_fork() -> bool:
 
 
 def _sizes(options: dict[str, Any]) -> tuple[int | None, int]:
-    """Return (max, min) size; the event names only what differs from PyMongo's defaults."""
+    """Return (max, min) size; the event has only options that differ from PyMongo's defaults."""
     max_size = options.get("maxPoolSize", 100)
     min_size = int(options.get("minPoolSize") or 0)
     if min(float(max_size or 0), float(min_size)) < 0.0:  # or too large to be read later
@@ -245,14 +246,15 @@ def _sizes(options: dict[str, Any]) -> tuple[int | None, int]:
 def _duration(seconds: Any) -> float:
     duration = float(seconds)
     if not 0.0 <= duration < float("inf"):
-        raise ValueError("a duration is none")
+        raise ValueError("a duration is negative or not finite")
     return duration
 
 
 def _interrupted() -> bool:
-    """Return whether PyMongo, which publishes a failure from its `except`, handles no error there.
+    """Return whether an interruption, rather than an error, ended what PyMongo reports as failed.
 
-    But a task that is cancelled, a killed greenlet, or Ctrl-C: nobody failed.
+    PyMongo publishes a failure from its `except` block. There a cancelled task, a killed greenlet
+    or Ctrl-C is handled, too, and none of these is a failure.
     """
     handled = sys.exception()
     return handled is not None and not isinstance(handled, Exception)
@@ -270,21 +272,21 @@ class OperationListener(cmap.CommandListener):
         self._other = tracing.other_instrumentor()
 
     def started(self, event: cmap.CommandStartedEvent) -> None:
-        """A command is sent. Only names are taken from its document, and it is not kept."""
+        """A command is sent. Only names are read from its document, which is not kept."""
         try:
             name, command = event.command_name, event.command
             collection = command.get(_COLLECTION_FIELD.get(name, ""))
             if not isinstance(collection, str):  # an aggregate over a database has 1
                 collection = ""
-            database = command.get("$db") or event.database_name  # which says it more slowly
-            series = (event.connection_id, database, collection, name, "", "")
+            database = command.get("$db") or event.database_name  # the event's property is slower
+            key = (event.connection_id, database, collection, name, "", "")
             spans, trace = tracing.spans, None
             try:
                 if spans is not None:
-                    trace = spans.command_started(series, command, self._options, self._other)
+                    trace = spans.command_started(key, command, self._options, self._other)
             finally:
                 self._commands.started(
-                    event.request_id, series, trace, current_actor(), "autocommit" in command
+                    event.request_id, key, trace, current_actor(), "autocommit" in command
                 )
         except Exception as error:
             self._on_error(error)
@@ -318,10 +320,10 @@ class HeartbeatListener(cmap.ServerHeartbeatListener):
         self._on_error = on_error
 
     def started(self, event: cmap.ServerHeartbeatStartedEvent) -> None:
-        """Say nothing of a heartbeat that has no outcome yet."""
+        """Ignore a heartbeat that has no outcome yet."""
 
     def succeeded(self, event: cmap.ServerHeartbeatSucceededEvent) -> None:
-        """The server is there. An awaited heartbeat's duration is the server's patience."""
+        """The server answered. The duration of an awaited heartbeat is no round-trip time."""
         try:
             rtt = None if event.awaited else _duration(event.duration)
             self._pools[event.connection_id].heartbeat(up=True, rtt=rtt)
@@ -329,9 +331,9 @@ class HeartbeatListener(cmap.ServerHeartbeatListener):
             self._on_error(error)
 
     def failed(self, event: cmap.ServerHeartbeatFailedEvent) -> None:
-        """The server is not there; or PyMongo breaks a look off, and looks again at once.
+        """The server did not answer, or PyMongo broke off its check to repeat it at once.
 
-        It does so when a connection of the application's fails: that is nothing of the server's.
+        It breaks off a check when an application's connection fails, which is no failed heartbeat.
         """
         try:
             reason = type(event.reply).__name__

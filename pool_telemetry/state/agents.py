@@ -1,6 +1,6 @@
-"""What agents do through one client: counted by `sessions`, one method an event.
+"""The turns and operations of agents that use one client, counted by `sessions`.
 
-The same rules as in `state.py`: one leaf lock, nothing that grows, read through `stats()` only.
+The same rules hold as in `pool_state`: one leaf lock, nothing that grows, read by `stats()` only.
 """
 
 from threading import RLock
@@ -15,12 +15,12 @@ class AgentCounts:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything: in a forked child, with a fresh lock."""
+        """Forget everything, with a new lock; a forked child needs both."""
         self._lock = RLock()
         self._stats = AgentStats()
 
     def add(self, *, turns: int = 0, operations: int = 0, conflicts: int = 0) -> None:
-        """Count what happened."""
+        """Add to the counts."""
         with self._lock:
             before = self._stats
             self._stats = AgentStats(

@@ -1,7 +1,7 @@
-"""The truth of one client's commands: durations, in a bounded number of series.
+"""The durations of one client's commands, in a bounded number of series.
 
-Written by its listener only, one method an event; read through `stats()` only. The same rules as
-in `state.py`: one leaf lock, nothing that grows.
+Its listener alone writes it, by one method for each event; readers take `stats()`. The same rules
+hold as in `pool_state`: one leaf lock, nothing that grows.
 """
 
 import contextlib
@@ -19,35 +19,35 @@ CommandKey = tuple[Address, str, str, str, str, str]
 
 
 class Trace(Protocol):
-    """What a trace has of one command that was sent."""
+    """The part of a trace that belongs to one command."""
 
     def end(self, error_type: str, status_code: str) -> None:
-        """Note the command's end."""
+        """End the command's part of the trace."""
 
     def link(self) -> TraceLink | None:
-        """Return where in the trace it is."""
+        """Return the command's place in the trace."""
 
 
-_LIMIT: Final = 10_000
-_TRIES: Final = 100
+_MAX_TRACKED: Final = 10_000  # commands of each kind; far above any pool's connections
+_TRIES: Final = 100  # running commands that are passed over at most to evict a finished one
 
 
 class Command:
-    """One command, as long as it is of interest.
+    """One command, running or the latest of its actor.
 
     Attributes:
-        series: What it is.
+        key: The series that its duration belongs to.
         trace: Its part of a trace.
-        since: When it was sent, by the clock.
-        in_transaction: It belongs to one.
+        started_at: When it was sent, by the clock.
+        in_transaction: Whether it belongs to a transaction.
         seconds: How long it took; None while no answer has come.
     """
 
-    __slots__ = ("in_transaction", "seconds", "series", "since", "trace")
+    __slots__ = ("in_transaction", "key", "seconds", "started_at", "trace")
 
-    series: CommandKey
+    key: CommandKey
     trace: Trace | None
-    since: float
+    started_at: float
     in_transaction: bool
     seconds: float | None
 
@@ -56,7 +56,7 @@ class CommandState:
     """The durations of one client's commands, in a bounded number of series.
 
     Args:
-        max_series: Series kept; what comes later is counted in one more, under `_OTHER`.
+        max_series: Series kept; further commands share one more, `_OTHER`.
         clock: Monotonic seconds.
     """
 
@@ -66,56 +66,56 @@ class CommandState:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything: in a forked child, with a fresh lock."""
+        """Forget everything, with a new lock; a forked child needs both."""
         self._lock = RLock()
         self._series: dict[CommandKey, Histogram] = {}
-        # A command cancelled in flight publishes no end before PyMongo 4.20.1, and who is gone
-        # sends no other: so the oldest make room for the newest.
+        # A command cancelled in flight publishes no end before PyMongo 4.20.1, and an ended task
+        # sends no other command: so the newest evict the oldest.
         self._inflight: dict[int, Command] = {}  # by request id
-        self._latest: dict[Actor, Command] = {}  # of each actor, running or not
-        self._batches: dict[Actor, Command] = {}  # of those the last getMore
-        self.forgot = False  # whether somebody's latest had to make room
+        self._latest: dict[Actor, Command] = {}  # of each actor, running or ended
+        self._latest_get_more: dict[Actor, Command] = {}
+        self.evicted = False  # whether an actor's latest command was evicted
 
     def started(
         self,
         request_id: int,
-        series: CommandKey,
+        key: CommandKey,
         trace: Trace | None = None,
         actor: Actor = 0,
         in_transaction: bool = False,
     ) -> None:
-        """Remember what a request is about until it ends, and whose latest it is beyond that.
+        """Keep a command until it ends, and longer while it is the latest of its actor.
 
         Args:
-            request_id: PyMongo's.
-            series: What it is, were it to succeed.
+            request_id: PyMongo's number of the request.
+            key: The series that it belongs to if it succeeds.
             trace: Its part of a trace.
-            actor: Who sent it.
-            in_transaction: It belongs to one.
+            actor: The actor that sent it.
+            in_transaction: Whether it belongs to a transaction.
         """
         command = Command()  # an __init__ would double what it costs
-        command.series, command.trace, command.since = series, trace, self._clock()
+        command.key, command.trace, command.started_at = key, trace, self._clock()
         command.in_transaction, command.seconds = in_transaction, None
         inflight, latest = self._inflight, self._latest
         inflight[request_id] = command
         latest[actor] = command
-        if series[3] == "getMore":
-            self._batches[actor] = command
-        if len(inflight) > _LIMIT or len(latest) > _LIMIT:
+        if key[3] == "getMore":
+            self._latest_get_more[actor] = command
+        if len(inflight) > _MAX_TRACKED or len(latest) > _MAX_TRACKED:
             self._make_room()
 
     def _make_room(self) -> None:
         with contextlib.suppress(RuntimeError):  # another thread does it at this moment
-            if len(self._inflight) > _LIMIT:
+            if len(self._inflight) > _MAX_TRACKED:
                 self._inflight.pop(next(iter(self._inflight)), None)
-            if len(self._latest) > _LIMIT:
-                self.forgot = True
-                self._forget(self._latest)
-            if len(self._batches) > _LIMIT:
-                self._forget(self._batches)
+            if len(self._latest) > _MAX_TRACKED:
+                self.evicted = True
+                self._evict(self._latest)
+            if len(self._latest_get_more) > _MAX_TRACKED:
+                self._evict(self._latest_get_more)
 
-    def _forget(self, kept: dict[Actor, Command]) -> None:
-        """Take out the oldest, but rather one that is over: who runs a command has its place."""
+    def _evict(self, kept: dict[Actor, Command]) -> None:
+        """Evict the oldest finished command, or a running one if the first _TRIES all run."""
         for _ in range(_TRIES):
             actor = next(iter(kept))
             command = kept.pop(actor, None)
@@ -127,35 +127,35 @@ class CommandState:
     def ended(
         self, request_id: int, seconds: float, error_type: str = "", status_code: str = ""
     ) -> None:
-        """Count a command that the server answered; under its error, if it failed."""
+        """Record the duration of a command that ended, under its error if it failed."""
         command = self._inflight.pop(request_id, None)
         if command is not None:
             command.seconds = seconds
-            series, trace = command.series, command.trace
+            key, trace = command.key, command.trace
             if error_type:
-                series = (*series[:4], error_type, status_code)
+                key = (*key[:4], error_type, status_code)
             with self._lock:
-                histogram = self._series.get(series) or self._new(series)
+                histogram = self._series.get(key) or self._new_series(key)
                 histogram.observe(seconds, None if trace is None else trace.link)
             if trace is not None:
                 trace.end(error_type, status_code)
 
     def latest(self, actor: Actor) -> Command | None:
-        """Return the command that an actor sent last; None if it sent none, or it is forgotten."""
+        """Return the latest command of an actor; None if it sent none, or it was evicted."""
         return self._latest.get(actor)
 
     def latest_get_more(self, actor: Actor) -> Command | None:
-        """Return the getMore that an actor sent last."""
-        return self._batches.get(actor)
+        """Return the latest getMore of an actor."""
+        return self._latest_get_more.get(actor)
 
-    def _new(self, series: CommandKey) -> Histogram:
+    def _new_series(self, key: CommandKey) -> Histogram:
         if len(self._series) >= self._max_series:
-            failed = OVERFLOW if series[4] else ""
-            series = (("", None), "", "", OVERFLOW, failed, "")
-        validate_address(series[0])
-        if not all(isinstance(name, str) for name in series[1:]):
-            raise TypeError("a command's names are no texts")
-        return self._series.setdefault(series, Histogram(OPERATION_BOUNDS))
+            failed = OVERFLOW if key[4] else ""
+            key = (("", None), "", "", OVERFLOW, failed, "")
+        validate_address(key[0])
+        if not all(isinstance(name, str) for name in key[1:]):
+            raise TypeError("a command has a name that is not a string")
+        return self._series.setdefault(key, Histogram(OPERATION_BOUNDS))
 
     def stats(self) -> tuple[OperationStats, ...]:
         """Return a frozen copy of every series, each true in itself."""

@@ -1,6 +1,6 @@
-"""When a pool is exhausted, for how long in all, and whether it gives anything back.
+"""When a pool is exhausted, for how long in all, and when a connection was last checked in.
 
-Pure bookkeeping for `PoolState`, which holds the lock. Times are monotonic seconds.
+Used by `PoolState` only, which holds its lock. Times are monotonic seconds.
 """
 
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ class Episodes:
     """The exhaustions so far.
 
     Attributes:
-        count: How many, the current one included. It rises when one begins, never later: so no
-            reader sees a count that is taken back when the next one turns out to be the same.
+        count: How many, the current one included. It rises when one begins, never later, so that
+            no reader sees a count that falls when the next exhaustion turns out to be the same.
         seconds: For how long the pool was exhausted, without the current time and without the
-            gaps in which nobody had to wait.
-        until: When the pool was last exhausted, monotonic seconds; None if it never was.
+            gaps in which no caller had to wait.
+        until: When the pool was last exhausted; None if it never was.
     """
 
     count: int = 0
@@ -32,56 +32,65 @@ class Episodes:
 
 
 class Exhaustion:
-    """Callers and holders together exceed max_size: someone stands in the queue for lack of one.
+    """A pool is exhausted while its waiters and holders together exceed max_size.
 
     `in_use + opening >= max_size` would instead flicker at every hand-over, and be true of the
-    caller who opens the last connection himself.
+    caller that opens the last connection itself.
+
+    Attributes:
+        since: When the current exhaustion began; None if the pool is not exhausted.
+        episodes: The exhaustions so far.
+        check_above: Waiters and holders above this number are a reason to call `update()`.
+        unserved_since: When a caller first found no connection free, since the last check-in; None
+            if none did.
+        last_stall_seconds: The time without a check-in that the last check-in ended.
+        peak: The longest queue of this exhaustion, or of the last one.
     """
 
     def __init__(self) -> None:
         self.since: float | None = None
         self.episodes = Episodes()
-        self.alarm = _NEVER  # demand above this is worth a look
-        # When a caller first found nothing free, since the last check-in; and the silence before.
-        self.unmet_since: float | None = None
-        self.last_silence = 0.0
-        self.peak = 0  # of the queue, in this exhaustion or the last one
+        self.check_above = _NEVER
+        self.unserved_since: float | None = None
+        self.last_stall_seconds = 0.0
+        self.peak = 0
 
-    def noticed(self, waiting: int) -> None:
-        """Note how long the queue is. Before it shrinks is enough."""
+    def record_queue(self, waiting: int) -> None:
+        """Record the length of the queue; to do so before it shrinks is enough."""
         if self.since is not None and waiting > self.peak:
             self.peak = waiting
 
-    def settle(self, now: float, *, waiting: int, held: int, max_size: float) -> None:
-        """Note that the pool is exhausted from now on, or no more."""
+    def update(self, now: float, *, waiting: int, held: int, max_size: float) -> None:
+        """Begin or end an exhaustion, by the numbers of waiters and holders."""
         demand, last = waiting + held, self.episodes
         if demand > max_size:
             if self.since is None:
                 self.since = now
-                self.last_silence = 0.0
+                self.last_stall_seconds = 0.0
                 if last.until is None or now - last.until >= RECOVERED_SECONDS:
                     self.episodes = Episodes(last.count + 1, last.seconds, last.until)
                     self.peak = 0
-                if self.unmet_since is None:
-                    self.unmet_since = now
-            self.noticed(waiting)
-            self.alarm = 2 * demand + 64  # a look when the queue doubles keeps ghosts bounded
+                if self.unserved_since is None:
+                    self.unserved_since = now
+            self.record_queue(waiting)
+            # An inspection whenever the queue doubles bounds the ended waits that it counts.
+            self.check_above = 2 * demand + 64
         else:
             if self.since is not None:
                 lasted = max(0.0, now - self.since)
                 self.episodes = Episodes(last.count, last.seconds + lasted, until=now)
                 self.since = None
-                if held < max_size:  # else the waiters just gave up
-                    self.unmet_since = None
-            self.alarm = min(max_size, 2 * demand + 1024)
+                if held < max_size:  # otherwise the waiters just gave up
+                    self.unserved_since = None
+            self.check_above = min(max_size, 2 * demand + 1024)
 
-    def came_back(self, now: float) -> None:
-        """Note a check-in."""
-        if self.unmet_since is not None:
-            self.last_silence = now - self.unmet_since
-            self.unmet_since = None if self.since is None else now
+    def record_check_in(self, now: float) -> None:
+        """End the time without a check-in; while the pool is exhausted the next one begins."""
+        if self.unserved_since is not None:
+            self.last_stall_seconds = now - self.unserved_since
+            self.unserved_since = None if self.since is None else now
 
     def forget(self) -> None:
-        """Forget the silence of a pool that is no more."""
-        self.unmet_since = None
-        self.last_silence = 0.0
+        """Forget the times without a check-in of a pool that was closed."""
+        self.unserved_since = None
+        self.last_stall_seconds = 0.0

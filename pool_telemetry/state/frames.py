@@ -1,25 +1,35 @@
-"""Where a thread, a task or a greenlet is at this moment, in places of code.
+"""Where an actor is in the code at this moment: in PyMongo's pool, or at which place.
+
+PyMongo publishes nothing when a wait is cancelled, so the end of such a wait is read from the
+actor's frames. Readers call this, never the hot path.
 
 A stack has the application's frames. A frame is the application's unless its module belongs to the
 standard library, to PyMongo or to this library, or its file is in a folder of installed packages
 (site-packages, dist-packages). An application may be installed there itself, so a stack without
 frames of the application has the innermost frames of installed packages, else the innermost frames.
 
-No source text and no values: a line of code may have a literal that is nobody's business.
+It has no source text and no values: a line of code may contain a secret literal.
 """
 
+import gc
 import re
 import sys
-from types import CoroutineType, FrameType
+from collections.abc import Callable, Iterable
+from threading import RLock
+from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
 from typing import Any, Final
 
-from pool_telemetry.state.actor import Actor, ThreadActor, await_chain, current_frames, found_as
+from pool_telemetry.process import after_fork, notice_fork, threads_are_known
+from pool_telemetry.state.actor import Actor, ThreadActor, is_greenlet, referent
 
 DEEPEST: Final = 30
-"""Frames of the application in a stack, the innermost."""
+"""At most so many frames of the application are in a stack, the innermost."""
 
 FEW: Final = 5
-"""Frames in a stack that has none of the application's."""
+"""So many frames are in a stack that has none of the application."""
+
+UNKNOWN: Final = "(unknown: Python took no part in the fork of this process)"
+"""Stands for a thread's frames if they can't be read."""
 
 _OURS: Final = __name__.partition(".")[0]
 _BELOW_APPLICATIONS: Final = sys.stdlib_module_names | {
@@ -28,8 +38,44 @@ _BELOW_APPLICATIONS: Final = sys.stdlib_module_names | {
 }
 _INSTALLED: Final = re.compile(r"[\\/](site|dist)-packages[\\/]")
 
-UNKNOWN: Final = "(unknown: Python took no part in the fork of this process)"
-"""Stands for a thread's frames where they can't be looked at."""
+_Matches = Callable[[object], bool]
+_is_pool: _Matches = frozenset(
+    {"pymongo.synchronous.pool", "pymongo.asynchronous.pool"}
+).__contains__
+_is_async_pool: _Matches = frozenset({"pymongo.asynchronous.pool"}).__contains__
+# The attributes of a link in a task's await chain: its frame, and the awaitable that it awaits.
+_LINKS: dict[type, tuple[str, str]] = {
+    CoroutineType: ("cr_frame", "cr_await"),
+    GeneratorType: ("gi_frame", "gi_yieldfrom"),
+    AsyncGeneratorType: ("ag_frame", "ag_await"),
+}
+# An async generator's step, anext() and a coroutine's __await__ have no attribute for the object
+# that they hold, but the garbage collector knows it.
+_NAMELESS = frozenset(
+    {"async_generator_asend", "async_generator_athrow", "anext_awaitable", "coroutine_wrapper"}
+)
+
+_LOST = object()  # stands for an object that was held until a moment ago
+_frames_lock = RLock()
+_gc_is_paused = False
+
+
+def still_in_pool(actors: Iterable[Actor]) -> set[Actor]:
+    """Return the actors that are inside PyMongo's pool code at this moment.
+
+    An actor in the wait queue always is: PyMongo publishes the start and the end of a checkout
+    from within its pool module. About 3 µs an actor; no lock, no I/O. If frames can't be read, a
+    live thread counts as inside until its next event.
+    """
+    everyone = set(actors)
+    inside = _inspect(everyone)
+    # An actor on another thread may move on during an inspection: two have to miss it.
+    return inside | _inspect(everyone - inside)
+
+
+def is_called_by_async_pool() -> bool:
+    """Return whether the pool of an AsyncMongoClient is among the callers of this function."""
+    return _runs_in(_is_async_pool, sys._getframe())
 
 
 def stack_of(actor: Actor) -> list[str]:
@@ -38,7 +84,7 @@ def stack_of(actor: Actor) -> list[str]:
     Each frame is `file:line in function`. Of a task only what it awaits is known, and of an
     awaitable of a compiled library nothing.
     """
-    if (one := found_as(actor)) is None:
+    if (one := referent(actor)) is None:
         frames = []
     elif isinstance(one, ThreadActor):
         if (threads := current_frames()) is None:
@@ -98,3 +144,126 @@ def _outward(frame: FrameType | None) -> list[FrameType]:
         found.append(frame)
         frame = frame.f_back
     return found[::-1]
+
+
+def current_frames() -> dict[int, FrameType] | None:
+    """Return each thread's frame; None if a fork in C may have left frames of dead threads.
+
+    Before Python 3.12 a garbage collection inside `sys._current_frames()` may run Python code
+    while the interpreter's own lock is held. Another thread that needs that lock then stops the
+    process for good.
+    """
+    global _gc_is_paused
+    notice_fork()
+    if not threads_are_known():
+        return None
+    if sys.version_info >= (3, 12):
+        return sys._current_frames()
+    with _frames_lock:
+        _gc_is_paused = gc.isenabled()
+        gc.disable()
+        try:
+            return sys._current_frames()
+        finally:
+            if _gc_is_paused:
+                gc.enable()
+            _gc_is_paused = False
+
+
+@after_fork
+def _begin_anew() -> None:
+    """Undo what a thread of the parent left behind: its lock, and the paused collections."""
+    global _frames_lock, _gc_is_paused
+    _frames_lock = RLock()
+    if _gc_is_paused:
+        gc.enable()
+        _gc_is_paused = False
+
+
+def _inspect(actors: set[Actor]) -> set[Actor]:
+    """Return the actors that are in PyMongo's pool code, by one reading of the frames."""
+    threads = current_frames() if actors else {}
+    inside: set[Actor] = set()
+    for actor in actors:
+        if (one := referent(actor)) is None:
+            found = False
+        elif isinstance(one, ThreadActor):
+            ident = one.ident
+            found = ident is not None and (
+                threads is None or _runs_in(_is_pool, threads.get(ident))
+            )
+        elif is_greenlet(one):
+            found = not one.dead and _greenlet_in_pool(one, threads)
+        else:
+            found = not one.done() and _awaits(_is_pool, one)
+        if found:
+            inside.add(actor)
+    return inside
+
+
+def _greenlet_in_pool(greenlet: Any, threads: dict[int, FrameType] | None) -> bool:
+    frame = greenlet.gr_frame
+    if frame is None:  # it runs at this moment, on one of the threads
+        return threads is None or any(_runs_in(_is_pool, stack) for stack in threads.values())
+    return _runs_in(_is_pool, frame)
+
+
+def _runs_in(module: _Matches, frame: FrameType | None) -> bool:
+    while frame is not None:
+        if _is_of(module, frame):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _is_of(module: _Matches, frame: FrameType) -> bool:
+    return module(frame.f_globals.get("__name__"))
+
+
+def _awaits(module: _Matches, task: Any) -> bool:
+    """Return whether a task is in such a module, or in an awaitable that can't be inspected.
+
+    Types alone decide: reading an attribute of a foreign object may run the application's code.
+    """
+    awaited: Any = task.get_coro()
+    if type(awaited) is CoroutineType and awaited.cr_running:
+        return _executes(module, awaited.cr_frame)  # type: ignore[arg-type]  # it runs: it has one
+    frames, last = await_chain(awaited)
+    if any(_is_of(module, frame) for frame in frames):
+        return True
+    return last is not None and type(last).__name__ != "FutureIter"  # where asyncio's chains end
+
+
+def await_chain(awaited: Any) -> tuple[list[FrameType], Any]:
+    """Return the frames of an await chain, the innermost last, and the awaitable at its end."""
+    frames = list[FrameType]()
+    while True:
+        if (link := _LINKS.get(type(awaited))) is not None:
+            if (frame := getattr(awaited, link[0])) is not None:
+                frames.append(frame)
+            awaited = getattr(awaited, link[1])
+        elif type(awaited).__name__ in _NAMELESS:
+            awaited = _held_by(awaited)
+        else:
+            return frames, awaited
+
+
+def _held_by(nameless: Any) -> Any:
+    held = gc.get_referents(nameless)
+    known = (o for o in held if type(o) in _LINKS or type(o).__name__ in _NAMELESS)
+    return next(known, _LOST)
+
+
+def _executes(module: _Matches, outermost: FrameType) -> bool:
+    """Return whether the thread that runs this coroutine is in such a module inside it.
+
+    If no thread runs the coroutine any more, it moved on meanwhile and may be anywhere: True.
+    """
+    for stack in (current_frames() or {}).values():
+        inside, frame = False, stack
+        while frame is not None:
+            inside = inside or _is_of(module, frame)
+            if frame is outermost:
+                return inside
+            frame = frame.f_back  # type: ignore[assignment]  # None ends it
+    return True

@@ -1,8 +1,9 @@
-"""The truth of one server's pool.
+"""The state of one server's pool.
 
-Written by its listener only, one method an event; read through `stats()` only. Each event costs one
-clock read, at most one leaf lock and a few integer updates: nothing here logs, formats or blocks.
-The lock is reentrant because a garbage collection inside it may run a finalizer that publishes.
+Its listener alone writes it, by one method for each event; readers take `stats()`. Each event costs
+one clock read, at most one leaf lock and a few integer updates: nothing here logs, formats or
+blocks. The lock is reentrant because a garbage collection inside it may run a finalizer that
+publishes.
 """
 
 import time
@@ -11,14 +12,15 @@ from operator import attrgetter
 from threading import RLock
 from typing import Final
 
-from pool_telemetry.state.actor import Actor, may_hold, still_in_pool
-from pool_telemetry.state.connections import UNLIMITED, Checkout, Connections
+from pool_telemetry.state.actor import Actor, may_hold
+from pool_telemetry.state.connections import UNLIMITED, Checkout
 from pool_telemetry.state.exhaustion import Exhaustion
+from pool_telemetry.state.frames import still_in_pool
 from pool_telemetry.state.heartbeat import Heartbeat
-from pool_telemetry.state.histogram import POOL_BOUNDS, Histogram
+from pool_telemetry.state.presumed import Connections
+from pool_telemetry.state.wait_queue import Wait, WaitQueue
 from pool_telemetry.stats import (
     NO_ORIGIN,
-    OUTCOMES,
     Address,
     FindTraceLink,
     Occupancy,
@@ -30,26 +32,27 @@ from pool_telemetry.stats import (
 Clock = Callable[[], float]
 InspectActors = Callable[[Iterable[Actor]], set[Actor]]
 
-# What is younger than this is not examined: most ends by itself, and looking costs 3 µs each.
-MOMENT: Final = 0.05
-# PyMongo lets nobody wait for so long while a connection is idle.
-QUEUE_SECONDS: Final = 0.25
-# The hot path looks for ghosts at most this often, per waiter: under 1 % of a core.
-LOOK_SECONDS_PER_WAITER: Final = 0.001
+GRACE_SECONDS: Final = 0.05
+"""Waits and checkouts younger than this are not inspected.
 
-# Who timed out and comes again so soon tries again: PyMongo itself, or who called it.
-RETRY_SECONDS: Final = 1.0
-_MANY: Final = 10_000
+Most end on their own, and each inspection costs 3 µs.
+"""
+
+NO_IDLE_PROOF_SECONDS: Final = 0.25
+"""A caller that has waited this long proves that PyMongo has no idle connection."""
+
+INSPECTION_SECONDS_PER_WAITER: Final = 0.001
+"""The hot path inspects callers at most this often, per waiter: under 1 % of a core."""
 
 
 class PoolState:
-    """One server's pool, as PyMongo's events tell it.
+    """One server's pool, as PyMongo's events describe it.
 
     Args:
         address: Host and port; the port is None for a Unix domain socket.
         clock: Monotonic seconds.
-        still_waiting: Returns those of the given actors that are still in the pool's code.
-        may_hold: Returns those that may hold a connection.
+        still_waiting: Returns which of the given actors are still in the pool's code.
+        may_hold: Returns which of the given actors may hold a connection.
     """
 
     def __init__(
@@ -68,21 +71,20 @@ class PoolState:
         self.phase: Phase = "paused"
         self._min_size = 0
         self._connections = Connections()
-        self._waiters: dict[Actor, tuple[float, Origin]] = {}
+        self._queue = WaitQueue()
+        # The hot path's short ways into the queue.
+        self._waiters, self._timed_out = self._queue.waiters, self._queue.timed_out
+        self._wait_time = self._queue.wait_time
         self._exhaustion = Exhaustion()
-        self._look_at = 0.0
-        self._checkouts = dict.fromkeys(OUTCOMES, 0)
+        self._inspect_at = 0.0
         self._cleared = 0
-        self._wait_time = Histogram(POOL_BOUNDS)
-        self._last_timeout: float | None = None
-        self._long_checkouts = self._retries = 0
-        self._failed: dict[Actor, float] = {}  # who timed out, and did not come again yet
+        self._long_checkouts = 0
         self._latest = clock()
         self._heartbeat = Heartbeat(self._latest)
         self._had_heartbeats = False  # in the process that this one was forked from
 
     def in_a_fork(self) -> "PoolState":
-        """Return this pool's state in a forked process where PyMongo goes on with the same pool.
+        """Return the state of this pool in a forked process in which PyMongo keeps the pool.
 
         It begins without connections, callers and counts. The lock is not taken: a thread that does
         not exist there may hold it.
@@ -96,7 +98,7 @@ class PoolState:
         new.phase, new._had_heartbeats = self.phase, self.has_heartbeats
         new._connections.max_size, new._min_size = self._connections.max_size, self._min_size
         with new._lock:
-            new._settle()
+            new._update_exhaustion()
         return new
 
     # The pool
@@ -109,10 +111,10 @@ class PoolState:
             self.phase = "paused"
             self._connections.max_size = UNLIMITED if max_size is None else max_size
             self._min_size = min_size
-            self._settle()
+            self._update_exhaustion()
 
     def ready(self) -> bool:
-        """Mark the pool ready; return whether it was cleared before, so this is a reconnection."""
+        """Mark the pool as ready; return whether that ends the pause after a clear."""
         with self._lock:
             self.phase = "ready"
             return self._cleared > 0
@@ -127,26 +129,25 @@ class PoolState:
                 self._connections.clear(now)
 
     def closed(self) -> None:
-        """Close the pool. Connections in use stay counted until they come back."""
+        """Close the pool. Connections in use stay counted until they are checked in."""
         with self._lock:
             self.phase = "closed"
             self._connections.end_pool()
 
     def abandoned(self) -> None:
-        """Close the pool of a client that was dropped: no event will ever come."""
+        """Close the pool of a client that was dropped: no further event will come."""
         with self._lock:
             self.phase = "closed"
             self._connections.abandon()
             self._exhaustion.forget()
-            self._checkouts["cancelled"] += len(self._waiters)
-            self._waiters.clear()
-            self._settle()
+            self._queue.cancel_all()
+            self._update_exhaustion()
 
     @property
-    def unused(self) -> bool:
-        """Return whether it never had a connection nor a checkout, like a seed's alias."""
-        ended = any(self._checkouts.values())
-        return not (self._connections.count or ended or self._wait_time.stats().count)
+    def never_used(self) -> bool:
+        """Return whether the pool never had a connection nor a checkout, like a seed's alias."""
+        ended = any(self._queue.ended.values())
+        return not (self._connections.created_total or ended or self._wait_time.stats().count)
 
     @property
     def has_heartbeats(self) -> bool:
@@ -164,7 +165,7 @@ class PoolState:
         with self._lock:
             self._connections.created(actor, conn_id, now, self._waiters)
             if self._connections.size > self._connections.max_size:
-                self._connections.let_go(now)
+                self._connections.undo_reinstate(now)
 
     def connection_ready(self, conn_id: int) -> None:
         """Count a connection as ready, once: re-authentication publishes the event again."""
@@ -181,16 +182,16 @@ class PoolState:
 
     # Checkouts: the hot path
 
-    def checkout_started(self, actor: Actor, note: Origin = NO_ORIGIN) -> None:
-        """Put an actor into the queue. A checkout of its own that still stands there is stale."""
+    def checkout_started(self, actor: Actor, origin: Origin = NO_ORIGIN) -> None:
+        """Put an actor into the queue. A wait of its own that is still there has ended."""
         now = self._clock()
         waiters = self._waiters
-        if actor in waiters or self._failed:
-            self._come_again(actor, now)
-        # This alone needs no lock: nobody else puts an actor here, nor takes out one that is not.
-        waiters[actor] = now, note
-        if len(waiters) + len(self._connections.held) > self._exhaustion.alarm:
-            self._examine(now)
+        if actor in waiters or self._timed_out:
+            self._record_reentry(actor, now)
+        # This alone needs no lock: no other thread adds this actor, or removes an absent one.
+        waiters[actor] = now, origin
+        if len(waiters) + len(self._connections.held) > self._exhaustion.check_above:
+            self._check_exhaustion(now)
 
     def checked_out(
         self, actor: Actor, conn_id: int, wait_seconds: float, link: FindTraceLink | None = None
@@ -198,10 +199,10 @@ class PoolState:
         """End an actor's wait with a connection; `link` finds where in a trace that was."""
         now = self._clock()
         with self._lock:
-            waited = self._waiters.get(actor)
-            note = NO_ORIGIN if waited is None else waited[1]
+            wait = self._waiters.get(actor)
+            origin = NO_ORIGIN if wait is None else wait[1]
             # An odd id fails here: nothing is changed.
-            self._connections.take(actor, conn_id, now, note)
+            self._connections.check_out(actor, conn_id, now, origin)
             self._waiters.pop(actor, None)
             self._wait_time.observe(wait_seconds, link)
 
@@ -209,67 +210,60 @@ class PoolState:
         """End an actor's wait without a connection, with one of OUTCOMES."""
         now = self._clock()
         with self._lock:
-            self._checkouts[outcome] += 1
-            self._exhaustion.noticed(len(self._waiters))
-            waited = self._waiters.pop(actor, None)
-            self._connections.do_without(actor)
-            if outcome == "timeout":
-                self._last_timeout = now
-                if self._connections.gone and waited is not None:
-                    self._hold_again(waited[0], now, before=now - QUEUE_SECONDS)
-                if len(self._failed) < _MANY:
-                    self._failed[actor] = now
+            self._exhaustion.record_queue(len(self._waiters))
+            wait = self._queue.fail(actor, outcome, now)
+            self._connections.discard_opened_for(actor)
+            if outcome == "timeout" and wait is not None and self._connections.presumed_returned:
+                self._reinstate(wait[0], now, before=now - NO_IDLE_PROOF_SECONDS)
             exhausted = self._exhaustion.since is not None
         if exhausted:
-            self._examine(now)
+            self._check_exhaustion(now)
 
     def checked_in(
-        self, who: Callable[[], Actor], conn_id: int, link: FindTraceLink | None = None
+        self, find_actor: Callable[[], Actor], conn_id: int, link: FindTraceLink | None = None
     ) -> None:
-        """End a checkout; the connection may already be someone else's, or closed."""
+        """End a checkout; by then another caller may have the connection, or it may be closed."""
         now = self._clock()
         with self._lock:
-            self._connections.give_back(who, conn_id, now, link)
+            self._connections.check_in(find_actor, conn_id, now, link)
             exhaustion = self._exhaustion
-            if exhaustion.unmet_since is not None:
-                exhaustion.came_back(now)
+            if exhaustion.unserved_since is not None:
+                exhaustion.record_check_in(now)
             exhausted = exhaustion.since is not None
         if exhausted:
-            self._examine(now)
+            self._check_exhaustion(now)
 
-    def _come_again(self, actor: Actor, now: float) -> None:
-        """See whether a caller left the queue in silence before, or just timed out."""
+    def _record_reentry(self, actor: Actor, now: float) -> None:
+        """Count the caller's earlier wait as cancelled if no event ended it.
+
+        Count this checkout as a retry if the caller's last one just timed out.
+        """
         with self._lock:
-            if self._waiters.pop(actor, None) is not None:
-                self._checkouts["cancelled"] += 1
-                self._connections.do_without(actor)
-            failed = self._failed.pop(actor, None)
-            if failed is not None and now - failed < RETRY_SECONDS:
-                self._retries += 1
-            if len(self._failed) == _MANY:  # tasks that never come again
-                self._failed.clear()
+            if self._queue.record_reentry(actor, now):
+                self._connections.discard_opened_for(actor)
 
-    # What no event tells
+    # What PyMongo does not report
 
-    def _examine(self, now: float) -> None:
-        """See whether the pool is exhausted, by callers who really wait."""
-        if now >= self._look_at:
-            self._look_at = now + max(MOMENT, LOOK_SECONDS_PER_WAITER * len(self._waiters))
-            self._drop_ghosts(now)
+    def _check_exhaustion(self, now: float) -> None:
+        """Update the exhaustion by the callers that really wait."""
+        if now >= self._inspect_at:
+            pause = max(GRACE_SECONDS, INSPECTION_SECONDS_PER_WAITER * len(self._waiters))
+            self._inspect_at = now + pause
+            self._reconcile(now)
         with self._lock:
-            self._settle()
+            self._update_exhaustion()
 
-    def _settle(self) -> int:
-        """Begin or end an episode of exhaustion; return how many wait. Called with the lock held.
+    def _update_exhaustion(self) -> int:
+        """Begin or end an exhaustion; return how many callers wait. The lock is held.
 
-        It reads the clock there: with a time from before, the exhausted time that a reader was
-        told meanwhile would fall. Callers come without the lock: one sees the alarm that is set
-        here, or is seen here.
+        The clock is read under the lock, because an older time could make `exhausted_time` run
+        backwards for a concurrent reader. Callers enqueue without the lock, so repeat until the
+        queue's length is stable: each caller is either counted here or sees the new threshold.
         """
         waiting = -1
         while waiting != len(self._waiters):
             waiting = len(self._waiters)
-            self._exhaustion.settle(
+            self._exhaustion.update(
                 self._now(),
                 waiting=waiting,
                 held=len(self._connections.held),
@@ -282,90 +276,91 @@ class PoolState:
         self._latest = max(self._latest, self._clock())
         return self._latest
 
-    def _drop_ghosts(self, now: float) -> None:
-        """Count those who left in silence: the queue, a connection they opened, or one they held.
+    def _reconcile(self, now: float) -> None:
+        """Correct the state for cancelled waits, abandoned connects and missing check-ins.
 
-        Look first at those who are there for a moment, then check that it is still the same stay.
+        Collect candidates under the lock, inspect them without it, and change one only if it is
+        still the same wait or checkout.
         """
         connections = self._connections
         with self._lock:
-            connections.drop_stale(now)
+            connections.presume_stale_closed(now)
             waiters, opening = self._waiters.copy(), connections.opening.copy()
             held = connections.held.copy()
         inside = set[Actor]()
-        waiting = {actor: stay for actor, stay in waiters.items() if now - stay[0] > MOMENT}
-        opening = {i: one for i, one in opening.items() if now - one[1] > MOMENT}
-        held = {i: one for i, one in held.items() if now - one[1] > MOMENT}
+        waiting = {actor: wait for actor, wait in waiters.items() if now - wait[0] > GRACE_SECONDS}
+        opening = {i: opener for i, opener in opening.items() if now - opener[1] > GRACE_SECONDS}
+        held = {i: checkout for i, checkout in held.items() if now - checkout[1] > GRACE_SECONDS}
         if waiting or opening:
-            # Who is out of the pool's code has had the event that ends its wait, or never will.
+            # A caller outside PyMongo's pool code has already published the end of its wait, or
+            # never will.
             inside = self._still_waiting({*waiting, *(actor for actor, _ in opening.values())})
             for actor in waiting.keys() - inside:
-                with self._lock:  # for a moment at a time: events wait for it
-                    if self._waiters.get(actor) == waiting[actor]:
-                        del self._waiters[actor]
-                        self._checkouts["cancelled"] += 1
-                        connections.do_without(actor)
+                with self._lock:  # taken for each caller, because events wait for it
+                    if self._queue.cancel(actor, waiting[actor]):
+                        connections.discard_opened_for(actor)
             for conn_id, opener in opening.items():
                 if opener[0] not in inside:
                     with self._lock:
-                        connections.give_up(conn_id, opener, now)
-        # Behind a load balancer, which has no heartbeats, cursors and transactions keep theirs.
+                        connections.abandon_opening(conn_id, opener, now)
+        # Without heartbeats the server is a load balancer: cursors and transactions hold too.
         if held and self.has_heartbeats:
-            holding = self._may_hold({holder[0] for holder in held.values()})
-            for conn_id, holder in held.items():
-                if holder[0] not in holding and not connections.has_for_sure(holder):
+            holding = self._may_hold({checkout[0] for checkout in held.values()})
+            for conn_id, checkout in held.items():
+                if checkout[0] not in holding and not connections.is_reinstated(checkout):
                     with self._lock:
-                        connections.give_back_in_silence(conn_id, holder, now)
-        if connections.gone and waiting:
+                        connections.presume_returned(conn_id, checkout, now)
+        if connections.presumed_returned and waiting:
             with self._lock:
-                stays = (self._waiters[actor][0] for actor in inside if actor in self._waiters)
-                # Those who ended this moment, too: if it is wrong, who waits has one the next.
-                self._hold_again(min(stays, default=now), now, before=now)
+                since = (self._waiters[actor][0] for actor in inside if actor in self._waiters)
+                # Include check-ins presumed just now. If that is wrong, the waiting caller gets a
+                # connection at once.
+                self._reinstate(min(since, default=now), now, before=now)
 
-    def _hold_again(self, since: float, now: float, *, before: float) -> None:
-        """See whether those who left in silence, before some time, left cursors that have theirs.
+    def _reinstate(self, since: float, now: float, *, before: float) -> None:
+        """Reinstate presumed check-ins that a caller disproves which waits since then, or did.
 
-        Somebody waits since then, or did: for that PyMongo must have none idle, and none to open.
-        Called with the lock held.
+        The finished tasks left cursors that still hold the connections: otherwise PyMongo would
+        have an idle connection for the caller, or open one. Called with the lock held.
         """
         connections = self._connections
         missing = connections.max_size - len(connections.held)
-        waited = now - max(since, connections.full_at) >= QUEUE_SECONDS
+        proven = now - max(since, connections.last_full_at) >= NO_IDLE_PROOF_SECONDS
         if (
-            waited
+            proven
             and not connections.opening
             and 0 < missing < UNLIMITED
-            and connections.hold_again(int(missing), before)
+            and connections.reinstate(int(missing), before)
         ):
-            self._settle()
+            self._update_exhaustion()
 
     # The server, by heartbeats
 
     def heartbeat(self, *, up: bool, rtt: float | None = None, reason: str | None = None) -> None:
-        """Note a heartbeat's outcome; `rtt` None leaves the last one, except when it is down."""
+        """Record a heartbeat; `rtt` None keeps the last one, except when the server is down."""
         now = self._clock()
         with self._lock:
-            self._heartbeat = self._heartbeat.then(now, up=up, rtt=rtt, reason=reason)
+            self._heartbeat = self._heartbeat.updated(now, up=up, rtt=rtt, reason=reason)
 
-    # What the watch found
+    # What the watching thread found
 
     def count_long_checkout(self) -> None:
-        """Count a checkout that is open for too long."""
+        """Count a checkout that has lasted for too long."""
         with self._lock:
             self._long_checkouts += 1
 
     # Reading
 
-    def waited(self, actor: Actor) -> float | None:
-        """Return for how long an actor has been waiting; None: it is not."""
+    def wait_seconds_of(self, actor: Actor) -> float | None:
+        """Return for how long an actor has been waiting; None if it does not wait."""
         with self._lock:
-            stay = self._waiters.get(actor)
-        return None if stay is None else _age(self._clock(), stay[0])
+            wait = self._waiters.get(actor)
+        return None if wait is None else _age(self._clock(), wait[0])
 
-    def crowd(self) -> Occupancy:
-        """Return what is to be said of a checkout that failed; unlike `stats()` it looks at nobody.
+    def occupancy(self) -> Occupancy:
+        """Return the occupancy for the span of a failed checkout.
 
-        Where thousands give up at once it has to be cheap.
+        Unlike `stats()` it inspects no callers: thousands may fail at once.
         """
         with self._lock:
             limited = self._connections.max_size != UNLIMITED
@@ -376,15 +371,15 @@ class PoolState:
                 max_size=int(self._connections.max_size) if limited else None,
             )
 
-    def waiters(self) -> dict[Actor, tuple[float, Origin]]:
-        """Return who waits, and since when by the clock."""
-        self._drop_ghosts(self._clock())
+    def waiters(self) -> dict[Actor, Wait]:
+        """Return the wait of each caller in the queue."""
+        self._reconcile(self._clock())
         with self._lock:
             return self._waiters.copy()
 
     def holders(self) -> tuple[dict[int, Checkout], dict[int, float]]:
-        """Return who holds which connection, and since when he does something else over another."""
-        self._drop_ghosts(self._clock())
+        """Return the checkouts, and when a holder took a later connection, by connection id."""
+        self._reconcile(self._clock())
         with self._lock:
             return self._connections.held.copy(), self._connections.superseded()
 
@@ -393,28 +388,29 @@ class PoolState:
 
         Events wait for the copy alone, not for what is computed from it.
         """
-        self._drop_ghosts(self._clock())
-        connections, exhaustion = self._connections, self._exhaustion
+        self._reconcile(self._clock())
+        connections, exhaustion, queue = self._connections, self._exhaustion, self._queue
         with self._lock:
-            while self._settle() != len(waiters := self._waiters.copy()):
-                pass  # somebody came
+            while self._update_exhaustion() != len(waiters := self._waiters.copy()):
+                pass  # a caller entered meanwhile
             now = self._latest
             waits = [since for since, _ in waiters.values()]
-            phase, max_size, min_size = self.phase, self._connections.max_size, self._min_size
-            holds = [since for _, since, _ in connections.held.values()]
+            phase, max_size, min_size = self.phase, connections.max_size, self._min_size
+            checkouts = [since for _, since, _ in connections.held.values()]
             opening, size = len(connections.opening), connections.size
-            checkouts, closed = self._checkouts.copy(), connections.closed.copy()
-            created, cleared = connections.count, self._cleared
-            exhausted_since, unmet_since = exhaustion.since, exhaustion.unmet_since
-            episodes, last_silence = exhaustion.episodes, exhaustion.last_silence
-            last_timeout, beat = self._last_timeout, self._heartbeat
+            outcomes, closed = queue.ended.copy(), connections.closed.copy()
+            created, cleared = connections.created_total, self._cleared
+            exhausted_since, unserved_since = exhaustion.since, exhaustion.unserved_since
+            episodes, last_stall_seconds = exhaustion.episodes, exhaustion.last_stall_seconds
+            last_timeout_at, heartbeat = queue.last_timeout_at, self._heartbeat
             peak_waiting, long_checkouts = exhaustion.peak, self._long_checkouts
-            retries = self._retries
+            retries = queue.retries
             wait_time, use_time = self._wait_time.stats(), connections.use_time.stats()
             create_time = connections.create_time.stats()
             owners = connections.owner_stats(now)
         exhausted = exhausted_since is not None
-        silence = _age(now, unmet_since) or 0.0 if len(holds) >= max_size else 0.0
+        full = len(checkouts) >= max_size
+        stall_seconds = _age(now, unserved_since) or 0.0 if full else 0.0
         host, port = self.address
         return PoolStats(
             host=host,
@@ -423,29 +419,29 @@ class PoolState:
             max_size=None if max_size == UNLIMITED else int(max_size),
             min_size=min_size,
             size=size,
-            in_use=len(holds),
+            in_use=len(checkouts),
             opening=opening,
             waiting=len(waits),
             oldest_wait=_age(now, min(waits, default=now)) or 0.0,
-            longest_checkout=_age(now, min(holds, default=now)) or 0.0,
+            longest_checkout=_age(now, min(checkouts, default=now)) or 0.0,
             exhausted=exhausted,
             exhaustions=episodes.count,
             exhausted_time=episodes.seconds + (_age(now, exhausted_since) or 0.0),
             since_exhausted=0.0 if exhausted else _age(now, episodes.until),
-            since_timeout=_age(now, last_timeout),
-            stalled_time=max(silence, last_silence if exhausted else 0.0),
+            since_timeout=_age(now, last_timeout_at),
+            stalled_time=max(stall_seconds, last_stall_seconds if exhausted else 0.0),
             peak_waiting=peak_waiting,
             long_checkouts=long_checkouts,
             retries=retries,
-            checkouts={**checkouts, "ok": wait_time.count},
+            checkouts={**outcomes, "ok": wait_time.count},
             created=created,
             closed=closed,
             cleared=cleared,
-            up=beat.up,
-            since_up_changed=_age(now, beat.changed) or 0.0,
-            outage=_age(beat.changed if beat.up else now, beat.down_since) or 0.0,
-            down_reason=beat.reason,
-            rtt=beat.rtt,
+            up=heartbeat.up,
+            since_up_changed=_age(now, heartbeat.changed_at) or 0.0,
+            outage=_age(heartbeat.changed_at if heartbeat.up else now, heartbeat.down_since) or 0.0,
+            down_reason=heartbeat.reason,
+            rtt=heartbeat.rtt,
             wait_time=wait_time,
             use_time=use_time,
             create_time=create_time,

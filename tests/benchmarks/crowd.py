@@ -9,7 +9,7 @@ from typing import Any
 from pymongo import AsyncMongoClient
 
 from pool_telemetry import PoolTelemetry
-from pool_telemetry.state.pool_state import MOMENT, PoolState
+from pool_telemetry.state.pool_state import GRACE_SECONDS, PoolState
 from tests.benchmarks.measure import Effort, Goal, show_heading
 from tests.support import until
 
@@ -59,7 +59,7 @@ async def read_in_a_crowd(uri: str, rounds: int) -> tuple[float, float]:
             await held.enter_async_context(server.pool.checkout())
         queue = [asyncio.create_task(wait_in_queue()) for _ in range(WAITING)]
         await until(lambda: telemetry.stats().pools[-1].waiting == WAITING)
-        await asyncio.sleep(2 * MOMENT)  # a younger wait is not looked at, and costs less
+        await asyncio.sleep(2 * GRACE_SECONDS)  # a younger wait is not looked at, and costs less
         (state,) = (one for one in telemetry._pools.values() if one.phase == "ready")
         reads, holds = [], []
         for _ in range(rounds):

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from pymongo.monitoring import CommandListener, CommandStartedEvent, CommandSucceededEvent
 
 from pool_telemetry import PoolTelemetry, prometheus
-from pool_telemetry.state.pool_state import MOMENT
+from pool_telemetry.state.pool_state import GRACE_SECONDS
 from tests.benchmarks.events import find
 from tests.benchmarks.measure import Costs, Effort, Goal, Turn, show, show_heading, take_turns
 from tests.benchmarks.traffic import Client, connected, pool_of
@@ -100,7 +100,7 @@ def _exhausted(client: Client, telemetry: PoolTelemetry) -> Iterator[None]:
         for thread in waiters:
             thread.start()
         wait_for(lambda: _waiting(telemetry) == CONNECTIONS, "the queue")
-        time.sleep(2 * MOMENT)  # a younger wait is not looked at, and costs less
+        time.sleep(2 * GRACE_SECONDS)  # a younger wait is not looked at, and costs less
         yield
     for thread in waiters:
         thread.join()
