@@ -778,6 +778,25 @@ def test_a_connection_that_was_opened_in_vain_proves_nothing_about_cursors() -> 
     assert pool.stats().created == 2
 
 
+def test_a_stale_connection_of_a_finished_task_is_not_counted_twice() -> None:
+    """PyMongo closed it at a check-in without an event, and the waiter opens another at once."""
+    pool = Pool(max_size=1)
+    leaving(pool)
+    pool.open(1)
+    pool.out(A, 1)
+    pool.cleared(pauses=True)
+    pool.ready()
+    pool.checkout_started(B)
+    pool.gone = {A}
+    pool.time.now += 1.0
+    assert pool.counts() == (0, 0, 0, 0, 1)
+    pool.connection_created(B, 2)
+    pool.connection_ready(2)
+    pool.checked_out(B, 2, 1.0)
+    assert pool.counts() == (1, 1, 0, 0, 0)
+    assert pool.stats().created == 2
+
+
 def test_a_new_pool_has_no_memory_of_the_old_ones_silence() -> None:
     pool = exhausted_pool()
     pool.time.now += 5.0

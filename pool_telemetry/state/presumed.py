@@ -56,9 +56,14 @@ class Connections(ReportedConnections):
     def reinstate(self, missing: int, before: float) -> bool:
         """Reinstate the `missing` latest checkouts that were presumed returned by `before`.
 
-        Change nothing and return False if there are fewer.
+        Change nothing and return False if there are fewer. A checkout of exactly that time is left
+        out if its connection was closed with it, because to reopen that one counts it twice.
         """
-        found = [i for i, (_, at) in reversed(self.presumed_returned.items()) if at <= before]
+        found = [
+            conn_id
+            for conn_id, (_, at) in reversed(self.presumed_returned.items())
+            if at < before or (at == before and conn_id in self._ready)
+        ]
         if len(found) < missing:
             return False
         for conn_id in found[:missing]:
