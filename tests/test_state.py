@@ -1,4 +1,4 @@
-"""PoolState by itself: every event, in and out of order, with a clock that we set."""
+"""PoolState by itself: every event, in and out of order, with a clock that the test sets."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -16,7 +16,7 @@ A, B, C, D = 1, 2, 3, 4  # actors
 class Clock:
     def __init__(self) -> None:
         self.now = 1_000.0
-        self.calls: Iterator[Callable[[], None]] = iter(())  # what happens while it is read
+        self.calls: Iterator[Callable[[], None]] = iter(())  # called while it is read
 
     def __call__(self) -> float:
         next(self.calls, lambda: None)()
@@ -24,7 +24,7 @@ class Clock:
 
 
 class Pool(PoolState):
-    """A PoolState with a clock to set and actors that may leave in silence."""
+    """A PoolState with a clock to set and actors that may finish without an event."""
 
     def __init__(self, max_size: int | None = 2, min_size: int = 0) -> None:
         self.time = Clock()
@@ -94,7 +94,7 @@ def test_a_check_in_that_comes_after_the_next_check_out_of_its_connection() -> N
     pool.open(1)
     pool.out(A, 1)
     pool.time.now += 1.0
-    pool.out(B, 1)  # PyMongo 4.19: A's connection is back, its event is not here yet
+    pool.out(B, 1)  # PyMongo 4.19: A's connection is checked in, but its event is still to come
     assert pool.counts() == (1, 1, 0, 0, 0)
     pool.time.now += 1.0
     pool.returned(A, 1)
@@ -113,7 +113,7 @@ def test_check_ins_of_one_connection_in_the_wrong_order_keep_their_own_times() -
         pool.time.now += 1.0
     pool.returned(B, 1)
     assert pool.counts() == (1, 1, 0, 0, 0)
-    pool.returned(C, 1)  # the last who had it, so nobody has it now
+    pool.returned(C, 1)  # the last holder, so that nobody has it now
     assert pool.counts() == (1, 0, 1, 0, 0)
     pool.out(D, 1)
     pool.returned(A, 1)
@@ -123,7 +123,7 @@ def test_check_ins_of_one_connection_in_the_wrong_order_keep_their_own_times() -
     assert pool.stats().use_time.sum == pytest.approx(3.0)
 
 
-def test_a_check_in_that_is_never_told_ends_with_the_next_check_out_of_its_connection() -> None:
+def test_a_check_in_without_an_event_ends_with_the_next_check_out_of_its_connection() -> None:
     """A task cancelled while it checks in."""
     pool = Pool()
     pool.open(1)
@@ -137,12 +137,12 @@ def test_a_check_in_that_is_never_told_ends_with_the_next_check_out_of_its_conne
     pool.out(A, 1)
     pool.out(B, 1)
     pool.time.now += LATE_SECONDS
-    pool.returned(C, 1)  # not A's, which would have come long ago
+    pool.returned(C, 1)  # not A's check-in, whose event is no longer awaited
     assert pool.counts() == (1, 0, 1, 0, 0)
     assert pool.stats().use_time.count == pool.stats().checkouts["ok"]
 
 
-def test_a_connection_whose_maker_left_in_silence_is_closed() -> None:
+def test_a_connection_whose_opener_finished_without_an_event_is_closed() -> None:
     """A task cancelled between the socket and the handshake (PyMongo 4.20)."""
     pool = Pool()
     pool.checkout_started(A)
@@ -193,19 +193,19 @@ def test_only_a_pool_that_was_cleared_reconnects() -> None:
     assert pool.ready()
 
 
-def test_a_cancelled_waiter_leaves_no_ghost() -> None:
+def test_a_cancelled_waiter_is_not_counted() -> None:
     pool = Pool()
     pool.checkout_started(A)
     pool.checkout_started(B)
     pool.gone = {A}
     pool.time.now += GRACE_SECONDS / 2
-    assert pool.stats().waiting == 2  # too young to be looked at
+    assert pool.stats().waiting == 2  # too young to be inspected
     pool.time.now += GRACE_SECONDS
     stats = pool.stats()
     assert (stats.waiting, stats.checkouts["cancelled"]) == (1, 1)
 
 
-def test_a_waiter_that_was_served_while_we_looked_is_no_ghost() -> None:
+def test_a_waiter_that_was_served_during_the_inspection_is_not_cancelled() -> None:
     pool = Pool()
     pool.open(1)
     pool.checkout_started(A)
@@ -267,7 +267,7 @@ def test_all_in_use_is_not_exhausted_until_someone_waits() -> None:
     assert (stats.exhausted, stats.exhaustions, stats.since_exhausted) == (True, 1, 0.0)
 
 
-def test_the_caller_who_opens_the_last_connection_does_not_exhaust_the_pool() -> None:
+def test_the_caller_that_opens_the_last_connection_does_not_exhaust_the_pool() -> None:
     pool = Pool(max_size=1)
     pool.checkout_started(A)
     pool.connection_created(A, 1)
@@ -317,7 +317,7 @@ def test_a_timeout_of_the_only_waiter_ends_exhaustion() -> None:
     assert not pool.stats().exhausted
 
 
-def test_who_comes_amid_a_read_is_in_it_or_not() -> None:
+def test_a_caller_that_enters_during_a_read_is_counted_wholly_or_not_at_all() -> None:
     """Callers enter the queue without the pool's lock."""
     pool = Pool(max_size=1)
     pool.open(1)
@@ -395,7 +395,7 @@ def test_the_peak_is_that_of_all_that_counts_as_one_exhaustion() -> None:
     pool.out(A, 1)
     pool.checkout_started(C)
     pool.checkout_started(D)
-    for waiter in (C, D):  # too short to be told
+    for waiter in (C, D):  # too short to be logged
         pool.time.now += 0.01
         pool.checkout_failed(waiter, "timeout")
     for n in range(5):
@@ -404,18 +404,18 @@ def test_the_peak_is_that_of_all_that_counts_as_one_exhaustion() -> None:
         assert (pool.stats().exhaustions, pool.stats().peak_waiting) == (1, 2)
 
 
-def test_a_ghost_does_not_begin_an_episode() -> None:
+def test_a_cancelled_waiter_does_not_begin_an_exhaustion() -> None:
     pool = Pool(max_size=2)
     pool.open(1, 2)
     pool.out(A, 1)
     pool.checkout_started(B)
     pool.gone = {B}
     pool.time.now += 1.0
-    pool.checkout_started(C)  # A holds, C waits, and B is gone: that is not too many for two
+    pool.checkout_started(C)  # A holds, C waits, and B was cancelled: two callers for two connections
     assert pool.stats().exhaustions == 0
 
 
-def test_a_ghost_does_not_prolong_an_episode() -> None:
+def test_a_cancelled_waiter_does_not_prolong_an_exhaustion() -> None:
     pool = exhausted_pool()
     pool.gone = {C}
     pool.time.now += 1.0
@@ -425,7 +425,7 @@ def test_a_ghost_does_not_prolong_an_episode() -> None:
     assert pool.stats().exhausted_time == pytest.approx(1.0)
 
 
-def test_ghosts_stay_bounded_while_nobody_reads() -> None:
+def test_cancelled_waiters_stay_bounded_while_nobody_reads() -> None:
     pool = exhausted_pool()
     for ghost in range(100, 20_100):
         pool.gone.add(ghost)
@@ -441,8 +441,8 @@ def test_ghosts_stay_bounded_while_nobody_reads() -> None:
     assert not unlimited.stats().exhausted
 
 
-def test_a_pool_that_gives_nothing_back_is_stalled_also_when_callers_give_up() -> None:
-    """Both connections leaked, and callers who come one after another and time out."""
+def test_a_pool_without_check_ins_is_stalled_also_when_callers_give_up() -> None:
+    """Both connections are leaked; callers come one after another and time out."""
     pool = exhausted_pool()
     for _ in range(10):
         pool.time.now += 5.0
@@ -477,7 +477,7 @@ def test_stalled_is_the_time_without_a_check_in_while_exhausted() -> None:
 # The ends of pools
 
 
-def test_connections_in_use_at_close_stay_until_they_come_back() -> None:
+def test_connections_in_use_at_close_stay_until_their_check_in() -> None:
     pool = exhausted_pool()
     pool.closed()
     pool.checkout_failed(C, "connection_error")
@@ -519,7 +519,7 @@ def test_a_waiter_of_the_old_pool_ends_once() -> None:
     assert (stats.waiting, sum(stats.checkouts.values())) == (0, 3)
 
 
-def test_a_late_check_out_of_a_pool_that_is_gone_is_counted_but_not_held() -> None:
+def test_a_late_check_out_of_a_closed_pool_is_counted_but_not_held() -> None:
     pool = Pool()
     pool.checkout_started(A)
     pool.checked_out(A, 7, 0.1)
@@ -552,7 +552,7 @@ def test_a_dropped_client_leaves_nothing_open() -> None:
     assert (stats.phase, stats.closed["pool_closed"], stats.exhausted) == ("closed", 3, False)
 
 
-def test_events_of_connections_nobody_knows_change_no_count() -> None:
+def test_events_of_unknown_connections_change_no_count() -> None:
     pool = Pool()
     pool.connection_ready(9)
     pool.returned(A, 9)
@@ -588,7 +588,7 @@ def test_a_clock_that_jumps_makes_no_time_run_backwards(jump: float) -> None:
     assert not pool.stats().exhausted
 
 
-def test_a_connection_whose_end_is_told_twice_is_closed_once() -> None:
+def test_a_connection_whose_close_is_published_twice_is_closed_once() -> None:
     """An exhaust cursor closed early: Closed, CheckedIn, Closed."""
     pool = Pool()
     pool.open(1)
@@ -656,12 +656,12 @@ def test_exhausted_time_never_falls_whoever_reads_meanwhile() -> None:
 
 
 def leaving(pool: Pool) -> None:
-    """Let actors end in silence, which tasks may."""
+    """Let actors finish without an event, as tasks may."""
     pool._may_hold = pool._who_waits
     pool.heartbeat(up=True)
 
 
-def test_who_waits_tells_that_others_left_cursors() -> None:
+def test_a_long_wait_proves_that_finished_tasks_left_cursors() -> None:
     pool = Pool(max_size=2)
     leaving(pool)
     pool.open(1, 2)
@@ -679,15 +679,15 @@ def test_who_waits_tells_that_others_left_cursors() -> None:
     assert stats.exhausted
     assert stats.longest_checkout == pytest.approx(1.3)
     assert (stats.created, stats.use_time.count) == (2, 2)
-    pool.returned(D, 1)  # somebody closes the cursor
+    pool.returned(D, 1)  # another actor closes the cursor
     pool.checked_out(C, 1, 0.3)
     pool.returned(C, 1)
     assert pool.counts() == (2, 1, 1, 0, 0)
     assert pool.stats().use_time.count == 3
 
 
-def one_left() -> Pool:
-    """Return a pool of two that somebody who had one left in silence."""
+def one_finished() -> Pool:
+    """Return a pool of two, one of which a task had that finished without an event."""
     pool = Pool(max_size=2)
     leaving(pool)
     pool.open(1, 2)
@@ -698,10 +698,10 @@ def one_left() -> Pool:
     return pool
 
 
-def test_who_waits_tells_of_left_cursors_while_others_come_and_go() -> None:
-    pool = one_left()
+def test_a_long_wait_proves_left_cursors_while_others_are_served() -> None:
+    pool = one_finished()
     pool.checkout_started(C)
-    for _ in range(6):  # what comes back goes to somebody else
+    for _ in range(6):  # each checked-in connection goes to another caller
         pool.out(B, 2)
         pool.time.now += 0.05
         pool.returned(B, 2)
@@ -711,11 +711,11 @@ def test_who_waits_tells_of_left_cursors_while_others_come_and_go() -> None:
     assert pool.stats().exhausted
 
 
-def test_who_waits_behind_a_full_pool_tells_nothing_of_cursors() -> None:
-    pool = one_left()  # idle
+def test_a_wait_behind_a_full_pool_proves_nothing_about_cursors() -> None:
+    pool = one_finished()  # idle
     pool.checkout_started(C)
     for _ in range(6):
-        pool.connection_created(B, 3)  # in the place of one that was closed in silence
+        pool.connection_created(B, 3)  # in place of one that was closed without an event
         pool.connection_ready(3)
         pool.out(B, 3)
         pool.out(D, 2)
@@ -726,7 +726,7 @@ def test_who_waits_behind_a_full_pool_tells_nothing_of_cursors() -> None:
         assert pool.stats().in_use == 0
 
 
-def test_a_timeout_tells_that_others_left_cursors() -> None:
+def test_a_timeout_proves_that_finished_tasks_left_cursors() -> None:
     pool = Pool(max_size=1)
     leaving(pool)
     pool.open(1)
@@ -741,7 +741,7 @@ def test_a_timeout_tells_that_others_left_cursors() -> None:
 
 
 def test_a_cursor_that_nobody_left_is_noticed() -> None:
-    """A connection was closed in silence, and somebody happens to wait until there is another."""
+    """A connection was closed without an event, and a caller waits until there is another."""
     pool = Pool(max_size=1)
     leaving(pool)
     pool.open(1)
@@ -797,7 +797,7 @@ def test_a_stale_connection_of_a_finished_task_is_not_counted_twice() -> None:
     assert pool.stats().created == 2
 
 
-def test_a_new_pool_has_no_memory_of_the_old_ones_silence() -> None:
+def test_a_new_pool_has_no_memory_of_the_old_ones_stall() -> None:
     pool = exhausted_pool()
     pool.time.now += 5.0
     pool.checkout_failed(C, "timeout")

@@ -41,9 +41,12 @@ class Connections(ReportedConnections):
     def presume_returned(self, conn_id: int, checkout: Checkout, now: float) -> None:
         """End a checkout whose task has finished, if it is still the current one."""
         if self.held.get(conn_id) == checkout:
+            stale = self._ready[conn_id] < self._generation  # PyMongo closes it at check-in
+            if stale:
+                self._note_full(now)  # and a waiter opens another only then
             del self.held[conn_id]
             self._record_use(checkout, now)
-            if self._ready[conn_id] < self._generation:  # PyMongo closes it at check-in
+            if stale:
                 self._presume_closed({conn_id}, "stale")
             if len(self.presumed_returned) >= MAX_TRACKED:
                 del self.presumed_returned[next(iter(self.presumed_returned))]
@@ -56,14 +59,9 @@ class Connections(ReportedConnections):
     def reinstate(self, missing: int, before: float) -> bool:
         """Reinstate the `missing` latest checkouts that were presumed returned by `before`.
 
-        Change nothing and return False if there are fewer. A checkout of exactly that time is left
-        out if its connection was closed with it, because to reopen that one counts it twice.
+        Change nothing and return False if there are fewer.
         """
-        found = [
-            conn_id
-            for conn_id, (_, at) in reversed(self.presumed_returned.items())
-            if at < before or (at == before and conn_id in self._ready)
-        ]
+        found = [i for i, (_, at) in reversed(self.presumed_returned.items()) if at <= before]
         if len(found) < missing:
             return False
         for conn_id in found[:missing]:
