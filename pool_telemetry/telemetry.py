@@ -219,7 +219,9 @@ class PoolTelemetry:
         oldest = attrgetter("seconds")
         return sorted(holders, key=oldest, reverse=True), sorted(waiters, key=oldest, reverse=True)
 
-    def holding(self, state: PoolState) -> tuple[dict[int, Checkout], dict[int, CallerStats]]:
+    def holders_by_connection(
+        self, state: PoolState
+    ) -> tuple[dict[int, Checkout], dict[int, CallerStats]]:
         """Return who has which connection of a pool: as it stands there, and in names."""
         return callers.holding(state, self.commands, self._clock())
 
@@ -228,7 +230,7 @@ class PoolTelemetry:
         notice_fork()
         return self._history.samples()
 
-    def remember(self, *, at_once: bool = False) -> None:
+    def record_sample(self, *, at_once: bool = False) -> None:
         """Take a sample for the history, if it is time, or urgent."""
         if at_once or self._history.is_due(self._since + self._age()):
             self._history.add(self.stats())
@@ -296,7 +298,7 @@ class PoolTelemetry:
             self._forget_old_pools(address)
             said, self._shared = self._shared, self._shared or shared
         self.callbacks.loop = asyncio._get_running_loop() or self.callbacks.loop
-        watch.add(self)
+        watch.watch(self)
         if shared and not said:
             _log.warning(
                 "the listeners of pool %r are used by two clients, so its counts are mixed: "
@@ -312,7 +314,7 @@ class PoolTelemetry:
                 self._pools[address] = old.in_a_fork()
             found = self._pools.get(address) or PoolState(address)
         if old is not None:
-            watch.add(self)
+            watch.watch(self)
         return found
 
     def _forget_old_pools(self, current: Address) -> None:
