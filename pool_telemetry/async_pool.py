@@ -22,13 +22,9 @@ from pool_telemetry.base_pool import (
     ManagedClient,
     PoolSettings,
 )
+from pool_telemetry.client_options import ASYNC_DEFAULTS, WAIT_LIMITS_BREAK_ASYNC_POOLS, wait_limits
 from pool_telemetry.errors import PoolNotInitializedError
-from pool_telemetry.options import (
-    ASYNC_DEFAULTS,
-    WAIT_LIMITS_BREAK_ASYNC_POOLS,
-    TelemetryOptions,
-    wait_limits,
-)
+from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.process import after_fork, notice_fork
 from pool_telemetry.registry import take_over_name
 
@@ -102,7 +98,7 @@ class ManagedAsyncMongoClient(ManagedClient[_Client]):
 
     async def _learn_version(self) -> bool:
         try:
-            # Not by pymongo.timeout(), see options.WAIT_LIMITS_BREAK_ASYNC_POOLS.
+            # Not by pymongo.timeout(), see client_options.WAIT_LIMITS_BREAK_ASYNC_POOLS.
             async with asyncio.timeout(VERSION_SECONDS):
                 info = await self.client.server_info()
         except (PyMongoError, TimeoutError):

@@ -14,16 +14,11 @@ from typing import Any, ClassVar, Final, Generic, TypeVar
 
 from pymongo.errors import ConnectionFailure
 
+from pool_telemetry.client_options import DEFAULT_URI, DEFAULTS, client_kwargs, pool_config
 from pool_telemetry.errors import PoolConfigurationError, PoolNotInitializedError
-from pool_telemetry.options import (
-    DEFAULT_URI,
-    DEFAULTS,
-    TelemetryOptions,
-    client_kwargs,
-    pool_config,
-    shown,
-)
+from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.process import notice_fork
+from pool_telemetry.ranges import shown
 from pool_telemetry.report import PoolReport, callers, live_stats
 from pool_telemetry.state.frames import call_site
 from pool_telemetry.stats import ClientStats
