@@ -22,14 +22,11 @@ from pool_telemetry.base_pool import (
     ManagedClient,
     PoolSettings,
 )
+from pool_telemetry.client_options import ASYNC_DEFAULTS, WAIT_LIMITS_BREAK_ASYNC_POOLS, wait_limits
 from pool_telemetry.errors import PoolNotInitializedError
-from pool_telemetry.options import (
-    ASYNC_DEFAULTS,
-    WAIT_LIMITS_BREAK_ASYNC_POOLS,
-    TelemetryOptions,
-    wait_limits,
-)
+from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.process import after_fork, notice_fork
+from pool_telemetry.registry import take_over_name
 
 _Client = AsyncMongoClient[dict[str, Any]]
 
@@ -39,7 +36,7 @@ LEAVE_SECONDS: Final = CLOSE_SECONDS + 1.0
 # Seconds more that `close()` waits for replaced clients, which it closes at the same time.
 DRAIN_SECONDS: Final = 1.0
 
-_log = logging.getLogger("pool_telemetry.async_pool")
+_log = logging.getLogger("pool_telemetry.telemetry")
 _closing: set["asyncio.Task[None]"] = set()  # a loop alone would let them be collected
 
 
@@ -101,7 +98,7 @@ class ManagedAsyncMongoClient(ManagedClient[_Client]):
 
     async def _learn_version(self) -> bool:
         try:
-            # Not by pymongo.timeout(), see options.WAIT_LIMITS_BREAK_ASYNC_POOLS.
+            # Not by pymongo.timeout(), see client_options.WAIT_LIMITS_BREAK_ASYNC_POOLS.
             async with asyncio.timeout(VERSION_SECONDS):
                 info = await self.client.server_info()
         except (PyMongoError, TimeoutError):
@@ -182,7 +179,7 @@ class AsyncMongoDBConnectionPool(BaseConnectionPool[_Client]):
             if cls._closes == closes:
                 old, cls._current = cls._current, new
                 if old is not None:
-                    new.telemetry.succeed(old.telemetry)
+                    take_over_name(new.telemetry, old.telemetry)
                     cls._draining = [one for one in cls._draining if not one[1].done()]
                     cls._draining.append((old, old.drain()))
                     new.log_replacement(old)

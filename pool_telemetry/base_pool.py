@@ -1,6 +1,6 @@
-"""What the two singletons share: one client with its telemetry, and what is known about it.
+"""The common part of the two singletons: one client with its telemetry, and the reports about it.
 
-No I/O here; `pool.py` and `async_pool.py` add theirs.
+There is no I/O here; `pool.py` and `async_pool.py` add it.
 """
 
 import contextlib
@@ -14,16 +14,11 @@ from typing import Any, ClassVar, Final, Generic, TypeVar
 
 from pymongo.errors import ConnectionFailure
 
+from pool_telemetry.client_options import DEFAULT_URI, DEFAULTS, client_kwargs, pool_config
 from pool_telemetry.errors import PoolConfigurationError, PoolNotInitializedError
-from pool_telemetry.options import (
-    DEFAULT_URI,
-    DEFAULTS,
-    TelemetryOptions,
-    client_kwargs,
-    pool_config,
-    shown,
-)
+from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.process import notice_fork
+from pool_telemetry.ranges import shown
 from pool_telemetry.report import PoolReport, callers, live_stats
 from pool_telemetry.state.frames import call_site
 from pool_telemetry.stats import ClientStats
@@ -32,14 +27,14 @@ from pool_telemetry.uri import check_credentials, differences, identity, mask_ur
 
 ClientT = TypeVar("ClientT")
 
-# MongoClient.close() checks a connection out for endSessions, without a limit of its own: on an
-# exhausted pool it would wait for ever.
+# MongoClient.close() checks a connection out for endSessions, without a time limit: on an exhausted
+# pool it would wait for ever.
 CLOSE_SECONDS: Final = 2.0
 VERSION_SECONDS: Final = 1.0
-# When a server is back its version is asked for, again and again until there is an answer.
+# Seconds before each request for the version of a server that is back; the first answer ends them.
 VERSION_PAUSES: Final = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-# A replaced client is closed when it was quiet this long: its last users may be between two steps,
-# such as two batches of a cursor.
+# A replaced client is closed when it has been idle this long: its last users may be between two
+# steps, such as two batches of a cursor.
 QUIET_SECONDS: Final = 5.0
 POLL_SECONDS: Final = 0.05
 
@@ -48,12 +43,12 @@ _log = logging.getLogger("pool_telemetry.telemetry")
 _EMPTY: Final = ClientStats(name="", pools=(), operations=(), telemetry_errors=0)
 
 
-@dataclass(frozen=True, repr=False)  # it would show the password
+@dataclass(frozen=True, repr=False)  # a repr would show the password
 class PoolSettings:
-    """What `initialize()` was called with, after the defaults and the environment.
+    """The effective settings of `initialize()`: its arguments, the defaults and the environment.
 
     Attributes:
-        assumed: No address was given, and MONGODB_URI is not set.
+        assumed: Whether the default address is used: none was given, and MONGODB_URI is not set.
     """
 
     uri: str
@@ -71,7 +66,7 @@ class PoolSettings:
         defaults: Mapping[str, Any] = DEFAULTS,
     ) -> "PoolSettings":
         """Apply MONGODB_URI, the defaults and the environment."""
-        if not uri and ("host" in kwargs or "port" in kwargs):  # MongoClient's other way
+        if not uri and ("host" in kwargs or "port" in kwargs):  # MongoClient accepts these, too
             uri = kwargs.pop("host", None) or "localhost"
         if uri is not None and not isinstance(uri, str):
             raise PoolConfigurationError(
@@ -90,7 +85,7 @@ class PoolSettings:
             return cls(uri, kwargs, TelemetryOptions.of(options), assumed=not given)
 
     def differences(self, new: "PoolSettings") -> list[str]:
-        """Return in words what differs in new settings, without secrets."""
+        """Return the differences from new settings in words, without secrets."""
         ours = [
             f"telemetry.{one.name}"
             for one in fields(TelemetryOptions)
@@ -101,14 +96,14 @@ class PoolSettings:
         return differences(before, after, names) + ours
 
     def same_as(self, other: "PoolSettings") -> bool:
-        """Return whether both come to the same client."""
+        """Return whether both settings make the same client."""
         return self.options == other.options and (
             identity(self.uri, self.kwargs) == identity(other.uri, other.kwargs)
         )
 
 
 class ManagedClient(Generic[ClientT]):
-    """A client that a singleton owns, with its telemetry.
+    """A client that belongs to a singleton, with its telemetry.
 
     Attributes:
         call_site: Where the application initialized it, as `file:line in function`.
@@ -129,7 +124,7 @@ class ManagedClient(Generic[ClientT]):
 
     @contextlib.contextmanager
     def failing(self) -> Iterator[None]:
-        """Let errors of a start pass, as PyMongo raises them, but with no secret in them."""
+        """Let errors of a start pass as PyMongo raises them, but without secrets in their texts."""
         try:
             with without_secrets(self.settings.uri, self.settings.kwargs):
                 yield
@@ -144,11 +139,11 @@ class ManagedClient(Generic[ClientT]):
             raise
 
     def is_usable(self, settings: PoolSettings) -> bool:
-        """Return whether this client is what these settings come to, and nobody closed it."""
+        """Return whether this client has these settings and was not closed."""
         return self.settings.same_as(settings) and self.telemetry.active
 
     def log_replacement(self, old: "ManagedClient[ClientT]") -> None:
-        """Log which settings differ from those of the client that this one has replaced."""
+        """Log which settings differ from those of the replaced client."""
         changed = old.settings.differences(self.settings)
         if changed:  # else the application closed the old client itself
             _log.warning(
@@ -164,20 +159,20 @@ class ManagedClient(Generic[ClientT]):
             )
 
     def has_room(self) -> bool:
-        """Return whether a question of ours would take no caller's place."""
+        """Return whether every ready pool has a connection to spare for a command of ours."""
         ready = [p for p in self.telemetry.pool_stats() if p.phase == "ready"]
         return bool(ready) and all(
             p.max_size is None or p.in_use + p.waiting < p.max_size for p in ready
         )
 
     def report(self, stats: ClientStats) -> PoolReport:
-        """Return what `get_pool_stats()` shows of this client."""
+        """Return the answer of `get_pool_stats()` for this client."""
         report: PoolReport = {
             "status": "connected" if stats.connected else "disconnected",
             "connection_string": mask_uri(self.settings.uri),
             "server_version": stats.server_version,
             "pool_config": pool_config(self.client.options),  # type: ignore[attr-defined]  # both kinds of client have it
-            **live_stats(stats),  # type: ignore[typeddict-item]  # mypy asks it for `error`
+            **live_stats(stats),  # type: ignore[typeddict-item]  # mypy misses the optional `error`
         }
         if not stats.connected:
             down = "; ".join(pool.outage_text for pool in stats.open_pools)
@@ -185,7 +180,7 @@ class ManagedClient(Generic[ClientT]):
         return report
 
     def traffic(self) -> tuple[int, int]:
-        """Return (checkouts so far, callers and holders now), to see whether it is quiet."""
+        """Return the checkouts so far, and the number of waiters and holders now."""
         pools = self.telemetry.pool_stats()
         return (
             sum(sum(pool.checkouts.values()) for pool in pools),
@@ -194,7 +189,7 @@ class ManagedClient(Generic[ClientT]):
 
 
 class BaseConnectionPool(Generic[ClientT]):
-    """What both singletons answer without I/O, at any time and from any thread."""
+    """The answers of both singletons that need no I/O, at any time and from any thread."""
 
     _current: ClassVar[ManagedClient[Any] | None] = None
 
@@ -223,7 +218,7 @@ class BaseConnectionPool(Generic[ClientT]):
         server is gone. Safe to show: credentials are masked.
 
         Args:
-            detail: Say also who holds connections and who waits for one, by name.
+            detail: Whether to list the holders of connections and the waiters, by name.
         """
         report, current = cls.read()[0], cls._current
         if detail:
@@ -233,7 +228,7 @@ class BaseConnectionPool(Generic[ClientT]):
 
     @classmethod
     def read(cls) -> tuple[PoolReport, ClientStats | None]:
-        """Return `get_pool_stats()` with the stats that it was made of; None without a client."""
+        """Return `get_pool_stats()` and the stats it was made from; None without a client."""
         notice_fork()
         current = cls._current
         if current is not None:
@@ -244,7 +239,7 @@ class BaseConnectionPool(Generic[ClientT]):
             "connection_string": None,
             "server_version": None,
             "pool_config": {},
-            **live_stats(_EMPTY),  # type: ignore[typeddict-item]  # mypy asks it for `error`
+            **live_stats(_EMPTY),  # type: ignore[typeddict-item]  # mypy misses the optional `error`
         }, None
 
     @classmethod
@@ -256,7 +251,7 @@ class BaseConnectionPool(Generic[ClientT]):
 
 
 class DrainMonitor:
-    """Sees when a replaced client may be closed: nothing out, nothing new, for a while."""
+    """Decides when a replaced client may be closed: it has been idle for QUIET_SECONDS."""
 
     def __init__(self, managed: ManagedClient[Any]) -> None:
         self._managed = managed
@@ -265,7 +260,7 @@ class DrainMonitor:
         self._seen: tuple[int, int] | None = None
 
     def over(self) -> bool:
-        """Return whether it was quiet long enough, or the drain limit has passed."""
+        """Return whether the client has been idle long enough, or the drain limit has passed."""
         now, traffic = time.monotonic(), self._managed.traffic()
         if traffic[1] or traffic != self._seen:
             self._since, self._seen = now, traffic

@@ -1,8 +1,8 @@
-"""What goes wrong here, by name. Every message says what, which pool, and what to do."""
+"""This package's own errors. Every message names the problem, the pool and the remedy."""
 
 
 class PoolTelemetryError(Exception):
-    """The root of this package's own errors. PyMongo's errors pass through as they are."""
+    """The base of this package's own errors. PyMongo's errors pass through unchanged."""
 
 
 class PoolNotInitializedError(PoolTelemetryError, RuntimeError):
@@ -10,4 +10,4 @@ class PoolNotInitializedError(PoolTelemetryError, RuntimeError):
 
 
 class PoolConfigurationError(PoolTelemetryError, ValueError):
-    """An option has a value that cannot work. The message names option, value and range."""
+    """An option has an invalid value. The message names option, value and range."""

@@ -25,13 +25,13 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import REGISTRY
 
 from pool_telemetry import prometheus
-from pool_telemetry import telemetry as clients
 from pool_telemetry.async_pool import AsyncMongoDBConnectionPool
 from pool_telemetry.diagnosis import Finding, diagnose, recommend, worst_first
 from pool_telemetry.health import Health, HealthLimits, assess
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.owners import MAX_OWNER, owner
 from pool_telemetry.pool import MongoDBConnectionPool
+from pool_telemetry.registry import active
 from pool_telemetry.report import PoolReport, pool_lines
 from pool_telemetry.stats import ClientStats, printable
 
@@ -133,7 +133,7 @@ def create_router(
     @router.get("/pool/diagnosis", response_model=None)
     async def pool_diagnosis() -> JSONResponse:
         """Return the diagnosis of every pool of the process: problems, numbers, and changes."""
-        every = clients.live()  # the same clients as in /metrics
+        every = active()  # the same clients as in /metrics
         if not every:
             return JSONResponse({"detail": _NOT_INITIALIZED.reasons[0]}, status_code=503)
         found, lines = list[Finding](), list[str]()

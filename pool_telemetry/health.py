@@ -5,13 +5,15 @@ returned. The status does not flap, because a problem that just ended still coun
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
-from pool_telemetry.options import LIMIT_SECONDS, check_number
+from pool_telemetry.ranges import Range, check_number
 from pool_telemetry.stats import ClientStats, HasStats, PoolStats, stats_of
 
 Status = Literal["healthy", "degraded", "unhealthy"]
 Reason = tuple[Status, str]
+
+LIMIT_SECONDS: Final = Range("a number of seconds, above 0.0 and finite", 5e-324)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""On whose behalf connections are used: a name that the application gives to what it does."""
+"""Owners: names that the application gives to its work, so that connections can be told apart."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,30 +9,30 @@ from pool_telemetry.stats import NO_ORIGIN, Origin
 
 MAX_OWNER: Final = 200  # characters
 
-_note: ContextVar[Origin] = ContextVar("pool_telemetry_owner", default=NO_ORIGIN)
+_origin: ContextVar[Origin] = ContextVar("pool_telemetry_owner", default=NO_ORIGIN)
 
-current_origin = _note.get
-"""Return a note of the name in force."""
+current_origin = _origin.get
+"""Return the origin of the caller: the innermost owner."""
 
 
 @contextmanager
 def owner(name: str) -> Iterator[None]:
-    """Give a name to what happens inside.
+    """Name the owner of all connections that the block uses.
 
         with owner("checkout-flow"):
             client["shop"]["orders"].find_one()
 
-    For threads and for tasks, which inherit it. The innermost counts. Use few names (a route, a
-    job), never a user's or a request's.
+    It holds for the thread or task; new tasks inherit it. The innermost owner counts. Use few names
+    (of routes or jobs), never the name of a user or a request.
 
     Raises:
-        ValueError: It is empty, longer than 200 characters, or has some that can't be printed.
+        ValueError: The name is empty, longer than 200 characters, or not printable.
     """
     fits = isinstance(name, str) and 0 < len(name) <= MAX_OWNER and name.isprintable()
     if not fits:
         raise ValueError(f"an owner's name has 1 to {MAX_OWNER} printable characters")
-    token = _note.set(Origin(name, None))
+    token = _origin.set(Origin(name, None))
     try:
         yield
     finally:
-        _note.reset(token)
+        _origin.reset(token)

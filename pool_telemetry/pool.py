@@ -24,6 +24,7 @@ from pool_telemetry.base_pool import (
 from pool_telemetry.errors import PoolNotInitializedError
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.process import after_fork, notice_fork
+from pool_telemetry.registry import take_over_name
 
 _Client = MongoClient[dict[str, Any]]
 
@@ -143,7 +144,7 @@ class MongoDBConnectionPool(BaseConnectionPool[_Client]):
                 if is_open := cls._closes == closes:
                     old, cls._current = cls._current, new
                     if old is not None:
-                        new.telemetry.succeed(old.telemetry)
+                        take_over_name(new.telemetry, old.telemetry)
                         cls._draining = [one for one in cls._draining if one[1].is_alive()]
                         cls._draining.append((old, old.drain()))
             if is_open:

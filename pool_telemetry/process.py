@@ -1,8 +1,8 @@
-"""Whether this is still the same process, and what begins anew in a forked one, whoever forked.
+"""Notices that the process was forked, by Python or in C, and runs our hooks in the child.
 
 The hooks of `os.register_at_fork` run only where Python forks. uWSGI forks in C: there no hook
 runs, neither ours nor those of `threading` and PyMongo. So the first event of an operation and
-every reader ask here first. The ground floor: it knows nothing of what is above.
+every reader ask here first. This module imports no other module of ours.
 """
 
 import mmap
@@ -16,7 +16,7 @@ _MADV_WIPEONFORK: Final = 18  # since Linux 4.14; the module mmap has no name fo
 
 
 class _ProcessId:
-    """Stands in for memory that forks wipe; each look is a system call of 0.1 to 0.5 µs."""
+    """Replaces memory that forks wipe; each read is a system call of 0.1 to 0.5 µs."""
 
     def __init__(self) -> None:
         self[0] = 1
@@ -35,37 +35,39 @@ def _memory() -> Any:
     try:
         page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         page.madvise(_MADV_WIPEONFORK)
-    except OSError:  # an older kernel, or an imitation of one
+    except OSError:  # an older kernel, or an emulated one
         return _ProcessId()
     page[0] = 1
     return page
 
 
 unforked: Final = _memory()
-"""`unforked[0]` is false until a forked process has begun anew: 0.02 µs for the hot path."""
+"""`unforked[0]` is false in a forked process until its hooks have run: 0.02 µs on the hot path."""
 
 _hooks: Final[list[Callable[[], None]]] = []
-_locks: Final[dict[int, RLock]] = {}  # by process id: a dead thread may hold a parent's for ever
+_locks: Final[
+    dict[int, RLock]
+] = {}  # by process id: a thread of the parent may hold the parent's for ever
 _beginning: int | None = None
 _threads_are_known = True
 
 
 def after_fork(hook: Callable[[], None]) -> Callable[[], None]:
-    """Have this called once in every forked process, before anything else of ours runs there."""
+    """Register a hook that runs once in every forked process, before all other code of ours."""
     _hooks.append(hook)
     return hook
 
 
 def notice_fork() -> None:
-    """Begin anew if this process was forked since the last call. Takes none of a parent's locks."""
+    """Run the hooks if this process was forked since the last call. Takes no lock of the parent."""
     if not unforked[0]:
         _begin_anew(threads_are_known=False)
 
 
 class ProcessLock:
-    """A reentrant lock of a module, which every forked process begins with unlocked.
+    """A reentrant lock of a module, which is unlocked at the start of every forked process.
 
-    Not for the hot path: to enter it is to ask whether the process was forked.
+    Not for the hot path, because entering it checks for a fork.
     """
 
     def __init__(self) -> None:
@@ -84,10 +86,10 @@ class ProcessLock:
 
 
 def threads_are_known() -> bool:
-    """Return whether the interpreter knows which threads there are, and PyMongo that it forked.
+    """Return whether the interpreter knows which threads exist, and PyMongo knows of the fork.
 
-    False after a fork in C: the interpreter's list of threads has the parent's for ever. Their
-    `is_alive()` is true, and to look at their frames ends the process (SIGSEGV).
+    False after a fork in C: the interpreter's list keeps the threads of the parent for ever. Their
+    `is_alive()` is true, and reading their frames ends the process (SIGSEGV).
     """
     return _threads_are_known
 
@@ -97,7 +99,7 @@ def _begin_anew(*, threads_are_known: bool) -> None:
     pid = os.getpid()
     with _locks.setdefault(pid, RLock()):
         if _beginning == pid or (unforked[0] and not threads_are_known):
-            return  # a hook asks, or another thread was here first
+            return  # a hook calls this, or another thread has run the hooks
         _beginning, _threads_are_known = pid, threads_are_known
         try:
             for hook in _hooks:

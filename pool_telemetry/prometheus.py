@@ -27,8 +27,8 @@ from prometheus_client.samples import Exemplar
 from pool_telemetry import stats
 from pool_telemetry.catalog import CATALOG, POOL_ATTRIBUTES, Metric
 from pool_telemetry.process import ProcessLock
+from pool_telemetry.registry import ClosedClients, active
 from pool_telemetry.stats import HistogramStats
-from pool_telemetry.telemetry import ClosedClients, live
 
 # A push that failed is repeated in this time, and two Prometheus may scrape the process.
 LAST_SECONDS: Final = 15.0
@@ -57,7 +57,7 @@ class PoolCollector(Collector):
 
     def collect(self) -> Iterator[Family]:
         """Yield the families with samples; each client is read once."""
-        clients = [telemetry.stats() for telemetry in (*live(), *self._closed.to_report())]
+        clients = [telemetry.stats() for telemetry in (*active(), *self._closed.to_report())]
         for metric in CATALOG:
             family = _family(metric)
             for client in clients:

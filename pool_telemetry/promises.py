@@ -1,6 +1,6 @@
-"""What the numbers promise, the test that keeps each promise, and what the numbers can't know.
+"""The promises of the numbers, the test that keeps each, and the limits of the numbers.
 
-The tests are under `tests/`. Each runs on a real server unless "replay" stands beside it.
+The tests are under `tests/`. Each runs on a real server unless "replay" is written beside it.
 
 At every quiet moment
     size, in_use, idle, opening and waiting equal PyMongo's own counters: test_agreement.py (storms
@@ -8,7 +8,7 @@ At every quiet moment
     test_chaos.py, and `make soak` with 100,000 operations and more.
 In any order of events
     0 <= in_use + opening <= size. No number is negative; no counter and no total time ever falls.
-    Each checkout ends once, with the outcome that it had. Each histogram counts what its counter
+    Each checkout ends once, with its own outcome. Each histogram counts what its counter
     counts. Kept by test_machine.py (Hypothesis against a model of PyMongo's pool) and
     test_state.py.
 Where PyMongo publishes nothing
@@ -19,17 +19,17 @@ Where PyMongo's events mislead
     Each trap is shown with a listener that falls into it: test_field_notes.py, 01 to 22. A
     heartbeat that PyMongo breaks off itself is no outage: test_clients.py.
 Exhausted
-    is true when callers and holders together exceed maxPoolSize, and only then: test_machine.py.
+    is true if callers and holders together exceed maxPoolSize, and only then: test_machine.py.
     Its episodes (those less than a second apart are one) and its seconds count no cancelled wait:
     test_state.py.
-Every client for itself
+Each client has its own numbers
     Several clients on one server, a failover, a load balancer (replay), and a client that is
     dropped, closed while exhausted, or replaced under load. No running operation fails when its
     client is replaced (a cursor has 5 s between two batches): test_clients.py, test_telemetry.py,
     test_pool.py.
-Every process for itself
-    os.fork, and fork, forkserver and spawn of multiprocessing, and forks in C, of which Python
-    knows nothing: test_fork.py. Workers of uWSGI, with threads and without: test_uwsgi.py.
+Each process has its own numbers
+    os.fork; fork, forkserver and spawn of multiprocessing; and forks in C, which Python does not
+    notice: test_fork.py. Workers of uWSGI, with threads and without: test_uwsgi.py.
 The telemetry never hurts the application
     A failure inside a listener reaches no caller, is logged once, and is counted:
     test_listeners.py, test_field_notes.py (14). Inspecting callers stops no thread: test_actor.py.
@@ -43,7 +43,7 @@ The same in every exporter
     OTLP and the Prometheus text have the same values at the same moment, and all of them:
     test_otel_metrics.py. A foreign collector passes them on unchanged: test_rotel.py. Each failed
     checkout has its span: test_chaos.py. Spans are asserted as a receiver got them: test_spans.py.
-Who has connections, and why the pool is exhausted
+Holders and waiters, and the cause of an exhaustion
     Holders and waiters by name, and what a holder does: test_holders.py. Exhaustion and long
     checkouts are logged once, and again when they end: test_watch.py. Each verdict is made to
     happen on a real server (`make scenarios`), and its recorded history has that verdict at every
@@ -57,7 +57,7 @@ Sessions of agents
 On every supported version
     `make test-matrix`: four PyMongos, the oldest to the newest, on every Python here, and gevent.
 
-What the numbers can't know
+Limits: facts that the numbers can't know
     A cancelled wait is noticed at the next read, or when the pool is next exhausted. It is not
     noticed while its task awaits something in a compiled library, which can't be inspected.
     A cancelled check-in is noticed when the task has ended, or when its connection is next used or
@@ -68,11 +68,10 @@ What the numbers can't know
     Before PyMongo 4.20.1 a cancelled command has no duration.
     If a signal handler uses the client while its thread waits in the queue, that wait counts as
     cancelled.
-    A client forgets the oldest of more than 50 pools of servers that left it; its totals then lose
-    their counts.
-    If a caller holds several connections, what it does is shown for the last one that it took.
-    Without a time in which all was well, the usual duration of a command is unknown: 0.1 s and more
-    is then called slow.
+    A client keeps the last 50 pools of servers that left it. Its totals lose older pools' counts.
+    If a caller holds several connections, its activity is shown for the latest one.
+    Without a baseline the usual duration of a command is unknown: 0.1 s and more then counts as
+    slow.
     A thread of a thread pool that takes its next request right after one timed out looks like a
     caller that retries. A queue that neither grows nor shrinks before a full pool looks like a
     fixed number of callers.
@@ -80,7 +79,7 @@ What the numbers can't know
     inspected. A thread that leaves the queue without an event counts as waiting until its next
     checkout or its end. PyMongo sends no heartbeats there, so `up` and the round-trip time are
     unknown.
-    A wait that is cancelled in the queue has no span. Neither has a command or a new connection of
-    which PyMongo publishes no end, nor anything done within a garbage collection. What an
-    AsyncMongoClient does in the background is in the trace in which the client was opened.
+    A wait that is cancelled in the queue has no span. Neither has a command or a new connection
+    whose end PyMongo does not publish, nor anything done within a garbage collection. Background
+    work of an AsyncMongoClient is in the trace in which the client was opened.
 """

@@ -1,4 +1,4 @@
-"""The dict that `get_pool_stats()` returns: its schema, and how it is made of frozen stats.
+"""The dict that `get_pool_stats()` returns: its schema, and its values from frozen stats.
 
 Durations and ages are seconds. Within a major version keys are added, never renamed or removed.
 """
@@ -93,7 +93,7 @@ class Agents(TypedDict):
 
 
 class Owner(TypedDict):
-    """What happened on behalf of an owner: see `stats.OwnerStats`."""
+    """The connections used on behalf of an owner: see `stats.OwnerStats`."""
 
     checkouts: int
     held_seconds: float
@@ -118,7 +118,7 @@ class Server(_Live):
 
 
 class Caller(TypedDict):
-    """Who has a connection or waits for one: see `stats.CallerStats`. Names only, never values."""
+    """A holder or a waiter: see `stats.CallerStats`. Names only, never values."""
 
     server: str
     seconds: float
@@ -132,7 +132,7 @@ class Caller(TypedDict):
 
 
 class LiveStats(_Live):
-    """What telemetry alone knows: totals over the servers, and each of them."""
+    """The part that comes from telemetry alone: totals over the servers, and each server."""
 
     operations: dict[str, Operation]
     servers: dict[str, Server]
@@ -148,12 +148,12 @@ class _PoolReport(LiveStats):
 
 
 class PoolReport(_PoolReport, total=False):
-    """What get_pool_stats() returns: JSON-able, the same keys always.
+    """The answer of get_pool_stats(), ready for JSON, always with the same keys.
 
     `connection_string` has its credentials masked; `server_version` is None while unknown;
-    `pool_config` holds every effective pool setting under PyMongo's names (None: no limit, except
-    maxPoolSize, where 0 is none). `error`, why it is disconnected, is absent otherwise; `holders`
-    and `waiters`, the longest first, where `detail` is not asked for.
+    `pool_config` has every effective pool setting under PyMongo's names (None: no limit; but for
+    maxPoolSize 0 is no limit). `error` says why the client is disconnected, and is absent while it
+    is connected. `holders` and `waiters`, the longest first, are there only with `detail`.
     """
 
     error: str
@@ -180,7 +180,7 @@ def callers(stats: Iterable[CallerStats]) -> list[Caller]:
 
 
 def pool_lines(stats: ClientStats) -> list[str]:
-    """Return a line for each open pool, for people."""
+    """Return a line of text for each open pool."""
     return [
         f"{stats.pool_name(pool)}: {pool.in_use} in use, {pool.waiting} waiting, {pool.size} open, "
         f"maxPoolSize {'none' if pool.max_size is None else pool.max_size}"
@@ -191,8 +191,8 @@ def pool_lines(stats: ClientStats) -> list[str]:
 def live_stats(stats: ClientStats) -> LiveStats:
     """Return the live part of `get_pool_stats()`.
 
-    Totals are sums over servers; `max_size` sums the servers that hold a pool, None when
-    unlimited; `exhausted` is true where any server's pool is; ages are the longest.
+    Totals are sums over servers; `max_size` sums the servers with an open pool, None if
+    unlimited; `exhausted` is true if any server's pool is exhausted; ages are the longest.
     """
     return {
         **_live(stats.pools),
@@ -248,7 +248,7 @@ def _live(pools: tuple[PoolStats, ...]) -> _Live:
 
 
 def _top_owners(pools: tuple[PoolStats, ...]) -> dict[str, Owner]:
-    """Return the owners that had connections for longest, over all servers."""
+    """Return the owners with the longest total hold of connections, over all servers."""
     owners: dict[str, Owner] = {}
     for one in (one for pool in pools for one in pool.owners):
         owner = owners.setdefault(one.owner, {"checkouts": 0, "held_seconds": 0.0, "in_use": 0})

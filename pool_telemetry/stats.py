@@ -1,7 +1,7 @@
-"""What the readers read: frozen copies of the state.
+"""Frozen copies of the state, which all readers use.
 
-Made by `PoolState`, `CommandState` and `PoolTelemetry`; pure values that any thread may keep.
-Durations and ages are seconds; counters count since the client was made (or the process forked).
+`PoolState`, `CommandState` and `PoolTelemetry` make them; any thread may keep them. Durations and
+ages are seconds; counters count from the start of the client, or from the fork of the process.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -13,19 +13,19 @@ Address = tuple[str, int | None]
 
 
 def validate_address(address: Address) -> Address:
-    """Return an address that is one; what is read later must not be poisoned by an odd event.
+    """Return the address of an event, if it is well-formed: a wrong one would break every reader.
 
     Raises:
-        TypeError: It is none.
+        TypeError: It is not a host and a port.
     """
     host, port = address
     if not isinstance(host, str) or not isinstance(port, int | None):
-        raise TypeError(f"no address: {type(address).__name__}")
+        raise TypeError(f"not an address: {type(address).__name__}")
     return host, port
 
 
 def printable(text: str) -> str:
-    """Return names of others, which may be anything, as a log and a terminal can bear them."""
+    """Return a text with a space for each unprintable character, safe for logs and terminals."""
     return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
 
 
@@ -40,26 +40,26 @@ Phase = Literal["ready", "paused", "closed"]
 """A pool's phase, as CMAP names it."""
 
 OUTCOMES: Final = ("ok", "timeout", "connection_error", "pool_closed", "cancelled")
-"""How a checkout ends. `cancelled`: the caller was cancelled, interrupted or killed meanwhile. Of
-one that stood in the queue PyMongo publishes nothing.
+"""How a checkout ends. `cancelled`: the caller was cancelled, interrupted or killed meanwhile. If
+it was in the wait queue, PyMongo publishes no event of that.
 """
 
 CANCELLED: Final = "cancelled"
-"""That outcome, and the error type of a command that ended so (by PyMongo from 4.20.1 on)."""
+"""This outcome, also the error type of a cancelled command (PyMongo publishes it from 4.20.1)."""
 
 CLOSE_REASONS: Final = ("stale", "idle", "error", "pool_closed")
 """Why a connection closes, as CMAP names it."""
 
 
 TraceLink = tuple[int, int]
-"""The trace and the span in which something happened, by OpenTelemetry's ids."""
+"""OpenTelemetry's ids of a trace and of a span in it."""
 
 FindTraceLink = Callable[[], TraceLink | None]
-"""Finds it out; None where it is in no trace, or in one that is not kept."""
+"""Returns the current trace and span; None without a trace, or if the trace is not sampled."""
 
 
 class Exemplar(NamedTuple):
-    """One of a bucket's durations, with the trace in which it can be looked at."""
+    """One of a bucket's durations, with the trace that shows it."""
 
     link: TraceLink
     seconds: float
@@ -68,7 +68,7 @@ class Exemplar(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class HistogramStats:
-    """Durations in buckets: `counts[i]` fell at or below `bounds[i]`, the last count above all."""
+    """Durations in buckets: `counts[i]` are at most `bounds[i]`, the last count is above all."""
 
     bounds: tuple[float, ...]
     counts: tuple[int, ...]
@@ -78,16 +78,19 @@ class HistogramStats:
 
     @property
     def count(self) -> int:
-        """Return how many durations were seen."""
+        """Return the number of durations."""
         return sum(self.counts)
 
     @property
     def mean(self) -> float | None:
-        """Return the mean in seconds; None when nothing was seen."""
+        """Return the mean in seconds; None if there are no durations."""
         return self.sum / count if (count := self.count) else None
 
     def since(self, before: "HistogramStats | None") -> "HistogramStats":
-        """Return what is new; all of it, if it began anew. The maximum stays that of all."""
+        """Return the durations added since an earlier copy; all of them if the counts restarted.
+
+        The maximum stays that of all durations.
+        """
         if before is None or before.bounds != self.bounds:
             return self
         if any(map(int.__lt__, self.counts, before.counts)):
@@ -97,10 +100,10 @@ class HistogramStats:
         return HistogramStats(self.bounds, counts, self.sum - before.sum, self.max, new)
 
     def quantile(self, q: float) -> float | None:
-        """Return the duration in seconds below which a share `q` (0.0 to 1.0) fell.
+        """Return the duration in seconds below which a share `q` (0.0 to 1.0) of all durations is.
 
         Interpolated within its bucket, as Prometheus' `histogram_quantile` does, but never above
-        the maximum seen. None when nothing was seen.
+        the maximum. None if there are no durations.
         """
         rank, below, lower = q * self.count, 0, 0.0
         for bound, count in zip((*self.bounds, self.max), self.counts, strict=True):
@@ -113,9 +116,9 @@ class HistogramStats:
 
 
 def merge(histograms: Iterable[HistogramStats]) -> HistogramStats | None:
-    """Return the sum of the histograms that share the last one's bounds; None without any.
+    """Return the sum of all histograms with the bounds of the last one; None without histograms.
 
-    Other bounds are those of another version, which the process ran before it was restarted.
+    Histograms with other bounds are from another version, which ran before a restart.
     """
     every = list(histograms)
     if not every:
@@ -131,32 +134,32 @@ def merge(histograms: Iterable[HistogramStats]) -> HistogramStats | None:
 
 
 IDLE_SECONDS: Final = 1.0
-"""Who holds a connection for so long without a command does not merely hand it back."""
+"""Seconds without a command after which a held connection is idle, not just being returned."""
 
 OVERFLOW: Final = "_OTHER"
-"""OpenTelemetry's name for what a bounded attribute leaves out."""
+"""OpenTelemetry's value for everything that a bounded attribute leaves out."""
 
 
 class OwnerStats(NamedTuple):
-    """What happened on behalf of one owner; see `owner()`."""
+    """The connections used on behalf of one owner; see `owner()`."""
 
     owner: str
-    checkouts: int  # that are over
-    seconds: float  # connections were held, those that are now included
+    checkouts: int  # that have ended
+    seconds: float  # that connections were held, until now
     in_use: int
 
 
 Activity = Literal["command", "exhaust cursor", "pinned cursor", "transaction", "waiting", ""]
-"""What a caller does. Cursors of these kinds and (behind a load balancer) transactions hold a
-connection between two commands, too; empty is between two commands without either.
+"""The activity of a caller. These cursors and (behind a load balancer) transactions hold a
+connection between two commands, too. Empty: between two commands, without a cursor or transaction.
 """
 
 
 class Origin(NamedTuple):
-    """What a caller is, by what it said when it came."""
+    """The owner and the trace of a caller when it entered the queue."""
 
     owner: str  # empty without one
-    link: TraceLink | None  # where in a trace
+    link: TraceLink | None  # None without a trace
 
 
 NO_ORIGIN: Final = Origin("", None)
@@ -164,26 +167,26 @@ NO_ORIGIN: Final = Origin("", None)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallerStats:
-    """Who has a connection, or waits for one. Names only, never values."""
+    """One holder of a connection, or one waiter. Names only, never values."""
 
     address: str
-    seconds: float  # since it has it, or waits
+    seconds: float  # that it has held the connection, or waited
     actor: str  # the thread's or task's name
     owner: str  # see `owner()`; empty without one
     doing: Activity
-    operation: str  # of the command that runs, or was last; empty without one
+    operation: str  # the command that runs, or else the last one; empty without a command
     collection: str
     trace_id: str | None  # 32 hexadecimal digits
     idle_seconds: float | None = None  # since its last command ended; None while one runs
 
     @property
     def who(self) -> str:
-        """Return its name, and on whose behalf it is here."""
+        """Return the name of its thread or task, with its owner."""
         owner = f" ({self.owner})" if self.owner else ""
         return printable(f"{self.actor or 'somebody'}{owner}")
 
     def in_words(self) -> str:
-        """Return who it is, for how long, and what it does."""
+        """Return in words its name, its time and its activity."""
         command = " ".join(filter(None, (self.operation, self.collection)))
         doing = {"command": command, "waiting": "waiting", "": "no command"}.get(
             self.doing, f"{self.doing} of {command}" if command else self.doing
@@ -195,24 +198,24 @@ class CallerStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Episode:
-    """One exhaustion of a pool: what `on_exhausted` and `on_recovered` are called with.
+    """One exhaustion of a pool: the argument of `on_exhausted` and `on_recovered`.
 
-    As in `PoolStats.exhaustions` those less than a second apart are one. So are those between
-    which the pool did not recover: no connection came back, or its server was gone.
+    As in `PoolStats.exhaustions`, exhaustions less than a second apart are one. So are exhaustions
+    between which the pool did not recover: no connection was returned, or its server was down.
     """
 
     pool: str  # NAME@host:port
     max_size: int | None
-    in_use: int  # this and `waiting`: at the moment of the call
+    in_use: int  # in_use and waiting: at the moment of the call
     waiting: int
-    seconds: float  # for which it has been, or was, exhausted; without the gaps
+    seconds: float  # that the pool has been or was exhausted; without the gaps
     peak_waiting: int
-    timeouts: int  # checkouts that timed out meanwhile
-    holders: tuple[CallerStats, ...]  # who held connections for longest when last looked at
+    timeouts: int  # checkouts that timed out during the exhaustion
+    holders: tuple[CallerStats, ...]  # the longest holders, at the last check
 
 
 class Occupancy(NamedTuple):
-    """How full a pool is, of `PoolStats` the part that a span tells."""
+    """How full a pool is: the part of `PoolStats` that a span has."""
 
     size: int
     in_use: int
@@ -236,47 +239,47 @@ class PoolStats:
     in_use: int
     opening: int  # being established
     waiting: int  # callers between the start of a checkout and its end
-    oldest_wait: float  # 0.0 when nobody waits
-    longest_checkout: float  # of those still open; 0.0 when none is
-    exhausted: bool  # callers stand in the queue because all of max_size is taken
-    exhaustions: int  # those less than a second apart are one
-    exhausted_time: float  # only while it was exhausted: the gaps within one do not count
-    since_exhausted: float | None  # 0.0 while it lasts; None when it never was
-    since_timeout: float | None  # age of the last checkout that timed out; None when none did
-    stalled_time: float  # since a caller found all taken and nothing came back; 0.0 if it does
+    oldest_wait: float  # 0.0 if no caller waits
+    longest_checkout: float  # of the open checkouts; 0.0 without one
+    exhausted: bool  # callers wait because all connections that max_size allows are in use
+    exhaustions: int  # exhaustions less than a second apart are one
+    exhausted_time: float  # total, without the gaps within an exhaustion
+    since_exhausted: float | None  # 0.0 while exhausted; None if the pool never was
+    since_timeout: float | None  # age of the last checkout that timed out; None without one
+    stalled_time: float  # since a caller found all in use, if none was returned; else 0.0
     checkouts: dict[str, int]  # by OUTCOMES
     created: int
     closed: dict[str, int]  # by CLOSE_REASONS
     cleared: int
-    up: bool | None  # by the last heartbeat; None before the first, also where none ever comes
+    up: bool | None  # by the last heartbeat; None before the first, and without heartbeats
     since_up_changed: float
-    outage: float  # how long the server is down, or was when it last was; 0.0 if it never was
+    outage: float  # duration of the present outage, or else of the last; 0.0 without one
     down_reason: str | None  # the error's class; never its text, which names hosts
     rtt: float | None
     wait_time: HistogramStats
     use_time: HistogramStats
     create_time: HistogramStats
-    peak_waiting: int = 0  # of this exhaustion, or the last one
-    long_checkouts: int = 0  # that were open for longer than `long_checkout_seconds`
-    retries: int = 0  # checkouts of callers whose last one had timed out within a second before
+    peak_waiting: int = 0  # of the present exhaustion, or else of the last one
+    long_checkouts: int = 0  # checkouts that were open for `long_checkout_seconds` or more
+    retries: int = 0  # checkouts by callers whose last one had timed out less than 1 s before
     held_idle: int | None = None  # in use without a command for IDLE_SECONDS; None: unknown
-    longest_idle: float = 0.0  # of these, since the last command; 0.0 when there is none
+    longest_idle: float = 0.0  # of these, since the last command; 0.0 without one
     held_by_cursors: int = 0  # in use by exhaust cursors or getMore, and not idle, as far as known
-    owners: tuple[OwnerStats, ...] = ()  # who held connections for longest comes first
+    owners: tuple[OwnerStats, ...] = ()  # the owner with the longest total hold first
 
     @property
     def idle(self) -> int:
-        """Return the connections that are ready and not in use."""
+        """Return the number of connections that are ready and not in use."""
         return self.size - self.opening - self.in_use
 
     @property
     def outage_text(self) -> str:
-        """Return in words since when it does not answer. Never an error's own text."""
+        """Return in words how long the server has been down. Never an error's own text."""
         if self.up is None:
             return f"{self.address} has not answered yet"
         if self.up:
-            return f"{self.address} answers since {self.since_up_changed:.1f} s only"
-        if self.down_reason is None:  # read from metrics, which do not tell
+            return f"{self.address} has answered for {self.since_up_changed:.1f} s only"
+        if self.down_reason is None:  # read from metrics, which have no reason
             return f"{self.address} does not answer"
         return f"{self.address} down for {self.outage:.1f} s ({self.down_reason})"
 
@@ -288,7 +291,7 @@ class PoolStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperationStats:
-    """One series of commands. Empty strings where an attribute does not apply."""
+    """One series of commands. An attribute that does not apply is an empty string."""
 
     host: str
     port: int | None
@@ -301,35 +304,35 @@ class OperationStats:
 
     @property
     def series(self) -> tuple[object, ...]:
-        """Return what tells it from the others."""
+        """Return the attributes that identify the series."""
         place = (self.host, self.port, self.namespace, self.collection)
         return (*place, self.operation, self.error_type, self.status_code)
 
 
 class AgentStats(NamedTuple):
-    """What agents whose sessions are in this client's database did."""
+    """Counts of the agents whose sessions are in this client's database."""
 
     turns: int = 0  # invocations of agents, graphs and swarms that ended
-    operations: int = 0  # asked of the database for their sessions
-    conflicts: int = 0  # messages refused, for somebody else had continued the session
+    operations: int = 0  # of the database, for their sessions
+    conflicts: int = 0  # messages refused because another writer had continued the session
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientStats:
-    """All that is known of one client at one moment."""
+    """Everything that is known of one client at one moment."""
 
     name: str  # empty for an unnamed client
     pools: tuple[PoolStats, ...]
     operations: tuple[OperationStats, ...]
     telemetry_errors: int  # failures inside our own listeners; anything but 0 is a bug of ours
-    since: float = 0.0  # Unix time from which its counters count; 0.0 where it is not known
-    server_version: str | None = None  # None while nobody learned it
+    since: float = 0.0  # Unix time from which the counters count; 0.0 if unknown
+    server_version: str | None = None  # None while unknown
     agents: AgentStats = field(default_factory=AgentStats)
-    owner_metrics: bool = False  # whether metrics tell of owners
-    at: float = 0.0  # Unix time when it was taken, which no change of the system's clock moves
+    owner_metrics: bool = False  # whether there are metrics for each owner
+    at: float = 0.0  # Unix time of the sample; a change of the system's clock does not move it
 
     def pool_name(self, pool: PoolStats) -> str:
-        """Return the name of one of its pools in metrics."""
+        """Return the name that a pool of this client has in metrics."""
         return pool_name(self.name, (pool.host, pool.port))
 
     @property
@@ -339,9 +342,9 @@ class ClientStats:
 
     @property
     def connected(self) -> bool:
-        """Return whether a server can be reached, by heartbeats; else by its pool's phase.
+        """Return whether a server answers heartbeats; without heartbeats, whether a pool is ready.
 
-        A client that was not used yet in this process (a forked one) has nothing to complain of.
+        Also true for a client that was not used yet in this process, as after a fork.
         """
         return not self.pools or any(
             pool.phase == "ready" if pool.up is None else pool.up for pool in self.open_pools
@@ -349,17 +352,17 @@ class ClientStats:
 
 
 class HasStats(Protocol):
-    """What a reader takes in the place of stats: a `PoolTelemetry`."""
+    """A source of stats that readers accept in their place: a `PoolTelemetry`."""
 
     def stats(self) -> ClientStats:
-        """Return all that is known at this moment."""
+        """Return everything that is known of the client now."""
 
 
 def stats_of(given: ClientStats | HasStats) -> ClientStats:
-    """Return the stats that a reader was given, or those of the telemetry that it was given.
+    """Return the given stats, or the stats of a given telemetry.
 
     Raises:
-        TypeError: It is neither.
+        TypeError: The argument is neither.
     """
     if isinstance(given, ClientStats):
         return given

@@ -1,23 +1,20 @@
 """One client's telemetry: the listeners to give to it, and the state that they write.
 
-`PoolTelemetry` knows all pools of its client; `live()` knows every telemetry of the process, so
-that one registration with an exporter covers every client.
+`PoolTelemetry` knows all pools of its client; `registry` knows every client of the process.
 """
 
 import asyncio
-import itertools
 import logging
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from operator import attrgetter
 from typing import Any, Final
 
-from pool_telemetry import watch
+from pool_telemetry import registry, watch
 from pool_telemetry.events.listeners import (
     HeartbeatListener,
     OperationListener,
@@ -25,7 +22,8 @@ from pool_telemetry.events.listeners import (
     Pools,
 )
 from pool_telemetry.options import TelemetryOptions
-from pool_telemetry.process import ProcessLock, after_fork, notice_fork, threads_are_known
+from pool_telemetry.process import notice_fork, threads_are_known
+from pool_telemetry.registry import active, recently_closed, telemetry_of
 from pool_telemetry.report import LiveStats, live_stats
 from pool_telemetry.state import callers
 from pool_telemetry.state.actor import notice_greenlets
@@ -45,19 +43,12 @@ from pool_telemetry.watch.history import History
 
 _log = logging.getLogger("pool_telemetry.telemetry")
 
-# Servers come and go (hosts of a replica set in a cluster): so many closed pools are remembered.
-_CLOSED_POOLS_KEPT: Final = 50
-
-_registry_lock: Final = ProcessLock()
-_registry: "weakref.WeakSet[PoolTelemetry]" = weakref.WeakSet()
-_by_listener: "weakref.WeakKeyDictionary[PoolListener, PoolTelemetry]"
-_by_listener = weakref.WeakKeyDictionary()
-_lately_closed: "deque[PoolTelemetry]" = deque(maxlen=10)  # their last values are to be shown
-_ordinals = itertools.count()
+_MAX_CLOSED_POOLS: Final = 50
+"""Closed pools of one client that are kept: in a cluster, hosts of a replica set come and go."""
 
 
 class PoolTelemetry:
-    """The telemetry of one client that somebody else makes.
+    """The telemetry of one client that the application makes.
 
     Use one for each client, and pass its listeners on; it lives as long as the client does:
 
@@ -66,18 +57,18 @@ class PoolTelemetry:
         telemetry.stats().pools[0].waiting
 
     Args:
-        name: The pool's name in metrics; the same as `TelemetryOptions.name`, and goes before it.
-            A second client of the same name is called `NAME#2`.
-        options: Everything else; by default from the environment.
+        name: The pool's name in metrics; it overrides `TelemetryOptions.name`. A second client of
+            the same name is called `NAME#2`.
+        options: All other options; by default from the environment.
         clock: Monotonic seconds.
 
     Attributes:
-        name: The name in use: the one asked for, or with a number where that was taken.
+        name: The name in use: the requested name, with a number if that was taken.
         options: The telemetry's own options.
         agents: Counts of the agents whose sessions this client's database has.
-        server_version: What somebody learned of it, as the singletons do; None while nobody did.
-        on_reconnected: Called when a server is back, while PyMongo holds its pool lock. What holds
-            the client keeps it alive until `close()`.
+        server_version: The server's version; None while it is unknown. The singletons set it.
+        on_reconnected: Called when a server is back, while PyMongo holds its pool lock. A function
+            that refers to the client keeps the client alive until `close()`.
     """
 
     def __init__(
@@ -94,7 +85,7 @@ class PoolTelemetry:
         self._clock = clock
         self._lock = threading.RLock()
         self._pools = Pools()
-        self._inherited: dict[Address, PoolState] = {}  # of before a fork, as long as not used here
+        self._inherited: dict[Address, PoolState] = {}  # from before a fork, not used since
         self._owners: dict[Address, object] = {}
         self.commands = CommandState(self.options.max_operation_series, clock=clock)
         self.agents = AgentCounts()
@@ -106,10 +97,8 @@ class PoolTelemetry:
         self._shared = False
         self._warned_of_wait_limits = False
         self._client: Callable[[], Any] = lambda: None
-        self._ordinal = next(_ordinals)
-        with _registry_lock:
-            self.name = _free_name(self.options.name)
-            _registry.add(self)
+        self.name = self.options.name
+        registry.add(self)
 
     def __repr__(self) -> str:
         return f"PoolTelemetry({self.name!r}, pools={list(self._pools)})"
@@ -118,11 +107,12 @@ class PoolTelemetry:
     def listeners(self) -> Sequence[Any]:
         """Return new listeners for one client: `event_listeners=telemetry.listeners`.
 
-        They keep this telemetry alive, not the other way round: when a client is dropped without
-        `close()`, its listeners go with it, and its pools are marked closed.
+        The listeners keep this telemetry alive, and this telemetry does not keep the listeners. A
+        client that is dropped without `close()` takes its listeners along, and its pools are then
+        marked closed.
         """
         notice_greenlets()
-        owner = object()  # stands for the client that gets them
+        owner = object()  # stands for the client that gets these listeners
         on_created = partial(self._on_created, owner)
         pool = PoolListener(
             self._pools,
@@ -134,9 +124,10 @@ class PoolTelemetry:
             pool_name=self._pool_name,
             options=self.options,
         )
-        _by_listener[pool] = self
-        # It holds this telemetry, which knows its client weakly: what it saw is still to be told.
-        weakref.finalize(pool, _abandoned, self, owner).atexit = False
+        registry.add_listener(pool, self)
+        # The finalizer holds this telemetry, because its last values are still to be reported; it
+        # does not hold the client, which this telemetry refers to weakly.
+        weakref.finalize(pool, _on_client_collected, self, owner).atexit = False
         found: list[Any] = [pool, HeartbeatListener(self._pools, self.on_error)]
         if self.options.operations:
             found.append(OperationListener(self.commands, self.on_error, self.options))
@@ -145,8 +136,9 @@ class PoolTelemetry:
     def attach(self, client: Any) -> None:
         """Read round-trip times from this client, which measures them beside its heartbeats.
 
-        Without it a server's RTT is that of the last heartbeat which did not wait for news; from
-        MongoDB 4.4 on that is the first of each connection only. Kept weakly; no I/O.
+        Without this call a server's RTT is that of the last heartbeat that did not wait for news;
+        from MongoDB 4.4 on that is only the first of each connection. The client is referred to
+        weakly. No I/O.
         """
         self._client = weakref.ref(client)
 
@@ -171,12 +163,12 @@ class PoolTelemetry:
             )
 
     def stats(self) -> ClientStats:
-        """Return all that is known at this moment. Never does I/O, never waits for a pool."""
+        """Return everything that is known of the client now. No I/O, no wait for a pool."""
         rtts = self._rtts()
         return ClientStats(
             name=self.name,
             pools=tuple(
-                # Without heartbeats (a fork in C) PyMongo's value is the parent's, for good.
+                # Without heartbeats (after a fork in C) PyMongo's value stays the parent's.
                 p if p.up is None else replace(p, rtt=rtts.get((p.host, p.port)) or p.rtt)
                 for p in self.pool_stats()
             ),
@@ -190,8 +182,8 @@ class PoolTelemetry:
         )
 
     def pool_stats(self) -> list[PoolStats]:
-        """Return the pools alone, for who looks often: hundreds of series of commands cost 1 ms."""
-        # A closed pool that was never used is the alias under which a server was first sought.
+        """Return the pools without the series of commands, hundreds of which would cost 1 ms."""
+        # A closed, never used pool has the name under which the server was sought, an alias.
         states = [one for one in self.states() if not (one.phase == "closed" and one.never_used)]
         return [self._stats(state) for state in states]
 
@@ -210,7 +202,7 @@ class PoolTelemetry:
         )
 
     def callers(self) -> tuple[list[CallerStats], list[CallerStats]]:
-        """Return who holds connections, and who waits for one, the longest first."""
+        """Return the holders of connections and the waiters, in both the longest first."""
         holders, waiters = list[CallerStats](), list[CallerStats]()
         for state in self.states():
             now = self._clock()
@@ -219,17 +211,19 @@ class PoolTelemetry:
         oldest = attrgetter("seconds")
         return sorted(holders, key=oldest, reverse=True), sorted(waiters, key=oldest, reverse=True)
 
-    def holding(self, state: PoolState) -> tuple[dict[int, Checkout], dict[int, CallerStats]]:
-        """Return who has which connection of a pool: as it stands there, and in names."""
+    def holders_by_connection(
+        self, state: PoolState
+    ) -> tuple[dict[int, Checkout], dict[int, CallerStats]]:
+        """Return a pool's open checkouts and a description of each holder, by connection id."""
         return callers.holding(state, self.commands, self._clock())
 
     def history(self) -> list[ClientStats]:
-        """Return samples of the last five minutes, the oldest first; none unless it is watched."""
+        """Return samples of the last five minutes, the oldest first; empty without `watch`."""
         notice_fork()
         return self._history.samples()
 
-    def remember(self, *, at_once: bool = False) -> None:
-        """Take a sample for the history, if it is time, or urgent."""
+    def record_sample(self, *, at_once: bool = False) -> None:
+        """Add a sample to the history if it is due, or `at_once`."""
         if at_once or self._history.is_due(self._since + self._age()):
             self._history.add(self.stats())
 
@@ -237,7 +231,7 @@ class PoolTelemetry:
         return self._clock() - self._began
 
     def now(self) -> float:
-        """Return monotonic seconds, by the clock that everything here has."""
+        """Return monotonic seconds, by the clock of this client's pools."""
         return self._clock()
 
     def live_stats(self) -> LiveStats:
@@ -245,20 +239,14 @@ class PoolTelemetry:
         return live_stats(self.stats())
 
     def close(self) -> None:
-        """Leave the exporters and give the name free. For owners of a closed client."""
+        """Leave the exporters and free the name. For the owner of a closed client."""
         self._closed = True
         self.on_reconnected = None  # it may hold the client
         self._on_closed()
 
-    def succeed(self, old: "PoolTelemetry") -> None:
-        """Take over the name of a client that this one's client replaces."""
-        with _registry_lock:
-            if self.options.name == old.options.name:
-                self.name, old.name = old.name, self.name
-
     @property
     def active(self) -> bool:
-        """Return whether its client is in use or yet to come, and so has a place in exports."""
+        """Return whether exporters show this client: it is not closed, or has no pool yet."""
         if self._closed:
             return False
         pools = self.states()
@@ -268,7 +256,7 @@ class PoolTelemetry:
         return pool_name(self.name, address)
 
     def states(self) -> list[PoolState]:
-        """Return the states of all its pools."""
+        """Return the states of all pools of this client."""
         notice_fork()
         with self._lock:
             return list(self._pools.values())
@@ -294,10 +282,10 @@ class PoolTelemetry:
             self._owners[address] = owner
             self._inherited.pop(address, None)
             self._forget_old_pools(address)
-            said, self._shared = self._shared, self._shared or shared
+            warned, self._shared = self._shared, self._shared or shared
         self.callbacks.loop = asyncio._get_running_loop() or self.callbacks.loop
-        watch.add(self)
-        if shared and not said:
+        watch.watch(self)
+        if shared and not warned:
             _log.warning(
                 "the listeners of pool %r are used by two clients, so its counts are mixed: "
                 "make one PoolTelemetry for each client",
@@ -305,20 +293,20 @@ class PoolTelemetry:
             )
 
     def _inherit(self, address: Address) -> PoolState:
-        """Return the state of a pool of before a fork; without one, a state that nobody reads."""
+        """Return the state of a pool from before a fork; if there is none, an unused state."""
         with self._lock:
             old = self._inherited.pop(address, None)
             if old is not None:
                 self._pools[address] = old.in_a_fork()
             found = self._pools.get(address) or PoolState(address)
         if old is not None:
-            watch.add(self)
+            watch.watch(self)
         return found
 
     def _forget_old_pools(self, current: Address) -> None:
         """Drop the oldest closed pools beyond a limit."""
         closed = [a for a, pool in self._pools.items() if pool.phase == "closed" and a != current]
-        for address in closed[:-_CLOSED_POOLS_KEPT]:
+        for address in closed[:-_MAX_CLOSED_POOLS]:
             del self._pools[address], self._owners[address]
 
     def _on_reconnected(self) -> None:
@@ -326,11 +314,10 @@ class PoolTelemetry:
             self.on_reconnected()
 
     def _on_closed(self) -> None:
-        if not self.active and self not in _lately_closed:
-            _lately_closed.append(self)
+        registry.keep_if_closed(self)
 
     def on_error(self, error: Exception) -> None:
-        """Count a failure of ours, and log the first."""
+        """Count a failure inside our own code, and log the first."""
         with self._lock:
             self._errors += 1
             first = self._errors == 1
@@ -343,8 +330,8 @@ class PoolTelemetry:
             )
 
     def _after_fork(self) -> None:
-        # The parent's connections are never closed here. PyMongo announces new pools; but after a
-        # fork in C, of which it knows nothing, it goes on with those that it has.
+        # The child never closes the parent's connections. After a fork PyMongo announces new pools;
+        # but a fork in C is unknown to PyMongo, which goes on with the pools of the parent.
         if threads_are_known():
             self._inherited.clear()
             self._owners.clear()
@@ -362,8 +349,8 @@ class PoolTelemetry:
         self.agents.reset()
 
 
-def _abandoned(telemetry: PoolTelemetry, owner: object) -> None:
-    """Close the pools of a client that is gone; those that closed before stay as they are."""
+def _on_client_collected(telemetry: PoolTelemetry, owner: object) -> None:
+    """Close the open pools of a client that was garbage collected without `close()`."""
     with telemetry._lock:
         pools = [p for a, p in telemetry._pools.items() if telemetry._owners.get(a) is owner]
     for pool in pools:
@@ -371,68 +358,9 @@ def _abandoned(telemetry: PoolTelemetry, owner: object) -> None:
     telemetry._on_closed()
 
 
-def live() -> list[PoolTelemetry]:
-    """Return the telemetry of every client of this process that is in use, in order of making."""
-    return [telemetry for telemetry in _every() if telemetry.active]
-
-
-def ended() -> list[PoolTelemetry]:
-    """Return the telemetry of clients that are no more, the last few of them at least."""
-    return [telemetry for telemetry in _every() if not telemetry.active]
-
-
-class ClosedClients:
-    """The clients closed since a reader's previous collection, whose last values are still due.
-
-    Without them all values of a short program would be lost. The first collection after its close
-    has a client, and so have the collections of the next `keep_seconds`.
-
-    Args:
-        keep_seconds: How long collections repeat a client; 0.0 is one collection.
-        clock: Monotonic seconds.
-    """
-
-    def __init__(self, keep_seconds: float = 0.0, *, clock: Clock = time.monotonic) -> None:
-        self._keep_seconds = keep_seconds
-        self._clock = clock
-        self._first_at: weakref.WeakKeyDictionary[PoolTelemetry, float]
-        self._first_at = weakref.WeakKeyDictionary()
-
-    def to_report(self) -> list[PoolTelemetry]:
-        """Return the closed clients to report now, except if another client has their name."""
-        now = self._clock()
-        shown = list[PoolTelemetry]()
-        for one in ended():
-            first_at = self._first_at.setdefault(one, now)
-            if first_at == now or now - first_at < self._keep_seconds:
-                shown.append(one)
-        taken = {telemetry.name for telemetry in live()}
-        return list({one.name: one for one in shown if one.name not in taken}.values())
-
-
-def of(client: Any) -> PoolTelemetry | None:
-    """Return the telemetry whose listeners a client has; None where it has none."""
-    ours = (one for one in client.options.event_listeners if isinstance(one, PoolListener))
-    return next((_by_listener[one] for one in ours if one in _by_listener), None)
-
-
-def _every() -> list[PoolTelemetry]:
-    with _registry_lock:
-        every = list(_registry)
-    return sorted(every, key=lambda telemetry: telemetry._ordinal)
-
-
-def _free_name(wanted: str) -> str:
-    taken = {telemetry.name for telemetry in live()}
-    return next(
-        name
-        for name in itertools.chain([wanted], (f"{wanted}#{n}" for n in itertools.count(2)))
-        if name not in taken
-    )
-
-
-@after_fork
-def _begin_anew() -> None:
-    _lately_closed.clear()
-    for telemetry in list(_registry):
-        telemetry._after_fork()
+live = active
+"""The earlier name of `registry.active`."""
+ended = recently_closed
+"""The earlier name of `registry.recently_closed`."""
+of = telemetry_of
+"""The earlier name of `registry.telemetry_of`."""

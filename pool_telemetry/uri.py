@@ -1,4 +1,4 @@
-"""What a connection string says, and what of it may be shown: names, hosts, and no secret."""
+"""Reads the options in a connection string, and shows it without secrets."""
 
 import contextlib
 import re
@@ -9,14 +9,14 @@ from urllib.parse import parse_qsl, unquote_plus
 
 from pool_telemetry.errors import PoolConfigurationError
 
-# Hosts, a database, options: an "@" may only stand in an option's value. What is not of this form
-# has credentials before it, perhaps with special characters that are not escaped.
+# Hosts, a database and options, with an "@" in values of options only. Any other text begins with
+# credentials, which may have special characters that are not escaped.
 _HOST: Final = r"([^\s:@/?,\[\]]+|\[[^\]@/?]*\])(:\d+)?"
 _HOSTS: Final = re.compile(rf"{_HOST}(,{_HOST})*")
 _WITHOUT_CREDENTIALS: Final = re.compile(rf"{_HOSTS.pattern}(/[^@?]*)?(\?([^@=]+=.*)?)?")
 _CREDENTIALS: Final = re.compile(r"[^:@/?#\[\]]*(:[^:@/?#\[\]]*)?@")
 
-# What may be shown. Not what PyMongo does not know: a name with a typo may stand before a password.
+# Options whose values may be shown. Any option unknown to PyMongo may be a mistyped password.
 _HARMLESS: Final = frozenset(
     {
         *("appname", "authmechanism", "authsource", "compressors", "connect", "connecttimeoutms"),
@@ -47,17 +47,17 @@ _SECRET_OPTIONS: Final = frozenset(
 
 
 def uri_options(uri: str) -> dict[str, str]:
-    """Return the options in a URI by lower-case name; PyMongo takes names in any case."""
+    """Return the options in a URI by lower-case name, because PyMongo takes names in any case."""
     found: dict[str, list[str]] = {}
     query = _split(uri)[2].partition("?")[2] if "://" in uri else ""
     separator = "&" if "&" in query else ";"
     for key, value in parse_qsl(query, keep_blank_values=True, separator=separator):
         found.setdefault(key.lower(), []).append(value)
-    return {key: ",".join(values) for key, values in found.items()}  # tags may come repeatedly
+    return {key: ",".join(values) for key, values in found.items()}  # tags may be repeated
 
 
 def identity(uri: str, kwargs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return what two initializations must share to have the same effective settings."""
+    """Return the address and options in a form that is equal if the effective settings are."""
     options = {**uri_options(uri), **{key.lower(): value for key, value in kwargs.items()}}
     return uri.partition("?")[0].rstrip("/"), {k: _plain(v) for k, v in options.items()}
 
@@ -67,9 +67,9 @@ def differences(
     new: tuple[str, Mapping[str, Any]],
     names: Mapping[str, str],
 ) -> list[str]:
-    """Return in words what differs between two identities, `name old -> new`, without secrets.
+    """Return the differences of two identities in words, `name old -> new`, without secrets.
 
-    A name stands alone if its values may not be shown. A setting that is missing is `unset`.
+    Only the name is given if the values may not be shown. A missing setting is `unset`.
 
     Args:
         old: The first identity.
@@ -109,7 +109,7 @@ def _plain(value: Any) -> Any:
 def _split(uri: str) -> tuple[str, str, str]:
     """Return scheme with "://", credentials with "@", and the rest; the first two may be empty."""
     scheme, separator, rest = uri.partition("://")
-    if not separator:  # MongoClient also takes hosts alone
+    if not separator:  # MongoClient also takes hosts without a scheme
         return "", "", uri
     if _WITHOUT_CREDENTIALS.fullmatch(rest):
         return scheme + separator, "", rest
@@ -120,7 +120,7 @@ def _split(uri: str) -> tuple[str, str, str]:
 
 
 def mask_uri(uri: str) -> str:
-    """Return the URI without user name, password, and what options may carry of secrets."""
+    """Return the URI without user name, password, and secrets in options."""
     scheme, credentials, rest = _split(uri)
     if not scheme:
         return uri if _HOSTS.fullmatch(uri) else "***"
@@ -130,7 +130,7 @@ def mask_uri(uri: str) -> str:
     parts = query.split(separator)
     for i, part in enumerate(parts):
         key, equals, _ = part.partition("=")
-        if ";" in part:  # beside "&", which PyMongo refuses: which is which?
+        if ";" in part:  # beside "&" it is ambiguous, and PyMongo refuses it
             parts[i] = "***"
         elif part and unquote_plus(key).lower() not in _HARMLESS:
             parts[i] = f"{key}=***" if equals else "***"
@@ -140,10 +140,10 @@ def mask_uri(uri: str) -> str:
 def check_credentials(uri: str) -> None:
     """Refuse a user name or password that is not escaped.
 
-    PyMongo would take a part of it for hosts or options, and show that in errors and warnings.
+    PyMongo would read a part of it as hosts or options, and show that in errors and warnings.
 
     Raises:
-        PoolConfigurationError: A special character stands in it as it is.
+        PoolConfigurationError: It contains a special character that is not escaped.
     """
     credentials = _split(uri)[1]
     if "@" in credentials and not _CREDENTIALS.fullmatch(credentials):
@@ -154,7 +154,7 @@ def check_credentials(uri: str) -> None:
 
 
 def secrets_of(uri: str, kwargs: Mapping[str, Any]) -> list[str]:
-    """Return the texts that must never be shown, longest first, as given and percent-decoded."""
+    """Return all secret texts, the longest first, as given and percent-decoded."""
     options = {**uri_options(uri), **{key.lower(): value for key, value in kwargs.items()}}
     found = [str(value) for key, value in options.items() if key in _SECRET_OPTIONS and value]
     properties = options.get("authmechanismproperties", "")
@@ -168,7 +168,7 @@ def secrets_of(uri: str, kwargs: Mapping[str, Any]) -> list[str]:
 
 @contextlib.contextmanager
 def without_secrets(uri: str, kwargs: Mapping[str, Any]) -> Iterator[None]:
-    """Let errors pass as they are raised, but with no secret in their texts."""
+    """Let errors pass as they are raised, but remove secrets from their texts."""
     try:
         yield
     except Exception as error:
@@ -177,7 +177,7 @@ def without_secrets(uri: str, kwargs: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _scrub(error: BaseException, secrets: list[str]) -> None:
-    """Replace secrets in the texts of an error and of those behind it."""
+    """Replace secrets in the texts of an error, its causes and its contexts."""
     pattern = re.compile("|".join(map(re.escape, secrets)) or "(?!)", re.IGNORECASE)
     seen: set[int] = set()
     behind: list[BaseException | None] = [error]
@@ -186,7 +186,7 @@ def _scrub(error: BaseException, secrets: list[str]) -> None:
         if one is None or id(one) in seen:
             continue
         seen.add(id(one))
-        # Options are shown in lower case; a UnicodeError's repr has all of what it can't encode.
+        # PyMongo shows options in lower case; a UnicodeError's repr has the whole text.
         if pattern.search(f"{one} {one!r}"):
             one.args = tuple(pattern.sub("***", str(arg)) for arg in one.args)
         behind += [one.__cause__, one.__context__]

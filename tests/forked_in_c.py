@@ -218,7 +218,7 @@ def locks(uri: str) -> Any:
     every += [frames._frames_lock, state._lock, one._lock, one.commands._lock, one.agents._lock]
     every += [one._history._lock, one.callbacks._lock]
     every += [MongoDBConnectionPool._initializing, MongoDBConnectionPool._lock]
-    every += [sys.modules["pool_telemetry.telemetry"]._registry_lock]
+    every += [sys.modules["pool_telemetry.registry"]._lock]
     with held_by_another_thread(every):
         gc.disable()
         frames._gc_is_paused = True

@@ -20,8 +20,8 @@ from pymongo.monitoring import CommandListener, ConnectionPoolListener
 
 from pool_telemetry import PoolTelemetry, prometheus
 from pool_telemetry.otel import collection, start_tracing, stop_tracing
+from pool_telemetry.registry import ClosedClients
 from pool_telemetry.stats import PoolStats
-from pool_telemetry.telemetry import ClosedClients
 
 PATIENCE_SECONDS = 60.0
 

@@ -19,7 +19,7 @@ from pool_telemetry import (
 )
 from pool_telemetry.base_pool import CLOSE_SECONDS
 from pool_telemetry.demo.embedded import EmbeddedServer
-from pool_telemetry.telemetry import live
+from pool_telemetry.registry import active
 from tests.support import aexhausted, drivers, free_port, slow, until
 
 pytestmark = pytest.mark.filterwarnings(  # some tests leave a client behind on purpose
@@ -71,7 +71,7 @@ def test_a_client_that_is_replaced_is_logged_with_both_places(
 
 
 def names() -> set[str]:
-    return {telemetry.name for telemetry in live()}
+    return {telemetry.name for telemetry in active()}
 
 
 def test_fifty_tasks_make_one_client(server_uri: str) -> None:

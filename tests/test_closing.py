@@ -11,7 +11,7 @@ from pymongo.errors import InvalidOperation
 from pool_telemetry import AsyncMongoDBConnectionPool as Pool
 from pool_telemetry import TelemetryOptions, async_pool
 from pool_telemetry.base_pool import CLOSE_SECONDS
-from pool_telemetry.telemetry import live
+from pool_telemetry.registry import active
 from tests.support import PATIENCE_SECONDS, drivers, slow, until
 from tests.test_wait_limits import AsyncClient, broken_only, hang_up, pool_of
 
@@ -88,7 +88,7 @@ def test_close_ends_when_the_lock_is_lost(
 
     asyncio.run(main())
     assert left_behind(caplog) == 1
-    assert not [one for one in live() if one.name.startswith("lockless")]
+    assert not [one for one in active() if one.name.startswith("lockless")]
 
 
 @pytest.mark.usefixtures("hasty")

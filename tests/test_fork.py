@@ -1,4 +1,4 @@
-"""Each process tells its own truth: of its own connections, and of nobody else's."""
+"""Each process reports its own connections only, also after a fork in Python or in C."""
 
 import asyncio
 import json
@@ -19,7 +19,9 @@ METHODS = {"os.fork", *multiprocessing.get_all_start_methods()}
 
 
 @pytest.mark.parametrize("method", ["os.fork", "fork", "forkserver", "spawn"])
-def test_every_worker_of_a_busy_server_reports_on_itself(server_uri: str, method: str) -> None:
+def test_every_worker_of_a_busy_server_reports_its_own_numbers(
+    server_uri: str, method: str
+) -> None:
     if method not in METHODS or (method == "os.fork" and not hasattr(os, "fork")):
         pytest.skip(f"this system has no {method}")
     done = subprocess.run(
@@ -33,7 +35,7 @@ def test_every_worker_of_a_busy_server_reports_on_itself(server_uri: str, method
     everything = OPTIONS["maxPoolSize"]
     assert said["before"] == said["after"] == [everything, everything, 0, 0, 3]
     assert len(said["workers"]) == WORKERS
-    own = method in ("forkserver", "spawn")  # which have made a client, and pinged by it
+    own = method in ("forkserver", "spawn")  # these workers make a client and ping with it
     for number, worker in enumerate(said["workers"]):
         assert worker["inherited"] == own
         assert worker["ours"] == worker["drivers"]
@@ -43,7 +45,7 @@ def test_every_worker_of_a_busy_server_reports_on_itself(server_uri: str, method
 
 
 def child_of_singletons(uri: str, report: Any) -> None:
-    """What a worker of a pre-fork server sees before and after its first operation."""
+    """Send status and health of a pre-fork worker before and after its first operation."""
     health = []
     for used in (False, True):
         if used:
@@ -66,7 +68,7 @@ def child_of_singletons(uri: str, report: Any) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:.*fork.*:UserWarning")
-def test_a_worker_of_a_pre_fork_server_is_ready_and_then_healthy(server_uri: str) -> None:
+def test_worker_of_a_pre_fork_server_is_connected_and_then_healthy(server_uri: str) -> None:
     async def main() -> None:
         MongoDBConnectionPool.initialize(server_uri)
         await AsyncMongoDBConnectionPool.initialize(server_uri)
@@ -84,11 +86,11 @@ def test_a_worker_of_a_pre_fork_server_is_ready_and_then_healthy(server_uri: str
 
 
 def forked_in_c(scenario: str, uri: str) -> Any:
-    """Return what a process says that was forked without Python's knowledge."""
+    """Return the output of a process that was forked in C, which Python does not notice."""
     if sys.platform != "linux":
-        pytest.skip("it asks /proc which threads live")
+        pytest.skip("the scenario reads threads from /proc")
     if not getattr(sys, "_is_gil_enabled", lambda: True)():
-        pytest.skip("without the GIL a fork in C meets threads amid a step")
+        pytest.skip("without the GIL a fork in C may interrupt another thread anywhere")
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "tests.forked_in_c", scenario, uri],
         capture_output=True,
@@ -99,7 +101,7 @@ def forked_in_c(scenario: str, uri: str) -> Any:
     return json.loads(done.stdout)
 
 
-def test_a_worker_forked_in_c_reports_on_itself(server_uri: str) -> None:
+def test_worker_forked_in_c_reports_its_own_numbers(server_uri: str) -> None:
     (unused, used, (unused_child, child, known)), parent = forked_in_c("own_numbers", server_uri)
     for before in (unused, unused_child):
         assert (before["health"], before["status"], before["pools"]) == ("degraded", "connected", 0)
@@ -114,11 +116,11 @@ def test_a_worker_forked_in_c_reports_on_itself(server_uri: str) -> None:
         assert list(after["exported"].values()) == [finds]
         assert (after["closed"], after["cleared"], after["errors"]) == (0, 0, 0)
         assert (after["watched"], after["max_sizes"]) == (1, [SIZE])
-    assert known  # Python forked that one
+    assert known  # of the child that Python forked
     assert (parent["finds"], parent["errors"], parent["watched"]) == (FINDS, 1, 1)
 
 
-def test_a_queue_in_a_worker_forked_in_c_is_told_and_no_dead_frame_looked_at(
+def test_queue_in_a_worker_forked_in_c_is_counted_without_reading_dead_frames(
     server_uri: str,
 ) -> None:
     said = forked_in_c("queue", server_uri)
@@ -132,37 +134,37 @@ def test_a_queue_in_a_worker_forked_in_c_is_told_and_no_dead_frame_looked_at(
     assert said["looked"] == []
 
 
-def test_threads_that_find_out_at_once_lose_no_count(server_uri: str) -> None:
+def test_threads_that_notice_a_fork_at_once_lose_no_count(server_uri: str) -> None:
     said = forked_in_c("all_at_once", server_uri)
     assert said["checkouts"] == said["finds"] == CALLERS * FINDS
 
 
-def test_what_pymongo_clears_for_a_fork_is_no_failure(server_uri: str) -> None:
+def test_pools_that_pymongo_clears_after_a_fork_are_no_failure(server_uri: str) -> None:
     assert forked_in_c("clears", server_uri) == [[0, ["ready"]], [1, ["paused"]]]
 
 
-def test_a_lock_that_a_dead_thread_holds_stops_nobody(server_uri: str) -> None:
+def test_lock_held_by_a_dead_thread_blocks_no_caller(server_uri: str) -> None:
     first, again, collects = forked_in_c("locks", server_uri)
     assert (first["checkouts"], again["phases"], collects) == (1, ["ready"], True)
 
 
-def test_a_worker_forked_in_c_closes_a_client_that_it_never_used(server_uri: str) -> None:
+def test_worker_forked_in_c_closes_a_client_that_it_never_used(server_uri: str) -> None:
     ((phase, size, _),) = forked_in_c("unused", server_uri)
     assert (phase, size) == ("closed", 0)
 
 
-def test_a_worker_forked_in_c_has_no_asynchronous_client(server_uri: str) -> None:
+def test_worker_forked_in_c_makes_its_own_asynchronous_client(server_uri: str) -> None:
     status, checkouts = forked_in_c("asynchronous", server_uri)
     assert status == "connected"
     assert checkouts > 0
 
 
-def test_the_process_id_tells_of_forks_where_memory_can_not(server_uri: str) -> None:
+def test_process_id_reveals_a_fork_if_memory_can_not(server_uri: str) -> None:
     assert forked_in_c("by_number", server_uri) == [True, [False, True], [False, True]]
 
 
 def in_a_thread(call: Any, *args: Any) -> None:
-    """The fork happened on an event loop, which this thread does not have."""
+    """Call in a new thread, because the forked thread still has the parent's event loop."""
     thread = threading.Thread(target=call, args=args)
     thread.start()
     thread.join()

@@ -77,7 +77,7 @@ def test_a_pool_without_waiters_is_healthy_when_all_connections_are_in_use() -> 
             "degraded",
             "db:27017 recovered 3.0 s ago after a 1.0 s outage",
         ),
-        ({"outage": 9.0, "since_up_changed": 3.0}, "unhealthy", "answers since 3.0 s only"),
+        ({"outage": 9.0, "since_up_changed": 3.0}, "unhealthy", "has answered for 3.0 s only"),
         ({"outage": 9.0, "since_up_changed": 13.0}, "healthy", ""),
         ({**DOWN, "outage": 1.0}, "degraded", "db:27017 down for 1.0 s"),
         (DOWN, "unhealthy", "db:27017 down for 12.0 s (AutoReconnect)"),

@@ -1,4 +1,4 @@
-"""Who has the connections, and who waits for one: by name, on a real server."""
+"""Holders, waiters and owners by name, on a real server."""
 
 import asyncio
 import contextlib
@@ -34,7 +34,7 @@ from tests.web import serving
 
 Client = MongoClient[dict[str, Any]]
 OWNERS = TelemetryOptions(owner_metrics=True)
-APP = "held"  # whose commands are slow
+APP = "held"  # the appName by which `slow` finds the commands to delay
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_exhaust_cursor_is_reported_as_the_holder(client: Client, telemetry: Poo
         next(cursor)
         (held,) = holders(telemetry)
         assert (held.doing, held.operation, held.collection) == ("exhaust cursor", "find", "orders")
-        orders.find_one()  # over another connection: what it did is not the cursor's
+        orders.find_one()  # over another connection, so it is not the cursor's command
         (held,) = holders(telemetry)
         assert held.actor == threading.current_thread().name
     assert holders(telemetry) == []
@@ -153,7 +153,7 @@ def test_cursor_of_an_ended_thread_is_not_attributed_to_the_next_thread(
         thread.start()
         idents.add(thread.ident)
         thread.join()
-    assert len(idents) < 21  # some had another's identifier
+    assert len(idents) < 21  # some threads had the identifier of an ended one
     (held,) = holders(telemetry)
     assert (held.actor, held.doing, held.operation) == ("export (ended)", "exhaust cursor", "find")
     left[0].close()
@@ -163,7 +163,7 @@ def test_cursor_of_an_ended_thread_is_not_attributed_to_the_next_thread(
 def test_cursor_of_an_ended_task_is_found_when_a_caller_waits(
     server_uri: str, telemetry: PoolTelemetry, client: Client
 ) -> None:
-    """PyMongo does not tell a task that left its cursor to others from one that was cancelled."""
+    """In PyMongo a task that leaves its cursor to another task looks like a cancelled one."""
 
     async def leave(orders: Any) -> None:
         for _ in range(2):
@@ -264,13 +264,13 @@ def test_owners_are_summed(client: Client, telemetry: PoolTelemetry) -> None:
         for _ in range(count):
             with owner(name):
                 orders.find_one()
-    orders.find_one()  # nobody's
+    orders.find_one()  # without an owner
     with (
         owner("report"),
         contextlib.closing(orders.find(cursor_type=CursorType.EXHAUST, batch_size=10)) as cursor,
     ):
         next(cursor)
-        with owner("page"):  # the innermost counts
+        with owner("page"):  # the innermost owner counts
             orders.find_one()
         (owners,) = (pool.owners for pool in telemetry.stats().pools if pool.size)
         assert {one.owner: (one.checkouts, one.in_use) for one in owners} == {
@@ -289,13 +289,13 @@ def test_owners_are_summed(client: Client, telemetry: PoolTelemetry) -> None:
     assert seconds == sorted(seconds, reverse=True)
 
 
-def test_owners_are_names() -> None:
+def test_invalid_owner_is_refused() -> None:
     for wrong in ("", "x" * 201, "two\nlines", None):
-        with pytest.raises(ValueError, match="1 to 200 printable"), owner(wrong):  # type: ignore[arg-type]  # that is it
+        with pytest.raises(ValueError, match="1 to 200 printable"), owner(wrong):  # type: ignore[arg-type]  # None is the point
             pass
 
 
-def test_names_break_no_line_of_a_log() -> None:
+def test_names_never_break_a_log_line() -> None:
     who = CallerStats(
         address="db:27017",
         seconds=1.0,
@@ -329,7 +329,7 @@ def test_stats_and_endpoint_list_the_holders(server_uri: str, gate: Gate) -> Non
         assert web.get("/pool/holders").status == 404
 
 
-def test_the_route_of_a_request_is_the_owner(server_uri: str) -> None:
+def test_route_of_a_request_is_the_owner(server_uri: str) -> None:
     app = FastAPI()
     app.add_middleware(OwnerMiddleware)
     inner = FastAPI()
@@ -364,7 +364,7 @@ def test_the_route_of_a_request_is_the_owner(server_uri: str) -> None:
         "/reports/{year}": 1,
         "/stock/{item}": 1,
     }
-    # And a metric's label, as was asked for.
+    # With `owner_metrics` the owner is a label of metrics, too.
     registry = CollectorRegistry()
     prometheus.register(registry)
     text = prometheus.generate(registry=registry)[0].decode()

@@ -1,15 +1,23 @@
+"""Our own options, and the options that MongoClient gets."""
+
+import os
+import pydoc
+import re
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pymongo import MongoClient
 
 from pool_telemetry import PoolConfigurationError, PoolTelemetryError, TelemetryOptions
-from pool_telemetry.options import DEFAULTS, client_kwargs, shown
+from pool_telemetry.client_options import DEFAULTS, client_kwargs
+from pool_telemetry.ranges import shown
 
 URI = "mongodb://h:1/"
 
 
-def test_defaults_give_way_to_the_uri_and_to_keywords_in_any_case() -> None:
+def test_uri_and_keyword_arguments_override_defaults_in_any_case() -> None:
     kwargs = client_kwargs(URI + "?MaxIdleTimeMS=1&retryreads=false", {"connecttimeoutms": 2})
     assert kwargs == {
         **{
@@ -31,7 +39,7 @@ def test_defaults_give_way_to_the_uri_and_to_keywords_in_any_case() -> None:
         (URI, {}, 10),
     ],
 )
-def test_the_default_minimum_never_exceeds_the_maximum(
+def test_default_minimum_never_exceeds_the_maximum(
     uri: str, kwargs: dict[str, Any], expected: int
 ) -> None:
     assert client_kwargs(uri, kwargs)["minPoolSize"] == expected
@@ -41,11 +49,33 @@ def test_the_default_minimum_never_exceeds_the_maximum(
     ("uri", "kwargs"),
     [(URI, {"maxPoolSize": 5, "minPoolSize": 6}), (URI + "?minPoolSize=6", {"maxpoolsize": 5})],
 )
-def test_a_minimum_that_was_chosen_above_the_maximum_is_refused(
-    uri: str, kwargs: dict[str, Any]
-) -> None:
+def test_minimum_set_above_the_maximum_is_refused(uri: str, kwargs: dict[str, Any]) -> None:
     with pytest.raises(PoolConfigurationError, match="raise maxPoolSize or lower minPoolSize"):
         client_kwargs(uri, kwargs)
+
+
+def test_help_and_readme_have_each_option_with_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in [name for name in os.environ if name.startswith("POOL_TELEMETRY_")]:
+        monkeypatch.delenv(variable)
+    text = pydoc.plain(pydoc.render_doc(TelemetryOptions))
+    entry = r"^ \|      (\w+): ((?:.|\n \|   {7,})+?)(?: |\n \|\s+)Default: (\S+)\.$"
+    described = re.findall(entry, text, re.MULTILINE)
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| (\S+) \| .+ \|$", readme, re.MULTILINE)
+    in_readme = {name: default for names, default in rows for name in re.findall(r"\w+", names)}
+    defaults = {one.name: getattr(TelemetryOptions(), one.name) for one in fields(TelemetryOptions)}
+    assert [name for name, _, _ in described] == list(defaults)
+    for name, meaning, default in described:
+        assert default == in_readme[name] == in_words(name, defaults[name])
+        assert not name.endswith("_seconds") or meaning.startswith("Seconds")
+
+
+def in_words(name: str, default: Any) -> str:
+    if default is None:
+        return "auto" if name == "command_spans" else "none"
+    if isinstance(default, bool):
+        return str(default).lower()
+    return str(default or "empty") if isinstance(default, str) else f"{default:g}"
 
 
 def test_options_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +112,7 @@ def test_options_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
         ("SLOW_CHECKOUT_SECONDS", "soon", "use a number of seconds"),
     ],
 )
-def test_a_wrong_variable_is_named_with_what_it_takes(
+def test_error_of_an_environment_variable_has_its_name_and_the_allowed_values(
     monkeypatch: pytest.MonkeyPatch, variable: str, text: str, expected: str
 ) -> None:
     monkeypatch.setenv(f"POOL_TELEMETRY_{variable}", text)
@@ -122,7 +152,7 @@ def test_a_wrong_variable_is_named_with_what_it_takes(
     ],
     ids=lambda wrong: shown(wrong),
 )
-def test_a_value_out_of_range_is_refused(wrong: dict[str, Any]) -> None:
+def test_value_out_of_range_is_refused(wrong: dict[str, Any]) -> None:
     ((name, value),) = wrong.items()
     with pytest.raises(PoolConfigurationError) as raised:
         TelemetryOptions(**wrong)
@@ -144,7 +174,7 @@ NEVER_NONE = [
     "localThresholdMS",
 ]
 CHOICES = ["retryWrites", "retryReads", "serverMonitoringMode"]
-ABSURD: list[tuple[str, Any]] = [
+INVALID: list[tuple[str, Any]] = [
     *((name, value) for every in (COUNTS, LIMITS, TIMES) for name, value in every.items()),
     *((name, value) for name in COUNTS for value in (1.5, float("inf"), 1_000_001, 10**400)),
     *((name, value) for name in (LIMITS | TIMES) for value in (10**9, float("nan"), 10**5_000)),
@@ -154,10 +184,8 @@ ABSURD: list[tuple[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "value"), ABSURD, ids=lambda value: shown(value))
-def test_an_absurd_pool_option_is_refused_by_its_name_value_and_range(
-    name: str, value: Any
-) -> None:
+@pytest.mark.parametrize(("name", "value"), INVALID, ids=lambda value: shown(value))
+def test_error_of_a_pool_option_has_its_name_value_and_range(name: str, value: Any) -> None:
     with pytest.raises(PoolConfigurationError) as raised:
         client_kwargs(URI, {name.lower(): value})
     assert str(raised.value).startswith(f"{name} is {shown(value)}: use ")
@@ -166,7 +194,7 @@ def test_an_absurd_pool_option_is_refused_by_its_name_value_and_range(
             client_kwargs(f"{URI}?{name}={value}", {})
 
 
-def test_what_pymongo_takes_passes() -> None:
+def test_values_that_pymongo_accepts_are_accepted() -> None:
     given = {"maxPoolSize": "7", "waitQueueTimeoutMS": 0.5, "maxIdleTimeMS": None, "timeoutMS": 0}
     unlimited = dict.fromkeys(["connectTimeoutMS", "socketTimeoutMS", "timeoutMS"])
     more = {"serverMonitoringMode": "poll", "localThresholdMS": 0, "retryWrites": "false"}
@@ -190,7 +218,7 @@ URI_WITH_PASSWORD = "mongodb://ann:s3cret@h/"
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_a_connection_string_in_the_wrong_place_is_not_shown(value: Any) -> None:
+def test_connection_string_given_as_another_option_is_not_shown(value: Any) -> None:
     for refused in (
         lambda: TelemetryOptions(name=value),
         lambda: TelemetryOptions(drain_seconds=value),

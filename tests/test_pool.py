@@ -35,14 +35,14 @@ from pool_telemetry import (
 from pool_telemetry.base_pool import CLOSE_SECONDS
 from pool_telemetry.demo.embedded import EmbeddedServer
 from pool_telemetry.options import DEFAULTS
-from pool_telemetry.telemetry import live
+from pool_telemetry.registry import active
 from tests.support import Noop, drivers, exhausted, fastest, pool_of, slow, wait_for
 
 SECRET = "s3cret-w0rd"
 
 
 def names() -> set[str]:
-    return {telemetry.name for telemetry in live()}
+    return {telemetry.name for telemetry in active()}
 
 
 def test_the_first_call_makes_the_client_and_the_others_share_it(server_uri: str) -> None:

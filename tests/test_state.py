@@ -411,7 +411,9 @@ def test_a_cancelled_waiter_does_not_begin_an_exhaustion() -> None:
     pool.checkout_started(B)
     pool.gone = {B}
     pool.time.now += 1.0
-    pool.checkout_started(C)  # A holds, C waits, and B was cancelled: two callers for two connections
+    pool.checkout_started(
+        C
+    )  # A holds, C waits, and B was cancelled: two callers for two connections
     assert pool.stats().exhaustions == 0
 
 

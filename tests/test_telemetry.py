@@ -1,4 +1,4 @@
-"""PoolTelemetry on clients that somebody else makes."""
+"""PoolTelemetry on clients that the application makes."""
 
 import asyncio
 import contextlib
@@ -17,8 +17,8 @@ from pool_telemetry import (
     TelemetryOptions,
 )
 from pool_telemetry.demo.embedded import EmbeddedServer
+from pool_telemetry.registry import active
 from pool_telemetry.state.pool_state import GRACE_SECONDS
-from pool_telemetry.telemetry import live
 from tests.support import drivers, exhausted, fastest, ours, the_pool, wait_for
 
 
@@ -39,7 +39,7 @@ def test_client_of_the_application_is_observed(server_uri: str) -> None:
     assert telemetry.stats().telemetry_errors == 0
 
 
-def test_asynchronous_client_is_observed_alike(server_uri: str) -> None:
+def test_asynchronous_client_is_observed(server_uri: str) -> None:
     telemetry = PoolTelemetry()
 
     async def main() -> None:
@@ -72,8 +72,8 @@ def test_stats_are_json(server_uri: str) -> None:
         assert json.loads(json.dumps(live_stats)) == live_stats
 
 
-def test_the_seed_under_another_name_is_not_shown(server_uri: str) -> None:
-    """A replica set calls its members its own way; the seed's pool is closed unused."""
+def test_seed_pool_under_another_host_name_is_not_shown(server_uri: str) -> None:
+    """The replica set's own host names replace the seed, whose pool is closed unused."""
     telemetry = PoolTelemetry()
     seed = server_uri.replace("127.0.0.1", "localhost")
     with MongoClient[dict[str, Any]](seed, event_listeners=telemetry.listeners) as client:
@@ -84,7 +84,7 @@ def test_the_seed_under_another_name_is_not_shown(server_uri: str) -> None:
         ]
 
 
-def test_a_client_dropped_without_close_leaves_no_open_pool(server_uri: str) -> None:
+def test_client_dropped_without_close_leaves_no_open_pool(server_uri: str) -> None:
     telemetry = PoolTelemetry("dropped")
     client: MongoClient[dict[str, Any]] | None = MongoClient(
         server_uri, event_listeners=telemetry.listeners
@@ -102,7 +102,7 @@ def test_a_client_dropped_without_close_leaves_no_open_pool(server_uri: str) -> 
         drop(telemetry)
     (pool,) = telemetry.stats().pools
     assert (pool.size, pool.closed["pool_closed"]) == (0, 1)
-    assert telemetry not in live()
+    assert telemetry not in active()
 
 
 def test_reading_the_listeners_does_not_close_the_pools_of_their_client(server_uri: str) -> None:
@@ -120,12 +120,12 @@ def test_telemetry_lives_as_long_as_its_client(server_uri: str) -> None:
     )
     client.admin.command("ping")
     gc.collect()
-    assert "kept" in {telemetry.name for telemetry in live()}
+    assert "kept" in {telemetry.name for telemetry in active()}
     client.close()
-    assert "kept" not in {telemetry.name for telemetry in live()}
+    assert "kept" not in {telemetry.name for telemetry in active()}
 
 
-def test_a_second_client_of_the_same_name_has_a_name_of_its_own(server_uri: str) -> None:
+def test_second_client_of_the_same_name_gets_a_number(server_uri: str) -> None:
     first, second = PoolTelemetry("twin"), PoolTelemetry("twin")
     assert (first.name, second.name) == ("twin", "twin#2")
     with MongoClient[dict[str, Any]](server_uri, event_listeners=first.listeners) as client:
@@ -136,13 +136,13 @@ def test_a_second_client_of_the_same_name_has_a_name_of_its_own(server_uri: str)
     assert PoolTelemetry("twin").name == "twin#2"
 
 
-def test_stopping_and_starting_the_server(own_server: EmbeddedServer) -> None:
+def test_server_restart_is_observed(own_server: EmbeddedServer) -> None:
     telemetry = PoolTelemetry()
     reconnected = threading.Event()
     telemetry.on_reconnected = reconnected.set
     with MongoClient[dict[str, Any]](
         own_server.uri,
-        directConnection=True,  # a set's member that stops may leave the topology first
+        directConnection=True,  # otherwise a stopped member may leave the topology first
         heartbeatFrequencyMS=500,
         serverSelectionTimeoutMS=2_000,
         event_listeners=telemetry.listeners,
@@ -165,7 +165,7 @@ def test_stopping_and_starting_the_server(own_server: EmbeddedServer) -> None:
         assert ours(pool) == drivers(client)
 
 
-def test_closed_servers_are_forgotten_when_they_are_many() -> None:
+def test_closed_pools_are_kept_up_to_a_limit() -> None:
     telemetry = PoolTelemetry()
     listener: Any = telemetry.listeners[0]
     for number in range(200):
@@ -201,7 +201,7 @@ def test_stats_of_an_exhausted_pool_do_not_wait(server_uri: str) -> None:
             thread.start()
         wait_for(lambda: the_pool(telemetry).waiting == drivers(client).waiting == 40)
         youngest = time.monotonic() + GRACE_SECONDS
-        wait_for(lambda: time.monotonic() > youngest, "every wait to be old enough to look at")
+        wait_for(lambda: time.monotonic() > youngest, "every wait to be old enough to be inspected")
         best = fastest(telemetry.live_stats)
         assert the_pool(telemetry).waiting == 40
     for thread in threads:

@@ -1,3 +1,5 @@
+"""Connection strings: options, identity, and secrets that are never shown."""
+
 from typing import Any
 
 import pytest
@@ -64,17 +66,17 @@ def test_credentials_are_masked(uri: str, masked: str) -> None:
     assert mask_uri(uri) == masked
 
 
-def test_every_option_that_pymongo_knows_is_shown_or_a_secret() -> None:
+def test_every_option_of_pymongo_is_shown_unless_it_is_secret() -> None:
     for name in common.URI_OPTIONS_VALIDATOR_MAP:
         shown = mask_uri(f"mongodb://h/?{name}=abc").endswith("=abc")
         expected = name not in {
             *("authmechanismproperties", "tlscertificatekeyfilepassword"),
-            *("driver", "server_api", "srvallowedhostssuffix"),  # for code, not for URIs
+            *("driver", "server_api", "srvallowedhostssuffix"),  # only for code, not for URIs
         }
         assert shown == expected, name
 
 
-def test_secrets_are_known_in_every_form() -> None:
+def test_secrets_are_found_in_every_form() -> None:
     found = secrets_of("mongodb://ann:p%40ssw0rd@h/?proxyPassword=abc123", {"password": "k3y"})
     assert {"ann", "p%40ssw0rd", "p@ssw0rd", "abc123", "k3y"} <= set(found)
     assert found == sorted(found, key=len, reverse=True)
@@ -104,19 +106,19 @@ def test_secrets_are_known_in_every_form() -> None:
         ((URI, {"event_listeners": [1]}), (URI, {"event_listeners": [2]}), False),
     ],
 )
-def test_the_same_settings_are_seen_however_they_are_written(
+def test_same_settings_have_the_same_identity_in_every_notation(
     one: tuple[str, dict[str, Any]], other: tuple[str, dict[str, Any]], same: bool
 ) -> None:
     assert (identity(*one) == identity(*other)) is same
 
 
-def test_what_looks_like_an_option_in_a_password_is_none() -> None:
+def test_password_with_an_option_in_it_sets_no_option() -> None:
     assert uri_options("mongodb://ann:p?maxPoolSize=s3cret@h/?w=1") == {"w": "1"}
-    assert uri_options("h/?maxPoolSize=1") == {}  # PyMongo takes it for a host
+    assert uri_options("h/?maxPoolSize=1") == {}  # PyMongo reads all of it as a host
 
 
 @pytest.mark.parametrize("special", "@:/?#[]")
-def test_credentials_that_are_not_escaped_are_refused_before_pymongo_sees_them(
+def test_credentials_that_are_not_escaped_are_refused(
     special: str,
 ) -> None:
     escaped = "mongodb://a%40nn:s3%3Acret@h:1,[::1]:2/db?appName=a@b"
@@ -136,7 +138,7 @@ def test_credentials_that_are_not_escaped_are_refused_before_pymongo_sees_them(
     assert "cret" not in str(raised.value)
 
 
-def test_errors_keep_what_they_are_without_the_secrets() -> None:
+def test_errors_keep_their_type_and_lose_their_secrets() -> None:
     uri = "mongodb://ann:S3cret@h/?proxyPassword=Pr0xy"
     bad = "S3cret\udc80"
     with pytest.raises(UnicodeEncodeError) as unicode, without_secrets(uri, {"password": bad}):

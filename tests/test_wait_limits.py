@@ -21,8 +21,8 @@ from pymongo import AsyncMongoClient, MongoClient
 
 from pool_telemetry import AsyncMongoDBConnectionPool as Pool
 from pool_telemetry import MongoDBConnectionPool, PoolTelemetry, TelemetryOptions, presets
+from pool_telemetry.client_options import ASYNC_DEFAULTS, DEFAULTS
 from pool_telemetry.fastapi import pool_lifespan
-from pool_telemetry.options import ASYNC_DEFAULTS, DEFAULTS
 from pool_telemetry.sessions import AsyncMongoDBSessionManager
 from tests.support import drivers, slow, until
 

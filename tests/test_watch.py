@@ -1,4 +1,4 @@
-"""What the watching thread tells: exhaustion, and connections that are kept for too long."""
+"""The log lines of the watching thread: exhaustions and long checkouts; callbacks and history."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ from pool_telemetry.stats import Episode
 from tests.support import Gate, slow, the_pool, until, wait_for
 
 Client = MongoClient[dict[str, Any]]
-APP = "watched"  # whose commands are slow
+APP = "watched"  # the appName by which `slow` finds the commands to delay
 WATCH = "pool_telemetry-watch"
 
 
@@ -39,9 +39,9 @@ def connected(
 
 @contextlib.contextmanager
 def callers(client: Client, count: int, gate: Gate) -> Iterator[None]:
-    """So many threads find once, each for something that nobody is to read, until the block ends.
+    """Let `count` threads each run one find, whose filter is a secret, until the block ends.
 
-    They are held up by a gate among the client's listeners.
+    A gate among the client's listeners holds them up.
     """
 
     def ask() -> None:
@@ -59,7 +59,7 @@ def callers(client: Client, count: int, gate: Gate) -> Iterator[None]:
             thread.join()
 
 
-def told(caplog: pytest.LogCaptureFixture, words: str) -> list[str]:
+def logged(caplog: pytest.LogCaptureFixture, words: str) -> list[str]:
     every = [one.getMessage() for one in caplog.records if one.name == "pool_telemetry.watch"]
     return [one for one in every if words in one]
 
@@ -69,11 +69,11 @@ def watching() -> list[threading.Thread]:
 
 
 @pytest.fixture(autouse=True)
-def heard(caplog: pytest.LogCaptureFixture) -> None:
+def info_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "pool_telemetry")
 
 
-def test_exhaustion_is_logged_when_it_begins_and_when_it_is_over(
+def test_exhaustion_is_logged_at_its_beginning_and_its_end(
     server_uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     episodes = list[tuple[str, Episode]]()
@@ -92,7 +92,7 @@ def test_exhaustion_is_logged_when_it_begins_and_when_it_is_over(
         wait_for(lambda: the_pool(telemetry).idle == 2)
         with callers(client, 6, gate):
             wait_for(lambda: the_pool(telemetry).waiting == 4)
-            wait_for(lambda: told(caplog, "is exhausted"))
+            wait_for(lambda: logged(caplog, "is exhausted"))
         wait_for(lambda: len(episodes) == 2)
         (pool,) = telemetry.stats().pools
         first, last = (episode for _, episode in episodes)
@@ -108,12 +108,12 @@ def test_exhaustion_is_logged_when_it_begins_and_when_it_is_over(
         assert last.seconds == pytest.approx(pool.exhausted_time)
         assert last.seconds > NOTEWORTHY_SECONDS
         assert last.timeouts == 0
-        (warning,) = told(caplog, "is exhausted")
+        (warning,) = logged(caplog, "is exhausted")
         assert f"pool 'chat@{pool.address}' is exhausted: 2 of 2 in use, " in warning
         assert re.search(
             r"; held by caller-\d \(checkout-flow\) for \d+\.\d\d s: find orders; caller-", warning
         )
-        (ending,) = told(caplog, "has recovered")
+        (ending,) = logged(caplog, "has recovered")
         assert (
             f"after {last.seconds:.2f} s of exhaustion: at most {last.peak_waiting} waited, "
             "0 checkouts timed out" in ending
@@ -135,7 +135,7 @@ HOLDER, WAITER = ThreadActor(), ThreadActor()
 
 
 class Replay:
-    """A pool of one connection, whose time we make."""
+    """A pool of one connection, with a clock that the test sets."""
 
     def __init__(self, **options: Any) -> None:
         self.clock = Clock()
@@ -145,40 +145,40 @@ class Replay:
         (self.state,) = self.telemetry.states()
         self.state.ready()
         self.state.heartbeat(up=True)
-        self.state._still_waiting = lambda actors: set(actors)  # nobody stands anywhere
+        self.state._still_waiting = lambda actors: set(actors)  # no caller runs really
         self.state.connection_created(HOLDER, 1)
         self.state.connection_ready(1)
 
-    def take(self, actor: ThreadActor = HOLDER) -> None:
+    def check_out(self, actor: ThreadActor = HOLDER) -> None:
         self.state.checkout_started(actor)
         self.state.checked_out(actor, 1, 0.0)
 
     def exhausted_for(self, seconds: float) -> None:
-        self.take()
+        self.check_out()
         self.state.checkout_started(WAITER)
-        for _ in range(int(seconds / watch.LOOK_SECONDS)):
-            self.look()
-        self.clock.now += seconds % watch.LOOK_SECONDS
+        for _ in range(int(seconds / watch.CHECK_SECONDS)):
+            self.check()
+        self.clock.now += seconds % watch.CHECK_SECONDS
         self.state.checked_in(lambda: HOLDER, 1)
         self.state.checked_out(WAITER, 1, seconds)
         self.state.checked_in(lambda: WAITER, 1)
 
-    def look(self, seconds: float = watch.LOOK_SECONDS) -> None:
+    def check(self, seconds: float = watch.CHECK_SECONDS) -> None:
         self.clock.now += seconds
-        watch.look_at(self.telemetry)
+        watch.check(self.telemetry)
 
 
 def test_exhaustions_close_together_are_one(caplog: pytest.LogCaptureFixture) -> None:
     pool = Replay()
     for _ in range(20):
         pool.exhausted_for(0.6)
-        pool.look(0.4)
-    assert len(told(caplog, "exhausted")) == 1
-    assert told(caplog, "recovered") == []
+        pool.check(0.4)
+    assert len(logged(caplog, "exhausted")) == 1
+    assert logged(caplog, "recovered") == []
     for _ in range(3):
-        pool.look()
-    (info,) = told(caplog, "recovered")
-    assert "after 12.00 s of exhaustion" in info
+        pool.check()
+    (recovered,) = logged(caplog, "recovered")
+    assert "after 12.00 s of exhaustion" in recovered
 
 
 def test_short_exhaustion_is_logged_only_if_a_caller_timed_out(
@@ -186,15 +186,15 @@ def test_short_exhaustion_is_logged_only_if_a_caller_timed_out(
 ) -> None:
     pool = Replay()
     pool.exhausted_for(0.02)
-    pool.look()
-    assert told(caplog, "exhausted") == []
-    pool.take()
+    pool.check()
+    assert logged(caplog, "exhausted") == []
+    pool.check_out()
     pool.state.checkout_started(WAITER)
     pool.clock.now += 0.02
     pool.state.checkout_failed(WAITER, "timeout")
     pool.state.checked_in(lambda: HOLDER, 1)
-    pool.look()
-    (warning,) = told(caplog, "exhausted")
+    pool.check()
+    (warning,) = logged(caplog, "exhausted")
     assert "'replay@db:27017' was exhausted for 0.02 s" in warning
     assert "1 timeouts" in warning
 
@@ -202,65 +202,65 @@ def test_short_exhaustion_is_logged_only_if_a_caller_timed_out(
 def test_short_exhaustion_during_a_check_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     pool = Replay()
     for _ in range(20):
-        pool.take()
+        pool.check_out()
         pool.clock.now += 0.48
         pool.state.checkout_started(WAITER)
-        pool.look(0.02)
+        pool.check(0.02)
         pool.state.checked_in(lambda: HOLDER, 1)
         pool.state.checked_out(WAITER, 1, 0.02)
         pool.state.checked_in(lambda: WAITER, 1)
-        pool.look()
+        pool.check()
     assert pool.telemetry.stats().pools[0].exhausted_time == pytest.approx(0.4)
-    assert told(caplog, "exhausted") == []
+    assert logged(caplog, "exhausted") == []
 
 
 def test_pool_without_a_check_in_has_not_recovered(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     pool = Replay()
-    pool.take()
+    pool.check_out()
     pool.state.checkout_started(WAITER)
-    pool.look()
+    pool.check()
     pool.state.checkout_failed(WAITER, "timeout")
-    for _ in range(20):  # who waited gave up, and the connection is still out
-        pool.look()
-    assert len(told(caplog, "is exhausted")) == 1
-    assert told(caplog, "recovered") == []
+    for _ in range(20):  # the waiter timed out, and the connection is still in use
+        pool.check()
+    assert len(logged(caplog, "is exhausted")) == 1
+    assert logged(caplog, "recovered") == []
     pool.state.checked_in(lambda: HOLDER, 1)
-    pool.look()
-    assert len(told(caplog, "has recovered")) == 1
+    pool.check()
+    assert len(logged(caplog, "has recovered")) == 1
 
 
 def test_pool_whose_server_is_down_has_not_recovered(caplog: pytest.LogCaptureFixture) -> None:
     pool = Replay()
-    pool.take()
+    pool.check_out()
     pool.state.checkout_started(WAITER)
-    pool.look()
+    pool.check()
     pool.state.heartbeat(up=False, reason="AutoReconnect")
     pool.state.cleared(pauses=True)
     pool.state.checkout_failed(WAITER, "connection_error")
     pool.state.checked_in(lambda: HOLDER, 1)
     pool.state.connection_closed(1, "stale")
     for _ in range(20):
-        pool.look()
-    assert len(told(caplog, "is exhausted")) == 1
-    assert told(caplog, "recovered") == []
+        pool.check()
+    assert len(logged(caplog, "is exhausted")) == 1
+    assert logged(caplog, "recovered") == []
     pool.state.heartbeat(up=True)
     pool.state.ready()
-    pool.look()
-    assert len(told(caplog, "has recovered")) == 1
+    pool.check()
+    assert len(logged(caplog, "has recovered")) == 1
 
 
-def test_suppressed_exhaustions_are_summed_up_in_the_end(caplog: pytest.LogCaptureFixture) -> None:
+def test_unreported_exhaustions_are_summed_up_later(caplog: pytest.LogCaptureFixture) -> None:
     pool = Replay(notice_seconds=30.0)
     for _ in range(3):
         pool.exhausted_for(1.0)
         for _ in range(4):
-            pool.look()
+            pool.check()
     for _ in range(120):
-        pool.look()
-    (again,) = told(caplog, "exhausted again")
-    assert "'replay@db:27017' was exhausted again since that was told: 2 times, for 2.00 s" in again
+        pool.check()
+    (again,) = logged(caplog, "exhausted 2 more times")
+    assert "'replay@db:27017' was exhausted 2 more times since the last report, for 2.00 s" in again
 
 
 def test_exhaustions_of_one_pool_are_logged_at_a_limited_rate(
@@ -271,43 +271,43 @@ def test_exhaustions_of_one_pool_are_logged_at_a_limited_rate(
     for _ in range(4):  # at 0, 10, 20, 30 seconds
         pool.exhausted_for(2.0)
         for _ in range(16):
-            pool.look()
-    assert len(told(caplog, "is exhausted")) == len(told(caplog, "recovered")) == 2
-    assert "(2 more since the last one that was told)" in told(caplog, "is exhausted")[1]
+            pool.check()
+    assert len(logged(caplog, "is exhausted")) == len(logged(caplog, "recovered")) == 2
+    assert "(exhausted 2 more times since the last report)" in logged(caplog, "is exhausted")[1]
     wait_for(lambda: len(calls) == 4)
     caplog.clear()
-    pool.take()
+    pool.check_out()
     pool.state.checkout_started(WAITER)
-    pool.look()
-    assert told(caplog, "exhausted") == []  # too soon: but it lasts
+    pool.check()
+    assert logged(caplog, "exhausted") == []  # too soon after the last report
     for _ in range(60):
-        pool.look()
-    (warning,) = told(caplog, "is exhausted")
+        pool.check()
+    (warning,) = logged(caplog, "is exhausted")
     assert "the oldest for " in warning
 
 
 def test_closed_pool_ends_its_exhaustion(caplog: pytest.LogCaptureFixture) -> None:
     pool = Replay()
-    pool.take()
+    pool.check_out()
     pool.state.checkout_started(WAITER)
-    pool.look()
+    pool.check()
     pool.state.closed()
-    pool.look()
-    assert len(told(caplog, "was closed after 1.00 s")) == 1
+    pool.check()
+    assert len(logged(caplog, "was closed after 1.00 s")) == 1
 
 
 def test_recovery_is_logged_under_the_name_of_the_exhaustion(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Its client's place is taken by another, and so is its name."""
+    """The client's replacement takes its name over during the exhaustion."""
     pool = Replay()
-    pool.take()
+    pool.check_out()
     pool.state.checkout_started(WAITER)
-    pool.look()
+    pool.check()
     pool.telemetry.name = "replay#2"
     pool.state.closed()
-    pool.look()
-    assert len(told(caplog, "pool 'replay@db:27017'")) == 2
+    pool.check()
+    assert len(logged(caplog, "pool 'replay@db:27017'")) == 2
 
 
 def test_failing_or_hanging_callback_does_no_harm(caplog: pytest.LogCaptureFixture) -> None:
@@ -324,7 +324,7 @@ def test_failing_or_hanging_callback_does_no_harm(caplog: pytest.LogCaptureFixtu
     for _ in range(30):
         pool.exhausted_for(1.0)
         for _ in range(3):
-            pool.look()
+            pool.check()
     wait_for(lambda: "the pager is out of order" in caplog.text and len(calls) == 1)
     assert "a callback of pool 'replay@db:27017' does not return" in caplog.text
     hangs.set()
@@ -384,7 +384,7 @@ def test_failing_log_handler_does_not_end_the_watching_thread(server_uri: str) -
         log.removeHandler(broken)
 
 
-def test_a_coroutine_runs_on_the_loop_of_its_client(server_uri: str) -> None:
+def test_coroutine_runs_on_the_loop_of_its_client(server_uri: str) -> None:
     async def use() -> None:
         loops = list[asyncio.AbstractEventLoop]()
 
@@ -424,7 +424,7 @@ def test_leaked_connection_is_logged_with_the_stack_of_its_holder(
         client["shop"]["orders"].insert_many([{"card": "s3cr3t"} for _ in range(200)])
         holder = threading.Thread(target=read_and_forget_to_close, args=(client,), name="exporter")
         holder.start()
-        (warning,) = wait_for(lambda: told(caplog, "is held by"))
+        (warning,) = wait_for(lambda: logged(caplog, "is held by"))
         place, _, stack = warning.partition("; now at\n")
         (pool,) = telemetry.stats().pools
         assert (
@@ -432,24 +432,24 @@ def test_leaked_connection_is_logged_with_the_stack_of_its_holder(
             in place
         )
         assert place.endswith(" s: exhaust cursor of find orders")
-        # Of the thread's 6 frames, that of the application.
+        # Only the application's frame, of the 6 frames of the thread.
         assert re.fullmatch(rf"  {__file__}:\d+ in \S+\.read_and_forget_to_close", stack)
         assert pool.long_checkouts == 1
         wait_for(lambda: telemetry.stats().pools[0].held_idle == 1)
         done.set()
         holder.join()
-        wait_for(lambda: told(caplog, "is back after "))
-        assert len(told(caplog, "is held by")) == 1
+        wait_for(lambda: logged(caplog, "was returned after "))
+        assert len(logged(caplog, "is held by")) == 1
         levels = {one.levelname for one in caplog.records if "'leaky@" in one.getMessage()}
         assert levels == {"WARNING"}
         assert telemetry.stats().pools[0].held_idle == 0
         client.drop_database("shop")
 
 
-def test_stack_of_a_holder_that_went_on_is_labelled_so(
+def test_stack_of_a_holder_that_uses_another_connection_says_so(
     server_uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is not where the connection was taken."""
+    """The holder's stack is then not that of the checkout."""
     telemetry = PoolTelemetry(options=TelemetryOptions(long_checkout_seconds=0.3))
     with connected(server_uri, telemetry) as client:
         orders = client["shop"]["orders"]
@@ -457,9 +457,9 @@ def test_stack_of_a_holder_that_went_on_is_labelled_so(
         with orders.find(cursor_type=CursorType.EXHAUST, batch_size=10) as cursor:
             next(cursor)
             orders.count_documents({})
-            (warning,) = wait_for(lambda: told(caplog, "is held by"))
-        assert "; now, busy with something else, at\n" in warning
-        wait_for(lambda: told(caplog, " that MainThread held is back after "))
+            (warning,) = wait_for(lambda: logged(caplog, "is held by"))
+        assert "; now, with another connection in use or waited for, at\n" in warning
+        wait_for(lambda: logged(caplog, " that MainThread held was returned after "))
         client.drop_database("shop")
 
 
@@ -479,35 +479,37 @@ def test_stack_of_a_task_is_logged(server_uri: str, caplog: pytest.LogCaptureFix
         )
         with slow(server_uri, APP, 2_500):
             task = asyncio.create_task(show(client), name="page")
-            await until(lambda: told(caplog, "is held by"))
+            await until(lambda: logged(caplog, "is held by"))
             await task
         await client.close()
 
     asyncio.run(use())
-    (warning,) = told(caplog, "is held by")
+    (warning,) = logged(caplog, "is held by")
     assert re.search(r" is held by page for \d+\.\d\d s: find orders; now at\n", warning)
     assert re.search(r"show\n.*look_it_up$", warning)
     assert "s3cr3t" not in warning
 
 
-def test_long_checkouts_at_one_place_are_told_in_one_record(
+def test_long_checkouts_at_one_place_share_a_log_line(
     server_uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     options = TelemetryOptions(long_checkout_seconds=0.1)
     telemetry, gate = PoolTelemetry("folded", options=options), Gate()
 
-    def back() -> int:
-        others = told(caplog, "that were held are back")
-        return len(told(caplog, " is back after ")) + sum(int(one.split()[0]) for one in others)
+    def returned() -> int:
+        others = logged(caplog, "more long-held connections")
+        return len(logged(caplog, " was returned after ")) + sum(
+            int(one.split()[0]) for one in others
+        )
 
     with connected(server_uri, telemetry, gate, minPoolSize=12) as client:
         wait_for(lambda: the_pool(telemetry).idle == 12)  # so that all checkouts begin at once
         with callers(client, 12, gate):
             wait_for(lambda: the_pool(telemetry).long_checkouts == 12)
-        wait_for(lambda: back() == 12)
-    assert len(told(caplog, " is back after ")) <= 2 * watch.TOP_HOLDERS
-    folded = told(caplog, " held by ")
-    # Twelve may begin on both sides of a look.
+        wait_for(lambda: returned() == 12)
+    assert len(logged(caplog, " was returned after ")) <= 2 * watch.TOP_HOLDERS
+    folded = logged(caplog, " held by ")
+    # A check may fall between the beginnings of the twelve.
     assert 1 <= len(folded) <= 2
     for warning in folded:
         frames = warning.partition(" at\n")[2].splitlines()
@@ -528,13 +530,13 @@ def test_one_thread_watches_and_ends_with_the_last_client(server_uri: str) -> No
         (thread,) = watching()
         assert thread.daemon
     wait_for(lambda: not watching())
-    with connected(server_uri, PoolTelemetry()):  # and begins again
+    with connected(server_uri, PoolTelemetry()):  # the thread starts again
         assert len(watching()) == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning", "ignore:.*fork.*:UserWarning")
-def test_a_forked_child_watches_for_itself(server_uri: str) -> None:
+def test_forked_child_has_a_watching_thread_of_its_own(server_uri: str) -> None:
     telemetry = PoolTelemetry("forked")
     with connected(server_uri, telemetry) as client:
         assert len(watching()) == 1
@@ -548,10 +550,10 @@ def test_a_forked_child_watches_for_itself(server_uri: str) -> None:
 
 
 def test_history_is_kept_while_it_is_watched() -> None:
-    """Five minutes, the last ten seconds of them by the second."""
+    """It has five minutes of samples: one each second of the last ten, else one each five."""
     pool = Replay()
     for _ in range(1_000):
-        pool.look()
+        pool.check()
     history = pool.telemetry.history()
     ages = [history[-1].at - one.at for one in history]
     assert ages[0] == pytest.approx(300.0, abs=5.0)
@@ -566,19 +568,19 @@ def test_history_has_the_beginning_of_each_exhaustion() -> None:
     for _ in range(600):
         pool.exhausted_for(0.6)
         for _ in range(3):
-            pool.look()
+            pool.check()
     history = pool.telemetry.history()
-    assert 115 < len(history) <= 121  # as many as are kept, less what is thinned out
+    assert 115 < len(history) <= 121  # at most as many samples as are kept
     assert sum(one.pools[0].exhausted for one in history) >= 60
     assert history[-1].at - history[0].at > 150.0
 
 
-def test_history_has_the_beginning_alone_of_one_that_flickers() -> None:
-    """Else it would fill the history, and of what was before nothing would be known."""
+def test_history_keeps_only_the_beginning_of_a_flickering_exhaustion() -> None:
+    """Otherwise such an exhaustion would push the time before it out of the history."""
     pool = Replay()
     for _ in range(400):
         pool.exhausted_for(0.6)
-        pool.look(0.4)
+        pool.check(0.4)
     (last,) = pool.telemetry.stats().pools
     assert last.exhaustions == 1
     history = pool.telemetry.history()

@@ -9,7 +9,7 @@ from pool_telemetry.diagnosis import diagnose
 from pool_telemetry.state.exhaustion import NOTEWORTHY_SECONDS
 from pool_telemetry.stats import ClientStats
 from pool_telemetry.watch.history import History
-from pool_telemetry.watch.thread import LOOK_SECONDS
+from pool_telemetry.watch.thread import CHECK_SECONDS
 from tests.recordings import Recording
 from tests.scenarios import SAMPLE_SECONDS
 
@@ -60,7 +60,7 @@ def remembered(samples: Sequence[ClientStats], offset: float) -> list[ClientStat
     """
     history = History()
     quiet, exhausted = 0.0, False
-    for one in sampled(samples, LOOK_SECONDS, offset):
+    for one in sampled(samples, CHECK_SECONDS, offset):
         pools = one.open_pools
         seconds = sum(pool.exhausted_time for pool in pools)
         began = not exhausted and seconds - quiet >= NOTEWORTHY_SECONDS
@@ -96,7 +96,7 @@ def judge_by_period(recording: Recording, period: float) -> Iterator[Judged]:
 
 def judge_by_own(recording: Recording) -> Iterator[Judged]:
     """Diagnose a recording's end by the client's own history, whenever its thread looks."""
-    for step in range(1, round(LOOK_SECONDS / SAMPLE_SECONDS) + 1):
+    for step in range(1, round(CHECK_SECONDS / SAMPLE_SECONDS) + 1):
         offset = step * SAMPLE_SECONDS
         yield judge(recording, remembered(recording.samples, offset), OWN, offset)
 

@@ -11,8 +11,9 @@ from typing import Any, Final
 
 from pymongo import monitoring as cmap
 
+from pool_telemetry.client_options import WAIT_LIMITS_BREAK_ASYNC_POOLS
 from pool_telemetry.events import tracing
-from pool_telemetry.options import WAIT_LIMITS_BREAK_ASYNC_POOLS, TelemetryOptions
+from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.owners import current_origin
 from pool_telemetry.process import notice_fork, unforked
 from pool_telemetry.state.actor import current_actor

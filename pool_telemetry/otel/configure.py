@@ -23,11 +23,11 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 
 from pool_telemetry.errors import PoolConfigurationError
-from pool_telemetry.options import shown
 from pool_telemetry.otel.exporter import HistogramExporter
 from pool_telemetry.otel.metrics import register, unregister
 from pool_telemetry.otel.spans import start_tracing, stop_tracing
 from pool_telemetry.process import ProcessLock, after_fork, threads_are_known
+from pool_telemetry.ranges import shown
 
 Protocol = Literal["grpc", "http/protobuf"]
 

@@ -15,9 +15,9 @@ from pymongo.errors import DocumentTooLarge, DuplicateKeyError, OperationFailure
 from pymongo.write_concern import WriteConcern
 from strands.types.exceptions import SessionException
 
-from pool_telemetry import telemetry
 from pool_telemetry.events import tracing
 from pool_telemetry.process import ProcessLock
+from pool_telemetry.registry import telemetry_of
 from pool_telemetry.sessions.client_choice import AnyClient
 from pool_telemetry.sessions.dispatch import CallMethod
 from pool_telemetry.sessions.documents import SessionConflictError, describe
@@ -54,7 +54,7 @@ class Store:
         self.messages = database[f"{prefix}messages"]
         self._client = client
         self.call = call
-        self.counts = found.agents if (found := telemetry.of(client)) else AgentCounts()
+        self.counts = found.agents if (found := telemetry_of(client)) else AgentCounts()
 
     @property
     def is_indexed(self) -> bool:

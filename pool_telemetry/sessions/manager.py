@@ -23,8 +23,8 @@ from strands.types.content import Message
 
 from pool_telemetry.async_pool import ManagedAsyncMongoClient
 from pool_telemetry.base_pool import PoolSettings
+from pool_telemetry.client_options import ASYNC_DEFAULTS
 from pool_telemetry.events import tracing
-from pool_telemetry.options import ASYNC_DEFAULTS
 from pool_telemetry.pool import ManagedMongoClient, MongoDBConnectionPool
 from pool_telemetry.sessions.async_repository import AsyncMongoDBSessionRepository
 from pool_telemetry.sessions.client_choice import AnyClient, check_choice, shared_client

@@ -1,16 +1,10 @@
-"""One sleeping thread that inspects every pool, for what no event can report: that time passes.
+"""One sleeping thread that checks every pool, because no event reports that time passes.
 
-It logs, calls the application back and keeps the history. Only `telemetry` imports this room, and
-nothing here is on the hot path.
+It writes log lines, calls the application back and keeps the history. Only `telemetry` imports this
+room, and nothing here is on the hot path.
 """
 
-from pool_telemetry.watch.thread import (
-    LOOK_SECONDS,
-    TOP_HOLDERS,
-    Watched,
-    add,
-    look_at,
-    look_at_all,
-)
+from pool_telemetry.watch.thread import CHECK_SECONDS, check, check_all, watch
+from pool_telemetry.watch.watched import TOP_HOLDERS, Watched
 
-__all__ = ["LOOK_SECONDS", "TOP_HOLDERS", "Watched", "add", "look_at", "look_at_all"]
+__all__ = ["CHECK_SECONDS", "TOP_HOLDERS", "Watched", "check", "check_all", "watch"]

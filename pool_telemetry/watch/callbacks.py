@@ -1,6 +1,7 @@
-"""Calls the application back, in order, on a thread that lives as long as there is something to do.
+"""Calls the application back, in order, on a thread that lives while calls are due.
 
-The application's functions may take their time, fail, or be coroutines: nobody here waits for them.
+The application's functions may be slow, fail, or be coroutines: the watching thread never waits for
+them.
 """
 
 import asyncio
@@ -14,8 +15,10 @@ from typing import Any, Final
 from pool_telemetry.options import OnEpisode
 from pool_telemetry.stats import Episode
 
-LOOP_SECONDS: Final = 1.0  # so often it is seen whether the loop still runs
-_MOST: Final = 10  # that stand in line for one that does not return
+LOOP_SECONDS: Final = 1.0
+"""Seconds between two checks that the event loop of a coroutine still runs."""
+
+_MAX_DUE: Final = 10  # calls that may queue behind a callback that does not return
 
 _log = logging.getLogger("pool_telemetry.callbacks")
 
@@ -24,7 +27,7 @@ class Callbacks:
     """The calls of one client.
 
     Attributes:
-        loop: The event loop of the client, where coroutines run; without one, on their own.
+        loop: The event loop of the client, on which coroutines run. None: each has a new one.
     """
 
     def __init__(self) -> None:
@@ -34,21 +37,21 @@ class Callbacks:
         self._busy = False
 
     def call(self, callback: OnEpisode | None, episode: Episode) -> None:
-        """Call back soon, after those that are due before; without a callback do nothing."""
+        """Call back soon, after the calls that are already due; without a callback do nothing."""
         if callback is None:
             return
         with self._lock:
-            dropped = len(self._due) >= _MOST
+            dropped = len(self._due) >= _MAX_DUE
             if not dropped:
                 self._due.append((callback, episode))
             start, self._busy = not self._busy, True
         if dropped:
-            _log.error("a callback of pool %r does not return: a call was left out", episode.pool)
+            _log.error("a callback of pool %r does not return: a call was dropped", episode.pool)
         if start:
             thread = threading.Thread(target=self._run, name="pool_telemetry-callback", daemon=True)
             try:
                 thread.start()
-            except RuntimeError:  # no room for a thread, or the process ends: the next call tries
+            except RuntimeError:  # no more threads, or the process ends: the next call tries again
                 self._busy = False
 
     def _run(self) -> None:
@@ -60,7 +63,9 @@ class Callbacks:
                 callback, episode = self._due.popleft()
             try:
                 self._call(callback, episode)
-            except BaseException:  # a cancelled coroutine, sys.exit(): the next one has its turn
+            except (
+                BaseException
+            ):  # also a cancelled coroutine or sys.exit(): go on with the next call
                 _log.exception("a callback of pool %r failed", episode.pool)
 
     def _call(self, callback: OnEpisode, episode: Episode) -> None:

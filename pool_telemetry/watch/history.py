@@ -1,7 +1,7 @@
-"""How a client was: samples of the last five minutes, which a diagnosis compares with now.
+"""Samples of a client from the last five minutes, which a diagnosis compares with the present.
 
-The watching thread adds them; the latest are the closest together, for a trouble that began a
-moment ago has to be told from what was before it.
+The watching thread adds them. The latest samples are the closest together, so that a diagnosis can
+tell a problem that began a moment ago from the time before it.
 """
 
 import threading
@@ -17,7 +17,7 @@ HISTORY_SECONDS: Final = 300.0
 
 _FRESH_APART: Final = 1.0
 _APART: Final = 5.0
-_MOST: Final = 121  # where pools run dry again and again, fewer minutes have to do
+_MAX_SAMPLES: Final = 121  # if a pool is exhausted again and again, these span fewer minutes
 
 
 class History:
@@ -25,29 +25,29 @@ class History:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._samples: deque[ClientStats] = deque(maxlen=_MOST)
+        self._samples: deque[ClientStats] = deque(maxlen=_MAX_SAMPLES)
 
     def samples(self) -> list[ClientStats]:
-        """Return them, the oldest first."""
+        """Return the samples, the oldest first."""
         with self._lock:
             return list(self._samples)
 
     def is_due(self, now: float) -> bool:
-        """Return whether it is time for the next one, at a Unix time as in `ClientStats.at`."""
+        """Return whether the next sample is due, at a Unix time as in `ClientStats.at`."""
         return not self._samples or now - self._samples[-1].at >= _FRESH_APART
 
     def add(self, sample: ClientStats) -> None:
-        """Take one, and drop what it makes too old or too close."""
+        """Add a sample, and drop those that are now too old or too close together."""
         with self._lock:
             if self._samples:
                 sample = _sharing(sample, self._samples[-1])
             self._samples.append(sample)
-            kept = deque[ClientStats](maxlen=_MOST)
+            kept = deque[ClientStats](maxlen=_MAX_SAMPLES)
             known = set[tuple[str, int]]()
             for one in self._samples:
                 age = sample.at - one.at
                 close = age > FRESH_SECONDS and kept and one.at - kept[-1].at < _APART
-                # A diagnosis of an exhaustion that is over reads the first sample of it.
+                # Keep the first sample of each exhaustion: findings about a past one use it.
                 begun = _exhaustions(one) - known
                 known |= begun
                 if age <= HISTORY_SECONDS + 1.0 and (begun or not close):
@@ -56,12 +56,15 @@ class History:
 
 
 def _sharing(sample: ClientStats, last: ClientStats) -> ClientStats:
-    """Return it with the objects of the last one: of hundreds of series of commands most rest."""
+    """Return the sample with the last one's objects for all series of commands that did not change.
+
+    A client has hundreds of series, and most of them are the same in two samples.
+    """
     known = {one.series: one for one in last.operations}
     operations = ((one, known.get(one.series)) for one in sample.operations)
     return replace(sample, operations=tuple(old if old == one else one for one, old in operations))
 
 
 def _exhaustions(sample: ClientStats) -> set[tuple[str, int]]:
-    """Return the exhaustions that a sample shows, each by its pool and its number there."""
+    """Return the exhaustions that go on in a sample, each as its pool and its number there."""
     return {(pool.address, pool.exhaustions) for pool in sample.pools if pool.exhausted}
