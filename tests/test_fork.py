@@ -14,6 +14,7 @@ import pytest
 from pool_telemetry import AsyncMongoDBConnectionPool, MongoDBConnectionPool, assess
 from tests.forked_in_c import CALLERS, FINDS, SIZE
 from tests.prefork import OPERATIONS, OPTIONS, WORKERS
+from tests.support import PATIENCE_SECONDS
 
 METHODS = {"os.fork", *multiprocessing.get_all_start_methods()}
 
@@ -74,9 +75,9 @@ def test_a_worker_of_a_pre_fork_server_is_ready_and_then_healthy(server_uri: str
         receive, send = fork.Pipe(duplex=False)
         child = fork.Process(target=in_a_thread, args=(child_of_singletons, server_uri, send))
         child.start()
-        assert await asyncio.to_thread(receive.poll, 20), "the child said nothing"
+        assert await asyncio.to_thread(receive.poll, PATIENCE_SECONDS), "the child said nothing"
         assert receive.recv() == ([("connected", "degraded"), ("connected", "healthy")], True)
-        await asyncio.to_thread(child.join, 20)
+        await asyncio.to_thread(child.join, PATIENCE_SECONDS)
         assert child.exitcode == 0
         await AsyncMongoDBConnectionPool.close()
 

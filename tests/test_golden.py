@@ -15,6 +15,8 @@ from tests.histories import RECORDED, SIMULATED, recorded, simulated
 SHOWN = 40
 PARTS = 6  # so that several processes share the work
 
+pytestmark = pytest.mark.usefixtures("unmeasured")
+
 
 def compare(kept: list[str], found: Iterable[str]) -> None:
     changed = list(difflib.unified_diff(kept, [*found], "golden", "now", n=0, lineterm=""))

@@ -12,6 +12,7 @@ from tests.recordings import FOLDER, Recording, dump, recordings
 from tests.scenarios import SAMPLE_SECONDS, SCENARIOS
 from tests.verdicts import OWN, PERIODS, every, judge_by_own, judge_by_period
 
+pytestmark = pytest.mark.usefixtures("unmeasured")
 SAMPLINGS = {every(period): period for period in PERIODS} | {OWN: None}
 
 NOT_YET = {

@@ -69,6 +69,7 @@ def p95(waits: list[float]) -> float:
     return waits[int(0.95 * len(waits))]
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize(("size", "busy"), [(1, 0.6), (2, 0.8), (4, 0.7), (10, 0.8), (20, 0.9)])
 def test_the_predicted_wait_is_that_of_a_simulation(use: str, size: int, busy: float) -> None:

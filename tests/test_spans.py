@@ -7,6 +7,7 @@ import inspect
 import json
 import logging
 import threading
+import time
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -265,12 +266,13 @@ def test_a_slow_checkout_has_a_span_from_the_start_of_its_wait(
 ) -> None:
     options = TelemetryOptions(slow_checkout_seconds=0.1)
     with traced(server_uri, memory, options, maxPoolSize=1) as t:
-        taken = threading.Event()
+        taken, seen = threading.Event(), []
 
         def hold() -> None:
             with exhausted(t.client):
                 taken.set()
                 wait_for(lambda: the_pool(t.telemetry).oldest_wait > 0.15)
+                seen.append(time.time_ns())
 
         holder = threading.Thread(target=hold)
         holder.start()
@@ -280,10 +282,10 @@ def test_a_slow_checkout_has_a_span_from_the_start_of_its_wait(
         holder.join()
         (checkout,) = t.spans("checkout")  # the other one did not wait
         assert checkout.parent.span_id == request.get_span_context().span_id
-        waited = (checkout.end_time - checkout.start_time) / 1e9
         find = t.spans("find t")[-1]
-        assert waited == pytest.approx(find.attributes["mongodb.client.pool.wait_time"], abs=0.2)
-        assert waited > 0.1
+        assert find.attributes["mongodb.client.pool.wait_time"] > 0.15
+        assert (seen[0] - checkout.start_time) / 1e9 > 0.14  # its clock may differ a little
+        assert (checkout.end_time - seen[0]) / 1e9 > -0.01
         assert checkout.end_time <= find.start_time
         assert "error.type" not in checkout.attributes
 
