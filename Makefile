@@ -41,8 +41,8 @@ endif
 
 test-load: $(VENV)/.dev
 	$(BIN)/python -m pytest -m load $(ARGS)
-	$(BIN)/python -m pytest --hypothesis-profile=many tests/test_findings.py tests/test_listeners.py \
-		tests/test_machine.py tests/test_secrets.py
+	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=many --numprocesses=2 \
+		tests/test_findings.py tests/test_listeners.py tests/test_machine.py tests/test_secrets.py
 
 test-stack: $(VENV)/.dev
 	$(BIN)/python -m pytest -m stack $(ARGS)

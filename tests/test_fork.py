@@ -14,7 +14,7 @@ import pytest
 from pool_telemetry import AsyncMongoDBConnectionPool, MongoDBConnectionPool, assess
 from tests.forked_in_c import CALLERS, FINDS, SIZE
 from tests.prefork import OPERATIONS, OPTIONS, WORKERS
-from tests.support import PATIENCE_SECONDS
+from tests.support import PATIENCE_SECONDS, UNMEASURED
 
 METHODS = {"os.fork", *multiprocessing.get_all_start_methods()}
 
@@ -25,6 +25,7 @@ def test_every_worker_of_a_busy_server_reports_on_itself(server_uri: str, method
         pytest.skip(f"this system has no {method}")
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "tests.prefork", method, server_uri],
+        env={**os.environ, **(UNMEASURED if method in ("forkserver", "spawn") else {})},
         capture_output=True,
         text=True,
         timeout=120,

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import unmeasured
+
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("pool_telemetry", "tests", "examples", "dashboards")
 PATTERNS = {
@@ -64,8 +66,8 @@ def everything() -> list[tuple[str, str]]:
     ]
 
 
-@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("name", PATTERNS)
+@unmeasured()
 def test_the_language_gets_no_harder_to_read(name: str) -> None:
     places = [f"{place}: {text}" for place, text in everything() if re.search(PATTERNS[name], text)]
     assert len(places) <= MOST[name], "\n".join(places)

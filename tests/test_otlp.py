@@ -17,6 +17,7 @@ from pool_telemetry import PoolConfigurationError
 from pool_telemetry.otel import configure_otlp
 from pool_telemetry.otel.configure import _address
 from tests.otlp import PROTOCOLS, receiver
+from tests.support import UNMEASURED
 
 PROGRAM = """
 import json, logging, os, statistics, sys, threading, time
@@ -336,6 +337,7 @@ def test_dead_collector_costs_the_application_only_log_lines(
             OTEL_BSP_MAX_QUEUE_SIZE="75",
             OTEL_BSP_MAX_EXPORT_BATCH_SIZE="25",
             OTEL_EXPORTER_OTLP_TIMEOUT="1",
+            **UNMEASURED,
             after=MEASURE if Path("/proc/self/statm").exists() else "",
         )
     assert said["made"] < 30.0
