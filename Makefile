@@ -34,7 +34,7 @@ ifdef ARGS
 else
 	$(BIN)/python -m coverage erase
 	$(BIN)/python -m coverage run -m pytest -m "not load and not stack" \
-		--numprocesses=3 --dist=worksteal
+		--numprocesses=4 --dist=worksteal
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 endif

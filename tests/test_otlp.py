@@ -164,7 +164,12 @@ def test_unknown_protocol_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
 
 FORK = """
 import ctypes
+# Locks of Python and of the exporter are not tested: every other thread waits for something then.
+interval = sys.getswitchinterval()
+sys.setswitchinterval(60.0)
+time.sleep(0.1)
 pid = {fork}()
+sys.setswitchinterval(interval)
 client["otlp"]["parent" if pid else "child"].find_one()
 if pid == 0:
     sys.exit()  # runs atexit
