@@ -34,15 +34,15 @@ ifdef ARGS
 else
 	$(BIN)/python -m coverage erase
 	$(BIN)/python -m coverage run -m pytest -m "not load and not stack" \
-		--numprocesses=3 --dist=worksteal
+		--numprocesses=4 --dist=worksteal
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 endif
 
 test-load: $(VENV)/.dev
 	$(BIN)/python -m pytest -m load $(ARGS)
-	$(BIN)/python -m pytest --hypothesis-profile=many tests/test_findings.py tests/test_listeners.py \
-		tests/test_machine.py tests/test_secrets.py
+	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=many --numprocesses=2 \
+		tests/test_findings.py tests/test_listeners.py tests/test_machine.py tests/test_secrets.py
 
 test-stack: $(VENV)/.dev
 	$(BIN)/python -m pytest -m stack $(ARGS)

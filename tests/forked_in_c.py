@@ -32,11 +32,12 @@ from pool_telemetry.state import frames
 from pool_telemetry.state.frames import UNKNOWN, stack_of
 from pool_telemetry.watch import thread as watch
 from tests.prefork import find, in_child, telemetry
-from tests.support import drivers, ours, slow, the_pool, wait_for
+from tests.support import Gate, drivers, ours, the_pool, wait_for
 
 FINDS = 5
 SIZE = 2
 CALLERS = 7
+GATE = Gate()
 
 
 def in_c_child(call: Callable[[], Any]) -> Any:
@@ -116,8 +117,8 @@ def queue(uri: str) -> Any:
     def child() -> Any:
         looked = list[str]()
         sys.addaudithook(lambda event, _: looked.append(event) if "_frames" in event else None)
-        with slow(uri, "forked", 500):
-            threads = [threading.Thread(target=find, args=(1,)) for _ in range(CALLERS)]
+        threads = [threading.Thread(target=find, args=(1,)) for _ in range(CALLERS)]
+        with GATE.shut():
             for thread in threads:
                 thread.start()
             wait_for(lambda: the_pool(telemetry()).waiting == CALLERS - SIZE)
@@ -125,8 +126,8 @@ def queue(uri: str) -> Any:
             holders, waiters = telemetry().callers()
             (state,) = telemetry().states()
             stacks = {stack_of(holder[0])[0] for holder in state.holders()[0].values()}
-            for thread in threads:
-                thread.join()
+        for thread in threads:
+            thread.join()
         quiet = the_pool(telemetry())
         return {
             "queue": (pool.in_use, pool.waiting, pool.exhausted, len(holders), len(waiters)),
@@ -300,7 +301,7 @@ SCENARIOS = {
 def main() -> None:
     scenario, uri = sys.argv[1:]
     MongoDBConnectionPool.initialize(
-        f"{uri}?appName=forked", maxPoolSize=SIZE, minPoolSize=0, waitQueueTimeoutMS=20_000
+        uri, maxPoolSize=SIZE, minPoolSize=0, waitQueueTimeoutMS=60_000, event_listeners=[GATE]
     )
     said = SCENARIOS[scenario](uri)
     MongoDBConnectionPool.close()

@@ -16,7 +16,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from pool_telemetry import MongoDBConnectionPool, PoolTelemetry, prometheus
-from tests.support import drivers, ours, the_pool, wait_for
+from tests.support import PATIENCE_SECONDS, drivers, ours, the_pool, wait_for
 
 WORKERS = 3
 OPERATIONS = 40
@@ -73,7 +73,7 @@ def run(method: str, number: int, uri: str) -> Any:
     inherits = method == "fork"
     worker = context.Process(target=report, args=(number, None if inherits else uri, send))
     worker.start()
-    assert receive.poll(30), "the worker said nothing"
+    assert receive.poll(PATIENCE_SECONDS), "the worker said nothing"
     said = receive.recv()
     worker.join()
     return said

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import random
 import socket
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -24,6 +25,8 @@ from pool_telemetry.registry import ClosedClients
 from pool_telemetry.stats import PoolStats
 
 PATIENCE_SECONDS = 60.0
+UNMEASURED = {"COVERAGE_PROCESS_CONFIG": ""}
+"""Environment of a program that coverage does not slow down: other tests measure its lines."""
 
 
 def wait_for(
@@ -38,6 +41,20 @@ def wait_for(
         assert time.monotonic() < deadline, f"waited in vain for {what or condition}"
         time.sleep(pause)
     return value
+
+
+@contextlib.contextmanager
+def unmeasured() -> Iterator[None]:
+    """Stop coverage in this thread, because it makes pure computing six times slower.
+
+    Other tests measure the same lines.
+    """
+    tracing = sys.gettrace()
+    sys.settrace(None)
+    try:
+        yield
+    finally:
+        sys.settrace(tracing)
 
 
 @contextlib.contextmanager

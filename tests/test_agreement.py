@@ -139,7 +139,10 @@ def test_counts_of_many_tasks_equal_the_drivers_at_every_quiet_moment(server_uri
             await collection.find_one()
 
         async def timed_out() -> None:
-            with contextlib.suppress(PyMongoError), pymongo.timeout(0.05):
+            with (
+                contextlib.suppress(PyMongoError),
+                pymongo.timeout(0.5),
+            ):  # its checkout begins by then
                 await collection.find_one()
 
         async def swallows() -> None:

@@ -306,7 +306,7 @@ def closed(telemetry: PoolTelemetry) -> bool:
 def test_no_operation_fails_while_the_client_is_replaced(
     server_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(base_pool, "QUIET_SECONDS", 0.3)
+    monkeypatch.setattr(base_pool, "QUIET_SECONDS", 2.0)  # no thread pauses for so long
     MongoDBConnectionPool.initialize(server_uri, maxPoolSize=4, minPoolSize=0)
     database = MongoDBConnectionPool.get_client()["clients"]
     database["many"].insert_many({} for _ in range(30))
@@ -350,7 +350,7 @@ def test_no_operation_fails_while_the_client_is_replaced(
 def test_no_operation_of_a_task_fails_while_the_client_is_replaced(
     server_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(base_pool, "QUIET_SECONDS", 0.3)
+    monkeypatch.setattr(base_pool, "QUIET_SECONDS", 2.0)  # no thread pauses for so long
 
     async def main() -> None:
         pool = AsyncMongoDBConnectionPool

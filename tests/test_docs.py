@@ -12,7 +12,7 @@ import pytest
 import pool_telemetry
 import pool_telemetry.promises
 from tests.otlp import receiver
-from tests.support import free_port, prometheus_families, wait_for
+from tests.support import UNMEASURED, free_port, prometheus_families, wait_for
 from tests.web import Web, serving
 
 ROOT = Path(__file__).parent.parent
@@ -31,7 +31,11 @@ def test_every_python_block_of_the_readme_runs(code: str, server_uri: str, tmp_p
     with receiver("grpc") as received:
         done = subprocess.run(
             [sys.executable, "-W", "error", str(script)],
-            env={**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": received.endpoint},
+            env={
+                **os.environ,
+                **UNMEASURED,
+                "OTEL_EXPORTER_OTLP_ENDPOINT": received.endpoint,
+            },
             capture_output=True,
             text=True,
             timeout=180,

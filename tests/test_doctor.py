@@ -87,7 +87,7 @@ def test_every_pool_of_a_service_is_looked_at(
         reports.insert_many([{} for _ in range(10)])
         with reports.find(cursor_type=CursorType.EXHAUST, batch_size=2) as cursor:
             next(cursor)
-            wait_for(lambda: telemetry.stats().pools[0].longest_idle >= 5.0, seconds=20.0)
+            wait_for(lambda: telemetry.stats().pools[0].longest_idle >= 5.0)
             code, out, _ = run(capsys, "doctor", service)
     assert (code, "WARNING: leak, reports@" in out) == (1, True)
     assert out.count(" in use, ") >= 2

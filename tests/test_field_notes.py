@@ -36,6 +36,7 @@ from tests.conftest import need_embedded_server
 from tests.naive import Naive, Numbers, numbers_of
 from tests.proxy import Proxy
 from tests.support import (
+    PATIENCE_SECONDS,
     Noop,
     aexhausted,
     drivers,
@@ -403,9 +404,9 @@ def test_09_a_fork(server_uri: str) -> None:
         receive, send = fork.Pipe(duplex=False)
         child = fork.Process(target=in_child, args=(watched, client, send))
         child.start()
-        assert receive.poll(20), "the child said nothing"
+        assert receive.poll(PATIENCE_SECONDS), "the child said nothing"
         naive, here, driver = receive.recv()
-        child.join(20)
+        child.join(PATIENCE_SECONDS)
     assert here == driver == 1
     assert naive == 2, "the control is right, so this trap is gone"
 
@@ -566,7 +567,8 @@ def test_17_callers_that_share_a_thread(server_uri: str) -> None:
 @pytest.mark.skipif(pymongo.version_tuple < (4, 18), reason="each try had its own id before 4.18")
 def test_18_a_retry_shares_its_operation_id(server_uri: str) -> None:
     watched = Watched()
-    with Client(server_uri, appName="retry", event_listeners=watched.listeners) as client:
+    options: Any = {"appName": "retry", "heartbeatFrequencyMS": 500}  # the server is soon back
+    with Client(server_uri, event_listeners=watched.listeners, **options) as client:
         fail_point = {"failCommands": ["find"], "errorCode": 11600, "appName": "retry"}
         control = Client(server_uri, appName="tests-control")
         control.admin.command(

@@ -23,6 +23,7 @@ from pool_telemetry.stats import (
     OwnerStats,
     PoolStats,
 )
+from tests.support import unmeasured
 from tests.test_health import DOWN, EXHAUSTED, a_client, a_pool
 
 counts = st.one_of(st.integers(0, 3), st.integers(0, 10**6))
@@ -96,6 +97,7 @@ def clients(draw: Any) -> ClientStats:
     return dataclasses.replace(client, operations=tuple(operations), at=at, since=0.0)
 
 
+@unmeasured()
 @given(clients(), st.lists(clients(), max_size=3), st.one_of(st.none(), st.integers(1, 500)))
 def test_any_numbers_can_be_diagnosed(
     stats: ClientStats, history: list[ClientStats], most: int | None

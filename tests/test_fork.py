@@ -14,6 +14,7 @@ import pytest
 from pool_telemetry import AsyncMongoDBConnectionPool, MongoDBConnectionPool, assess
 from tests.forked_in_c import CALLERS, FINDS, SIZE
 from tests.prefork import OPERATIONS, OPTIONS, WORKERS
+from tests.support import PATIENCE_SECONDS, UNMEASURED
 
 METHODS = {"os.fork", *multiprocessing.get_all_start_methods()}
 
@@ -26,6 +27,7 @@ def test_every_worker_of_a_busy_server_reports_its_own_numbers(
         pytest.skip(f"this system has no {method}")
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "tests.prefork", method, server_uri],
+        env={**os.environ, **(UNMEASURED if method in ("forkserver", "spawn") else {})},
         capture_output=True,
         text=True,
         timeout=120,
@@ -76,9 +78,9 @@ def test_worker_of_a_pre_fork_server_is_connected_and_then_healthy(server_uri: s
         receive, send = fork.Pipe(duplex=False)
         child = fork.Process(target=in_a_thread, args=(child_of_singletons, server_uri, send))
         child.start()
-        assert await asyncio.to_thread(receive.poll, 20), "the child said nothing"
+        assert await asyncio.to_thread(receive.poll, PATIENCE_SECONDS), "the child said nothing"
         assert receive.recv() == ([("connected", "degraded"), ("connected", "healthy")], True)
-        await asyncio.to_thread(child.join, 20)
+        await asyncio.to_thread(child.join, PATIENCE_SECONDS)
         assert child.exitcode == 0
         await AsyncMongoDBConnectionPool.close()
 

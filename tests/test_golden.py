@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import pytest
 
 from tests.histories import RECORDED, SIMULATED, recorded, simulated
+from tests.support import unmeasured
 
 SHOWN = 40
 PARTS = 6  # so that several processes share the work
@@ -22,6 +23,7 @@ def compare(kept: list[str], found: Iterable[str]) -> None:
 
 
 @pytest.mark.parametrize("part", range(PARTS))
+@unmeasured()
 def test_simulated_histories_have_the_golden_diagnoses(part: int) -> None:
     kept, number = list[str](), 0
     for line in SIMULATED.read_text().splitlines():
@@ -31,5 +33,6 @@ def test_simulated_histories_have_the_golden_diagnoses(part: int) -> None:
     compare(kept, simulated(part, PARTS))
 
 
+@unmeasured()
 def test_recorded_scenarios_have_the_golden_diagnoses() -> None:
     compare(RECORDED.read_text().splitlines(), recorded())

@@ -17,6 +17,7 @@ from pool_telemetry import PoolConfigurationError
 from pool_telemetry.otel import configure_otlp
 from pool_telemetry.otel.configure import _address
 from tests.otlp import PROTOCOLS, receiver
+from tests.support import UNMEASURED
 
 PROGRAM = """
 import json, logging, os, statistics, sys, threading, time
@@ -163,7 +164,12 @@ def test_unknown_protocol_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
 
 FORK = """
 import ctypes
+# Locks of Python and of the exporter are not tested: every other thread waits for something then.
+interval = sys.getswitchinterval()
+sys.setswitchinterval(60.0)
+time.sleep(0.1)
 pid = {fork}()
+sys.setswitchinterval(interval)
 client["otlp"]["parent" if pid else "child"].find_one()
 if pid == 0:
     sys.exit()  # runs atexit
@@ -251,20 +257,21 @@ def took(call):
     call(1.0)
     return time.monotonic() - began
 
-assert took(otlp.flush) < 9.0
-assert took(otlp.close) < 9.0
+assert took(otlp.flush) < 30.0
+assert took(otlp.close) < 30.0
 """
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_flush_and_close_respect_their_time_limit(server_uri: str, protocol: str) -> None:
-    """An exporter's own patience is 10 s."""
+    """The exporter's own time limit of 120 s has no say: a second, with a generous ceiling."""
     with dead("hangs") as port:
         run(
             server_uri,
             after=BOUNDS,
             OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{port}",
             OTEL_EXPORTER_OTLP_PROTOCOL=protocol,
+            OTEL_EXPORTER_OTLP_TIMEOUT="120",
         )
 
 
@@ -323,7 +330,7 @@ assert grown < 20.0, grown
 def test_dead_collector_costs_the_application_only_log_lines(
     server_uri: str, protocol: str, how: str
 ) -> None:
-    """The seconds are ceilings for a blow-up: a find_one takes 1 ms."""
+    """A find_one takes 1 ms, and one that waited for an export would take 1 s."""
     with dead(how) as port:
         said, logged = run(
             server_uri,
@@ -335,8 +342,9 @@ def test_dead_collector_costs_the_application_only_log_lines(
             OTEL_BSP_MAX_QUEUE_SIZE="75",
             OTEL_BSP_MAX_EXPORT_BATCH_SIZE="25",
             OTEL_EXPORTER_OTLP_TIMEOUT="1",
+            **UNMEASURED,
             after=MEASURE if Path("/proc/self/statm").exists() else "",
         )
     assert said["made"] < 30.0
-    assert said["find"] < 0.2
+    assert said["find"] < 0.5
     assert "s3cr3t" not in logged

@@ -36,7 +36,16 @@ from pool_telemetry.base_pool import CLOSE_SECONDS
 from pool_telemetry.demo.embedded import EmbeddedServer
 from pool_telemetry.options import DEFAULTS
 from pool_telemetry.registry import active
-from tests.support import Noop, drivers, exhausted, fastest, pool_of, slow, wait_for
+from tests.support import (
+    PATIENCE_SECONDS,
+    Noop,
+    drivers,
+    exhausted,
+    fastest,
+    pool_of,
+    slow,
+    wait_for,
+)
 
 SECRET = "s3cret-w0rd"
 
@@ -427,7 +436,7 @@ def test_stats_of_a_dead_server_come_at_once_with_the_truth(own_server: Embedded
     version = Pool.get_pool_stats()["server_version"]
     own_server.stop(kill=True)
     wait_for(lambda: Pool.get_pool_stats()["status"] == "disconnected")
-    assert fastest(Pool.get_pool_stats) < 0.1
+    assert fastest(Pool.get_pool_stats) < 1.0  # to ask the server would take 2 s
     stats = Pool.get_pool_stats()
     assert "no server answers heartbeats" in stats["error"]
     assert "AutoReconnect" in stats["error"]
@@ -522,7 +531,7 @@ def test_close_during_initialize_wins(server_uri: str, dead_port: int) -> None:
 
     thread = threading.Thread(target=initialize)
     thread.start()
-    assert client_made.wait(10)
+    assert client_made.wait(PATIENCE_SECONDS)
     Pool.close()
     thread.join()
     assert "was closed while it initialized" in str(raised[0])

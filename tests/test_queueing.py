@@ -10,6 +10,7 @@ from pool_telemetry.diagnosis.queueing import Load, candidate_sizes, predict, re
 from pool_telemetry.diagnosis.thresholds import MAX_POOL_SIZE
 from pool_telemetry.state.histogram import POOL_BOUNDS
 from pool_telemetry.stats import HistogramStats
+from tests.support import unmeasured
 from tests.test_findings import histograms
 
 durations = st.floats(1e-300, 1e300)
@@ -29,6 +30,7 @@ loads = st.one_of(
 )
 
 
+@unmeasured()
 @given(loads, st.integers(1, 200))
 @example(Load.exponential(3.0, 0.002), 100)  # the share who wait is 0.0: 6e-323 and less
 @example(

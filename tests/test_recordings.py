@@ -10,6 +10,7 @@ import pytest
 
 from tests.recordings import FOLDER, Recording, dump, recordings
 from tests.scenarios import SAMPLE_SECONDS, SCENARIOS
+from tests.support import unmeasured
 from tests.verdicts import OWN, PERIODS, every, judge_by_own, judge_by_period
 
 SAMPLINGS = {every(period): period for period in PERIODS} | {OWN: None}
@@ -42,6 +43,7 @@ def cases() -> Iterator[object]:
 
 
 @pytest.mark.parametrize(("name", "sampling"), [*cases()])
+@unmeasured()
 def test_diagnosis_of_a_recording_is_right_at_every_offset(
     name: str, sampling: str, judged: list[tuple[Any, ...]]
 ) -> None:
@@ -63,6 +65,7 @@ def test_every_scenario_is_recorded_with_the_verdicts_it_expects() -> None:
     }
 
 
+@unmeasured()
 def test_recordings_are_read_as_they_were_written() -> None:
     for recording in [*recorded().values()][::5]:  # one in five: dump() is slow
         assert dump(recording) == recording.path.read_text()

@@ -40,7 +40,7 @@ from pool_telemetry.diagnosis import diagnose
 from pool_telemetry.fastapi import create_router
 from pool_telemetry.uri import mask_uri
 from tests.otlp import exported
-from tests.support import traced_to
+from tests.support import traced_to, unmeasured
 from tests.web import serving
 
 # Long enough not to be in a text by chance, and of every kind of character.
@@ -78,6 +78,7 @@ def shown(error: BaseException) -> str:
     return behind.getvalue()
 
 
+@unmeasured()
 @given(secrets)
 @example(f"a?{MARK}=b")
 @example(f"a/{MARK}@b")
@@ -93,6 +94,7 @@ def test_a_masked_uri_has_no_secret(secret: str) -> None:
 WRONG: list[dict[str, Any]] = [{"maxPoolSize": -1}, {"appName": 3}, {"tls": "maybe"}]
 
 
+@unmeasured()
 @given(secrets)
 @example(f"a?maxPoolSize={MARK}")
 @example(f"?A{MARK}")
@@ -122,6 +124,7 @@ def test_no_error_of_a_start_has_a_secret(secret: str) -> None:
     assert MARK not in log.getvalue()
 
 
+@unmeasured()
 @given(secrets)
 @settings(max_examples=30)
 def test_no_difference_of_settings_shows_a_secret(secret: str) -> None:

@@ -6,6 +6,7 @@ threads (awaited over a MongoClient).
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -48,7 +49,7 @@ from pool_telemetry.sessions import (
 )
 from tests.proxy import Proxy
 from tests.scripted import ScriptedModel, Step, agent_with, texts
-from tests.support import traced_to, until
+from tests.support import UNMEASURED, traced_to, until
 
 # The commands that create a session; the deletes remove leftovers of a session of the same name.
 CREATE_SESSION = {
@@ -175,7 +176,8 @@ uri, database = {chat.uri!r}, {chat.database!r}
 with MongoDBSessionManager("s", None, uri, database, prefix="") as manager:
     agent_with(manager, "noted")("my name is Ann")
 """
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
+    command, folder = [sys.executable, "-c", code], Path(__file__).parent.parent
+    subprocess.run(command, check=True, cwd=folder, env={**os.environ, **UNMEASURED})
     agent = agent_with(chat.open("s"), "Ann")
     chat.say(agent, "who am I?")
     assert texts(agent) == [
@@ -429,7 +431,9 @@ where = {{"database_name": {chat.database!r}, "prefix": ""}}
 succeeded = []
 async def main():
     client = (AsyncMongoClient if mode == "awaited" else MongoClient)({chat.uri!r})
-    for number in range(15):
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for number in range(8):
         while True:
             if mode == "called":
                 manager = MongoDBSessionManager("s", client, **where)
@@ -454,9 +458,21 @@ print(json.dumps(succeeded))
 """
     command = [sys.executable, "-W", "ignore", "-c", code]
     processes = [
-        subprocess.Popen([*command, name, chat.mode], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [*command, name, chat.mode],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **UNMEASURED},
+            text=True,
+        )
         for name in ("ann", "bob")
     ]
+    for process in processes:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:  # so that they begin together
+        assert process.stdin
+        print(file=process.stdin, flush=True)
     succeeded = [json.loads(process.communicate(timeout=120)[0]) for process in processes]
     stored = chat.stored("s")
     assert [one["message_id"] for one in stored] == sorted({one["message_id"] for one in stored})
@@ -469,7 +485,7 @@ print(json.dumps(succeeded))
         if one["message"]["role"] == "assistant"
     ]
     for mine in succeeded:
-        assert len(mine) == 15
+        assert len(mine) == 8
         # Each successful turn is stored once, with its answer, in the order of the prompts.
         assert [text for text in answered if text in mine] == mine
         assert [text for text in dict.fromkeys(prompts) if text in mine] == mine
@@ -772,7 +788,7 @@ def test_all_documents_of_a_session_expire_together(chat: Chat) -> None:
 
 
 def test_an_agent_in_use_moves_the_sessions_end(chat: Chat) -> None:
-    agent = agent_with(chat.open("s", ttl=timedelta(seconds=0.5)), "hi")
+    agent = agent_with(chat.open("s", ttl=timedelta(seconds=3)), "hi")
     chat.say(agent, "hello")
     (session,) = chat.direct["sessions"].find()
     first = session["expires_at"]

@@ -24,7 +24,7 @@ from pool_telemetry.diagnosis.queueing import (
 from pool_telemetry.diagnosis.thresholds import TARGET_WAIT_PROBABILITY
 from pool_telemetry.state.histogram import POOL_BOUNDS, Histogram
 from pool_telemetry.stats import HistogramStats
-from tests.support import Noop, slow, wait_for
+from tests.support import Noop, slow, unmeasured, wait_for
 
 Draw = Callable[[random.Random], float]
 TOLERANCE = 0.25
@@ -71,6 +71,7 @@ def p95(waits: list[float]) -> float:
 
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize(("size", "busy"), [(1, 0.6), (2, 0.8), (4, 0.7), (10, 0.8), (20, 0.9)])
+@unmeasured()
 def test_the_predicted_wait_is_that_of_a_simulation(use: str, size: int, busy: float) -> None:
     histogram = seen(USES[use])
     load = Load.from_histogram(busy * size / (histogram.mean or 0.0), histogram)

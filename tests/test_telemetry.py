@@ -60,8 +60,12 @@ def test_round_trip_time_of_an_attached_client_is_the_clients_own(server_uri: st
     with MongoClient[dict[str, Any]](server_uri, event_listeners=telemetry.listeners) as client:
         client.admin.command("ping")
         telemetry.attach(client)
-        (server,) = client.topology_description.server_descriptions().values()
-        assert the_pool(telemetry).rtt == pytest.approx(server.round_trip_time, rel=0.5)
+
+        def agrees() -> bool:  # unless a heartbeat came between the two readings
+            (server,) = client.topology_description.server_descriptions().values()
+            return the_pool(telemetry).rtt == pytest.approx(server.round_trip_time, rel=0.5)
+
+        wait_for(agrees)
 
 
 def test_stats_are_json(server_uri: str) -> None:
@@ -149,7 +153,8 @@ def test_server_restart_is_observed(own_server: EmbeddedServer) -> None:
     ) as client:
         client.admin.command("ping")
         own_server.stop()
-        wait_for(lambda: the_pool(telemetry).up is False)
+        # PyMongo publishes the failed heartbeat before it pauses the pool.
+        wait_for(lambda: the_pool(telemetry).up is False and the_pool(telemetry).phase == "paused")
         pool = the_pool(telemetry)
         assert (pool.phase, pool.down_reason, pool.rtt) == ("paused", "AutoReconnect", None)
         assert not telemetry.stats().connected
@@ -207,4 +212,4 @@ def test_stats_of_an_exhausted_pool_do_not_wait(server_uri: str) -> None:
     for thread in threads:
         thread.join()
     client.close()
-    assert best < 0.1  # seconds; it takes some milliseconds at most
+    assert best < 1.0  # seconds; it takes some milliseconds, and the 40 callers wait much longer

@@ -14,7 +14,7 @@ import pytest
 
 from tests.forked_in_c import CALLERS, FINDS, SIZE
 from tests.needs import lacks
-from tests.support import prometheus_families, slow, wait_for
+from tests.support import prometheus_families, wait_for
 from tests.web import Web
 
 _BOUND = re.compile(r"bound to TCP address 127\.0\.0\.1:(\d+)")
@@ -83,12 +83,14 @@ def test_a_worker_lives_and_reports_on_itself(
         assert (used["closed"], used["cleared"], used["errors"]) == (0, 0, 0)
         assert used["up"] == [True if arguments == _HOOKS else None]  # whether there are heartbeats
 
-        with slow(server_uri, "uwsgi", 500):
-            answers = [callers.submit(web.get, "/find") for _ in range(CALLERS)]
-            if arguments:
-                waiting = CALLERS - SIZE
-                wait_for(lambda: web.get("/stats").json()["pool"]["waiting"] == waiting)
-            assert [one.result().status for one in answers] == [200] * CALLERS
+        if arguments:
+            web.get("/hold")
+        answers = [callers.submit(web.get, "/find") for _ in range(CALLERS)]
+        if arguments:
+            waiting = CALLERS - SIZE
+            wait_for(lambda: web.get("/stats").json()["pool"]["waiting"] == waiting)
+            web.get("/release")
+        assert [one.result().status for one in answers] == [200] * CALLERS
         after = web.get("/stats").json()
         assert (after["finds"], after["checkouts"]) == (FINDS + CALLERS, FINDS + CALLERS)
         assert (after["pool"]["in_use"], after["pool"]["waiting"]) == (0, 0)

@@ -102,7 +102,7 @@ def test_callers_that_wait_for_a_server_lose_the_lock_of_its_topology() -> None:
 
     async def main(silent: socket.socket) -> None:
         uri = "mongodb://{}:{}/".format(*silent.getsockname())
-        client = AsyncClient(uri, serverSelectionTimeoutMS=60_000)
+        client = AsyncClient(uri, serverSelectionTimeoutMS=60_000, connectTimeoutMS=1_000)
         topology: Any = client._topology
 
         async def find() -> None:

@@ -13,15 +13,16 @@ from typing import Any
 import pytest
 from pymongo import AsyncMongoClient, MongoClient
 from pymongo.cursor import CursorType
+from pymongo.uri_parser import parse_uri
 
 from pool_telemetry import PoolTelemetry, TelemetryOptions, owner, watch
 from pool_telemetry.state.actor import ThreadActor
 from pool_telemetry.state.exhaustion import NOTEWORTHY_SECONDS
 from pool_telemetry.stats import Episode
-from tests.support import Gate, slow, the_pool, until, wait_for
+from tests.proxy import Proxy
+from tests.support import Gate, aexhausted, the_pool, until, wait_for
 
 Client = MongoClient[dict[str, Any]]
-APP = "watched"  # the appName by which `slow` finds the commands to delay
 WATCH = "pool_telemetry-watch"
 
 
@@ -394,14 +395,14 @@ def test_coroutine_runs_on_the_loop_of_its_client(server_uri: str) -> None:
         options = TelemetryOptions(on_exhausted=exhausted)
         telemetry = PoolTelemetry(options=options)
         client = AsyncMongoClient[dict[str, Any]](
-            server_uri, maxPoolSize=1, appName=APP, event_listeners=telemetry.listeners
+            server_uri, maxPoolSize=1, event_listeners=telemetry.listeners
         )
-        with slow(server_uri, APP, 900):
-            finds = [client["shop"]["orders"].find_one() for _ in range(3)]
-            asked = asyncio.gather(*finds)
+        await client.admin.command("ping")
+        async with aexhausted(client):
+            waiting = asyncio.create_task(client["shop"]["orders"].find_one())
             await until(lambda: loops)
             assert loops == [asyncio.get_running_loop()]
-            await asked
+        await waiting
         await client.close()
 
     asyncio.run(use())
@@ -473,17 +474,18 @@ def test_stack_of_a_task_is_logged(server_uri: str, caplog: pytest.LogCaptureFix
         async for _ in look_it_up(client):
             pass
 
-    async def use() -> None:
-        client = AsyncMongoClient[dict[str, Any]](
-            server_uri, appName=APP, event_listeners=telemetry.listeners
-        )
-        with slow(server_uri, APP, 2_500):
-            task = asyncio.create_task(show(client), name="page")
-            await until(lambda: logged(caplog, "is held by"))
-            await task
+    async def use(proxy: Proxy) -> None:
+        client = AsyncMongoClient[dict[str, Any]](proxy.uri, event_listeners=telemetry.listeners)
+        await client.admin.command("ping")
+        proxy.freeze()
+        task = asyncio.create_task(show(client), name="page")
+        await until(lambda: logged(caplog, "is held by"))
+        proxy.thaw()
+        await task
         await client.close()
 
-    asyncio.run(use())
+    with Proxy(parse_uri(server_uri)["nodelist"][0][1]) as proxy:
+        asyncio.run(use(proxy))
     (warning,) = logged(caplog, "is held by")
     assert re.search(r" is held by page for \d+\.\d\d s: find orders; now at\n", warning)
     assert re.search(r"show\n.*look_it_up$", warning)

@@ -3,28 +3,35 @@
 import json
 import os
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 
 from pool_telemetry import MongoDBConnectionPool, prometheus
-from tests.forked_in_c import FINDS, SIZE, counts
+from tests.forked_in_c import FINDS, GATE, SIZE, counts
 from tests.prefork import find
 
 MongoDBConnectionPool.initialize(
-    f"{os.environ['SERVER_URI']}?appName=uwsgi",
+    os.environ["SERVER_URI"],
     maxPoolSize=SIZE,
     minPoolSize=0,
-    waitQueueTimeoutMS=20_000,
+    waitQueueTimeoutMS=60_000,
+    event_listeners=[GATE],
 )
 find(10 * FINDS)
+held = ExitStack()
 registry = CollectorRegistry()
 prometheus.register(registry)
 
 
 def application(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
-    """Answer `/find`, `/stats` and `/metrics`."""
+    """Answer `/find`, `/stats` and `/metrics`, and hold finds up from `/hold` to `/release`."""
     path = environ["PATH_INFO"]
+    if path == "/hold":
+        held.enter_context(GATE.shut())
+    if path == "/release":
+        held.close()
     if path == "/find":
         find(1)
     body = generate_latest(registry) if path == "/metrics" else json.dumps(said()).encode()
