@@ -1,4 +1,4 @@
-"""What the two singletons share: one client with its telemetry, and what is known about it.
+"""The base of the two singletons: one client with its telemetry, and what is known about it.
 
 No I/O here; `pool.py` and `async_pool.py` add theirs.
 """

@@ -1,4 +1,4 @@
-"""What goes wrong here, by name. Every message says what, which pool, and what to do."""
+"""The errors of this library. Every message says what, which pool, and what to do."""
 
 
 class PoolTelemetryError(Exception):

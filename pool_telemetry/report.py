@@ -93,7 +93,7 @@ class Agents(TypedDict):
 
 
 class Owner(TypedDict):
-    """What happened on behalf of an owner: see `stats.OwnerStats`."""
+    """The connections and checkouts of one owner: see `stats.OwnerStats`."""
 
     checkouts: int
     held_seconds: float
@@ -118,7 +118,7 @@ class Server(_Live):
 
 
 class Caller(TypedDict):
-    """Who has a connection or waits for one: see `stats.CallerStats`. Names only, never values."""
+    """A holder of a connection, or a waiter: see `stats.CallerStats`. Names only, never values."""
 
     server: str
     seconds: float
@@ -132,7 +132,7 @@ class Caller(TypedDict):
 
 
 class LiveStats(_Live):
-    """What telemetry alone knows: totals over the servers, and each of them."""
+    """The numbers of the telemetry: totals over the servers, and each of them."""
 
     operations: dict[str, Operation]
     servers: dict[str, Server]

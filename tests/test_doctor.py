@@ -108,7 +108,7 @@ def test_an_exhausted_pool_is_told_with_what_to_set(
         code, out, _ = run(capsys, "doctor", service + page, "--json", "--seconds", "1.5")
         found = json.loads(out)
         assert (code, found["verdict"], found["severity"]) == (1, "undersized", "warning")
-        # After the first second it is not known yet that all of the ten come again and again.
+        # The first second does not show yet that each of the ten returns as soon as it is served.
         least = 9 if page == "/metrics" else 3
         assert least <= found["findings"][0]["change"]["maxPoolSize"] <= 11
         assert found["findings"][0]["evidence"]["peak_waiting"] >= 8
@@ -150,7 +150,7 @@ def test_sizes_are_told_with_their_waits(
 def test_what_suffices_is_enough(
     service: str, server_uri: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One caller who comes again at once keeps a connection busy, and never waits."""
+    """A caller that returns as soon as it is served keeps a connection busy, and never waits."""
     over = threading.Event()
 
     def ask() -> None:

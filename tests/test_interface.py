@@ -1,4 +1,4 @@
-"""What users reach the library by is what it was; see `tests/interface.py`."""
+"""The interface that users see is unchanged; see `tests/interface.py`."""
 
 import importlib
 from pathlib import Path
