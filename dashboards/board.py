@@ -37,7 +37,7 @@ def board(
     Args:
         title: The name that Grafana shows.
         uid: The id by which links find the dashboard.
-        description: What the dashboard is for.
+        description: The purpose of the dashboard.
         variables: Its variables, besides the data source.
         rows: The heading and the panels of each row.
         annotations: The name, colour and query of each annotation.

@@ -85,7 +85,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a run must not leave behind."""
+    """The objects and threads that a run must not leave behind."""
 
     threads: int
     descriptors: int
@@ -171,7 +171,7 @@ class Chaos:
         self._lock = threading.Lock()
 
     def run(self) -> Report:
-        """Run, and raise AssertionError where a number is wrong."""
+        """Run, and raise AssertionError if a number is wrong."""
         began = time.monotonic()
         with EmbeddedServer() as server:
             self._server = server
@@ -318,7 +318,7 @@ class Chaos:
             with MongoClient(self._server.uri, directConnection=True, timeoutMS=2_000) as control:
                 control.admin.command("replSetStepDown", 1, force=True)
 
-    # Who uses it
+    # The users of the pool
 
     def _caller(self, client: MongoClient[Any], seed: int) -> None:
         chance = random.Random(seed)
@@ -399,7 +399,7 @@ class Chaos:
             async with client.start_session() as session, await session.start_transaction():
                 await collection.insert_one({}, session=session)
 
-    # What has to be true
+    # The promises to check
 
     def _compare(
         self,
@@ -510,10 +510,10 @@ async def within(limit: float, operation: Coroutine[Any, Any, None]) -> None:
 def may_be_cancelled(task: asyncio.Task[Any]) -> bool:
     """Return whether a cancellation of this task leaves PyMongo itself whole.
 
-    One that comes while the task handles another makes PyMongo lose count. And on Python 3.11 a
-    second cancellation in `asyncio.wait_for(condition.wait(), seconds)`, which its own time limit
-    is one of, loses the condition's lock for good (python/cpython#86766). So nobody is cancelled
-    twice, nor who has a time limit or waits for a server.
+    A cancellation while the task handles another makes PyMongo lose count. On Python 3.11 a
+    second cancellation in `asyncio.wait_for(condition.wait(), seconds)` loses the condition's lock
+    for good (python/cpython#86766); its own time limit is a cancellation, too. So no task is
+    cancelled twice, and none that has a time limit or waits for a server.
     """
     if task.cancelling():
         return False

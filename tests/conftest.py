@@ -148,7 +148,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture
 def collected() -> Iterator[None]:
-    """What this test drops is collected now, and not in another test."""
+    """Collect this test's garbage now, and not in another test."""
     yield
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)

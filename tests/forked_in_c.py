@@ -1,7 +1,7 @@
 """Processes that are forked in C, as uWSGI does it: no hook of Python's runs in them.
 
-`python -m tests.forked_in_c SCENARIO URI` prints what the child said, as JSON. What hangs is ended
-by the test's time limit.
+`python -m tests.forked_in_c SCENARIO URI` prints what the child said, as JSON. A child that hangs
+is ended by the time limit of the test.
 """
 
 import asyncio
@@ -58,7 +58,7 @@ def in_c_child(call: Callable[[], Any]) -> Any:
 
 
 def counts() -> dict[str, Any]:
-    """Return what this process tells of itself."""
+    """Return the report of this process about itself."""
     stats = telemetry().stats()
     registry = CollectorRegistry()
     prometheus.register(registry)

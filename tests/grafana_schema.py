@@ -1,7 +1,7 @@
 """Checks dashboards against JSON Schemas made, for each session of tests, from Grafana's own types.
 
-Nothing of Grafana's is kept in this repository; the types are those that `tools` installs. What a
-schema can't say is `dashboard_lint`'s.
+Nothing of Grafana's is kept in this repository; the types are those that `tools` installs.
+`dashboard_lint` checks the rules that a schema can't express.
 """
 
 import copy

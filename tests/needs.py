@@ -1,4 +1,4 @@
-"""What a test needs beside Python's packages: skipped with the reason, and failed in CI."""
+"""Programs that tests need beside Python's packages: skipped with the reason, and failed in CI."""
 
 import os
 import shutil

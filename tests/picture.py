@@ -16,7 +16,7 @@ from tests.needs import lacks
 
 HERE: Final = Path(__file__).parent / "browser"
 FOLDER: Final = Path(__file__).parent.parent / ".pictures"
-"""Where the tests leave them, for somebody to look at."""
+"""The folder in which the tests leave the pictures for people."""
 WIDTH: Final = 1600
 # Beside loopback it has nobody to talk to, and should not try.
 QUIET: Final = (
@@ -41,7 +41,7 @@ def take(
     """Draw a dashboard, save the picture, and return what could not be drawn, by panel.
 
     Args:
-        dashboard: Its JSON.
+        dashboard: The dashboard's JSON.
         values: Those of its variables.
         prometheus: The address.
         start: What is shown, in Unix time.

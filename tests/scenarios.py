@@ -1,4 +1,4 @@
-"""What goes wrong with pools, made to happen on a real server, each with what is to be found.
+"""Problems of pools, made to happen on a real server, each with what is to be found.
 
 Each scenario has a time when all is well and then its trouble, and is sampled all the time.
 `make scenarios` plays and diagnoses them. `make record-scenarios` keeps their histories as text,
@@ -222,7 +222,7 @@ def too_many_arrivals(case: Case) -> None:
     case.slow(80)
     case.arrivals(10)
     case.go_on(CALM_SECONDS)
-    case.arrivals(60, seed=532)  # without a lull or a crowd in its first seconds
+    case.arrivals(60, seed=532)  # without a lull or a burst in its first seconds
     case.go_on(TROUBLE_SECONDS)
 
 
@@ -467,7 +467,7 @@ def slower_and_retried(case: Case) -> None:
 
 
 def impatient_callers(case: Case) -> None:
-    """Who times out comes again at once."""
+    """A caller that times out retries at once."""
     case.slow(20)
     case.callers(30, think=0.4)
     case.go_on(CALM_SECONDS)

@@ -1,4 +1,4 @@
-"""What several tests need: conditions to wait for, slow operations, and the driver's own counts."""
+"""Helpers of several tests: conditions to await, slow operations, the driver's own counts."""
 
 import asyncio
 import contextlib

@@ -63,10 +63,10 @@ def test_a_storm_behind_a_broken_network_leaves_no_count_wrong_and_nothing_behin
     for end in ("ok", "cancelled", "TimeoutError", "WaitQueueTimeoutError"):
         assert report.ends[end], report
     assert report.checkouts["cancelled"]
-    # Each checkout that failed is in the trace, and few spans have no end: of who was cancelled
-    # where PyMongo says nothing more.
+    # Each failed checkout is in the trace. Few spans have no end: those of cancelled callers of
+    # which PyMongo publishes no more events.
     failed = {one: report.checkouts[one] for one in ("timeout", "connection_error")}
-    # Of those who are cancelled PyMongo tells some: who opened a connection, not who stood in line.
+    # PyMongo reports a cancelled caller if it was opening a connection, not if it was queueing.
     cancelled = tally.failed_checkouts.pop("cancelled")
     assert 0 < cancelled <= report.checkouts["cancelled"]
     assert tally.failed_checkouts == failed

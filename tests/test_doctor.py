@@ -108,7 +108,7 @@ def test_an_exhausted_pool_is_told_with_what_to_set(
         code, out, _ = run(capsys, "doctor", service + page, "--json", "--seconds", "1.5")
         found = json.loads(out)
         assert (code, found["verdict"], found["severity"]) == (1, "undersized", "warning")
-        # After the first second it is not known yet that all of the ten come again and again.
+        # The first second does not show yet that each of the ten returns as soon as it is served.
         least = 9 if page == "/metrics" else 3
         assert least <= found["findings"][0]["change"]["maxPoolSize"] <= 11
         assert found["findings"][0]["evidence"]["peak_waiting"] >= 8
@@ -133,7 +133,7 @@ def test_sizes_are_told_with_their_waits(
         limits = ("--connection-limit", "40", "--processes", "5")
         code, out, _ = run(capsys, "size", service, "--seconds", "1.5", *limits)
         assert (
-            "the server allows 5 in each process's pool, besides 3 that monitor it"
+            "The server allows 5 in each process's pool, besides 3 that monitor the server"
             in out.replace("\n", " ")
         )
         (best,) = [
@@ -150,7 +150,7 @@ def test_sizes_are_told_with_their_waits(
 def test_what_suffices_is_enough(
     service: str, server_uri: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One caller who comes again at once keeps a connection busy, and never waits."""
+    """A caller that returns as soon as it is served keeps a connection busy, and never waits."""
     over = threading.Event()
 
     def ask() -> None:
@@ -222,7 +222,7 @@ def test_a_server_is_examined(server_uri: str, capsys: pytest.CaptureFixture[str
     assert code == 0
     assert out.startswith("healthy: the server itself has no problem\n")
     assert "operations per second, ping " in out
-    assert "a server does not know its clients' pools: ask a service" in out
+    assert "a server does not know its clients' pools: for these, ask a service" in out
     code, _, err = run(capsys, "size", server_uri, "--seconds", "0.2")
     assert code == 1
     assert "the server ran no operation for 0.2 s" in err
@@ -257,9 +257,9 @@ def test_what_does_not_answer_is_critical_or_can_not_be_told(
     assert code == doctor.EXIT_CODES["critical"]
     assert out.startswith(f"CRITICAL: server unreachable, mongodb://***:***@127.0.0.1:{nowhere}/")
     for target, words in (
-        (f"http://127.0.0.1:{nowhere}", "does not answer: Connection refused"),
-        (f"http://ann:s3cr3t@127.0.0.1:{nowhere}", "does not answer: "),
-        (f"localhost:{nowhere}", f"http://localhost:{nowhere}/pool/diagnosis does not answer: "),
+        (f"http://127.0.0.1:{nowhere}", "does not answer (Connection refused): check"),
+        (f"http://ann:s3cr3t@127.0.0.1:{nowhere}", "does not answer ("),
+        (f"localhost:{nowhere}", f"http://localhost:{nowhere}/pool/diagnosis does not answer ("),
         ("http://", "this is not a valid address: "),
         ("", "this is not a valid address: "),
         ("mongodb://ann:s3cr3t@", "can't be used: "),

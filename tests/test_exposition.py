@@ -99,7 +99,7 @@ def scraped(histogram: HistogramStats, share: float = 1.0) -> HistogramStats:
 
 @given(observed(), st.sampled_from([1.0, 0.7]))
 def test_a_mean_is_the_sum_by_the_count(one: tuple[Histogram, list[float]], share: float) -> None:
-    """Whatever the buckets are, above the last bound, and where a rate has broken counts."""
+    """The mean is exact for all buckets, above the last bound, and for a rate's broken counts."""
     histogram, times = one
     was, mean = histogram.stats(), sum(times) / len(times)
     assert was.mean == pytest.approx(mean)

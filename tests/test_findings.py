@@ -255,7 +255,7 @@ def test_a_leak_is_one_while_nobody_waits_for_a_moment() -> None:
 
 
 def test_a_leak_that_is_over_is_told_as_it_was_at_last() -> None:
-    """It went on when those who missed the connections had gone."""
+    """The leak went on after the last waiting caller had left."""
     missed = {**EXHAUSTED, **TIMED_OUT, **LEAKED, "since_timeout": 0.0, "longest_idle": 2.0}
     over = {**TIMED_OUT, "since_exhausted": 20.0, "since_timeout": 20.0}
     history = [

@@ -67,7 +67,7 @@ def test_snippet(
     code = code.replace("replica1:27017,replica2:27017,replica3:27017", host)
     code = code.replace("localhost:27017", host).replace("=rs0", f"={replica_set}")
     code = code.replace(", ...)", ")")  # the guide's "and so on" is no syntax
-    # What a snippet takes for granted from the prose or the snippets before it.
+    # The names that a snippet assumes from the prose or the snippets before it.
     names: dict[str, Any] = {
         "Agent": agent_with,  # an offline one
         "MongoClient": MongoClient,

@@ -1,4 +1,4 @@
-"""Everything by which users reach the library still exists; see `tests/interface.py`."""
+"""The interface that users see is unchanged; see `tests/interface.py`."""
 
 import importlib
 from pathlib import Path

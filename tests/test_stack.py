@@ -1,6 +1,6 @@
 """The whole way: a service under load, Prometheus, its rules, Alertmanager, and the dashboards.
 
-What runs here is `make stack-local`.
+The test runs `make stack-local`.
 """
 
 import json
@@ -30,7 +30,7 @@ ALERT = "MongoDBPoolExhausted"
 
 @dataclass
 class Seen:
-    """What the dashboards showed of a phase."""
+    """The answers of the dashboards in one phase."""
 
     end: float  # when they were looked at, in Unix time
     problems: list[str] = field(default_factory=list)
@@ -40,7 +40,7 @@ class Seen:
 
 @dataclass
 class Story:
-    """What was seen in each phase."""
+    """The observations in each phase."""
 
     received: Received
     prometheus: Prometheus

@@ -26,7 +26,7 @@ _COMPLETE: Final = FOLDER / "complete"
 
 
 def package(name: str) -> Path:
-    """Return where a package is; without it, skip the test."""
+    """Return the folder of a package; skip the test if it is missing."""
     asked = "\n".join((*PACKAGES, PROMETHEUS))
     if not _COMPLETE.exists() or _COMPLETE.read_text() != asked:
         lacks("no packages of npm, or not these: make test-tools (needs Node 20)")

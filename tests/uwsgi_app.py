@@ -40,6 +40,6 @@ def application(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[
 
 
 def said() -> dict[str, Any]:
-    """Return what the worker tells of itself."""
+    """Return the report of the worker about itself."""
     pool = MongoDBConnectionPool.get_pool_stats()["pool"]
     return {**counts(), "pid": os.getpid(), "pool": pool}

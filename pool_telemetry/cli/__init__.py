@@ -1,6 +1,6 @@
-"""The program `pool-telemetry`: one module a command, `sources` for whom a command may ask.
+"""The program `pool-telemetry`: one module for each command, `sources` for the addresses it asks.
 
-Nothing imports this room. The rooms below it compute; a command asks them and prints the answer.
+No other room imports this room. A command asks the rooms below it and prints their answer.
 """
 
 from pool_telemetry.cli.main import CANT_TELL, FAILED, INTERRUPTED, NOT_INSTALLED, USAGE, main

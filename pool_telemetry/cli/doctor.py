@@ -1,7 +1,7 @@
-"""`pool-telemetry doctor`: what is wrong, as a person wants to read it, or as JSON.
+"""`pool-telemetry doctor`: print a diagnosis as text for people, or as JSON.
 
 A service's own diagnosis, which covers five minutes, takes precedence over two scrapes of
-its metrics.
+the service's metrics.
 """
 
 import json
@@ -25,10 +25,15 @@ EXIT_CODES: Final[dict[Severity, int]] = {"healthy": 0, "notice": 0, "warning": 
 """The exit codes of monitoring plugins (Nagios, Icinga)."""
 
 SLOW_PING_SECONDS: Final = 0.1
+"""The lowest median ping that is reported, in seconds; between data centres it is about this."""
 SLOW_HANDSHAKE_SECONDS: Final = 0.5
+"""The shortest time to open a connection that is reported, in seconds."""
 FULL_SHARE: Final = 0.9
+"""The lowest share of the server's connections in use that is reported."""
 OPENED_PER_SECOND: Final = 10.0
+"""The lowest rate of new connections that is reported, over all clients of the server."""
 _WIDTH: Final = 96
+"""The columns of the text; a terminal is rarely narrower than 100."""
 
 
 def run(target: str, *, seconds: float, as_json: bool) -> tuple[str, int]:
@@ -86,7 +91,7 @@ def _paragraph(finding: Finding) -> str:
             printable(text), _WIDTH, initial_indent=indent, subsequent_indent=" " * len(indent)
         )
     if finding.change:
-        # A larger pool does not mend a slow command, and a line with "set" is copied unread.
+        # A larger pool does not mend a slow command, and users copy a line with "set" unread.
         label = "workaround" if finding.verdict == "slow operations" else "set"
         values = ", ".join(f"{k}={v}" for k, v in finding.change.items())
         lines.append(f"  {label:<4} {values}")
@@ -156,5 +161,5 @@ def _of_server(facts: ServerFacts) -> tuple[Diagnosis, list[str]]:
         f"{name}: {facts.current}{limit} connections, {facts.operations_per_second:.0f} operations "
         f"per second, ping {facts.ping_seconds * 1e3:.1f} ms"
     )
-    hint = "a server does not know its clients' pools: ask a service (http://HOST:PORT) for those"
+    hint = "a server does not know its clients' pools: for these, ask a service (http://HOST:PORT)"
     return worst_first(tuple(found)), [line, hint]

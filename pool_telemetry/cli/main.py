@@ -1,6 +1,6 @@
-"""The command line: `pool-telemetry demo`, which `make demo` runs, and all the others.
+"""The command line: parse the arguments, run one command, return its exit code.
 
-What goes wrong is one line on stderr and an exit code, never a traceback.
+A failure is one line on stderr and an exit code, never a traceback.
 """
 
 import argparse
@@ -20,8 +20,8 @@ from pool_telemetry.monitoring.thresholds import Thresholds
 FAILED: Final = 1
 NOT_INSTALLED: Final = 2
 USAGE: Final = 2  # argparse's own
-CANT_TELL: Final = 3  # the doctor's
-INTERRUPTED: Final = 130  # as a shell has it: 128 and SIGINT
+CANT_TELL: Final = 3  # only of the doctor, as monitoring plugins do
+INTERRUPTED: Final = 130  # 128 + SIGINT, as in a shell
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,20 +31,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; by default those of the process.
 
     Returns:
-        0 when all went well, which includes Ctrl-C where nothing else ends the demo; 1 when it
-        could not run; 2 when something is not installed; 130 when `--once` was interrupted. The
-        doctor has codes of its own.
+        0 after success, and after Ctrl-C in a demo without `--once`; 1 if the command failed;
+        2 if a package is not installed; 130 if `--once` was interrupted. The doctor's codes are
+        in `cli.doctor`.
     """
     arguments = sys.argv[1:] if argv is None else argv
     try:
         options = parser().parse_args(arguments)
     except SystemExit as ended:
-        if ended.code == USAGE and "doctor" in arguments[:1]:  # there it would be critical
+        if ended.code == USAGE and "doctor" in arguments[:1]:  # the doctor's 2 means critical
             sys.exit(CANT_TELL)
         raise
     try:
         code: int = options.run(options)
-    except BrokenPipeError:  # whoever read our output has seen enough
+    except BrokenPipeError:  # the reader of the output has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except PoolTelemetryError as error:
@@ -141,53 +141,71 @@ def parser() -> argparse.ArgumentParser:
     commands = program.add_subparsers(required=True, metavar="COMMAND", dest="command")
     demo = commands.add_parser(
         "demo",
-        help="watch a pool run dry and recover",
-        description="Watch a pool under a load that goes calm, rush, exhausted, recovered, again "
-        "and again, until Ctrl-C. The database is an embedded one, or the one that the "
-        "environment's MONGODB_URI names.",
+        help="watch a pool become exhausted and recover",
+        description="Show a pool live under a load that repeats four phases until Ctrl-C: calm, "
+        "rush, exhausted, recovered. The load uses an embedded database, or the server that "
+        "MONGODB_URI names in the environment.",
     )
-    demo.add_argument("--once", action="store_true", help="one cycle of 30 s, then a summary")
     demo.add_argument(
-        "--port", type=_port, help="of the HTTP endpoints (default: 8000, or a free one)"
+        "--once", action="store_true", help="run one cycle of 30 s, then print a summary"
+    )
+    demo.add_argument(
+        "--port",
+        type=_port,
+        help="the port of the HTTP endpoints (default: 8000 if it is free, else any free port)",
     )
     demo.set_defaults(run=_demo)
     doctor = commands.add_parser(
         "doctor",
         help="say what is wrong with a pool, and what to do",
-        description="Say what is wrong with the pools of a service, or with a server, and what to "
-        "do. Exit codes are those of monitoring plugins: 0 healthy, 1 warning, 2 critical, 3 can't "
-        "tell.",
+        description="Say what is wrong with the pools of a service, or with a MongoDB server, and "
+        "what to do. Exit codes are those of monitoring plugins: 0 healthy, 1 warning, 2 critical, "
+        "3 can't tell.",
     )
     doctor.add_argument(
         "target",
         metavar="URL",
-        help="of the service (HOST:PORT, or its /health or /metrics), or of MongoDB "
-        "(mongodb://HOST:PORT)",
+        help="the address of a service (HOST:PORT, or its /health or /metrics), or of a MongoDB "
+        "server (mongodb://HOST:PORT)",
     )
     doctor.set_defaults(run=_doctor)
     size = commands.add_parser(
         "size",
-        help="say how large a pool has to be",
-        description="Say how long callers would wait in pools of several sizes, by Little's law "
-        "and a queue, from the rate and the times that are measured.",
+        help="say how large a pool should be",
+        description="Say how long callers would wait in pools of several sizes. The waits are "
+        "predicted by a queueing model from the measured rate and use times.",
     )
     size.add_argument(
         "target",
         metavar="URL",
         nargs="?",
-        help="of the service, of a Prometheus, or of MongoDB; none with --rate and --use-time",
+        help="the address of a service, a Prometheus or a MongoDB server; not needed with --rate "
+        "and --use-time",
     )
-    size.add_argument("--rate", type=_positive, metavar="N", help="callers per second of a process")
-    size.add_argument("--use-time", type=_positive, metavar="SECONDS", help="of one connection")
+    size.add_argument(
+        "--rate",
+        type=_positive,
+        metavar="N",
+        help="callers per second in one process (default: measured)",
+    )
+    size.add_argument(
+        "--use-time",
+        type=_positive,
+        metavar="SECONDS",
+        help="how long a caller holds a connection (default: measured)",
+    )
     size.add_argument(
         "--processes",
         type=_count,
         default=1,
         metavar="N",
-        help="that share the server (default: %(default)s)",
+        help="how many processes share the server (default: %(default)s)",
     )
     size.add_argument(
-        "--connection-limit", type=_count, metavar="N", help="how many connections one server takes"
+        "--connection-limit",
+        type=_count,
+        metavar="N",
+        help="how many connections the server accepts (default: a MongoDB server is asked)",
     )
     size.set_defaults(run=_size)
     for command in (doctor, size):
@@ -196,48 +214,52 @@ def parser() -> argparse.ArgumentParser:
             type=_positive,
             default=5.0,
             metavar="N",
-            help="how long to look, where there is no history (default: %(default)s)",
+            help="how long to measure if the service keeps no history (default: %(default)s)",
         )
-        command.add_argument("--json", action="store_true", help="for programs")
+        command.add_argument("--json", action="store_true", help="print JSON, for programs")
     boards = commands.add_parser(
         "dashboards",
         help="write the Grafana dashboards",
         description="Write the Grafana dashboards: pool.json and fleet.json, for import or "
         "provisioning.",
     )
-    boards.add_argument("--job", help="the job to show at first, by its name (default: all)")
+    boards.add_argument("--job", help="the name of the job to show first (default: all jobs)")
     boards.add_argument(
         "--connection-limit",
         type=int,
         metavar="N",
-        help="how many connections one server takes, for the Fleet dashboard",
+        help="how many connections one server accepts, for the Fleet dashboard",
     )
     boards.set_defaults(run=_dashboards)
     rules = commands.add_parser(
         "rules",
         help="write the alerts, for Prometheus and for Grafana",
-        description="Write rules.yml for Prometheus, grafana-alerts.json, the same for Grafana's "
-        "provisioning/alerting, and runbooks.md.",
+        description="Write the alerts as rules.yml for Prometheus and as grafana-alerts.json for "
+        "Grafana (provisioning/alerting), and their runbooks as runbooks.md.",
     )
-    rules.add_argument("--job", help="a regular expression of the jobs to watch (default: every)")
+    rules.add_argument(
+        "--job", help="a regular expression for the jobs to watch (default: all jobs)"
+    )
     rules.add_argument(
         "--grafana",
         metavar="URL",
         default=files.GRAFANA,
-        help="Grafana's address: runbook_url leads to the Pool dashboard (default: %(default)s)",
+        help="the address of Grafana, for links to the Pool dashboard (default: %(default)s)",
     )
     rules.add_argument(
         "--runbooks",
         metavar="URL",
-        help="where runbooks.md is instead, on a forge or a wiki; #NAME is added",
+        help="the address of your copy of runbooks.md, for links to it instead of the dashboard",
     )
     rules.set_defaults(run=_rules)
-    for command, source in ((boards, "its default one"), (rules, "prometheus")):
-        command.add_argument("folder", metavar="DIR", type=Path, help="where to; made if needed")
+    for command, source in ((boards, "the one that is Grafana's default"), (rules, "prometheus")):
+        command.add_argument(
+            "folder", metavar="DIR", type=Path, help="the folder to write to; created if needed"
+        )
         command.add_argument(
             "--datasource",
             metavar="UID",
-            help=f"of Grafana's Prometheus data source (default: {source})",
+            help=f"the UID of Grafana's Prometheus data source (default: {source})",
         )
         for field in fields(Thresholds):
             meaning = field.metadata["meaning"].replace("%", "%%")  # argparse formats the help
@@ -253,7 +275,9 @@ def parser() -> argparse.ArgumentParser:
 
 def _port(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port: use 0 (a free one) to 65535")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a port: use 1 to 65535, or 0 for any free port"
+        )
     return int(text)
 
 
@@ -263,13 +287,13 @@ def _positive(text: str) -> float:
     except ValueError:
         number = 0.0
     if not 0.0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return number
 
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
 
 

@@ -1,6 +1,6 @@
-"""Prometheus' text, read back into stats: for a reader that looks at a process from outside.
+"""Read Prometheus' text back into stats, for a command that measures another process.
 
-All names are the catalog's: each of its rows puts its own values back.
+All names are the catalog's: each row of the catalog reads its own values back.
 """
 
 from collections import defaultdict
@@ -37,11 +37,11 @@ _NO_TIMES: Final = HistogramStats(POOL_BOUNDS, (0,) * (len(POOL_BOUNDS) + 1), 0.
 
 
 def read(text: str, at: float) -> list[ClientStats]:
-    """Return the clients of a process as its `/metrics` shows them; what that lacks is unknown.
+    """Return the clients of a process from its `/metrics`; values missing there are unknown.
 
     Args:
-        text: Prometheus' text format.
-        at: Unix time at which it was true.
+        text: The page, in Prometheus' text format.
+        at: The Unix time of the scrape.
     """
     points, started = _points(text)
     found: dict[_Key, Fields] = defaultdict(dict)
@@ -98,7 +98,7 @@ def _pool(key: _Key, fields: Fields) -> PoolStats:
     size = sum(fields.get(name, 0) for name in ("idle", "in_use", "opening"))
     exhausted = fields.get("exhausted", False)
     unknown: Fields = {
-        "phase": "closed",  # while it is open its phase is told
+        "phase": "closed",  # the text has a phase only while the pool is open
         **dict.fromkeys(("max_size", "since_timeout", "up", "down_reason", "rtt"), None),
         **dict.fromkeys(("min_size", "in_use", "opening", "waiting", "exhaustions"), 0),
         **dict.fromkeys(("created", "cleared"), 0),
@@ -107,7 +107,7 @@ def _pool(key: _Key, fields: Fields) -> PoolStats:
         **dict.fromkeys(("wait_time", "use_time", "create_time"), _NO_TIMES),
         "exhausted": False,
         "since_exhausted": 0.0 if exhausted else None,
-        # Of the two ages the text has one.
+        # The text has only one of the two ages.
         "longest_idle": fields.get("longest_checkout", 0.0) if fields.get("held_idle") else 0.0,
     }
     counts = {
@@ -127,11 +127,11 @@ def _port(key: _Key) -> int | None:
 
 
 def histogram_of(below: Sequence[tuple[float, float]], total: float) -> HistogramStats:
-    """Return a histogram of cumulative buckets, in the order of their bounds, and of the sum.
+    """Return a histogram from cumulative buckets, in the order of their bounds, and the sum.
 
-    Its mean is the sum by the count, also where the counts are not whole (of a `rate`). A maximum
-    is not told: it is the bound of the last bucket that has any; above all bounds it is twice the
-    last one, or more if the sum says so.
+    The mean is the sum divided by the count, also if the counts of a `rate` are not whole. The
+    text has no maximum, so the maximum is the bound of the last bucket that is not empty. Above
+    the last bound it is twice that bound, or more if the sum requires it.
     """
     *bounds, _ = (bound for bound, _ in below)
     exact = [upper - lower for lower, upper in pairwise((0.0, *(count for _, count in below)))]

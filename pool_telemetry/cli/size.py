@@ -24,17 +24,17 @@ from pool_telemetry.diagnosis.queueing import (
 from pool_telemetry.diagnosis.thresholds import MAX_POOL_SIZE, TARGET_WAIT_PROBABILITY
 
 MONITORING: Final = 3
-"""Connections that each client opens besides its pool, to monitor a server."""
+"""Connections that each client opens besides the pool, to monitor a server."""
 _BAR: Final = 30
 _NOT_MENDED_BY_SIZE: Final = ("server unreachable", "leak", "retry storm", "slow operations")
 
 
 @dataclass(frozen=True, slots=True)
 class SizingInput:
-    """The load of one pool, and its present size.
+    """The load and the present size of one pool.
 
     Attributes:
-        pool: Its name.
+        pool: The pool's name.
         load: Arrivals and use times.
         max_size: maxPoolSize; None when it is not known, or unlimited.
         source: How the load was measured, for people.
@@ -135,7 +135,7 @@ def _per_process(limit: int, processes: int) -> int:
     if budget < 1:
         raise SourceError(
             f"{limit} connections are too few for {processes} processes, because each opens "
-            f"{MONITORING} to monitor the server: raise the limit or run fewer processes"
+            f"{MONITORING} more to monitor the server: raise the limit or run fewer processes"
         )
     return budget
 
@@ -171,7 +171,11 @@ def _of_service(target: str, seconds: float) -> list[SizingInput]:
                     )
                 )
     if not found:
-        why = f", and the doctor reports: {every[0].verdict}" if every else ": give more --seconds"
+        why = (
+            f", and the doctor reports: {every[0].verdict}"
+            if every
+            else ": give a longer --seconds"
+        )
         raise SourceError(f"no connection was used for {seconds:g} s{why}")
     return found
 
@@ -261,17 +265,17 @@ def describe(measured: SizingInput, budget: int | None) -> str:
             "callers arrive in bursts, or each returns as soon as it is served."
         )
     if measured.trouble:
-        lines.append(f"First mend this: {measured.trouble} (see pool-telemetry doctor).")
+        lines.append(f"Mend this first: {measured.trouble} (see pool-telemetry doctor).")
     if budget is not None and required > budget:
         lines.append(
-            f"The load requires {required} connections, but the server allows {budget} in each "
-            f"process's pool, besides {MONITORING} that monitor it. Shorten the operations, or "
-            "raise the server's limit."
+            f"The load requires {required} connections. The server allows {budget} in each "
+            f"process's pool, besides {MONITORING} that monitor the server. Shorten the "
+            "operations, or raise the server's limit."
         )
     elif measured.at_least >= required > recommend_size(load):
         lines.append(
-            f"{required} is recommended because the pool was exhausted for a while; the rate "
-            "alone does not show that."
+            f"{required} is recommended because the pool was exhausted for a while; the measured "
+            "rate alone does not show that."
         )
     return "\n".join(lines)
 

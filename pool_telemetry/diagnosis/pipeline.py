@@ -24,7 +24,7 @@ def diagnose(
     Args:
         stats: The client now; or a `PoolTelemetry`, whose `stats()` are taken.
         history: The client before, the oldest sample first: `PoolTelemetry.history()`, or any
-            samples some seconds apart. What happened over five minutes ago serves as the baseline
+            samples some seconds apart. Samples older than five minutes serve as the baseline
             only. Without a history the client's whole life is judged as one.
         budget: Connections that the server has for this process; no advice exceeds it.
         most: The same; the name that `budget` had before.

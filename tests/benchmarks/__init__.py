@@ -1,1 +1,1 @@
-"""What the telemetry costs: `make bench`, or `python -m tests.benchmarks [--quick]`."""
+"""Benchmarks of the telemetry's costs: `make bench`, or `python -m tests.benchmarks [--quick]`."""

@@ -1,4 +1,4 @@
-"""What reading costs while a crowd waits, and for how long it holds up the events."""
+"""Measure reading while many callers wait: its time, and how long it delays the events."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""What the events of one `find_one` cost: real PyMongo events, delivered in a loop."""
+"""Measure the events of one `find_one`: real PyMongo events, delivered in a loop."""
 
 import asyncio
 import contextlib

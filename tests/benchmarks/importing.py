@@ -1,4 +1,4 @@
-"""What the import costs: the CPU time that it takes over PyMongo's, in processes of its own."""
+"""Measure the import: the CPU time that it takes over PyMongo's, in processes of its own."""
 
 import subprocess
 import sys

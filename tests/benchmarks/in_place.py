@@ -1,4 +1,4 @@
-"""What the listeners take inside real operations: each call timed where PyMongo makes it.
+"""Measure the listeners inside real operations: each call timed where PyMongo makes it.
 
 A loop finds the interpreter's caches warm. After a reply from the network they are not, and the
 same call takes two to three times as long; it is this that an application pays.
@@ -66,7 +66,7 @@ def run_in_place(effort: Effort, uri: str) -> None:
 
 
 def _timed(listener: Any, spent: Spent) -> Any:
-    """Return a listener that measures the calls of this one, where it has to do with a find."""
+    """Return a listener that measures the calls of another listener that concern a find."""
     kinds = (ConnectionPoolListener, CommandListener)
     kind = next((kind for kind in kinds if isinstance(listener, kind)), None)
     if kind is None:

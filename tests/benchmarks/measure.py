@@ -58,8 +58,9 @@ def take_turns(
 ) -> Costs:
     """Return what each variant costs per operation, by this clock.
 
-    In a round each variant has so many turns, one after the other: what else the machine does
-    hits all alike. Who begins changes each time. Garbage is collected between turns only.
+    In a round each variant has `turns` turns, one after the other, so that other load of the
+    machine affects all alike. The first variant changes each round. Garbage is collected between
+    turns only.
     """
     for turn in variants.values():
         turn()

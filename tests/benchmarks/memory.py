@@ -1,4 +1,4 @@
-"""What stays in memory of a million operations, each on a collection of its own."""
+"""Measure the memory in use after a million operations, each on a collection of its own."""
 
 import gc
 import random

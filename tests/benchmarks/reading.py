@@ -1,4 +1,4 @@
-"""What reading costs: while callers wait for an exhausted pool, and with many series."""
+"""Measure reading: while callers wait for an exhausted pool, and with many series."""
 
 import contextlib
 import threading

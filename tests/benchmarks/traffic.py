@@ -1,4 +1,4 @@
-"""What a real checkout and a real `find_one` cost, with a server behind TCP."""
+"""Measure a real checkout and a real `find_one`, with a server behind TCP."""
 
 import contextlib
 import itertools

@@ -48,7 +48,7 @@ def validate_target(target: str) -> str:
 
 
 def is_server(target: str) -> bool:
-    """Return whether an address is of a MongoDB server; others are asked by HTTP."""
+    """Return whether an address names a MongoDB server; all other addresses are asked by HTTP."""
     return target.startswith(("mongodb://", "mongodb+srv://"))
 
 
@@ -64,11 +64,15 @@ def get(page: str) -> str:
             text: str = answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:
-            raise NotFoundError(f"{mask_uri(page)} answers with status {error.code}") from None
+            status = f"{error.code} ({error.reason})" if error.reason else error.code
+            raise NotFoundError(f"{mask_uri(page)} answers with status {status}") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         words = getattr(reason, "strerror", None) or type(reason).__name__
-        raise SourceError(f"{mask_uri(page)} does not answer: {words}") from None
+        raise SourceError(
+            f"{mask_uri(page)} does not answer ({words}): check the address, and that the service "
+            "runs"
+        ) from None
     return text
 
 

@@ -18,7 +18,7 @@ from pool_telemetry.uri import mask_uri
 _ALWAYS_EXHAUSTED_SHARE: Final = 0.9
 """A pool that is exhausted for this share of a minute counts as exhausted for all of it."""
 _FEW_TIMEOUTS_SHARE: Final = 0.05
-"""Below this share of timeouts, the callers in the queue are the same ones all the time."""
+"""Below this share of timeouts, the same callers are in the queue all the time."""
 
 
 @dataclass(frozen=True, slots=True)

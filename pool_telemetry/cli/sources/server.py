@@ -24,7 +24,7 @@ _LATENCY_FIELDS: Final = ("ops", "latency")
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """What a MongoDB server reports about itself, and how fast it answers this machine.
+    """The report of a MongoDB server about itself, and how fast it answers this machine.
 
     Attributes:
         address: `host:port`.
@@ -115,7 +115,7 @@ def _ask_server(uri: str, seconds: float) -> ServerFacts:
         current=current,
         limit=current + available if available else None,
         opened_per_second=operator.sub(*opened) / took,
-        # One operation was the first `serverStatus` itself.
+        # One operation is the first `serverStatus` itself.
         operations_per_second=max(0, (operations or counted) - 1) / took,
         operation_seconds=spent / operations / 1e6 if operations else None,
     )

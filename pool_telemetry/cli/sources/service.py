@@ -20,7 +20,7 @@ _ROUTES: Final = (
     *("/health", "/health/live", "/health/ready"),
 )
 _SAME_START_SECONDS: Final = 0.1
-"""Two start times that differ by less are of one process: they are reported in steps of 10 ms."""
+"""Two start times that differ by less, in seconds, belong to one process: steps are of 10 ms."""
 
 
 def base_url(url: str) -> str:
@@ -90,6 +90,10 @@ def _scrape(url: str) -> list[ClientStats]:
     page = url if _is_metrics(url) else base_url(url) + "/metrics"
     try:
         clients = read(get(page), time.time())
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"{error}: give the address of a service that serves /metrics"
+        ) from None
     except ValueError as error:
         raise SourceError(
             f"{mask_uri(page)} is not in Prometheus' text format: give the address of a service "

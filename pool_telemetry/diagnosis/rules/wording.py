@@ -1,4 +1,4 @@
-"""Phrases that several rules use. A finding is read at night by a person who has never seen it."""
+"""Phrases of several rules. The reader of a finding is on call, and sees it for the first time."""
 
 from pool_telemetry.diagnosis.intervals import Interval
 from pool_telemetry.diagnosis.thresholds import ENDED_SECONDS, LOST_SHARE, TOP_OWNERS
