@@ -25,7 +25,7 @@ EXIT_CODES: Final[dict[Severity, int]] = {"healthy": 0, "notice": 0, "warning": 
 """The exit codes of monitoring plugins (Nagios, Icinga)."""
 
 SLOW_PING_SECONDS: Final = 0.1
-"""The lowest median ping that is reported, in seconds; between data centres it is about this."""
+"""The lowest median ping that is reported, in seconds."""
 SLOW_HANDSHAKE_SECONDS: Final = 0.5
 """The shortest time to open a connection that is reported, in seconds."""
 FULL_SHARE: Final = 0.9
@@ -33,7 +33,7 @@ FULL_SHARE: Final = 0.9
 OPENED_PER_SECOND: Final = 10.0
 """The lowest rate of new connections that is reported, over all clients of the server."""
 _WIDTH: Final = 96
-"""The columns of the text; a terminal is rarely narrower than 100."""
+"""The longest line of a paragraph, in columns."""
 
 
 def run(target: str, *, seconds: float, as_json: bool) -> tuple[str, int]:
