@@ -69,7 +69,7 @@ def _runbooks() -> list[Panel]:
     return [intro.span(24)] + [
         text_panel(
             name,
-            "What the alert means, what to look at first, and what to do.",
+            "The alert's meaning, the first place to look at, and the remedy.",
             linked(text),
             idents[name],
         ).height(9)

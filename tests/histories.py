@@ -44,7 +44,7 @@ STEPS: Final = 4
 
 
 class History(NamedTuple):
-    """What `diagnose()` is given."""
+    """The arguments of `diagnose()`."""
 
     stats: ClientStats
     history: list[ClientStats]

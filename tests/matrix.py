@@ -32,7 +32,7 @@ TESTS: Final = (
     *("test_field_notes", "test_machine", "test_chaos", "test_clients", "test_fork"),
 )
 PYTHONS: Final = ("3.11", "3.12", "3.13", "3.14")
-# What these tests import: not OTLP's exporters, whose grpcio has no wheel for free-threaded builds.
+# These tests import them. OTLP's grpcio has no wheel for free-threaded builds.
 NEEDED: Final = ("prometheus-client", "opentelemetry-sdk", "pytest", "hypothesis")
 WITH_A_WHEEL: Final = ("gevent", "trustme")  # a free-threaded build may have to go without
 # Where gevent took the threads' place, identifiers, signals, spinning and event loops differ.

@@ -16,12 +16,12 @@ from tests.support import Noop
 
 @dataclass(frozen=True, kw_only=True)
 class Numbers:
-    """What a claim is about, of either listener."""
+    """The numbers that both listeners claim."""
 
     size: int
     in_use: int
     waiting: int
-    callers: int  # in the queue, by who they are
+    callers: int  # in the queue, by thread
     used: int  # connections that were ever seen
     max_size: int | None
     opened: int  # connections that became ready

@@ -42,10 +42,10 @@ def take(
 
     Args:
         dashboard: The dashboard's JSON.
-        values: Those of its variables.
-        prometheus: The address.
-        start: What is shown, in Unix time.
-        end: The same.
+        values: The values of its variables.
+        prometheus: The address of the Prometheus.
+        start: The begin of the time that it shows, in Unix time.
+        end: The end of that time.
         to: The PNG file.
     """
     for panel in panels(dashboard):

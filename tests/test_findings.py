@@ -1,4 +1,4 @@
-"""Whatever the numbers are, a diagnosis is one: no error, nothing infinite, no senseless value."""
+"""Every input gets a diagnosis: no error, no infinite number, no senseless value."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""What importing costs, what it pulls in, and what it says where an extra is missing."""
+"""The cost of the import, the modules that it pulls in, and the errors without an extra."""
 
 import ast
 import subprocess

@@ -1,4 +1,4 @@
-"""The language of the project: patterns that read like riddles, counted; the counts may only fall.
+"""The language of the project: no text has a pattern that reads like a riddle.
 
 Comments, docstrings, texts in code and the documents are read. CONTRIBUTING.md has the rules.
 """
@@ -33,8 +33,6 @@ PATTERNS = {
         r"|gives? back|crowds?|has ghosts|drops? ghosts)\b"
     ),
 }
-MOST = dict(zip(PATTERNS, (21, 3, 4, 8), strict=True))
-"""As many as there are: lower them with the text, never raise them."""
 
 
 def texts(path: Path) -> Iterator[tuple[int, str]]:
@@ -68,6 +66,6 @@ def everything() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("name", PATTERNS)
 @unmeasured()
-def test_the_language_gets_no_harder_to_read(name: str) -> None:
+def test_no_text_has_a_pattern_that_is_hard_to_read(name: str) -> None:
     places = [f"{place}: {text}" for place, text in everything() if re.search(PATTERNS[name], text)]
-    assert len(places) <= MOST[name], "\n".join(places)
+    assert not places, "\n".join(places)

@@ -37,6 +37,7 @@ from pymongo.monitoring import (
 
 from pool_telemetry import PoolTelemetry, TelemetryOptions, assess, prometheus
 from pool_telemetry.stats import PoolStats
+from tests.support import unmeasured
 
 ADDRESS = ("db.example", 27017)
 
@@ -138,7 +139,7 @@ def test_heartbeats_reach_the_state_and_awaited_ones_are_no_round_trip() -> None
     assert (replay.stats().up, replay.stats().down_reason) == (False, "ConnectionError")
 
 
-def test_events_of_a_server_nobody_knows_count_nowhere() -> None:
+def test_events_of_an_unknown_server_count_nowhere() -> None:
     replay = Replay()
     replay.pool.connection_created(ConnectionCreatedEvent(("elsewhere", 1), 1))
     assert len(replay.telemetry.stats().pools) == 1
@@ -185,8 +186,8 @@ def test_a_failure_is_named_by_its_code_or_its_class(
 
 
 @pytest.mark.parametrize("kind", [asyncio.CancelledError, KeyboardInterrupt, GeneratorExit])
-def test_who_is_interrupted_has_not_failed(kind: type[BaseException]) -> None:
-    """PyMongo publishes a failure while it handles what it is about."""
+def test_an_interrupted_caller_has_not_failed(kind: type[BaseException]) -> None:
+    """PyMongo publishes a failure while it handles its exception."""
     replay = Replay()
     try:
         raise kind
@@ -259,8 +260,9 @@ odd = st.one_of(
 )
 
 
+@unmeasured()
 @given(st.data())
-def test_malformed_events_hurt_neither_the_application_nor_what_reads(data: st.DataObject) -> None:
+def test_malformed_events_hurt_neither_the_application_nor_readers(data: st.DataObject) -> None:
     """Every property of an event may be anything; the numbers may be off, but they can be read."""
     replay = Replay("odd")
     registry = CollectorRegistry()
@@ -275,13 +277,13 @@ def test_malformed_events_hurt_neither_the_application_nor_what_reads(data: st.D
                 getattr(listener, name)(event)
     json.dumps(replay.telemetry.live_stats())
     assess(replay.telemetry.stats())
-    with mock.patch.object(prometheus, "live", return_value=[replay.telemetry]):
+    with mock.patch.object(prometheus, "active", return_value=[replay.telemetry]):
         prometheus.register(registry)
         prometheus.generate(registry=registry)
 
 
 class MagicEvent:
-    """Has every property that one may ask for: a good one or an odd one."""
+    """Has every property, with a good value or an odd one."""
 
     def __init__(self, good: dict[str, Any], draw: Any) -> None:
         self._good, self._draw = good, draw

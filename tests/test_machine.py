@@ -1,7 +1,7 @@
-"""PoolState against a model of PyMongo's pool: every legal order of events, and of silence.
+"""PoolState against a model of PyMongo's pool: every legal order of events, also of missing ones.
 
-The model does what PyMongo does and knows the truth; PoolState hears the events, late or never
-where PyMongo tells them late or never. After each step both have to say the same.
+The model does what PyMongo does and knows the truth. PoolState gets the events, late or never if
+PyMongo publishes them late or never. After each step both must have the same numbers.
 """
 
 from collections import Counter
@@ -25,6 +25,7 @@ from pool_telemetry.state.exhaustion import RECOVERED_SECONDS
 from pool_telemetry.state.pool_state import GRACE_SECONDS, NO_IDLE_PROOF_SECONDS, PoolState
 from pool_telemetry.state.presumed import STALE_SECONDS
 from pool_telemetry.stats import CLOSE_REASONS, OUTCOMES, PoolStats
+from tests.support import unmeasured
 
 ACTORS = range(1, 7)
 FAILURES = st.sampled_from([outcome for outcome in OUTCOMES if outcome not in ("ok", "cancelled")])
@@ -39,7 +40,7 @@ class Conn:
     generation: int
     opener: int | None = None  # while it opens; 0 is the background thread
     holder: int | None = None
-    told: int | None = None  # whom our books have to show: who took it last, till he says he's back
+    told: int | None = None  # the holder that PoolState has to show, until a check-in event
 
     @property
     def idle(self) -> bool:
@@ -47,29 +48,29 @@ class Conn:
 
 
 class Pool(RuleBasedStateMachine):
-    """PyMongo's pool, of which events come to a PoolState."""
+    """PyMongo's pool, whose events reach a PoolState."""
 
     @initialize(max_size=st.sampled_from([None, 1, 2, 3]), rarely=st.integers(1, 12))
     def begin(self, max_size: int | None, rarely: int) -> None:
-        self.rarely = rarely  # what begins anew comes after so many connections
+        self.rarely = rarely  # a new pool or a fork comes after so many connections
         self.now = 1_000.0
         self.max_size = max_size
         self.new_process()
 
     def new_process(self) -> None:
-        self.gone: set[int] = set()  # who is neither in PyMongo's queue nor in its code
+        self.gone: set[int] = set()  # actors outside PyMongo's queue and code
         self.waiting: set[int] = set()
         self.unnoticed: set[int] = set()  # of the actors in `gone`: still waiting, by our books
         self.conns: dict[int, Conn] = {}
-        self.departed: dict[tuple[int, int], Conn] = {}  # of a pool before, by id and holder
+        self.departed: dict[tuple[int, int], Conn] = {}  # of an earlier pool, by id and holder
         # (actor, connection id) -> the time of a check-in whose event is still to come.
         self.due: dict[tuple[int, int], float] = {}
-        self.unsure: set[int] = set()  # closed in silence, as only PyMongo knows
-        self.stale: set[int] = set()  # closed by a clear in silence
-        self.left: set[int] = set()  # with a cursor whose maker ended
-        self.unseen: set[int] = set()  # of these, closed as our books say
-        # Whether somebody ended who had a connection, and whether one was closed by that: which
-        # one a cursor has is not known then.
+        self.unsure: set[int] = set()  # closed without an event
+        self.stale: set[int] = set()  # closed by a clear, without an event
+        self.left: set[int] = set()  # held by a cursor whose task finished
+        self.unseen: set[int] = set()  # of these, presumed closed by PoolState
+        # Whether a holder finished, and whether that closed its connection: PoolState can't know
+        # then which connections cursors hold.
         self.ended = self.vanished = False
         self.started = self.created = self.generation = 0
         self.opens = self.clears = 0
@@ -99,7 +100,7 @@ class Pool(RuleBasedStateMachine):
     def start(self, actor: int) -> None:
         if actor in self.waiting or any(self.conns[i].holder == actor for i in self.left):
             return
-        self.tell_all_of(actor)  # what an actor has to tell, it tells before it goes on
+        self.tell_all_of(actor)  # an actor publishes its events before it goes on
         self.gone.discard(actor)
         self.unnoticed.discard(actor)
         self.state.checkout_started(actor)
@@ -109,11 +110,11 @@ class Pool(RuleBasedStateMachine):
     @precondition(lambda self: self.phase == "ready" and self.has_room())
     @rule(actor=st.sampled_from(ACTORS), random=pick)
     def get_a_connection(self, actor: int, random: Any) -> None:
-        """All of a checkout, of one who does not have to wait."""
+        """A whole checkout of a caller that does not have to wait."""
         if actor in self.waiting:
             return
         self.start(actor)
-        if actor not in self.waiting:  # it left a cursor, and is no more
+        if actor not in self.waiting:  # it left a cursor, and has finished
             return
         idle = [conn for conn in self.conns.values() if conn.idle]
         if idle:
@@ -138,9 +139,9 @@ class Pool(RuleBasedStateMachine):
         return sorted(self.waiting - {conn.opener for conn in self.conns.values()})
 
     def serve(self) -> None:
-        """Let nobody wait for long while a connection is idle, or may be opened.
+        """Serve callers while a connection is idle, or may be opened.
 
-        It matters where one's holder ended in silence: a queue tells then that he still has it.
+        Otherwise a long wait would prove that a finished task still holds a connection.
         """
         for actor in self.queue() if self.ended else []:
             idle = [conn for conn in self.conns.values() if conn.idle]
@@ -168,7 +169,7 @@ class Pool(RuleBasedStateMachine):
     @precondition(lambda self: self.waiting)
     @rule(random=pick)
     def cancel(self, random: Any) -> None:
-        """A wait that ends in silence; sometimes in the middle of opening a connection."""
+        """A wait that ends without an event; sometimes while it opens a connection."""
         actor = random.choice(sorted(self.waiting))
         if not self.holds(actor):
             self.waiting.discard(actor)
@@ -197,7 +198,7 @@ class Pool(RuleBasedStateMachine):
 
     def open_for(self, opener: int) -> Conn:
         if self.waiting | self.unnoticed == {opener}:
-            self.unsure.clear()  # for him it is opened because none is idle
+            self.unsure.clear()  # it opens a connection because none is idle
             self.unseen |= {i for i in self.left if self.conns[i].told is None}
         conn = Conn(self.next_id, self.generation, opener=opener)
         self.next_id += 1
@@ -267,7 +268,7 @@ class Pool(RuleBasedStateMachine):
         self.unseen.discard(conn.id)
         self.state.connection_closed(conn.id, reason)
 
-    # Who has them
+    # Checkouts
 
     @precondition(lambda self: self.waiting and any(c.idle for c in self.conns.values()))
     @rule(random=pick)
@@ -291,9 +292,9 @@ class Pool(RuleBasedStateMachine):
         """The connection is back at once; the event may come later."""
         conn = random.choice([c for c in self.conns.values() if c.holder])
         actor = conn.holder
-        if actor is None or actor in self.waiting:  # who stands in the queue does nothing else
+        if actor is None or actor in self.waiting:  # a waiter does nothing else
             return
-        if conn.id in self.left:  # another closes the cursor
+        if conn.id in self.left:  # another actor closes the cursor
             if any(conn_id == conn.id for _, conn_id in self.due):
                 return
             self.left.discard(conn.id)
@@ -301,7 +302,7 @@ class Pool(RuleBasedStateMachine):
         conn.holder = None
         self.due[actor, conn.id] = self.now
         stale = conn.generation < self.generation or self.phase == "closed"
-        if not late or stale:  # one that is closed is told at once
+        if not late or stale:  # the event of a closed one is not late
             self.tell(actor, conn.id)
         if stale:
             self.close(conn, "pool_closed" if self.phase == "closed" else "stale")
@@ -325,7 +326,7 @@ class Pool(RuleBasedStateMachine):
     @precondition(lambda self: any(conn.holder for conn in self.conns.values()))
     @rule(random=pick)
     def check_in_by_another(self, random: Any) -> None:
-        """A cursor or a session that was handed on."""
+        """A cursor or a session that was given to another actor."""
         conn = random.choice([c for c in self.conns.values() if c.holder])
         fresh = conn.generation == self.generation and self.phase != "closed"
         if fresh and not any(conn_id == conn.id for _, conn_id in self.due):
@@ -337,7 +338,7 @@ class Pool(RuleBasedStateMachine):
     @precondition(lambda self: not (self.vanished or self.departed))
     @rule(random=pick)
     def leave_a_cursor(self, random: Any) -> None:
-        """A task ends, but not the exhaust cursor that has its connection."""
+        """A task finishes, but not the exhaust cursor that has its connection."""
         conn = random.choice([c for c in self.conns.values() if c.told])
         actor, conn.holder = conn.holder, None
         busy = actor is None or self.holds(actor) or actor in self.waiting
@@ -356,12 +357,12 @@ class Pool(RuleBasedStateMachine):
 
     @precondition(lambda self: any(conn.holder for conn in self.conns.values()))
     @rule(random=pick, closed=st.booleans())
-    def check_in_in_silence(self, random: Any, closed: bool) -> None:
+    def check_in_without_event(self, random: Any, closed: bool) -> None:
         """A task that is cancelled while it checks in; its connection may be closed then, too."""
         conn = random.choice([c for c in self.conns.values() if c.holder])
         actor = conn.holder
         assert actor is not None
-        conn.holder = None  # as if, to ask for its others
+        conn.holder = None  # for a moment, to ask for its other connections
         stale = conn.generation < self.generation
         unclear = (closed or stale) and self.left
         unclear = unclear or conn.id in self.left
@@ -379,14 +380,14 @@ class Pool(RuleBasedStateMachine):
             del self.conns[conn.id]
             self.unsure.add(conn.id)
         self.now += 2 * GRACE_SECONDS
-        self.state.stats()  # it may think for a moment that a cursor has it
+        self.state.stats()  # it may presume for a moment that a cursor has it
 
     # The pool
 
     @precondition(lambda self: self.phase == "ready" and self.created % 3 == 2)
     @rule(random=pick, silent=st.booleans())
     def clear(self, random: Any, silent: bool) -> None:
-        """Waiters fail, idle connections close; one of them perhaps in silence."""
+        """Waiters fail, idle connections close; one of them perhaps without an event."""
         self.phase = "paused"
         self.generation += 1
         self.clears += 1
@@ -405,7 +406,7 @@ class Pool(RuleBasedStateMachine):
             else:
                 self.close(conn, "stale")
         hidden = {i for i in self.left if self.conns[i].told is None}
-        if hidden - self.unseen:  # as if they were idle
+        if hidden - self.unseen:  # PoolState takes them as idle
             self.now += STALE_SECONDS
             self.state.stats()
             self.stale.clear()
@@ -426,7 +427,7 @@ class Pool(RuleBasedStateMachine):
     @precondition(lambda self: self.phase != "closed" and self.created > self.rarely)
     @rule()
     def close_pool(self) -> None:
-        """Those in use, and those that open, are closed afterwards."""
+        """Connections in use, and those that are being opened, are closed afterwards."""
         self.settle()
         for conn in [conn for conn in self.conns.values() if conn.idle]:
             self.close(conn, "pool_closed")
@@ -440,7 +441,7 @@ class Pool(RuleBasedStateMachine):
             self.close(conn, "error")
 
     def settle(self) -> None:
-        """Let all that is told late be told."""
+        """Deliver every late event."""
         for actor, conn_id in list(self.due):
             self.tell(actor, conn_id)
         self.now += 2 * STALE_SECONDS
@@ -454,7 +455,7 @@ class Pool(RuleBasedStateMachine):
         left = {(conn.id, conn.holder): conn for conn in self.conns.values() if conn.holder}
         assert len(left) == len(self.conns)
         if left.keys() & self.departed.keys():
-            return  # no event tells one from the other
+            return  # no event tells the two apart
         self.departed |= left
         self.conns, self.next_id, self.phase = {}, 1, "paused"
         self.unsure.clear()
@@ -464,12 +465,12 @@ class Pool(RuleBasedStateMachine):
     @precondition(lambda self: self.departed)
     @rule(random=pick)
     def close_departed(self, random: Any) -> None:
-        """A connection of the pool before comes back, and is closed."""
+        """A connection of an earlier pool is checked in, and closed."""
         conn_id, actor = random.choice(sorted(self.departed))
         same = self.conns.get(conn_id)
         others = [key for key in self.departed if key[0] == conn_id]
         if self.phase == "closed" or len(others) > 1 or (same and same.told == actor):
-            return  # no event tells one from the other
+            return  # no event tells the two apart
         del self.departed[conn_id, actor]
         self.state.checked_in(lambda: actor, conn_id)
         self.closes["pool_closed"] += 1
@@ -486,7 +487,7 @@ class Pool(RuleBasedStateMachine):
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
 
-    # What has to be true
+    # Invariants
 
     @invariant()
     def agrees(self) -> None:
@@ -506,7 +507,7 @@ class Pool(RuleBasedStateMachine):
         assert 0 <= stats.in_use + stats.opening <= stats.size
         assert stats.idle >= 0
         assert sum(stats.checkouts.values()) + stats.waiting == self.started
-        # What was cancelled, and what closed in silence, is the rest of their sums.
+        # Cancelled waits, and closes without an event, are the rest of these sums.
         told = {**stats.checkouts, "cancelled": self.outcomes["cancelled"]}
         assert told == {outcome: self.outcomes[outcome] for outcome in OUTCOMES}
         assert stats.closed["idle"] == self.closes["idle"]
@@ -527,7 +528,7 @@ class Pool(RuleBasedStateMachine):
         self.last, self.last_at = stats, self.now
 
     def counts_exhaustions(self, before: PoolStats, stats: PoolStats, passed: float) -> None:
-        """What is less than a second apart is one exhaustion, whatever happened between looks."""
+        """Exhaustions less than a second apart are one, whatever happened between two reads."""
         new = stats.exhaustions - before.exhaustions
         known = before.since_exhausted is not None
         quiet = (before.since_exhausted or 0.0) + passed  # at most so long since the last one
@@ -542,7 +543,7 @@ class Pool(RuleBasedStateMachine):
 
     @invariant()
     def forgets_what_is_over(self) -> None:
-        """After a clear what closed in silence is noticed within STALE_SECONDS."""
+        """Connections that a clear closed without an event are noticed within STALE_SECONDS."""
         if hasattr(self, "state") and self.stale:
             self.now += STALE_SECONDS
             self.stale.clear()
@@ -571,5 +572,9 @@ def counters(stats: PoolStats) -> list[float]:
     ]
 
 
-TestPool = Pool.TestCase
-TestPool.settings = settings(stateful_step_count=80, suppress_health_check=[HealthCheck.too_slow])
+class TestPool(Pool.TestCase):  # type: ignore[misc,valid-type]
+    settings = settings(stateful_step_count=80, suppress_health_check=[HealthCheck.too_slow])
+
+    @unmeasured()
+    def runTest(self) -> None:  # noqa: N802
+        super().runTest()

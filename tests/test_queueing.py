@@ -1,4 +1,4 @@
-"""Whatever load was measured, the queue's formulas give an answer: no error, and no nan."""
+"""Every load gets an answer from the queue's formulas: no error, and no nan."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What an address means, and when two looks are at one process."""
+"""The meaning of an address, and whether two readings are of one process."""
 
 import re
 from typing import Any

@@ -636,7 +636,7 @@ def test_a_server_that_never_answered_is_down_from_the_beginning() -> None:
 
 
 def test_exhausted_time_never_falls_whoever_reads_meanwhile() -> None:
-    """The clock is read where the time is booked, not before the lock was free."""
+    """The clock is read under the lock, not before the lock was free."""
     pool = exhausted_pool()
     pool.time.now += 10.0
     seen: list[float] = []

@@ -1,4 +1,4 @@
-"""What tests need from npm: `make test-tools` installs it in `.npm/`, nothing of it is committed.
+"""The npm packages for tests: `make test-tools` installs them in `.npm/`, and none is committed.
 
 Node 20 or newer is needed, and `tar`. Without it the tests of the dashboards' JSON and of their
 pictures are skipped.

@@ -58,7 +58,7 @@ class Store:
 
     @property
     def is_indexed(self) -> bool:
-        """Return whether this process made the indexes, for this client and these collections."""
+        """Return whether this process made the indexes of these collections with this client."""
         return self.messages.full_name in _indexed.get(self._client, ())
 
     async def create_indexes(self) -> None:

@@ -20,7 +20,7 @@ _CURSORS: Final = frozenset({"aggregate", "find", "getMore"})  # these may leave
 
 
 class _Use(NamedTuple):
-    """What the holder of a connection does with it."""
+    """The activity of a connection's holder."""
 
     doing: Activity
     operation: str

@@ -1,4 +1,4 @@
-"""The connections of one server's pool, by PyMongo's events: which exist, and who has each.
+"""The connections of one server's pool, by PyMongo's events: their states and their holders.
 
 Used by `PoolState` through `presumed`, which adds the ends that PyMongo never reports. The caller
 holds the pool's lock.
@@ -40,7 +40,7 @@ MAX_TRACKED: Final = 10_000
 
 
 class ReportedConnections:
-    """The connections that PyMongo's events tell of.
+    """The connections as PyMongo's events report them.
 
     Attributes:
         max_size: The pool's maxPoolSize, or UNLIMITED.

@@ -1,4 +1,4 @@
-"""Where an actor is in the code at this moment: in PyMongo's pool, or at which place.
+"""An actor's place in the code at this moment, and whether that is in PyMongo's pool.
 
 PyMongo publishes nothing when a wait is cancelled, so the end of such a wait is read from the
 actor's frames. Readers call this, never the hot path.

@@ -1,4 +1,4 @@
-"""What a server's heartbeats say: whether it answers, since when, and its round-trip time."""
+"""The state of a server by its heartbeats: whether it answers, since when, and how fast."""
 
 from dataclasses import dataclass, replace
 from typing import Final

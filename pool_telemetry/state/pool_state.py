@@ -342,7 +342,7 @@ class PoolState:
         with self._lock:
             self._heartbeat = self._heartbeat.updated(now, up=up, rtt=rtt, reason=reason)
 
-    # What the watching thread found
+    # Findings of the watching thread
 
     def count_long_checkout(self) -> None:
         """Count a checkout that has lasted for too long."""
