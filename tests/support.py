@@ -218,7 +218,7 @@ class Counts:
 def hide_other_clients(telemetry: PoolTelemetry, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the exporters see one client alone, whatever else lives or was closed in this process."""
     for module in (prometheus, collection):
-        monkeypatch.setattr(module, "live", lambda: [telemetry])
+        monkeypatch.setattr(module, "active", lambda: [telemetry])
     monkeypatch.setattr(ClosedClients, "to_report", lambda _: [])
 
 
