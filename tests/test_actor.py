@@ -1,4 +1,4 @@
-"""Whether an actor still stands in PyMongo's pool code, read from its frames."""
+"""An actor's place: whether it is in PyMongo's pool code, read from its frames."""
 
 import asyncio
 import contextlib

@@ -184,7 +184,7 @@ def test_01_greenlets_killed_in_the_queue(server_uri: str) -> None:
 
 
 def test_02_commands_cancelled_in_flight(server_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "_LIMIT", 5)
+    monkeypatch.setattr(commands, "_MAX_TRACKED", 5)
     watched = Watched()
 
     async def main() -> None:

@@ -296,7 +296,7 @@ def test_callers_who_come_in_crowds_get_room_for_a_crowd() -> None:
     assert "Up to 57 callers queued; they arrived together." in found.because
 
 
-def test_callers_who_come_again_are_counted_at_every_moment() -> None:
+def test_callers_that_retry_are_counted_at_every_moment() -> None:
     """Also while a connection is between two of them, and nobody has it."""
 
     def look(second: int, in_use: int) -> ClientStats:
