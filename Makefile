@@ -1,6 +1,6 @@
 # make demo         the pool, live, under load       (ARGS=--once for one cycle)
-# make test         lint, and every test that is deterministic, under coverage: some minutes
-#                   (ARGS=tests/test_watch.py for a part of them)
+# make test         lint, and every test that is deterministic: under 5 minutes
+#                   (ARGS=tests/test_watch.py for a part of them, COVERAGE=yes for the lines, too)
 # CI runs these, too:
 # make scenarios    every trouble, live, and the share of right verdicts  (ARGS="--runs 5")
 # make test-load    tests that make a load or measure time, and more random examples
@@ -23,6 +23,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
+DETERMINISTIC := -m pytest -m "not load and not stack" --numprocesses=4 --dist=worksteal
+
 .PHONY: dashboards demo pictures stack-local test test-load test-stack test-strands test-tools test-matrix scenarios record-scenarios soak lint bench clean
 
 demo: $(VENV)/.demo
@@ -31,12 +33,13 @@ demo: $(VENV)/.demo
 test: lint
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
-else
+else ifdef COVERAGE
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest -m "not load and not stack" \
-		--numprocesses=4 --dist=worksteal
+	$(BIN)/python -m coverage run $(DETERMINISTIC)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
+else
+	$(BIN)/python $(DETERMINISTIC)
 endif
 
 test-load: $(VENV)/.dev

@@ -222,6 +222,12 @@ def hide_other_clients(telemetry: PoolTelemetry, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(ClosedClients, "to_report", lambda _: [])
 
 
+def logged(caplog: pytest.LogCaptureFixture, words: str) -> list[str]:
+    """Return our log messages with these words; other tests' pools may log at the same time."""
+    ours = [one for one in caplog.records if one.name.startswith("pool_telemetry")]
+    return [message for one in ours if words in (message := one.getMessage())]
+
+
 def the_pool(telemetry: PoolTelemetry) -> PoolStats:
     """Return the stats of a client's only pool."""
     (pool,) = wait_for(lambda: telemetry.stats().open_pools)

@@ -20,7 +20,7 @@ from pool_telemetry import (
 from pool_telemetry.base_pool import CLOSE_SECONDS
 from pool_telemetry.demo.embedded import EmbeddedServer
 from pool_telemetry.registry import active
-from tests.support import aexhausted, drivers, free_port, slow, until
+from tests.support import aexhausted, drivers, free_port, logged, slow, until
 
 pytestmark = pytest.mark.filterwarnings(  # some tests leave a client behind on purpose
     "ignore:.*AsyncMongoClient.__del__:pytest.PytestUnraisableExceptionWarning",
@@ -61,7 +61,7 @@ def test_a_client_that_is_replaced_is_logged_with_both_places(
         await asyncio.create_task(start(5))
 
     run(main)
-    (warning,) = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    (warning,) = logged(caplog, "replaced the client")
     place = rf"{__file__}:\d+ in \S+\.<locals>\.start"
     assert re.match(
         rf"initialize\(\) at {place} replaced the client of pool '{server_uri}', which was "

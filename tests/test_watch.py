@@ -20,7 +20,7 @@ from pool_telemetry.state.actor import ThreadActor
 from pool_telemetry.state.exhaustion import NOTEWORTHY_SECONDS
 from pool_telemetry.stats import Episode
 from tests.proxy import Proxy
-from tests.support import Gate, aexhausted, the_pool, until, wait_for
+from tests.support import Gate, aexhausted, logged, the_pool, until, wait_for
 
 Client = MongoClient[dict[str, Any]]
 WATCH = "pool_telemetry-watch"
@@ -58,11 +58,6 @@ def callers(client: Client, count: int, gate: Gate) -> Iterator[None]:
     finally:
         for thread in threads:
             thread.join()
-
-
-def logged(caplog: pytest.LogCaptureFixture, words: str) -> list[str]:
-    every = [one.getMessage() for one in caplog.records if one.name == "pool_telemetry.watch"]
-    return [one for one in every if words in one]
 
 
 def watching() -> list[threading.Thread]:
