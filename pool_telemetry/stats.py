@@ -180,20 +180,20 @@ class CallerStats:
     idle_seconds: float | None = None  # since its last command ended; None while one runs
 
     @property
-    def who(self) -> str:
-        """Return the name of its thread or task, with its owner."""
+    def label(self) -> str:
+        """Return the name of the caller's thread or task, with its owner."""
         owner = f" ({self.owner})" if self.owner else ""
         return printable(f"{self.actor or 'somebody'}{owner}")
 
-    def in_words(self) -> str:
-        """Return in words its name, its time and its activity."""
+    def describe(self) -> str:
+        """Return the caller's label, its seconds and its activity, as a text."""
         command = " ".join(filter(None, (self.operation, self.collection)))
         doing = {"command": command, "waiting": "waiting", "": "no command"}.get(
             self.doing, f"{self.doing} of {command}" if command else self.doing
         )
         if self.idle_seconds is not None and self.idle_seconds >= IDLE_SECONDS:
             doing += f", idle for {self.idle_seconds:.2f} s"
-        return printable(f"{self.who} for {self.seconds:.2f} s: {doing}")
+        return printable(f"{self.label} for {self.seconds:.2f} s: {doing}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -306,7 +306,7 @@ def test_names_never_break_a_log_line() -> None:
         collection="orders\r",
         trace_id=None,
     )
-    assert who.in_words() == "worker 0 ( [2J) for 1.00 s: find orders "
+    assert who.describe() == "worker 0 ( [2J) for 1.00 s: find orders "
 
 
 def test_stats_and_endpoint_list_the_holders(server_uri: str, gate: Gate) -> None:

@@ -145,7 +145,7 @@ def _top_holders(watched: Watched, state: PoolState) -> tuple[CallerStats, ...]:
 
 
 def _describe(episode: Episode) -> str:
-    return "; ".join(one.in_words() for one in episode.holders)
+    return "; ".join(one.describe() for one in episode.holders)
 
 
 def _more_times(count: int) -> str:

@@ -35,7 +35,7 @@ class LongCheckouts:
         self._log_ended(pool, held, watched.now(), closed=stats.phase != "ready")
         new = [i for i, one in holders.items() if one.seconds >= limit and i not in self._open]
         for conn_id in new:
-            self._open[conn_id] = held[conn_id], holders[conn_id].who
+            self._open[conn_id] = held[conn_id], holders[conn_id].label
             state.count_long_checkout()
         if not new:
             return
@@ -91,7 +91,7 @@ def _log_long(
 
 def _describe(callers: list[CallerStats]) -> str:
     """Return the first callers in words, and the number of the others."""
-    words = [one.in_words() for one in callers[:TOP_HOLDERS]]
+    words = [one.describe() for one in callers[:TOP_HOLDERS]]
     if others := len(callers) - len(words):
         words.append(f"{others} more")
     return "; ".join(words)
