@@ -193,7 +193,7 @@ class PoolTelemetry:
             return stats
         idle, read = list[float](), 0
         if stats.longest_checkout >= callers.READ_SECONDS:
-            idle, read = callers.idle_and_read(state, self.commands, self._clock())
+            idle, read = callers.idle_seconds_and_cursors(state, self.commands, self._clock())
         return replace(
             stats,
             held_idle=len(idle),
@@ -206,8 +206,8 @@ class PoolTelemetry:
         holders, waiters = list[CallerStats](), list[CallerStats]()
         for state in self.states():
             now = self._clock()
-            waiters += callers.waiting(state, now)
-            holders += callers.holding(state, self.commands, now)[1].values()
+            waiters += callers.waiters_of(state, now)
+            holders += callers.holders_of(state, self.commands, now)[1].values()
         oldest = attrgetter("seconds")
         return sorted(holders, key=oldest, reverse=True), sorted(waiters, key=oldest, reverse=True)
 
@@ -215,7 +215,7 @@ class PoolTelemetry:
         self, state: PoolState
     ) -> tuple[dict[int, Checkout], dict[int, CallerStats]]:
         """Return a pool's open checkouts and a description of each holder, by connection id."""
-        return callers.holding(state, self.commands, self._clock())
+        return callers.holders_of(state, self.commands, self._clock())
 
     def history(self) -> list[ClientStats]:
         """Return samples of the last five minutes, the oldest first; empty without `watch`."""

@@ -30,7 +30,7 @@ class _Use(NamedTuple):
     awaits_data: bool = False  # the command may merely wait for new data
 
 
-def waiting(state: PoolState, now: float) -> list[CallerStats]:
+def waiters_of(state: PoolState, now: float) -> list[CallerStats]:
     """Return the callers that wait for a connection."""
     waiters = state.waiters()
     names = names_of(waiters)
@@ -49,7 +49,7 @@ def waiting(state: PoolState, now: float) -> list[CallerStats]:
     ]
 
 
-def holding(
+def holders_of(
     state: PoolState, commands: CommandState, now: float
 ) -> tuple[dict[int, Checkout], dict[int, CallerStats]]:
     """Return the checkout of each connection, and the same in names, by connection id."""
@@ -73,7 +73,9 @@ def holding(
     return held, found
 
 
-def idle_and_read(state: PoolState, commands: CommandState, now: float) -> tuple[list[float], int]:
+def idle_seconds_and_cursors(
+    state: PoolState, commands: CommandState, now: float
+) -> tuple[list[float], int]:
     """Return the idle seconds of connections that are held idle, and a count of cursors.
 
     Held idle is a connection whose holder has run no command for IDLE_SECONDS. The count is of
