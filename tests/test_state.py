@@ -155,6 +155,20 @@ def test_a_connection_whose_opener_finished_without_an_event_is_closed() -> None
     assert (stats.waiting, stats.checkouts["cancelled"]) == (0, 1)
 
 
+def test_a_checkout_stays_superseded_when_an_older_one_of_its_holder_ends() -> None:
+    """The holder's commands run on its latest connection, also if it closes an older cursor."""
+    pool = Pool(max_size=3)
+    pool.open(1, 2, 3)
+    for conn_id in (1, 2):
+        pool.time.now += 1.0
+        pool.out(A, conn_id)
+    assert pool.holders()[1] == {1: 1_002.0}
+    pool.returned(A, 1)
+    pool.time.now += 1.0
+    pool.out(A, 3)
+    assert pool.holders()[1] == {2: 1_003.0}
+
+
 def test_a_connection_returned_by_someone_else_ends_the_oldest_checkout() -> None:
     pool = Pool()
     pool.open(1)

@@ -47,7 +47,10 @@ class _Here(threading.local):
 
 
 Actor = Hashable
-"""A `ThreadActor`, or a weak reference to a task or greenlet; one object each, and so a key."""
+"""A `ThreadActor`, or a weak reference to a task or greenlet.
+
+Python returns the same weak reference for the same object, so an actor can be a key.
+"""
 
 _here = _Here()
 _get_running_loop = asyncio._get_running_loop

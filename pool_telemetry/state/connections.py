@@ -27,9 +27,9 @@ Opener = tuple[Actor, float]
 UNLIMITED: Final = float("inf")
 
 LATE_SECONDS: Final = 10.0
-"""A check-in event is awaited for so long after another caller checked the connection out.
+"""After another caller took a connection, the check-in event of the earlier one may be this late.
 
-The event follows the check-in at once, so this bounds how long a thread may be paused between.
+Only a paused thread delays it, because PyMongo publishes the event right after the check-in.
 """
 
 MAX_OWNERS: Final = 100
@@ -74,9 +74,9 @@ class ReportedConnections:
         # previous check-in arrives: for each connection the callers whose events are still to
         # come, and when another caller took the connection.
         self._pending_check_ins: dict[int, dict[Actor, float]] = {}
-        # Connections of earlier pools of this address that are not closed yet: each one's checkout,
-        # or None if it is idle and PyMongo closes it next. Ids start at 1 again in the new pool, so
-        # actor and close reason tell the two apart.
+        # Connections of earlier pools of this address that are not closed yet: the checkout of
+        # each, or None if it is idle and PyMongo closes it next. The new pool uses the same ids
+        # again; the actor and the close reason show which pool an event concerns.
         self._carried_over: dict[int, list[Checkout | None]] = {}
         self._opened_for: dict[Actor, int] = {}  # waiter -> the connection that it opens for itself
         self._latest_by_actor: dict[Actor, int] = {}  # holder -> its latest connection
@@ -156,6 +156,8 @@ class ReportedConnections:
         self._note_full(now)
         known = conn_id in self._ready or conn_id in self.opening
         carried_over = self._carried_over.get(conn_id, [])
+        # The close concerns an earlier pool if the id is unknown in this one, or if the reason is
+        # pool_closed while this pool is open.
         if None in carried_over and (not known or (reason == "pool_closed" and not pool_is_closed)):
             self.closed[reason] += 1
             carried_over.remove(None)
@@ -171,7 +173,7 @@ class ReportedConnections:
         self.presumed_returned.pop(conn_id, None)
         # A clear may close the connection between its check-in and the event of that.
         if (checkout := self.held.pop(conn_id, None)) is not None:
-            self._record_use(checkout, now)
+            self._record_use(conn_id, checkout, now)
 
     def check_out(self, actor: Actor, conn_id: int, now: float, origin: Origin = NO_ORIGIN) -> None:
         """Record that an actor has a connection."""
@@ -197,7 +199,7 @@ class ReportedConnections:
             if before not in self._reinstated:  # a finished task publishes no late check-in
                 pending = self._pop_pending(conn_id, now)
                 self._pending_check_ins[conn_id] = {**pending, before[0]: now}
-            self._record_use(before, now)
+            self._record_use(conn_id, before, now)
 
     def _reopen(self, conn_id: int) -> None:
         """Count a connection again that was presumed closed, but is open."""
@@ -214,7 +216,7 @@ class ReportedConnections:
             self._superseded[conn_id] = (checkout[1], now)
 
     def superseded(self) -> dict[int, float]:
-        """Return when each holder that has a later connection, too, checked that one out."""
+        """Return the time of the later checkout, for each connection whose holder made one."""
         return {
             conn_id: at
             for conn_id, (since, at) in self._superseded.items()
@@ -239,7 +241,7 @@ class ReportedConnections:
         else:
             checkout = self.held.pop(conn_id, None) or self._return_carried_over(conn_id)
         if checkout is not None:
-            self._record_use(checkout, now, link)
+            self._record_use(conn_id, checkout, now, link)
 
     def _match_check_in(self, actor: Actor, conn_id: int, now: float) -> Checkout | None:
         """Remove the checkout that this actor ends; return None if it was ended before."""
@@ -249,7 +251,8 @@ class ReportedConnections:
         if (carried_over := self._return_carried_over(conn_id, actor)) is not None:
             return carried_over
         pending = self._pop_pending(conn_id, now)
-        # Another actor may check in for the holder (a cursor, a transaction): the oldest ends.
+        # Another actor may check in for the holder (a cursor, a transaction): then the oldest
+        # pending check-in ends.
         ended = actor if actor in pending else next(iter(pending), None)
         if ended is not None:
             del pending[ended]
@@ -280,11 +283,13 @@ class ReportedConnections:
         return None
 
     def _record_use(
-        self, checkout: Checkout, now: float, link: FindTraceLink | None = None
+        self, conn_id: int, checkout: Checkout, now: float, link: FindTraceLink | None = None
     ) -> None:
         """Record the use time of a checkout that ended."""
         actor, since, (owner, _) = checkout
-        self._latest_by_actor.pop(actor, None)
+        latest = self._latest_by_actor.pop(actor, conn_id)
+        if latest != conn_id:
+            self._latest_by_actor[actor] = latest
         if self._reinstated and checkout in self._reinstated:
             self._reinstated.discard(checkout)
             return

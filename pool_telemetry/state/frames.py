@@ -23,10 +23,10 @@ from pool_telemetry.process import after_fork, notice_fork, threads_are_known
 from pool_telemetry.state.actor import Actor, ThreadActor, is_greenlet, referent
 
 DEEPEST: Final = 30
-"""At most so many frames of the application are in a stack, the innermost."""
+"""The most frames of the application in a stack; the innermost ones are kept."""
 
 FEW: Final = 5
-"""So many frames are in a stack that has none of the application."""
+"""The frames in a stack that has none of the application."""
 
 UNKNOWN: Final = "(unknown: Python took no part in the fork of this process)"
 """Stands for a thread's frames if they can't be read."""
@@ -64,12 +64,12 @@ def still_in_pool(actors: Iterable[Actor]) -> set[Actor]:
     """Return the actors that are inside PyMongo's pool code at this moment.
 
     An actor in the wait queue always is: PyMongo publishes the start and the end of a checkout
-    from within its pool module. About 3 µs an actor; no lock, no I/O. If frames can't be read, a
-    live thread counts as inside until its next event.
+    from within its pool module. About 3 µs an actor; no pool's lock, no I/O. If frames can't be
+    read, a live thread counts as inside until its next event.
     """
     everyone = set(actors)
     inside = _inspect(everyone)
-    # An actor on another thread may move on during an inspection: two have to miss it.
+    # An actor may move during an inspection, so two of them have to find it outside.
     return inside | _inspect(everyone - inside)
 
 
@@ -81,8 +81,8 @@ def is_called_by_async_pool() -> bool:
 def stack_of(actor: Actor) -> list[str]:
     """Return an actor's stack, the innermost frame last; empty if the actor has ended.
 
-    Each frame is `file:line in function`. Of a task only what it awaits is known, and of an
-    awaitable of a compiled library nothing.
+    Each frame is `file:line in function`. The stack of a suspended task is its await chain, which
+    ends at an awaitable of a compiled library.
     """
     if (one := referent(actor)) is None:
         frames = []

@@ -188,7 +188,8 @@ class PoolState:
         waiters = self._waiters
         if actor in waiters or self._timed_out:
             self._record_reentry(actor, now)
-        # This alone needs no lock: no other thread adds this actor, or removes an absent one.
+        # This needs no lock: only this thread adds this actor, and others remove only actors that
+        # are in the queue.
         waiters[actor] = now, origin
         if len(waiters) + len(self._connections.held) > self._exhaustion.check_above:
             self._check_exhaustion(now)
@@ -257,8 +258,8 @@ class PoolState:
         """Begin or end an exhaustion; return how many callers wait. The lock is held.
 
         The clock is read under the lock, because an older time could make `exhausted_time` run
-        backwards for a concurrent reader. Callers enqueue without the lock, so repeat until the
-        queue's length is stable: each caller is either counted here or sees the new threshold.
+        backwards for a concurrent reader. Callers enter without the lock, so repeat until the
+        queue's length is the same twice: then each caller is counted here or sees `check_above`.
         """
         waiting = -1
         while waiting != len(self._waiters):
@@ -292,8 +293,8 @@ class PoolState:
         opening = {i: opener for i, opener in opening.items() if now - opener[1] > GRACE_SECONDS}
         held = {i: checkout for i, checkout in held.items() if now - checkout[1] > GRACE_SECONDS}
         if waiting or opening:
-            # A caller outside PyMongo's pool code has already published the end of its wait, or
-            # never will.
+            # If a caller is outside PyMongo's pool code, PyMongo has published the end of its wait,
+            # or never will.
             inside = self._still_waiting({*waiting, *(actor for actor, _ in opening.values())})
             for actor in waiting.keys() - inside:
                 with self._lock:  # taken for each caller, because events wait for it
@@ -303,7 +304,8 @@ class PoolState:
                 if opener[0] not in inside:
                     with self._lock:
                         connections.abandon_opening(conn_id, opener, now)
-        # Without heartbeats the server is a load balancer: cursors and transactions hold too.
+        # Behind a load balancer, which has no heartbeats, a cursor or a transaction keeps its
+        # connection after the task ended.
         if held and self.has_heartbeats:
             holding = self._may_hold({checkout[0] for checkout in held.values()})
             for conn_id, checkout in held.items():
@@ -313,15 +315,15 @@ class PoolState:
         if connections.presumed_returned and waiting:
             with self._lock:
                 since = (self._waiters[actor][0] for actor in inside if actor in self._waiters)
-                # Include check-ins presumed just now. If that is wrong, the waiting caller gets a
-                # connection at once.
+                # Include checkouts that were presumed returned just now. If they were returned,
+                # the waiting caller gets a connection at once.
                 self._reinstate(min(since, default=now), now, before=now)
 
     def _reinstate(self, since: float, now: float, *, before: float) -> None:
-        """Reinstate presumed check-ins that a caller disproves which waits since then, or did.
+        """Reinstate checkouts that were presumed returned, if a caller's wait disproves that.
 
-        The finished tasks left cursors that still hold the connections: otherwise PyMongo would
-        have an idle connection for the caller, or open one. Called with the lock held.
+        The caller has waited since `since`. PyMongo would have given it an idle connection or
+        opened one, so cursors of finished tasks still hold the connections. The lock is held.
         """
         connections = self._connections
         missing = connections.max_size - len(connections.held)

@@ -1,4 +1,4 @@
-"""The ends that PyMongo never reports, concluded from what else is known.
+"""Ends of checkouts and connections that PyMongo never reports, concluded from other facts.
 
 A task that is cancelled while it opens a connection, checks it in or closes it publishes no further
 event for it (PyMongo 4.20). `PoolState` notices that the task has finished, and what is presumed
@@ -16,7 +16,7 @@ from pool_telemetry.state.connections import (
 )
 
 STALE_SECONDS: Final = 1.0
-"""Idle connections are presumed closed so long after a clear.
+"""Idle connections are presumed closed this many seconds after a clear.
 
 PyMongo closes them right after the clear's event; a task cancelled meanwhile reports no close.
 """
@@ -43,9 +43,9 @@ class Connections(ReportedConnections):
         if self.held.get(conn_id) == checkout:
             stale = self._ready[conn_id] < self._generation  # PyMongo closes it at check-in
             if stale:
-                self._note_full(now)  # and a waiter opens another only then
+                self._note_full(now)  # a waiter can open another connection only after that
             del self.held[conn_id]
-            self._record_use(checkout, now)
+            self._record_use(conn_id, checkout, now)
             if stale:
                 self._presume_closed({conn_id}, "stale")
             if len(self.presumed_returned) >= MAX_TRACKED:

@@ -25,8 +25,8 @@ class WaitQueue:
 
     Attributes:
         waiters: The wait of each caller in the queue; always the same dict.
-        timed_out: When each caller timed out that has not entered the queue since; always the
-            same dict.
+        timed_out: The time of the last timeout, for each caller that has not entered the queue
+            again; always the same dict.
         ended: Waits that ended without a connection, by outcome.
         retries: Checkouts that began within RETRY_SECONDS of the caller's timeout.
         wait_time: The durations of the waits that ended with a connection.
