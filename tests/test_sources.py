@@ -47,6 +47,13 @@ def test_mongodbs_addresses_stay_as_they_are(target: str) -> None:
     assert validate_target(target) == target
 
 
+@pytest.mark.parametrize("host", ["8765", "127.1", "0x7f000001", "256.1.1.1", "1.2.3.4.5"])
+def test_a_host_that_the_resolver_would_take_for_a_number_is_refused(host: str) -> None:
+    for target in (host, f"{host}:80", f"http://{host}/health"):
+        with pytest.raises(SourceError, match="use HOST:PORT"):
+            validate_target(target)
+
+
 @pytest.mark.parametrize("command", ["doctor", "size"])
 @pytest.mark.parametrize(
     "target",

@@ -1,6 +1,7 @@
 """Addresses that a user may name, and pages that are read by HTTP."""
 
 import base64
+import ipaddress
 import re
 import urllib.error
 import urllib.parse
@@ -37,6 +38,7 @@ def validate_target(target: str) -> str:
         parts = urllib.parse.urlsplit(address)
         host = parts.netloc.rpartition("@")[2] if target == address else parts.netloc
         usable = parts.scheme in ("http", "https") and _HOST.fullmatch(host) and parts.port != 0
+        usable = usable and not _is_number(parts.hostname or "")
     except ValueError:  # an invalid port or IPv6 address
         usable = False
     if not usable:
@@ -45,6 +47,17 @@ def validate_target(target: str) -> str:
             "/health or /metrics), https://HOST, or mongodb://HOST:PORT"
         )
     return parts.geturl()
+
+
+def _is_number(host: str) -> bool:
+    """Return whether the resolver would take a host for a number: 8765 would be 0.0.34.61."""
+    if not re.fullmatch(r"[0-9]+|0x[0-9a-f]*", host.rpartition(".")[2]):
+        return False
+    try:
+        ipaddress.IPv4Address(host)
+    except ValueError:
+        return True
+    return False
 
 
 def is_server(target: str) -> bool:
