@@ -11,13 +11,14 @@ Begin with a pool of your own:
 
 or with a client that exists:
 
+    from pymongo import MongoClient
     from pool_telemetry import PoolTelemetry, assess, diagnose, prometheus
 
     telemetry = PoolTelemetry("chat")
-    client = MongoClient(uri, event_listeners=telemetry.listeners)
+    client = MongoClient("mongodb://localhost:27017/", event_listeners=telemetry.listeners)
     prometheus.register()  # once per process
     print(assess(telemetry.stats()).status)
-    print(diagnose(telemetry.stats(), telemetry.history()).verdict)
+    print(diagnose(telemetry).verdict)
 
 Where to read on:
 

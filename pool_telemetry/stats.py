@@ -4,7 +4,7 @@
 ages are seconds; counters count from the start of the client, or from the fork of the process.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple, Protocol
 
@@ -356,6 +356,9 @@ class HasStats(Protocol):
 
     def stats(self) -> ClientStats:
         """Return everything that is known of the client now."""
+
+    def history(self) -> Sequence["ClientStats"]:
+        """Return samples of the last minutes, the oldest first."""
 
 
 def stats_of(given: ClientStats | HasStats) -> ClientStats:

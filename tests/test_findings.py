@@ -23,6 +23,7 @@ from pool_telemetry.stats import (
     OwnerStats,
     PoolStats,
 )
+from tests.recordings import recordings
 from tests.support import unmeasured
 from tests.test_health import DOWN, EXHAUSTED, a_client, a_pool
 
@@ -123,8 +124,21 @@ def test_a_telemetry_is_diagnosed_by_its_stats(server_uri: str) -> None:
     telemetry = PoolTelemetry(options=TelemetryOptions(watch=False))
     with MongoClient[dict[str, Any]](server_uri, event_listeners=telemetry.listeners) as client:
         client.admin.command("ping")
-        assert diagnose(telemetry) == diagnose(telemetry.stats())
+        assert diagnose(telemetry) == diagnose(telemetry.stats(), telemetry.history())
         assert telemetry.stats().open_pools  # so the diagnosis judged a pool
+
+
+def test_a_telemetry_is_diagnosed_by_its_history() -> None:
+    class Telemetry:
+        def stats(self) -> ClientStats:
+            return recorded[-1]
+
+        def history(self) -> list[ClientStats]:
+            return [*recorded[:-1]]
+
+    (recorded,) = (one.samples for one in recordings() if one.name == "no trouble any more")
+    assert diagnose(recorded[-1], recorded[:-1]) != diagnose(recorded[-1])
+    assert diagnose(Telemetry()) == diagnose(recorded[-1], recorded[:-1])
 
 
 @pytest.mark.parametrize("wrong", [None, a_pool(), {"pools": ()}])

@@ -12,7 +12,7 @@ from pool_telemetry.stats import ClientStats, HasStats, stats_of
 
 def diagnose(
     stats: ClientStats | HasStats,
-    history: Sequence[ClientStats] = (),
+    history: Sequence[ClientStats] | None = None,
     *,
     budget: int | None = None,
     most: int | None = None,
@@ -22,13 +22,15 @@ def diagnose(
     Pure: the same stats and history give the same diagnosis.
 
     Args:
-        stats: The client now; or a `PoolTelemetry`, whose `stats()` are taken.
+        stats: The client now; or a `PoolTelemetry`, whose `stats()` and `history()` are taken.
         history: The client before, the oldest sample first: `PoolTelemetry.history()`, or any
             samples some seconds apart. Samples older than five minutes serve as the baseline
             only. Without a history the client's whole life is judged as one.
         budget: Connections that the server has for this process; no advice exceeds it.
         most: The same; the name that `budget` had before.
     """
+    if history is None:
+        history = getattr(stats, "history", tuple)()
     stats = stats_of(stats)
     budget = most if budget is None else budget
     samples = [*(one for one in history if one.at < stats.at), stats]
