@@ -35,7 +35,7 @@ WAIT_LIMITS_BREAK_ASYNC_POOLS: Final = sys.version_info < (3, 12)
 
 If there is a limit, PyMongo waits by `asyncio.wait_for(condition.wait(), seconds)`. Before Python
 3.12 a task that is cancelled twice in this wait can lose the pool's lock (python/cpython#86766).
-Server selection always waits like this: two callers that hang up can lose the topology's lock.
+Server selection always waits like this; there cancelled callers can lose the topology's lock.
 """
 
 ASYNC_DEFAULTS: Final[Mapping[str, Any]] = MappingProxyType(
@@ -85,7 +85,9 @@ _ALLOWED: Final[Mapping[str, Range | OneOf]] = {
 def client_kwargs(
     uri: str, kwargs: Mapping[str, Any], defaults: Mapping[str, Any] = DEFAULTS
 ) -> dict[str, Any]:
-    """Return the keyword arguments for MongoClient: the caller's, and the defaults not set.
+    """Return the keyword arguments for MongoClient: the caller's and our defaults.
+
+    A default is used if neither the caller nor the URI sets the option.
 
     The default of minPoolSize is lowered to a smaller maxPoolSize.
 

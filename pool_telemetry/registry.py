@@ -32,7 +32,10 @@ def active() -> list["PoolTelemetry"]:
 
 
 def recently_closed() -> list["PoolTelemetry"]:
-    """Return the telemetry of closed clients, the oldest first: at least of the last ten."""
+    """Return the telemetry of closed clients, the oldest first.
+
+    The last ten are kept; older ones are included while something else refers to them.
+    """
     return [telemetry for telemetry in _every() if not telemetry.active]
 
 
@@ -43,9 +46,9 @@ def telemetry_of(client: Any) -> "PoolTelemetry | None":
 
 
 class ClosedClients:
-    """The clients closed since a reader's previous collection, whose last values are still due.
+    """The clients closed since a reader's previous collection, which lacked their last values.
 
-    Without them all values of a short program would be lost. A closed client is reported by the
+    Without these the values of a short program would be lost. A closed client is reported by the
     first collection after its close, and by those of the next `keep_seconds`.
 
     Args:

@@ -1,6 +1,7 @@
 """One client's telemetry: the listeners to give to it, and the state that they write.
 
-`PoolTelemetry` knows all pools of its client; `registry` knows every client of the process.
+`PoolTelemetry` knows all pools of its client; `registry` knows every client of the process. `live`,
+`ended` and `of` are older names of its `active`, `recently_closed` and `telemetry_of`.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """One sleeping thread that checks every pool, because no event reports that time passes.
 
 It writes log lines, calls the application back and keeps the history. Only `telemetry` imports this
-room, and nothing here is on the hot path.
+package, and nothing here is on the hot path.
 """
 
 from pool_telemetry.watch.thread import CHECK_SECONDS, check, check_all, watch

@@ -93,7 +93,7 @@ class ExhaustionLog:
         _log.warning(
             "pool %r %s%s; %s%s",
             episode.pool,
-            f"is exhausted: {stats.in_use} of {stats.max_size} in use, {stats.waiting} waiting, "
+            f"is exhausted: {_in_use(stats)}, {stats.waiting} waiting, "
             f"the oldest for {stats.oldest_wait:.2f} s"
             if stats.exhausted
             else f"was exhausted for {episode.seconds:.2f} s: at most {episode.peak_waiting} "
@@ -109,7 +109,7 @@ class ExhaustionLog:
 
     def _log_recovered(self, watched: Watched, stats: PoolStats) -> None:
         episode = self._episode(stats)
-        # The level is that of the beginning, so that a reader of one line also sees the other.
+        # Both lines have the same level, so that a filter shows both or neither.
         _log.warning(
             "pool %r %s after %.2f s of exhaustion: at most %d waited, %d checkouts timed out; %s",
             episode.pool,
@@ -142,6 +142,11 @@ def _has_recovered(stats: PoolStats) -> bool:
 def _top_holders(watched: Watched, state: PoolState) -> tuple[CallerStats, ...]:
     every = watched.holders_by_connection(state)[1].values()
     return tuple(sorted(every, key=lambda one: one.seconds, reverse=True)[:TOP_HOLDERS])
+
+
+def _in_use(stats: PoolStats) -> str:
+    opening = f", {stats.opening} opening" if stats.opening else ""
+    return f"{stats.in_use} of {stats.max_size} in use{opening}"
 
 
 def _describe(episode: Episode) -> str:
