@@ -145,17 +145,19 @@ class ManagedClient(Generic[ClientT]):
     def log_replacement(self, old: "ManagedClient[ClientT]") -> None:
         """Log which settings differ from those of the replaced client."""
         changed = old.settings.differences(self.settings)
+        drain_seconds = old.settings.options.drain_seconds
+        idle = f"when it has been idle for {QUIET_SECONDS:g} s, at the latest "
         if changed:  # else the application closed the old client itself
             _log.warning(
                 "initialize() at %s replaced the client of pool %r, which was initialized at %s "
-                "with other settings: %s. The old client is closed when it has been idle for %g s, "
-                "at the latest after %g s; its operations fail from then on",
+                "with other settings: %s. The old client is closed %safter %g s; its operations "
+                "fail from then on",
                 self.call_site,
-                self.telemetry.name or mask_uri(self.settings.uri),
+                old.settings.options.name or mask_uri(old.settings.uri),
                 old.call_site,
                 ", ".join(changed),
-                QUIET_SECONDS,
-                old.settings.options.drain_seconds,
+                idle if drain_seconds > QUIET_SECONDS else "",
+                drain_seconds,
             )
 
     def has_room(self) -> bool:

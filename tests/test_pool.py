@@ -102,6 +102,16 @@ def test_a_client_that_is_replaced_is_logged_with_both_places(
     )
 
 
+def test_the_replaced_client_has_its_own_name_and_its_own_time(
+    server_uri: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    Pool.initialize(server_uri, telemetry=TelemetryOptions(name="old", drain_seconds=0.5))
+    Pool.initialize(server_uri, telemetry=TelemetryOptions(name="new"))
+    (warning,) = replacements(caplog)
+    assert "replaced the client of pool 'old', which" in warning
+    assert "The old client is closed after 0.5 s; its operations fail from then on" in warning
+
+
 def test_a_client_that_the_application_closed_is_replaced_without_a_word(
     server_uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
