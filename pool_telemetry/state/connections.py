@@ -185,8 +185,9 @@ class ReportedConnections:
                 self._carry_over(conn_id, (actor, now, origin))
                 return
             self._reopen(conn_id)
-        before = self.held.get(conn_id)
-        self.held[conn_id] = actor, now, origin
+        held = self.held
+        before = held.get(conn_id)
+        held[conn_id] = actor, now, origin
         if (other := self._latest_by_actor.setdefault(actor, conn_id)) != conn_id:
             self._supersede(other, actor, now)
             self._latest_by_actor[actor] = conn_id

@@ -200,11 +200,12 @@ class PoolState:
         """End an actor's wait with a connection; `link` finds where in a trace that was."""
         now = self._clock()
         with self._lock:
-            wait = self._waiters.get(actor)
+            waiters = self._waiters
+            wait = waiters.get(actor)
             origin = NO_ORIGIN if wait is None else wait[1]
             # An odd id fails here: nothing is changed.
             self._connections.check_out(actor, conn_id, now, origin)
-            self._waiters.pop(actor, None)
+            waiters.pop(actor, None)
             self._wait_time.observe(wait_seconds, link)
 
     def checkout_failed(self, actor: Actor, outcome: str) -> None:
