@@ -633,7 +633,7 @@ SCENARIOS = (
         "more callers, and slower",
         "slow operations",
         more_callers_and_slower,
-        {"maxPoolSize": 5},
+        {"maxPoolSize": 3},
         also=frozenset({"undersized"}),
     ),
     Scenario(
