@@ -28,4 +28,7 @@ def main(uri: str, port: int = 9464) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:]))
+    main(
+        sys.argv[1] if len(sys.argv) > 1 else "mongodb://localhost:27017/",
+        *map(int, sys.argv[2:]),
+    )

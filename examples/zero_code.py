@@ -12,7 +12,7 @@ from typing import Any
 from pymongo import MongoClient
 
 
-def main(uri: str) -> None:
+def main(uri: str = "mongodb://localhost:27017/") -> None:
     """Insert documents from three threads, and count them."""
     with MongoClient[dict[str, Any]](uri, maxPoolSize=2) as client:
         orders = client["shop"]["orders"]
@@ -30,4 +30,4 @@ def main(uri: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
