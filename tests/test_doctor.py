@@ -339,6 +339,19 @@ def test_what_has_no_pool_can_not_be_told(text: str, capsys: pytest.CaptureFixtu
             )
 
 
+def test_the_words_of_a_status_are_safe_for_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    class Refusing(_Page):
+        def do_GET(self) -> None:
+            self.send_response(418, "a \x1b[2J teapot")
+            self.end_headers()
+
+    with serving_pages(Refusing) as server:
+        code, _, err = run(capsys, "doctor", f"http://127.0.0.1:{server.server_port}")
+    assert code == cli.CANT_TELL
+    assert "status 418 (a  [2J teapot)" in err
+    assert err[:-1].isprintable()
+
+
 UNTOLD = {  # by metrics: ages of what is over, and why
     *("since_exhausted", "since_timeout", "since_up_changed", "outage", "down_reason"),
     *("stalled_time", "longest_idle", "owners"),

@@ -9,6 +9,7 @@ import urllib.request
 from typing import Final
 
 from pool_telemetry.errors import PoolTelemetryError
+from pool_telemetry.stats import printable
 from pool_telemetry.uri import mask_uri
 
 TIMEOUT_SECONDS: Final = 10.0
@@ -77,7 +78,7 @@ def get(page: str) -> str:
             text: str = answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:
-            status = f"{error.code} ({error.reason})" if error.reason else error.code
+            status = f"{error.code} ({printable(error.reason)})" if error.reason else error.code
             raise NotFoundError(f"{mask_uri(page)} answers with status {status}") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
