@@ -12,7 +12,7 @@ from pool_telemetry import AsyncMongoDBConnectionPool as Pool
 from pool_telemetry import TelemetryOptions, async_pool
 from pool_telemetry.base_pool import CLOSE_SECONDS
 from pool_telemetry.registry import active
-from tests.support import PATIENCE_SECONDS, drivers, slow, until
+from tests.support import PATIENCE_SECONDS, drivers, logged, slow, until
 from tests.test_wait_limits import AsyncClient, broken_only, hang_up, pool_of
 
 pytestmark = pytest.mark.filterwarnings(  # a client that is left behind has open connections
@@ -48,7 +48,7 @@ async def ends(closing: Coroutine[Any, Any, None]) -> None:
 
 
 def left_behind(caplog: pytest.LogCaptureFixture) -> int:
-    return sum("is left behind" in record.getMessage() for record in caplog.records)
+    return len(logged(caplog, "is left behind"))
 
 
 @broken_only

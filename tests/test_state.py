@@ -702,6 +702,15 @@ def test_a_long_wait_proves_that_finished_tasks_left_cursors() -> None:
     assert pool.stats().use_time.count == 3
 
 
+def one_held() -> Pool:
+    """Return a pool of one, whose connection a task has that may finish without an event."""
+    pool = Pool(max_size=1)
+    leaving(pool)
+    pool.open(1)
+    pool.out(A, 1)
+    return pool
+
+
 def one_finished() -> Pool:
     """Return a pool of two, one of which a task had that finished without an event."""
     pool = Pool(max_size=2)
@@ -743,10 +752,7 @@ def test_a_wait_behind_a_full_pool_proves_nothing_about_cursors() -> None:
 
 
 def test_a_timeout_proves_that_finished_tasks_left_cursors() -> None:
-    pool = Pool(max_size=1)
-    leaving(pool)
-    pool.open(1)
-    pool.out(A, 1)
+    pool = one_held()
     pool.gone = {A}
     pool.time.now += 1.0
     assert pool.stats().in_use == 0
@@ -758,10 +764,7 @@ def test_a_timeout_proves_that_finished_tasks_left_cursors() -> None:
 
 def test_a_cursor_that_nobody_left_is_noticed() -> None:
     """A connection was closed without an event, and a caller waits until there is another."""
-    pool = Pool(max_size=1)
-    leaving(pool)
-    pool.open(1)
-    pool.out(A, 1)
+    pool = one_held()
     pool.gone = {A}
     pool.checkout_started(C)
     pool.time.now += 1.0
@@ -777,10 +780,7 @@ def test_a_cursor_that_nobody_left_is_noticed() -> None:
 
 def test_a_connection_that_was_opened_in_vain_proves_nothing_about_cursors() -> None:
     """While it was being opened the pool was full, so the other caller waited for that alone."""
-    pool = Pool(max_size=1)
-    leaving(pool)
-    pool.open(1)
-    pool.out(A, 1)
+    pool = one_held()
     pool.checkout_started(B)
     pool.checkout_started(C)
     pool.gone = {A}
@@ -796,10 +796,7 @@ def test_a_connection_that_was_opened_in_vain_proves_nothing_about_cursors() -> 
 
 def test_a_stale_connection_of_a_finished_task_is_not_counted_twice() -> None:
     """PyMongo closed it at a check-in without an event, and the waiter opens another at once."""
-    pool = Pool(max_size=1)
-    leaving(pool)
-    pool.open(1)
-    pool.out(A, 1)
+    pool = one_held()
     pool.cleared(pauses=True)
     pool.ready()
     pool.checkout_started(B)

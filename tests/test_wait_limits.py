@@ -24,7 +24,7 @@ from pool_telemetry import MongoDBConnectionPool, PoolTelemetry, TelemetryOption
 from pool_telemetry.client_options import ASYNC_DEFAULTS, DEFAULTS
 from pool_telemetry.fastapi import pool_lifespan
 from pool_telemetry.sessions import AsyncMongoDBSessionManager
-from tests.support import drivers, slow, until
+from tests.support import drivers, logged, slow, until
 
 AsyncClient = AsyncMongoClient[dict[str, Any]]
 Limit = Callable[[], contextlib.AbstractAsyncContextManager[Any]]
@@ -173,7 +173,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
     with caplog.at_level(logging.WARNING, "pool_telemetry.telemetry"):
         caplog.clear()
         yield found
-        found += [one.getMessage() for one in caplog.records if "TimeoutMS" in one.getMessage()]
+        found += logged(caplog, "TimeoutMS")
 
 
 async def initialize(uri: str, **kwargs: Any) -> None:

@@ -90,7 +90,7 @@ def stack_of(actor: Actor) -> list[str]:
         if (threads := current_frames()) is None:
             return [UNKNOWN]
         frames = _outward(threads.get(one.ident or 0))
-    elif hasattr(one, "gr_frame"):
+    elif is_greenlet(one):
         frames = _outward(one.gr_frame)
     else:
         frames = _of_coroutine(one.get_coro())
