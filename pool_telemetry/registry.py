@@ -7,12 +7,14 @@ client of the process with one registration.
 import itertools
 import time
 import weakref
-from collections import deque
+from collections import defaultdict, deque
 from typing import TYPE_CHECKING, Any, Final
 
 from pool_telemetry.events.listeners import PoolListener
 from pool_telemetry.process import ProcessLock, after_fork
+from pool_telemetry.standstill import on_standstill
 from pool_telemetry.state.pool_state import Clock
+from pool_telemetry.state.server_selection import Selection, selections
 
 if TYPE_CHECKING:
     from pool_telemetry.telemetry import PoolTelemetry
@@ -24,6 +26,15 @@ _by_listener: "weakref.WeakKeyDictionary[PoolListener, PoolTelemetry]"
 _by_listener = weakref.WeakKeyDictionary()
 # Clients that closed last: kept alive so that exporters can report their last values.
 _kept: "deque[PoolTelemetry]" = deque(maxlen=10)
+
+LOOK_SECONDS: Final = 0.25
+"""Two looks at server selection are at least this far apart: each reads every thread and task."""
+RARE_LOOK_SECONDS: Final = 5.0
+"""The time between two looks while every client has a server for writes.
+
+A caller may still wait for a server with certain tags. serverSelectionTimeoutMS is 30 s by default.
+"""
+_looked_at = float("-inf")  # monotonic seconds
 
 
 def active() -> list["PoolTelemetry"]:
@@ -74,6 +85,25 @@ class ClosedClients:
         return list({one.name: one for one in shown if one.name not in taken}.values())
 
 
+def look_at_server_selection() -> None:
+    """Look for callers that wait in server selection; often only if a client may lack a server."""
+    global _looked_at
+    now = time.monotonic()
+    if now - _looked_at < LOOK_SECONDS:
+        return
+    clients = active()
+    rarely = now - _looked_at >= RARE_LOOK_SECONDS
+    if not rarely and not any(one.may_lack_a_server for one in clients):
+        return
+    _looked_at = now
+    loops = {one.callbacks.loop for one in clients}
+    found = defaultdict["PoolTelemetry | None", list[Selection]](list)
+    for one in selections([loop for loop in loops if loop and not loop.is_closed()], now):
+        found[telemetry_of(one.client)].append(one)
+    for telemetry in clients:
+        telemetry.server_selection.update(found.get(telemetry, ()), now)
+
+
 # Called by PoolTelemetry and the singletons
 
 
@@ -114,6 +144,12 @@ def _free_name(wanted: str) -> str:
         for name in itertools.chain([wanted], (f"{wanted}#{n}" for n in itertools.count(2)))
         if name not in taken
     )
+
+
+@on_standstill
+def _leave_out(seconds: float) -> None:
+    for telemetry in active():
+        telemetry.leave_out(seconds)
 
 
 @after_fork

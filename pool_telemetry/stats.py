@@ -266,6 +266,10 @@ class PoolStats:
     longest_idle: float = 0.0  # of these, since the last command; 0.0 without one
     held_by_cursors: int = 0  # in use by exhaust cursors or getMore, and not idle, as far as known
     owners: tuple[OwnerStats, ...] = ()  # the owner with the longest total hold first
+    oldest_opening: float = 0.0  # age of the oldest connection that is being established
+    unserved_time: float = 0.0  # for which callers waited or failed, and none got a connection
+    server_type: str | None = None  # as SDAM names it, by the last answer; None while unknown
+    silent_time: float = 0.0  # without an event of the server's monitor, if that is too long
 
     @property
     def idle(self) -> int:
@@ -309,6 +313,19 @@ class OperationStats:
         return (*place, self.operation, self.error_type, self.status_code)
 
 
+class ServerSelectionStats(NamedTuple):
+    """The callers of one client that wait until a server fits their operation.
+
+    PyMongo publishes no event of server selection, so the callers are found by their frames, at
+    most twice a second. A caller that waits for less time may not be counted.
+    """
+
+    waiting: int = 0
+    oldest_wait: float = 0.0  # 0.0 if no caller waits
+    failures: int = 0  # callers that were seen to wait until their serverSelectionTimeoutMS
+    since_failure: float | None = None  # age of the last failure; None without one
+
+
 class AgentStats(NamedTuple):
     """Counts of the agents whose sessions are in this client's database."""
 
@@ -330,6 +347,8 @@ class ClientStats:
     agents: AgentStats = field(default_factory=AgentStats)
     owner_metrics: bool = False  # whether there are metrics for each owner
     at: float = 0.0  # Unix time of the sample; a change of the system's clock does not move it
+    server_selection: ServerSelectionStats = field(default_factory=ServerSelectionStats)
+    stood_still: float = 0.0  # seconds for which this process was stopped, frozen or suspended
 
     def pool_name(self, pool: PoolStats) -> str:
         """Return the name that a pool of this client has in metrics."""
@@ -339,6 +358,13 @@ class ClientStats:
     def open_pools(self) -> list[PoolStats]:
         """Return the pools of the servers that the client knows now."""
         return [pool for pool in self.pools if pool.phase != "closed"]
+
+    @property
+    def lacks_primary(self) -> bool:
+        """Return whether members of a replica set answer, and none of them is the primary."""
+        types = {pool.server_type for pool in self.open_pools if pool.up}
+        members = any(one is not None and one.startswith("RS") for one in types)
+        return members and "RSPrimary" not in types
 
     @property
     def connected(self) -> bool:

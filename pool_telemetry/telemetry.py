@@ -24,14 +24,22 @@ from pool_telemetry.events.listeners import (
 )
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.process import notice_fork, threads_are_known
-from pool_telemetry.registry import active, recently_closed, telemetry_of
+from pool_telemetry.registry import (
+    active,
+    look_at_server_selection,
+    recently_closed,
+    telemetry_of,
+)
 from pool_telemetry.report import LiveStats, live_stats
+from pool_telemetry.standstill import notice_standstill
 from pool_telemetry.state import callers
 from pool_telemetry.state.actor import notice_greenlets
 from pool_telemetry.state.agents import AgentCounts
 from pool_telemetry.state.commands import CommandState
 from pool_telemetry.state.connections import Checkout
+from pool_telemetry.state.heartbeat import MonitorTimes
 from pool_telemetry.state.pool_state import Clock, PoolState
+from pool_telemetry.state.server_selection import ServerSelection
 from pool_telemetry.stats import (
     Address,
     CallerStats,
@@ -67,6 +75,7 @@ class PoolTelemetry:
         name: The name in use: the requested name, with a number if that was taken.
         options: The telemetry's own options.
         agents: Counts of the agents whose sessions this client's database has.
+        server_selection: The callers that wait until a server fits.
         server_version: The server's version; None while it is unknown. The singletons set it.
         on_reconnected: Called when a server is back, while PyMongo holds its pool lock. A function
             that refers to the client keeps the client alive until `close()`.
@@ -90,11 +99,14 @@ class PoolTelemetry:
         self._owners: dict[Address, object] = {}
         self.commands = CommandState(self.options.max_operation_series, clock=clock)
         self.agents = AgentCounts()
+        self.server_selection = ServerSelection()
         self.callbacks = Callbacks()
         self._history = History()
         self._errors = 0
         self._since, self._began = time.time(), clock()
-        self._closed = False
+        self._stood_still = 0.0
+        self._monitor_times = MonitorTimes()
+        self._closed = self._client_is_closed = False
         self._shared = False
         self._warned_of_wait_limits = False
         self._client: Callable[[], Any] = lambda: None
@@ -139,9 +151,16 @@ class PoolTelemetry:
 
         Without this call a server's RTT is that of the last heartbeat that did not wait for news;
         from MongoDB 4.4 on that is only the first of each connection. The client is referred to
-        weakly. No I/O.
+        weakly. No I/O. Its heartbeatFrequencyMS and connectTimeoutMS decide when a server's monitor
+        is silent; without this call PyMongo's defaults do.
         """
         self._client = weakref.ref(client)
+        timeout = client.options.pool_options.connect_timeout
+        self._monitor_times = MonitorTimes(
+            client.options.heartbeat_frequency, float("inf") if timeout is None else timeout
+        )
+        for state in self.states():
+            state.monitor_times = self._monitor_times
 
     def warn_of_wait_limits(self, limits: Sequence[str]) -> None:
         """Log, once for this client, that these limits can break its asynchronous pool.
@@ -165,6 +184,8 @@ class PoolTelemetry:
 
     def stats(self) -> ClientStats:
         """Return everything that is known of the client now. No I/O, no wait for a pool."""
+        notice_standstill()
+        look_at_server_selection()
         rtts = self._rtts()
         return ClientStats(
             name=self.name,
@@ -180,6 +201,8 @@ class PoolTelemetry:
             agents=self.agents.stats(),
             owner_metrics=self.options.owner_metrics,
             at=self._since + self._age(),
+            server_selection=self.server_selection.stats(self._clock()),
+            stood_still=self._stood_still,
         )
 
     def pool_stats(self) -> list[PoolStats]:
@@ -225,6 +248,7 @@ class PoolTelemetry:
 
     def record_sample(self, *, at_once: bool = False) -> None:
         """Add a sample to the history if it is due, or `at_once`."""
+        look_at_server_selection()
         if at_once or self._history.is_due(self._since + self._age()):
             self._history.add(self.stats())
 
@@ -247,11 +271,34 @@ class PoolTelemetry:
 
     @property
     def active(self) -> bool:
-        """Return whether exporters show this client: it is not closed, or has no pool yet."""
+        """Return whether exporters show this client: it is not closed, or has no pool yet.
+
+        A client that is open may have no pool left, if no server belongs to its replica set.
+        """
         if self._closed:
             return False
         pools = self.states()
-        return not pools or any(pool.phase != "closed" for pool in pools)
+        is_open = not self._client_is_closed or any(pool.phase != "closed" for pool in pools)
+        return not pools or is_open
+
+    @property
+    def may_lack_a_server(self) -> bool:
+        """Return whether callers may wait in server selection: one does, or no server is writable.
+
+        A caller may also wait for a server with certain tags, which no server's type shows.
+        """
+        if self.server_selection.is_waited_for:
+            return True
+        pools = [pool for pool in self.states() if pool.phase != "closed"]
+        return not self._closed and not any(pool.is_writable for pool in pools)
+
+    def leave_out(self, seconds: float) -> None:
+        """Leave out of every age some seconds for which this process stood still until now."""
+        if self._clock is time.monotonic:
+            self._stood_still += seconds
+            self.server_selection.leave_out(seconds, self._clock())
+            for state in self.states():
+                state.leave_out(seconds)
 
     def _pool_name(self, address: Address) -> str:
         return pool_name(self.name, address)
@@ -279,7 +326,9 @@ class PoolTelemetry:
             shared = pool is not None and pool.phase != "closed"
             if pool is None:
                 pool = self._pools[address] = PoolState(address, clock=self._clock)
+            pool.monitor_times = self._monitor_times
             pool.created(max_size, min_size)
+            self._client_is_closed = False
             self._owners[address] = owner
             self._inherited.pop(address, None)
             self._forget_old_pools(address)
@@ -314,7 +363,8 @@ class PoolTelemetry:
         if self.on_reconnected is not None:
             self.on_reconnected()
 
-    def _on_closed(self) -> None:
+    def _on_closed(self, client_is_closed: bool = True) -> None:
+        self._client_is_closed = client_is_closed
         registry.keep_if_closed(self)
 
     def on_error(self, error: Exception) -> None:
@@ -348,6 +398,8 @@ class PoolTelemetry:
         self.callbacks = Callbacks()
         self.commands.reset()
         self.agents.reset()
+        self.server_selection = ServerSelection()
+        self._stood_still = 0.0
 
 
 def _on_client_collected(telemetry: PoolTelemetry, owner: object) -> None:

@@ -5,11 +5,12 @@ holds its pool lock. They take one leaf lock, touch no pool, and let no exceptio
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from types import FrameType
 from typing import Any, Final
 
 from pymongo import monitoring as cmap
+from pymongo.server_type import SERVER_TYPE
 
 from pool_telemetry.client_options import WAIT_LIMITS_BREAK_ASYNC_POOLS
 from pool_telemetry.events import tracing
@@ -35,6 +36,8 @@ _CLOSE_REASONS: Final = {
     cmap.ConnectionClosedReason.ERROR: "error",
     cmap.ConnectionClosedReason.POOL_CLOSED: "pool_closed",
 }
+_SERVER_TYPES: Final = dict(enumerate(SERVER_TYPE._fields))
+_TOPOLOGIES: Final = frozenset({"pymongo.synchronous.topology", "pymongo.asynchronous.topology"})
 _BROKEN_OFF: Final = "_OperationCancelled"  # an error that has no public name
 # The field that names the collection, for each command that has one. Only these are read: in other
 # commands the first value may be a user's name or other data, which must not become a label.
@@ -74,7 +77,7 @@ class PoolListener(cmap.ConnectionPoolListener):
         pools: The states by address; `on_created` adds to them.
         on_created: Called with a new pool's address, maxPoolSize (None: unlimited), minPoolSize.
         on_reconnected: Called when a cleared pool is ready again; PyMongo's pool lock is held.
-        on_closed: Called when a pool is closed.
+        on_closed: Called when a pool is closed, with whether its client is, too.
         on_wait_limit: Called with the milliseconds that an asynchronous client may wait for a
             connection, if that can break its pool.
         on_error: Called with a failure of ours; it never reaches the application.
@@ -87,7 +90,7 @@ class PoolListener(cmap.ConnectionPoolListener):
         pools: Pools,
         on_created: Callable[[Address, int | None, int], None],
         on_reconnected: Callable[[], None],
-        on_closed: Callable[[], None],
+        on_closed: Callable[[bool], None],
         on_error: OnError,
         *,
         on_wait_limit: Callable[[float], None],
@@ -207,7 +210,9 @@ class PoolListener(cmap.ConnectionPoolListener):
         """The server failed; connections in use are closed at their check-in."""
         try:
             notice_fork()
-            if not _is_of_a_fork():
+            # PyMongo noticed a fork, and drops the parent's connections. Two threads that notice it
+            # at the same time publish two clears. But no server has failed, and no pool is paused.
+            if not _is_called_by("reset_without_pause"):
                 self._pools[event.address].cleared(pauses=event.service_id is None)
         except Exception as error:
             self._on_error(error)
@@ -217,21 +222,21 @@ class PoolListener(cmap.ConnectionPoolListener):
         try:
             notice_fork()
             self._pools[event.address].closed()
-            self._on_closed()
+            self._on_closed(_is_called_by("close", _TOPOLOGIES))
         except Exception as error:
             self._on_error(error)
 
 
-def _is_of_a_fork() -> bool:
-    """Return whether PyMongo drops the parent's connections, because it noticed a fork.
-
-    It publishes a clear for that, and a second one if two threads notice it at the same time. But
-    the server has not failed, and the pool is not paused.
-    """
+def _is_called_by(function: str, modules: Container[str] | None = None) -> bool:
+    """Return whether a function is among our callers; in one of the modules if some are given."""
     frame: FrameType | None = sys._getframe()
-    while frame is not None and frame.f_code.co_name != "reset_without_pause":
+    while frame is not None:
+        if frame.f_code.co_name == function and (
+            modules is None or frame.f_globals.get("__name__") in modules
+        ):
+            return True
         frame = frame.f_back
-    return frame is not None
+    return False
 
 
 def _sizes(options: dict[str, Any]) -> tuple[int | None, int]:
@@ -321,13 +326,21 @@ class HeartbeatListener(cmap.ServerHeartbeatListener):
         self._on_error = on_error
 
     def started(self, event: cmap.ServerHeartbeatStartedEvent) -> None:
-        """Ignore a heartbeat that has no outcome yet."""
+        """A heartbeat begins: the monitor is alive."""
+        try:
+            self._pools[event.connection_id].heartbeat_started()
+        except Exception as error:
+            self._on_error(error)
 
     def succeeded(self, event: cmap.ServerHeartbeatSucceededEvent) -> None:
         """The server answered. The duration of an awaited heartbeat is no round-trip time."""
         try:
             rtt = None if event.awaited else _duration(event.duration)
-            self._pools[event.connection_id].heartbeat(up=True, rtt=rtt)
+            self._pools[event.connection_id].heartbeat(
+                up=True,
+                rtt=rtt,
+                server_type=_SERVER_TYPES.get(getattr(event.reply, "server_type", -1)),
+            )
         except Exception as error:
             self._on_error(error)
 

@@ -7,6 +7,7 @@ holds the pool's lock.
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from pool_telemetry.standstill import later
 from pool_telemetry.state.actor import Actor
 from pool_telemetry.state.histogram import POOL_BOUNDS, Histogram
 from pool_telemetry.stats import (
@@ -306,6 +307,22 @@ class ReportedConnections:
         if len(self._owners) >= MAX_OWNERS:
             owner = OVERFLOW
         return self._owners.setdefault(owner, [0, 0.0])
+
+    def leave_out(self, seconds: float, now: float) -> None:
+        """Leave out of every age some seconds for which this process stood still until now."""
+
+        def moved(checkout: Checkout) -> Checkout:
+            return checkout[0], later(checkout[1], seconds, now), checkout[2]
+
+        for conn_id, (actor, since) in self.opening.items():
+            self.opening[conn_id] = actor, later(since, seconds, now)
+        for conn_id, checkout in self.held.items():
+            self.held[conn_id] = moved(checkout)
+        for conn_id, (checkout, at) in self.presumed_returned.items():
+            self.presumed_returned[conn_id] = moved(checkout), later(at, seconds, now)
+        for conn_id, (since, at) in self._superseded.items():
+            self._superseded[conn_id] = later(since, seconds, now), later(at, seconds, now)
+        self._reinstated = set(map(moved, self._reinstated))
 
     def owner_stats(self, now: float) -> list[OwnerStats]:
         """Return the checkouts of each owner, ended and current, and their seconds."""

@@ -3,8 +3,10 @@
 Used by `PoolState` only, which holds its lock. Times are monotonic seconds.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
+
+from pool_telemetry.standstill import STANDSTILL_SECONDS, later, unnoticed_seconds
 
 _NEVER = float("inf")
 
@@ -77,7 +79,7 @@ class Exhaustion:
             self.check_above = 2 * demand + 64
         else:
             if self.since is not None:
-                lasted = max(0.0, now - self.since)
+                lasted = _without_standstill(max(0.0, now - self.since))
                 self.episodes = Episodes(last.count, last.seconds + lasted, until=now)
                 self.since = None
                 if held < max_size:  # otherwise the waiters just gave up
@@ -87,10 +89,27 @@ class Exhaustion:
     def record_check_in(self, now: float) -> None:
         """End the time without a check-in; while the pool is exhausted the next one begins."""
         if self.unserved_since is not None:
-            self.last_stall_seconds = now - self.unserved_since
+            self.last_stall_seconds = _without_standstill(now - self.unserved_since)
             self.unserved_since = None if self.since is None else now
 
     def forget(self) -> None:
         """Forget the times without a check-in of a pool that was closed."""
         self.unserved_since = None
         self.last_stall_seconds = 0.0
+
+    def leave_out(self, seconds: float, now: float) -> None:
+        """Leave out of every age some seconds for which this process stood still until now."""
+        if self.since is not None:
+            self.since = later(self.since, seconds, now)
+        if self.unserved_since is not None:
+            self.unserved_since = later(self.unserved_since, seconds, now)
+        if self.episodes.until is not None:
+            until = later(self.episodes.until, seconds, now)
+            self.episodes = replace(self.episodes, until=until)
+
+
+def _without_standstill(seconds: float) -> float:
+    """Return an age that ends now, without the time for which this process just stood still."""
+    if seconds < STANDSTILL_SECONDS:
+        return seconds
+    return max(0.0, seconds - unnoticed_seconds())

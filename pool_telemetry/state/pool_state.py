@@ -12,12 +12,14 @@ from operator import attrgetter
 from threading import RLock
 from typing import Final
 
+from pool_telemetry.standstill import later
 from pool_telemetry.state.actor import Actor, may_hold
 from pool_telemetry.state.connections import UNLIMITED, Checkout
 from pool_telemetry.state.exhaustion import Exhaustion
 from pool_telemetry.state.frames import still_in_pool
-from pool_telemetry.state.heartbeat import Heartbeat
+from pool_telemetry.state.heartbeat import Heartbeat, MonitorTimes
 from pool_telemetry.state.presumed import Connections
+from pool_telemetry.state.service import Service
 from pool_telemetry.state.wait_queue import Wait, WaitQueue
 from pool_telemetry.stats import (
     NO_ORIGIN,
@@ -41,6 +43,8 @@ Most end on their own, and each inspection costs 3 µs.
 NO_IDLE_PROOF_SECONDS: Final = 0.25
 """A caller that has waited this long proves that PyMongo has no idle connection."""
 
+_WRITABLE: Final = (None, "RSPrimary", "Standalone", "Mongos", "LoadBalancer")  # None: unknown
+
 INSPECTION_SECONDS_PER_WAITER: Final = 0.001
 """The hot path inspects callers at most this often, per waiter: under 1 % of a core."""
 
@@ -53,6 +57,9 @@ class PoolState:
         clock: Monotonic seconds.
         still_waiting: Returns which of the given actors are still in the pool's code.
         may_hold: Returns which of the given actors may hold a connection.
+
+    Attributes:
+        monitor_times: How often PyMongo's monitor of the server publishes an event.
     """
 
     def __init__(
@@ -81,6 +88,8 @@ class PoolState:
         self._long_checkouts = 0
         self._latest = clock()
         self._heartbeat = Heartbeat(self._latest)
+        self.monitor_times = MonitorTimes()
+        self._service = Service()
         self._had_heartbeats = False  # in the process that this one was forked from
 
     def in_a_fork(self) -> "PoolState":
@@ -156,6 +165,14 @@ class PoolState:
         Behind a load balancer they never are.
         """
         return self._heartbeat.up is not None or self._had_heartbeats
+
+    @property
+    def is_writable(self) -> bool:
+        """Return whether the server takes writes: a primary, a mongos, or a server by itself."""
+        heartbeat = self._heartbeat
+        return not self.has_heartbeats or (
+            heartbeat.up is True and heartbeat.server_type in _WRITABLE
+        )
 
     # Connections
 
@@ -339,13 +356,41 @@ class PoolState:
 
     # The server, by heartbeats
 
-    def heartbeat(self, *, up: bool, rtt: float | None = None, reason: str | None = None) -> None:
+    def heartbeat_started(self) -> None:
+        """Record that a heartbeat has begun."""
+        now = self._clock()
+        with self._lock:
+            self._heartbeat = self._heartbeat.started(now)
+
+    def heartbeat(
+        self,
+        *,
+        up: bool,
+        rtt: float | None = None,
+        reason: str | None = None,
+        server_type: str | None = None,
+    ) -> None:
         """Record a heartbeat; `rtt` None keeps the last one, except when the server is down."""
         now = self._clock()
         with self._lock:
-            self._heartbeat = self._heartbeat.updated(now, up=up, rtt=rtt, reason=reason)
+            self._heartbeat = self._heartbeat.updated(
+                now, up=up, rtt=rtt, reason=reason, server_type=server_type
+            )
 
     # Findings of the watching thread
+
+    def leave_out(self, seconds: float) -> None:
+        """Leave out of every age some seconds for which this process stood still until now."""
+        with self._lock:
+            now = self._clock()
+            for actor, (since, origin) in list(self._waiters.items()):
+                self._waiters[actor] = later(since, seconds, now), origin
+            self._connections.leave_out(seconds, now)
+            self._exhaustion.leave_out(seconds, now)
+            self._service.leave_out(seconds, now)
+            self._heartbeat = self._heartbeat.without(seconds, now)
+            if self._queue.last_timeout_at is not None:
+                self._queue.last_timeout_at = later(self._queue.last_timeout_at, seconds, now)
 
     def count_long_checkout(self) -> None:
         """Count a checkout that has lasted for too long."""
@@ -400,7 +445,8 @@ class PoolState:
             waits = [since for since, _ in waiters.values()]
             phase, max_size, min_size = self.phase, connections.max_size, self._min_size
             checkouts = [since for _, since, _ in connections.held.values()]
-            opening, size = len(connections.opening), connections.size
+            openings = [since for _, since in connections.opening.values()]
+            size = connections.size
             outcomes, closed = queue.ended.copy(), connections.closed.copy()
             created, cleared = connections.created_total, self._cleared
             exhausted_since, unserved_since = exhaustion.since, exhaustion.unserved_since
@@ -411,6 +457,8 @@ class PoolState:
             wait_time, use_time = self._wait_time.stats(), connections.use_time.stats()
             create_time = connections.create_time.stats()
             owners = connections.owner_stats(now)
+            failures = sum(outcomes.values())
+            unserved_time = self._service.unserved_seconds(now, wait_time.count, failures, waits)
         exhausted = exhausted_since is not None
         full = len(checkouts) >= max_size
         stall_seconds = _age(now, unserved_since) or 0.0 if full else 0.0
@@ -423,7 +471,7 @@ class PoolState:
             min_size=min_size,
             size=size,
             in_use=len(checkouts),
-            opening=opening,
+            opening=len(openings),
             waiting=len(waits),
             oldest_wait=_age(now, min(waits, default=now)) or 0.0,
             longest_checkout=_age(now, min(checkouts, default=now)) or 0.0,
@@ -449,6 +497,10 @@ class PoolState:
             use_time=use_time,
             create_time=create_time,
             owners=tuple(sorted(owners, key=attrgetter("seconds"), reverse=True)),
+            oldest_opening=_age(now, min(openings, default=now)) or 0.0,
+            unserved_time=0.0 if phase == "closed" else unserved_time,
+            server_type=heartbeat.server_type,
+            silent_time=heartbeat.silent_seconds(now, self.monitor_times),
         )
 
 

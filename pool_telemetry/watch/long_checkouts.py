@@ -4,8 +4,10 @@ The watching thread calls `check()` twice a second. Holders at the same place sh
 """
 
 import logging
+import time
 from typing import Final
 
+from pool_telemetry.standstill import later
 from pool_telemetry.state.connections import Checkout
 from pool_telemetry.state.frames import stack_of
 from pool_telemetry.state.pool_state import PoolState
@@ -57,6 +59,11 @@ class LongCheckouts:
                 pool,
                 limit,
             )
+
+    def leave_out(self, seconds: float) -> None:
+        """Leave out of every age some seconds for which this process stood still until now."""
+        for conn_id, ((actor, since, origin), holder) in self._open.items():
+            self._open[conn_id] = (actor, later(since, seconds, time.monotonic()), origin), holder
 
     def _log_ended(self, pool: str, held: dict[int, Checkout], now: float, *, closed: bool) -> None:
         ended = [(i, *one) for i, one in self._open.items() if held.get(i) != one[0]]

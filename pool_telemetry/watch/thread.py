@@ -12,6 +12,7 @@ from _thread import start_new_thread
 from typing import Final
 
 from pool_telemetry.process import ProcessLock, after_fork, threads_are_known
+from pool_telemetry.standstill import on_standstill, sleep
 from pool_telemetry.state.pool_state import PoolState
 from pool_telemetry.watch.exhaustion_log import ExhaustionLog
 from pool_telemetry.watch.long_checkouts import LongCheckouts
@@ -59,7 +60,7 @@ def watch(watched: Watched) -> None:
 def _run() -> None:
     global _thread
     pause = threading.Event()
-    while not pause.wait(CHECK_SECONDS):
+    while not sleep(pause, CHECK_SECONDS):
         with contextlib.suppress(Exception):  # a log handler of the application may fail
             check_all()
         with _lock:
@@ -93,6 +94,12 @@ def check(watched: Watched) -> None:
         watched.record_sample(at_once=begins)
     except Exception as error:
         watched.on_error(error)
+
+
+@on_standstill
+def _leave_out(seconds: float) -> None:
+    for reports in list(_reports.values()):
+        reports.long_checkouts.leave_out(seconds)
 
 
 @after_fork

@@ -1,0 +1,91 @@
+"""Notices that this process stood still: stopped, frozen with its container, or suspended.
+
+`time.monotonic()` goes on meanwhile, so every age would include time in which no caller could do
+anything. The watching thread sleeps for half a second at a time. If it overslept although the
+process used little CPU, the process stood still. Whatever keeps ages registers a hook that leaves
+the time out.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from pool_telemetry.process import ProcessLock, after_fork
+
+STANDSTILL_SECONDS: Final = 2.0
+"""A shorter delay of the watching thread is no standstill: a busy machine delays threads, too."""
+MAX_CPU_SHARE: Final = 0.25
+"""A process that used more of a CPU was busy: one of its threads kept Python's lock."""
+
+_log: Final = logging.getLogger("pool_telemetry.watch")
+_lock: Final = ProcessLock()
+_hooks: Final[list[Callable[[float], None]]] = []
+# When the watching thread should wake up, and the CPU seconds of the process when it fell asleep;
+# None while it is awake, for example in a log handler that blocks.
+_asleep: tuple[float, float] | None = None
+
+
+def on_standstill(hook: Callable[[float], None]) -> Callable[[float], None]:
+    """Register a hook that is called with the seconds for which the process stood still."""
+    _hooks.append(hook)
+    return hook
+
+
+def sleep(pause: threading.Event, seconds: float) -> bool:
+    """Wait for an event, and notice a standstill; return whether the event is set."""
+    global _asleep
+    _asleep = time.monotonic() + seconds, time.process_time()
+    is_set = pause.wait(seconds)
+    notice_standstill()
+    _asleep = None
+    return is_set
+
+
+def notice_standstill() -> None:
+    """Call the hooks if the watching thread should have woken up long ago.
+
+    Readers call this, too, because one of them may run before the watching thread does.
+    """
+    global _asleep
+    if _asleep is None or time.monotonic() - _asleep[0] < STANDSTILL_SECONDS:
+        return
+    with _lock:
+        seconds = unnoticed_seconds()
+        _asleep = None
+        if not seconds:
+            return
+        for hook in _hooks:
+            hook(seconds)
+    _log.warning(
+        "this process stood still for %.1f s: it was stopped, frozen or suspended, so its pools' "
+        "ages leave this time out",
+        seconds,
+    )
+
+
+def unnoticed_seconds() -> float:
+    """Return for how long the process stood still, if that was not noticed yet; else 0.0.
+
+    For an age that ends now. It takes no lock and calls no hook.
+    """
+    if (asleep := _asleep) is None:
+        return 0.0
+    seconds = time.monotonic() - asleep[0]
+    busy = time.process_time() - asleep[1] > MAX_CPU_SHARE * seconds
+    return 0.0 if busy or seconds < STANDSTILL_SECONDS else seconds
+
+
+def later(at: float, seconds: float, now: float) -> float:
+    """Return an instant of before a standstill, moved by its seconds so that its age leaves it out.
+
+    An instant of after the standstill becomes now, which is a moment later only.
+    """
+    return min(at + seconds, now)
+
+
+@after_fork
+def _restart_in_child() -> None:
+    global _asleep
+    _asleep = None

@@ -1,0 +1,54 @@
+"""For how long one server's pool has served no caller, although callers asked for connections.
+
+`PoolState` asks at each of its readings, so nothing of this is on the hot path. Times are monotonic
+seconds.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from pool_telemetry.standstill import later
+
+QUIET_SECONDS: Final = 10.0
+"""Without a caller that waits or fails for this long, nobody is known to be unserved.
+
+Long enough that callers which fail one after another, with pauses, count together.
+"""
+
+
+class Service:
+    """What the readings of one pool show about its service."""
+
+    def __init__(self) -> None:
+        self._served = self._failures = 0
+        self._served_at = float("-inf")  # when a reading last found that a caller had been served
+        self._unserved_since: float | None = None
+        self._asked_at = 0.0  # when a reading last found a caller that waited or had failed
+
+    def unserved_seconds(
+        self, now: float, served: int, failures: int, waits: Sequence[float]
+    ) -> float:
+        """Return for how long callers have waited or failed while none was served.
+
+        Args:
+            now: The time of the reading.
+            served: Checkouts so far that ended with a connection.
+            failures: Checkouts so far that ended without one.
+            waits: When each caller that waits now began.
+        """
+        if served != self._served:
+            self._served, self._served_at, self._unserved_since = served, now, None
+        if waits or failures != self._failures:
+            self._failures, self._asked_at = failures, now
+            if self._unserved_since is None:
+                self._unserved_since = max(min(waits, default=now), self._served_at)
+        elif now - self._asked_at > QUIET_SECONDS:
+            self._unserved_since = None
+        return 0.0 if self._unserved_since is None else max(0.0, now - self._unserved_since)
+
+    def leave_out(self, seconds: float, now: float) -> None:
+        """Leave out of every age some seconds for which this process stood still until now."""
+        self._served_at = later(self._served_at, seconds, now)
+        self._asked_at = later(self._asked_at, seconds, now)
+        if self._unserved_since is not None:
+            self._unserved_since = later(self._unserved_since, seconds, now)
