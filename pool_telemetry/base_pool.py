@@ -178,6 +178,7 @@ class ManagedClient(Generic[ClientT]):
         }
         if not stats.connected:
             down = "; ".join(pool.outage_text for pool in stats.open_pools)
+            down = stats.selection_text if stats.has_no_server else down
             report["error"] = f"no server answers heartbeats: {down or 'the client is closed'}"
         return report
 

@@ -13,7 +13,13 @@ from typing import Any, Final, Literal
 import pymongo
 
 from pool_telemetry.state.histogram import OPERATION_BOUNDS, POOL_BOUNDS
-from pool_telemetry.stats import AgentStats, ClientStats, HistogramStats, PoolStats
+from pool_telemetry.stats import (
+    AgentStats,
+    ClientStats,
+    HistogramStats,
+    PoolStats,
+    ServerSelectionStats,
+)
 from pool_telemetry.version import __version__
 
 Instrument = Literal["counter", "updowncounter", "gauge", "histogram"]
@@ -233,13 +239,37 @@ def _of_agents(field: str) -> Reading:
     return Reading(points, put)
 
 
-def _telemetry_errors() -> Reading:
-    # A malformed event may not name its server, so the errors are counted by client.
+def _of_client(field: str, kind: Callable[[Any], Any] = int) -> Reading:
+    """Return the reading of a field of ClientStats."""
+
     def points(client: ClientStats) -> Points:
-        yield (client.name, "", ""), client.telemetry_errors
+        yield (client.name, "", ""), getattr(client, field)
 
     def put(fields: Fields, _: tuple[str, ...], value: Any) -> None:
-        fields["telemetry_errors"] = int(value)
+        fields[field] = kind(value)
+
+    return Reading(points, put)
+
+
+def _of_selection(field: str, kind: Callable[[Any], Any] = int) -> Reading:
+    def points(client: ClientStats) -> Points:
+        yield (client.name, "", ""), getattr(client.server_selection, field)
+
+    def put(fields: Fields, _: tuple[str, ...], value: Any) -> None:
+        known = fields.get("server_selection", ServerSelectionStats())
+        fields["server_selection"] = known._replace(**{field: kind(value)})
+
+    return Reading(points, put)
+
+
+def _server_types() -> Reading:
+    def points(client: ClientStats) -> Points:
+        for pool in client.open_pools:
+            if pool.server_type is not None:
+                yield (*_pool_labels(client, pool), pool.server_type), 1
+
+    def put(fields: Fields, of: tuple[str, ...], _: Any) -> None:
+        fields["server_type"] = of[0]
 
     return Reading(points, put)
 
@@ -393,6 +423,20 @@ CATALOG: Final = (
         "The age of the oldest checkout that is still open, 0 when none is.",
         _value("longest_checkout", float),
     ),
+    OLDEST_OPENING := Metric(
+        "mongodb.client.pool.oldest_opening",
+        "gauge",
+        "s",
+        "The age of the oldest connection that is being established, 0 when none is.",
+        _value("oldest_opening", float),
+    ),
+    UNSERVED := Metric(
+        "mongodb.client.pool.unserved_time",
+        "gauge",
+        "s",
+        "The time for which callers have waited or failed and none got a connection, else 0.",
+        _value("unserved_time", float),
+    ),
     PEAK_WAITING := Metric(
         "mongodb.client.pool.peak_waiting",
         "gauge",
@@ -471,7 +515,8 @@ CATALOG: Final = (
         "counter",
         "{error}",
         "The number of events that pool_telemetry failed to process; normally 0.",
-        _telemetry_errors(),
+        # A malformed event may not name its server, so the errors are counted by client.
+        _of_client("telemetry_errors"),
     ),
     SERVER_UP := Metric(
         "mongodb.client.server.up",
@@ -486,5 +531,48 @@ CATALOG: Final = (
         "s",
         "The round-trip time to the server, measured by heartbeats.",
         _value("rtt", float, while_open=True),
+    ),
+    SERVER_TYPE := Metric(
+        "mongodb.client.server.type",
+        "updowncounter",
+        "{server}",
+        "1 for each server that answers heartbeats, with its type by SDAM, such as RSPrimary.",
+        _server_types(),
+        ("mongodb.server.type",),
+    ),
+    SERVER_SILENCE := Metric(
+        "mongodb.client.server.silent_time",
+        "gauge",
+        "s",
+        "The time without an event of PyMongo's monitor of the server, if too long, else 0.",
+        _value("silent_time", float, while_open=True),
+    ),
+    SELECTION_WAITING := Metric(
+        "mongodb.client.server_selection.waiting",
+        "updowncounter",
+        "{request}",
+        "The number of callers that wait in server selection, because no server fits.",
+        _of_selection("waiting"),
+    ),
+    SELECTION_OLDEST_WAIT := Metric(
+        "mongodb.client.server_selection.oldest_wait",
+        "gauge",
+        "s",
+        "The time that the longest waiting caller has waited in server selection.",
+        _of_selection("oldest_wait", float),
+    ),
+    SELECTION_FAILURES := Metric(
+        "mongodb.client.server_selection.failures",
+        "counter",
+        "{failure}",
+        "The number of callers that were seen to fail in server selection.",
+        _of_selection("failures"),
+    ),
+    STOOD_STILL := Metric(
+        "mongodb.client.stood_still_time",
+        "counter",
+        "s",
+        "The total time for which this process was stopped, frozen or suspended.",
+        _of_client("stood_still", float),
     ),
 )

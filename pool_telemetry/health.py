@@ -1,7 +1,8 @@
 """The health of a client, judged from one snapshot, with the reasons in words and numbers.
 
-An exhausted pool is degraded. It is unhealthy when all its connections are in use and none is
-returned. The status does not flap, because a problem that just ended still counts for a while.
+An exhausted pool is degraded. A client is unhealthy when it serves nobody: no connection is
+returned or can be opened, no server answers or fits, or the driver itself stands still. The status
+does not flap, because a problem that just ended still counts for a while.
 """
 
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from pool_telemetry.stats import ClientStats, HasStats, PoolStats, stats_of
 Status = Literal["healthy", "degraded", "unhealthy"]
 Reason = tuple[Status, str]
 
+SELECTION_SECONDS: Final = 1.0
+"""A caller may wait this long for a server: a new client discovers its servers meanwhile."""
+
 LIMIT_SECONDS: Final = Range("a number of seconds, above 0.0 and finite", 5e-324)
 
 
@@ -21,9 +25,10 @@ class HealthLimits:
     """The limits that decide the status. Seconds, all above 0.0 and finite.
 
     Attributes:
-        stalled_seconds: An exhausted pool is unhealthy when no connection was returned for longer
-            than this.
-        outage_seconds: The client is unhealthy when no server has answered for this long.
+        stalled_seconds: A pool is unhealthy when it is exhausted and no connection was returned for
+            longer than this, or when callers waited for longer and none was served.
+        outage_seconds: The client is unhealthy when no server has answered for this long, and
+            degraded when callers have waited for this long and none was served.
         settle_seconds: A problem that ended less than this ago still counts.
 
     Raises:
@@ -63,18 +68,22 @@ def assess(
     Returns:
         unhealthy: No server has answered for `outage_seconds`, until a server has answered for
             `settle_seconds`. Or a pool was stalled for `stalled_seconds`, until its exhaustion ends
-            or two check-ins are closer together than that.
+            or two check-ins are closer together than that. Or callers have waited for a connection
+            for `stalled_seconds`, and none was served. Or a server's monitor is silent for several
+            periods. Or a caller failed in server selection less than `settle_seconds` ago, because
+            no server is left or none is the primary, or while no other caller was served.
         degraded: A pool is exhausted or paused, a checkout timed out, or a server is down, now or
-            less than `settle_seconds` ago. Or this process has not used the client yet.
+            less than `settle_seconds` ago. Or no member of a replica set is the primary, or callers
+            wait in server selection. Or this process has not used the client yet.
         healthy: None of these.
     """
     stats = stats_of(stats)
-    if not stats.pools:
+    if not stats.pools and not stats.has_no_server:
         reason = "no server is known yet, because this process has not used the client"
         return Health("degraded", (reason,))
-    reasons: list[Reason] = []
+    reasons = _selection_reasons(stats, limits)
     reachable = [pool for pool in stats.open_pools if _reachable(pool, limits)]
-    if not reachable:
+    if not reachable and not stats.has_no_server:
         lost = ", ".join(pool.outage_text for pool in stats.open_pools) or "the client is closed"
         reasons.append(("unhealthy", f"no server can be reached: {lost}"))
     for pool in stats.open_pools:
@@ -84,6 +93,16 @@ def assess(
     reasons.sort(key=lambda reason: _RANK[reason[0]])
     status = reasons[0][0] if reasons else "healthy"
     return Health(status, tuple(text for _, text in reasons))
+
+
+def _selection_reasons(stats: ClientStats, limits: HealthLimits) -> list[Reason]:
+    selection = stats.server_selection
+    failing = _is_recent(selection.since_failure, limits) or stats.has_no_server
+    if not failing and selection.oldest_wait < SELECTION_SECONDS:
+        return [("degraded", stats.selection_text)] if stats.lacks_primary else []
+    served = any(_is_recent(pool.since_served, limits) for pool in stats.open_pools)
+    fits_nobody = stats.lacks_primary or stats.has_no_server or not served
+    return [("unhealthy" if failing and fits_nobody else "degraded", stats.selection_text)]
 
 
 def _reachable(pool: PoolStats, limits: HealthLimits) -> bool:
@@ -100,7 +119,13 @@ def _reachable(pool: PoolStats, limits: HealthLimits) -> bool:
 
 def _reasons(pool: PoolStats, limits: HealthLimits) -> list[Reason]:
     found: list[Reason] = []
-    if pool.stalled_time > limits.stalled_seconds:
+    if pool.silent_time:
+        found.append(("unhealthy", pool.silence_text))
+    if pool.unserved_time > limits.stalled_seconds and not pool.stalled_time:
+        found.append(("unhealthy", pool.unserved_text))
+    elif pool.is_lost:
+        found.append(("degraded", pool.unserved_text))
+    elif pool.stalled_time > limits.stalled_seconds:
         found.append(
             (
                 "unhealthy",
@@ -119,6 +144,8 @@ def _reasons(pool: PoolStats, limits: HealthLimits) -> list[Reason]:
         )
     elif _is_recent(pool.since_exhausted, limits):
         found.append(("degraded", f"{pool.address} was exhausted {pool.since_exhausted:.1f} s ago"))
+    elif pool.unserved_time >= limits.outage_seconds:
+        found.append(("degraded", pool.unserved_text))
     if _is_recent(pool.since_timeout, limits):
         found.append(
             ("degraded", f"a checkout from {pool.address} timed out {pool.since_timeout:.1f} s ago")

@@ -28,13 +28,13 @@ _by_listener = weakref.WeakKeyDictionary()
 _kept: "deque[PoolTelemetry]" = deque(maxlen=10)
 
 LOOK_SECONDS: Final = 0.25
-"""Two looks at server selection are at least this far apart: each reads every thread and task."""
-RARE_LOOK_SECONDS: Final = 5.0
-"""The time between two looks while every client has a server for writes.
-
-A caller may still wait for a server with certain tags. serverSelectionTimeoutMS is 30 s by default.
-"""
+"""The time between two looks at server selection while a client may lack a server."""
+RARE_LOOK_SECONDS: Final = 1.0
+"""The same while every client has a server for writes: a caller may want one with certain tags."""
+LOOK_SHARE: Final = 0.005
+"""The share of a core that looks may take: each reads every thread and task."""
 _looked_at = float("-inf")  # monotonic seconds
+_look_took = 0.0
 
 
 def active() -> list["PoolTelemetry"]:
@@ -87,13 +87,13 @@ class ClosedClients:
 
 def look_at_server_selection() -> None:
     """Look for callers that wait in server selection; often only if a client may lack a server."""
-    global _looked_at
+    global _looked_at, _look_took
     now = time.monotonic()
-    if now - _looked_at < LOOK_SECONDS:
+    pause = now - _looked_at
+    if pause < max(LOOK_SECONDS, _look_took / LOOK_SHARE):
         return
     clients = active()
-    rarely = now - _looked_at >= RARE_LOOK_SECONDS
-    if not rarely and not any(one.may_lack_a_server for one in clients):
+    if pause < RARE_LOOK_SECONDS and not any(one.may_lack_a_server for one in clients):
         return
     _looked_at = now
     loops = {one.callbacks.loop for one in clients}
@@ -102,6 +102,7 @@ def look_at_server_selection() -> None:
         found[telemetry_of(one.client)].append(one)
     for telemetry in clients:
         telemetry.server_selection.update(found.get(telemetry, ()), now)
+    _look_took = time.monotonic() - now
 
 
 # Called by PoolTelemetry and the singletons

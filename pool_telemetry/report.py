@@ -40,7 +40,10 @@ class Operation(Durations):
 
 
 class PoolCounts(TypedDict):
-    """The pool now. `utilization` is in_use / max_size, 0.0 when unlimited."""
+    """The pool now. `utilization` is in_use / max_size, 0.0 when unlimited.
+
+    For `unserved_seconds` callers have waited or failed, and none got a connection.
+    """
 
     size: int
     in_use: int
@@ -55,6 +58,8 @@ class PoolCounts(TypedDict):
     exhausted_seconds: float
     oldest_wait_seconds: float
     longest_checkout_seconds: float
+    oldest_opening_seconds: float
+    unserved_seconds: float
 
 
 class Checkouts(TypedDict):
@@ -110,11 +115,25 @@ class _Live(TypedDict):
 
 
 class Server(_Live):
-    """One server's part. `up` and `rtt_seconds` come from heartbeats; None while unknown."""
+    """One server's part. `up`, `type` and `rtt_seconds` come from heartbeats; None while unknown.
+
+    `type` is as SDAM names it, such as RSPrimary. `silent_seconds` is above 0.0 only if PyMongo's
+    monitor of the server has published nothing for several periods.
+    """
 
     state: Phase
     up: bool | None
+    type: str | None
     rtt_seconds: float | None
+    silent_seconds: float
+
+
+class Selection(TypedDict):
+    """Callers that wait until a server fits their operation, and callers that failed so."""
+
+    waiting: int
+    oldest_wait_seconds: float
+    failures: int
 
 
 class Caller(TypedDict):
@@ -132,10 +151,15 @@ class Caller(TypedDict):
 
 
 class LiveStats(_Live):
-    """The part that comes from telemetry alone: totals over the servers, and each server."""
+    """The part that comes from telemetry alone: totals over the servers, and each server.
+
+    `stood_still_seconds` is the time for which this process was stopped, frozen or suspended.
+    """
 
     operations: dict[str, Operation]
     servers: dict[str, Server]
+    server_selection: Selection
+    stood_still_seconds: float
     agents: Agents
     top_owners: dict[str, Owner]
 
@@ -201,11 +225,19 @@ def live_stats(stats: ClientStats) -> LiveStats:
             pool.address: {
                 "state": pool.phase,
                 "up": pool.up,
+                "type": pool.server_type,
                 "rtt_seconds": pool.rtt,
+                "silent_seconds": pool.silent_time,
                 **_live((pool,)),
             }
             for pool in stats.pools
         },
+        "server_selection": {
+            "waiting": stats.server_selection.waiting,
+            "oldest_wait_seconds": stats.server_selection.oldest_wait,
+            "failures": stats.server_selection.failures,
+        },
+        "stood_still_seconds": stats.stood_still,
         "top_owners": _top_owners(stats.pools),
         "agents": Agents(**stats.agents._asdict()),  # type: ignore[typeddict-item]  # its fields
     }
@@ -234,6 +266,8 @@ def _live(pools: tuple[PoolStats, ...]) -> _Live:
             "exhausted_seconds": sum(pool.exhausted_time for pool in pools),
             "oldest_wait_seconds": max((pool.oldest_wait for pool in pools), default=0.0),
             "longest_checkout_seconds": max((pool.longest_checkout for pool in pools), default=0.0),
+            "oldest_opening_seconds": max((pool.oldest_opening for pool in pools), default=0.0),
+            "unserved_seconds": max((pool.unserved_time for pool in pools), default=0.0),
         },
         "checkouts": Checkouts(**checkouts),  # type: ignore[typeddict-item]  # keys are OUTCOMES
         "connections": {

@@ -133,6 +133,9 @@ def merge(histograms: Iterable[HistogramStats]) -> HistogramStats | None:
     )
 
 
+LOST_SECONDS: Final = 3.0
+"""A wait this long, with a connection allowed and none being opened, proves that slots are lost."""
+
 IDLE_SECONDS: Final = 1.0
 """Seconds without a command after which a held connection is idle, not just being returned."""
 
@@ -268,6 +271,7 @@ class PoolStats:
     owners: tuple[OwnerStats, ...] = ()  # the owner with the longest total hold first
     oldest_opening: float = 0.0  # age of the oldest connection that is being established
     unserved_time: float = 0.0  # for which callers waited or failed, and none got a connection
+    since_served: float | None = None  # since a reading found a new checkout; None without one
     server_type: str | None = None  # as SDAM names it, by the last answer; None while unknown
     silent_time: float = 0.0  # without an event of the server's monitor, if that is too long
 
@@ -277,8 +281,46 @@ class PoolStats:
         return self.size - self.opening - self.in_use
 
     @property
+    def is_lost(self) -> bool:
+        """Return whether callers wait for nothing: PyMongo has lost the slots of its pool.
+
+        Fewer connections are in use than maxPoolSize allows, and none is being opened. PyMongo 4.18
+        did this after greenlets were killed, and Python 3.11 does after repeated cancellations.
+        """
+        full = self.max_size is not None and self.in_use >= self.max_size
+        idle = self.phase == "ready" and not self.opening and not full
+        return (
+            idle and self.waiting > 0 and min(self.unserved_time, self.oldest_wait) >= LOST_SECONDS
+        )
+
+    @property
+    def unserved_text(self) -> str:
+        """Return in words that callers wait or fail, and what the connections do meanwhile."""
+        busy = f"{self.in_use} of {'any number' if self.max_size is None else self.max_size} in use"
+        if self.opening:
+            busy += f", {self.opening} opening, the oldest for {self.oldest_opening:.1f} s"
+        text = f"{self.address} has served no caller for {self.unserved_time:.1f} s"
+        text = f"{text}: {self.waiting} waiting, {busy}"
+        if self.is_lost:
+            text += (
+                "; all slots are taken and nobody holds them, because PyMongo has lost them: "
+                "restart the process, update PyMongo"
+            )
+        return text
+
+    @property
+    def silence_text(self) -> str:
+        """Return in words for how long the server's monitor has been silent."""
+        return (
+            f"PyMongo's monitor of {self.address} has been silent for {self.silent_time:.1f} s: "
+            "the driver stands still, because its event loop or a lock of its pool is blocked"
+        )
+
+    @property
     def outage_text(self) -> str:
         """Return in words how long the server has been down. Never an error's own text."""
+        if self.silent_time:
+            return self.silence_text
         if self.up is None:
             return f"{self.address} has not answered yet"
         if self.up:
@@ -348,6 +390,7 @@ class ClientStats:
     owner_metrics: bool = False  # whether there are metrics for each owner
     at: float = 0.0  # Unix time of the sample; a change of the system's clock does not move it
     server_selection: ServerSelectionStats = field(default_factory=ServerSelectionStats)
+    has_no_server: bool = False  # each server has left, but the client is open
     stood_still: float = 0.0  # seconds for which this process was stopped, frozen or suspended
 
     def pool_name(self, pool: PoolStats) -> str:
@@ -360,6 +403,25 @@ class ClientStats:
         return [pool for pool in self.pools if pool.phase != "closed"]
 
     @property
+    def selection_text(self) -> str:
+        """Return in words which callers wait for a server, and which servers there are."""
+        selection, parts = self.server_selection, list[str]()
+        if self.has_no_server:
+            parts.append("no server is left, because none belongs to the client's replica set")
+        elif self.lacks_primary:
+            parts.append("no server is the primary")
+        elif selection.waiting or selection.failures:
+            parts.append("no server fits")
+        if selection.waiting:
+            oldest = f"the oldest for {selection.oldest_wait:.1f} s"
+            parts.append(f"{selection.waiting} callers wait in server selection, {oldest}")
+        if selection.failures:
+            parts.append(f"{selection.failures} callers failed in server selection")
+        types = (f"{one.address} is {one.server_type or 'unknown'}" for one in self.open_pools)
+        servers = ", ".join(types)
+        return "; ".join(parts) + (f" ({servers})" if servers else "")
+
+    @property
     def lacks_primary(self) -> bool:
         """Return whether members of a replica set answer, and none of them is the primary."""
         types = {pool.server_type for pool in self.open_pools if pool.up}
@@ -370,10 +432,14 @@ class ClientStats:
     def connected(self) -> bool:
         """Return whether a server answers heartbeats; without heartbeats, whether a pool is ready.
 
-        Also true for a client that was not used yet in this process, as after a fork.
+        False if PyMongo's monitors are silent: their last answers say nothing of the present. True
+        for a client that was not used yet in this process, as after a fork.
         """
-        return not self.pools or any(
-            pool.phase == "ready" if pool.up is None else pool.up for pool in self.open_pools
+        if not self.pools:
+            return not self.has_no_server
+        return any(
+            pool.phase == "ready" if pool.up is None else pool.up and not pool.silent_time
+            for pool in self.open_pools
         )
 
 

@@ -202,6 +202,7 @@ class PoolTelemetry:
             owner_metrics=self.options.owner_metrics,
             at=self._since + self._age(),
             server_selection=self.server_selection.stats(self._clock()),
+            has_no_server=self._has_no_server,
             stood_still=self._stood_still,
         )
 
@@ -278,8 +279,12 @@ class PoolTelemetry:
         if self._closed:
             return False
         pools = self.states()
-        is_open = not self._client_is_closed or any(pool.phase != "closed" for pool in pools)
-        return not pools or is_open
+        return not pools or not self._client_is_closed or any(p.phase != "closed" for p in pools)
+
+    @property
+    def _has_no_server(self) -> bool:
+        pools = self.states()
+        return self.active and bool(pools) and all(pool.phase == "closed" for pool in pools)
 
     @property
     def may_lack_a_server(self) -> bool:

@@ -3,6 +3,7 @@
 import datetime
 from typing import Any
 
+from pymongo.hello import Hello
 from pymongo.monitoring import (
     CommandFailedEvent,
     CommandStartedEvent,
@@ -45,7 +46,7 @@ def replay() -> tuple[PoolTelemetry, Any]:
     pool.pool_ready(PoolReadyEvent(ADDRESS))
     pool.pool_cleared(PoolClearedEvent(ADDRESS))
     pool.pool_ready(PoolReadyEvent(ADDRESS))
-    reply: Any = None
+    reply: Any = Hello({"ok": 1, "isWritablePrimary": True, "setName": "rs"})
     heartbeat.succeeded(ServerHeartbeatSucceededEvent(0.0015, reply, ADDRESS))
     for conn_id in (1, 2, 3):
         pool.connection_created(ConnectionCreatedEvent(ADDRESS, conn_id))

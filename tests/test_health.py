@@ -150,6 +150,7 @@ def test_the_status_does_not_flap_with_a_server_that_goes_down_and_up(
     assert statuses == ["degraded", "unhealthy"]
     state.heartbeat(up=True)
     now += 200.0
+    state.heartbeat(up=True)
     assert assess(a_client(state.stats())).status == "healthy"
 
 

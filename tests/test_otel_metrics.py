@@ -29,7 +29,14 @@ from pool_telemetry import (
     otel,
     prometheus,
 )
-from pool_telemetry.catalog import CATALOG, CLIENT_INFO, OWNER_SECONDS, POOL_ATTRIBUTES, Metric
+from pool_telemetry.catalog import (
+    CATALOG,
+    CLIENT_INFO,
+    OWNER_SECONDS,
+    POOL_ATTRIBUTES,
+    SERVER_TYPE,
+    Metric,
+)
 from pool_telemetry.otel import collection, configure
 from tests.everything import replay
 from tests.otlp import PROTOCOLS, Received, attributes, exported, receiver
@@ -67,9 +74,11 @@ def test_every_metric_of_the_catalog_arrives(everything: PoolTelemetry, protocol
             found = attributes(point.attributes)
             assert found.keys() <= {*POOL_ATTRIBUTES, *metric.attributes}
             assert "" not in found.values()
-            if metric.name.startswith("mongodb.client.agent.") or metric.name in (
+            of_clients = ("mongodb.client.agent.", "mongodb.client.server_selection.")
+            if metric.name.startswith(of_clients) or metric.name in (
                 "mongodb.client.info",
                 "mongodb.client.pool.telemetry_errors",
+                "mongodb.client.stood_still_time",
             ):
                 assert found["db.client.connection.pool.name"] == "golden"
             else:
@@ -143,7 +152,12 @@ class _Meter:
 
 
 HISTOGRAMS = {metric.name for metric in CATALOG if metric.instrument == "histogram"}
-OWN = {"outcome", "reason", *CLIENT_INFO.attributes, *OWNER_SECONDS.attributes}
+OWN = {
+    *("outcome", "reason"),
+    *CLIENT_INFO.attributes,
+    *OWNER_SECONDS.attributes,
+    *SERVER_TYPE.attributes,
+}
 INSTRUMENTS = {
     "counter": "create_counter",
     "updowncounter": "create_up_down_counter",

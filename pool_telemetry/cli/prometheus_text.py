@@ -53,6 +53,8 @@ def read(text: str, at: float) -> list[ClientStats]:
     for key, fields in found.items():
         if "in_use" in fields:
             clients.setdefault(key[0].rpartition("@")[0], []).append(key)
+        elif "server_selection" in fields:
+            clients.setdefault(key[0], [])  # a client may have no pool
     return [
         ClientStats(
             name=client,

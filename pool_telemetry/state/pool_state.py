@@ -499,6 +499,7 @@ class PoolState:
             owners=tuple(sorted(owners, key=attrgetter("seconds"), reverse=True)),
             oldest_opening=_age(now, min(openings, default=now)) or 0.0,
             unserved_time=0.0 if phase == "closed" else unserved_time,
+            since_served=_age(now, self._service.served_at),
             server_type=heartbeat.server_type,
             silent_time=heartbeat.silent_seconds(now, self.monitor_times),
         )

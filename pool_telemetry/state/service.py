@@ -17,11 +17,15 @@ Long enough that callers which fail one after another, with pauses, count togeth
 
 
 class Service:
-    """What the readings of one pool show about its service."""
+    """What the readings of one pool show about its service.
+
+    Attributes:
+        served_at: When a reading last found that a caller had been served; None if none did.
+    """
 
     def __init__(self) -> None:
         self._served = self._failures = 0
-        self._served_at = float("-inf")  # when a reading last found that a caller had been served
+        self.served_at: float | None = None
         self._unserved_since: float | None = None
         self._asked_at = 0.0  # when a reading last found a caller that waited or had failed
 
@@ -37,18 +41,19 @@ class Service:
             waits: When each caller that waits now began.
         """
         if served != self._served:
-            self._served, self._served_at, self._unserved_since = served, now, None
+            self._served, self.served_at, self._unserved_since = served, now, None
         if waits or failures != self._failures:
             self._failures, self._asked_at = failures, now
             if self._unserved_since is None:
-                self._unserved_since = max(min(waits, default=now), self._served_at)
+                self._unserved_since = max(min(waits, default=now), self.served_at or 0.0)
         elif now - self._asked_at > QUIET_SECONDS:
             self._unserved_since = None
         return 0.0 if self._unserved_since is None else max(0.0, now - self._unserved_since)
 
     def leave_out(self, seconds: float, now: float) -> None:
         """Leave out of every age some seconds for which this process stood still until now."""
-        self._served_at = later(self._served_at, seconds, now)
+        if self.served_at is not None:
+            self.served_at = later(self.served_at, seconds, now)
         self._asked_at = later(self._asked_at, seconds, now)
         if self._unserved_since is not None:
             self._unserved_since = later(self._unserved_since, seconds, now)
