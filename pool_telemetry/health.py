@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from pool_telemetry.ranges import Range, check_number
-from pool_telemetry.stats import ClientStats, HasStats, PoolStats, stats_of
+from pool_telemetry.stats import (
+    SELECTION_SECONDS,
+    ClientStats,
+    HasStats,
+    PoolStats,
+    stats_of,
+)
 
 Status = Literal["healthy", "degraded", "unhealthy"]
 Reason = tuple[Status, str]
-
-SELECTION_SECONDS: Final = 1.0
-"""A caller may wait this long for a server: a new client discovers its servers meanwhile."""
 
 LIMIT_SECONDS: Final = Range("a number of seconds, above 0.0 and finite", 5e-324)
 

@@ -458,7 +458,8 @@ class PoolState:
             create_time = connections.create_time.stats()
             owners = connections.owner_stats(now)
             failures = sum(outcomes.values())
-            unserved_time = self._service.unserved_seconds(now, wait_time.count, failures, waits)
+            served = wait_time.count + use_time.count  # a returned connection can be used again
+            unserved_time = self._service.unserved_seconds(now, served, failures, waits)
         exhausted = exhausted_since is not None
         full = len(checkouts) >= max_size
         stall_seconds = _age(now, unserved_since) or 0.0 if full else 0.0

@@ -36,7 +36,7 @@ class Service:
 
         Args:
             now: The time of the reading.
-            served: Checkouts so far that ended with a connection.
+            served: Checkouts so far that ended with a connection, and connections returned so far.
             failures: Checkouts so far that ended without one.
             waits: When each caller that waits now began.
         """

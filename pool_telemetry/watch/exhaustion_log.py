@@ -95,7 +95,8 @@ class ExhaustionLog:
             episode.pool,
             f"is exhausted: {_in_use(stats)}, {stats.waiting} waiting, "
             f"the oldest for {stats.oldest_wait:.2f} s"
-            if stats.exhausted
+            # While the waiters are given the connections that were just returned, fewer are in use.
+            if stats.exhausted and stats.in_use + stats.opening >= (stats.max_size or 0)
             else f"was exhausted for {episode.seconds:.2f} s: at most {episode.peak_waiting} "
             f"waited for one of {stats.max_size} connections",
             f", {episode.timeouts} timeouts" if episode.timeouts else "",
@@ -133,9 +134,9 @@ class ExhaustionLog:
 
 def _has_recovered(stats: PoolStats) -> bool:
     # A pool has not recovered if its waiters only timed out and no connection was returned since:
-    # the next caller would wait, too. Nor has it if its server is down.
+    # the next caller would wait, too. Nor has it if its server is down, or no caller was served.
     quiet = not stats.exhausted and not stats.stalled_time
-    usable = stats.up is not False and stats.phase == "ready"
+    usable = stats.up is not False and stats.phase == "ready" and not stats.unserved_time
     return quiet and usable and (stats.since_exhausted or 0.0) >= RECOVERED_SECONDS
 
 

@@ -1,6 +1,6 @@
 """One sleeping thread that checks every pool, because no event reports that time passes.
 
-It calls the two reporters of each pool and keeps the history that a diagnosis reads. It starts with
+It calls the reporters of each pool and keeps the history that a diagnosis reads. It starts with
 the first pool and ends with the last; a forked child that uses its client has a thread of its own.
 Nothing here is on the hot path.
 """
@@ -16,6 +16,7 @@ from pool_telemetry.standstill import on_standstill, sleep
 from pool_telemetry.state.pool_state import PoolState
 from pool_telemetry.watch.exhaustion_log import ExhaustionLog
 from pool_telemetry.watch.long_checkouts import LongCheckouts
+from pool_telemetry.watch.service_log import SelectionLog, ServiceLog
 from pool_telemetry.watch.watched import Watched
 
 CHECK_SECONDS: Final = 0.5
@@ -28,11 +29,13 @@ class _PoolReports:
     def __init__(self) -> None:
         self.exhaustion = ExhaustionLog()
         self.long_checkouts = LongCheckouts()
+        self.service = ServiceLog()
 
 
 _lock: Final = ProcessLock()
 _watched: "weakref.WeakSet[Watched]" = weakref.WeakSet()
 _reports: "weakref.WeakKeyDictionary[PoolState, _PoolReports]" = weakref.WeakKeyDictionary()
+_selections: "weakref.WeakKeyDictionary[Watched, SelectionLog]" = weakref.WeakKeyDictionary()
 _thread: threading.Thread | None = None
 
 
@@ -91,6 +94,8 @@ def check(watched: Watched) -> None:
             reports.exhaustion.check(watched, state, stats)
             begins |= reports.exhaustion.exhausted and not before
             reports.long_checkouts.check(watched, state, stats)
+            reports.service.check(watched, stats)
+        _selections.setdefault(watched, SelectionLog()).check(watched)
         watched.record_sample(at_once=begins)
     except Exception as error:
         watched.on_error(error)
@@ -108,3 +113,4 @@ def _restart_in_child() -> None:
     _thread = None
     _watched.clear()
     _reports.clear()
+    _selections.clear()

@@ -5,7 +5,8 @@ from typing import Final, Protocol
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.state.connections import Checkout
 from pool_telemetry.state.pool_state import PoolState
-from pool_telemetry.stats import CallerStats
+from pool_telemetry.state.server_selection import ServerSelection
+from pool_telemetry.stats import CallerStats, ClientStats
 from pool_telemetry.watch.callbacks import Callbacks
 
 TOP_HOLDERS: Final = 5
@@ -18,6 +19,7 @@ class Watched(Protocol):
     name: str
     options: TelemetryOptions
     callbacks: Callbacks
+    server_selection: ServerSelection
 
     @property
     def active(self) -> bool:
@@ -25,6 +27,9 @@ class Watched(Protocol):
 
     def now(self) -> float:
         """Return monotonic seconds, by the clock of its pools."""
+
+    def stats(self) -> ClientStats:
+        """Return everything that is known of the client now."""
 
     def states(self) -> list[PoolState]:
         """Return the states of all pools of this client."""

@@ -1,0 +1,65 @@
+"""Reports that one pool serves nobody, or that PyMongo's monitor of its server stands still.
+
+The watching thread calls `check()` twice a second. An exhaustion has a report of its own, which
+names the holders.
+"""
+
+import logging
+from typing import Final
+
+from pool_telemetry.stats import LOST_SECONDS, SELECTION_SECONDS, PoolStats, pool_name
+from pool_telemetry.watch.watched import Watched
+
+UNSERVED_SECONDS: Final = 5.0
+"""Callers that were not served for this long are reported; opening a connection takes less."""
+
+_log: Final = logging.getLogger("pool_telemetry.watch")
+
+
+class ServiceLog:
+    """The reports of one pool that are not over."""
+
+    def __init__(self) -> None:
+        self._unserved = self._silent = False
+
+    def check(self, watched: Watched, stats: PoolStats) -> None:
+        """Report what has begun and what is over since the check before."""
+        pool = pool_name(watched.name, (stats.host, stats.port))
+        stalled = stats.exhausted and not stats.is_lost  # the exhaustion's report says so
+        unserved = stats.unserved_time >= (LOST_SECONDS if stats.is_lost else UNSERVED_SECONDS)
+        if unserved and not stalled and not self._unserved:
+            self._unserved = True
+            _log.warning("pool %r serves nobody: %s", pool, stats.unserved_text)
+        elif self._unserved and not stats.unserved_time:
+            self._unserved = False
+            _log.warning("pool %r serves callers again, or nobody asks any more", pool)
+        if stats.silent_time and not self._silent:
+            self._silent = True
+            _log.warning("pool %r: %s", pool, stats.silence_text)
+        elif self._silent and not stats.silent_time:
+            self._silent = False
+            _log.warning("pool %r: PyMongo's monitor of %s is back", pool, stats.address)
+
+
+class SelectionLog:
+    """Reports that callers of one client wait in server selection, and the end of that."""
+
+    def __init__(self) -> None:
+        self._reported = False
+
+    def check(self, watched: Watched) -> None:
+        """Report what has begun or is over since the check before."""
+        if not self._reported and not watched.server_selection.is_waited_for:
+            return
+        stats = watched.stats()
+        selection = stats.server_selection
+        if selection.oldest_wait >= SELECTION_SECONDS and not self._reported:
+            self._reported = True
+            _log.warning("client %r: %s", watched.name, stats.selection_text)
+        elif self._reported and not selection.waiting:
+            self._reported = False
+            _log.warning(
+                "client %r: no caller waits in server selection any more, %d have failed there",
+                watched.name,
+                selection.failures,
+            )
