@@ -274,7 +274,7 @@ class PoolStats:
     owners: tuple[OwnerStats, ...] = ()  # the owner with the longest total hold first
     oldest_opening: float = 0.0  # age of the oldest connection that is being established
     unserved_time: float = 0.0  # for which callers waited or failed, and none got a connection
-    since_served: float | None = None  # since a reading found a new checkout or check-in; None without
+    since_served: float | None = None  # since a reading found a new checkout or check-in
     server_type: str | None = None  # as SDAM names it, by the last answer; None while unknown
     silent_time: float = 0.0  # without an event of the server's monitor, if that is too long
 

@@ -34,6 +34,8 @@ class Service:
     ) -> float:
         """Return for how long callers have waited or failed while none was served.
 
+        It does not grow while no caller asks.
+
         Args:
             now: The time of the reading.
             served: Checkouts so far that ended with a connection, and connections returned so far.
@@ -42,13 +44,15 @@ class Service:
         """
         if served != self._served:
             self._served, self.served_at, self._unserved_since = served, now, None
-        if waits or failures != self._failures:
+            self._failures = failures
+        elif waits or failures != self._failures:
             self._failures, self._asked_at = failures, now
             if self._unserved_since is None:
                 self._unserved_since = max(min(waits, default=now), self.served_at or 0.0)
         elif now - self._asked_at > QUIET_SECONDS:
             self._unserved_since = None
-        return 0.0 if self._unserved_since is None else max(0.0, now - self._unserved_since)
+        since = self._unserved_since
+        return 0.0 if since is None else max(0.0, self._asked_at - since)
 
     def leave_out(self, seconds: float, now: float) -> None:
         """Leave out of every age some seconds for which this process stood still until now."""
