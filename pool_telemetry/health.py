@@ -126,7 +126,7 @@ def _reasons(pool: PoolStats, limits: HealthLimits) -> list[Reason]:
         found.append(("unhealthy", pool.silence_text))
     if pool.unserved_time > limits.stalled_seconds and not pool.stalled_time:
         found.append(("unhealthy", pool.unserved_text))
-    elif pool.is_lost:
+    elif pool.lost:
         found.append(("degraded", pool.unserved_text))
     elif pool.stalled_time > limits.stalled_seconds:
         found.append(

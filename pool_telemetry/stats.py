@@ -137,7 +137,9 @@ SELECTION_SECONDS: Final = 1.0
 """A caller may wait this long for a server: a new client discovers its servers meanwhile."""
 
 LOST_SECONDS: Final = 3.0
-"""A wait this long, with a connection allowed and none being opened, proves that slots are lost."""
+"""Callers that were not served for this long, while PyMongo may open a connection for them and does
+not, prove that it has lost slots of its pool.
+"""
 
 IDLE_SECONDS: Final = 1.0
 """Seconds without a command after which a held connection is idle, not just being returned."""
@@ -275,6 +277,7 @@ class PoolStats:
     oldest_opening: float = 0.0  # age of the oldest connection that is being established
     unserved_time: float = 0.0  # for which callers waited or failed, and none got a connection
     since_served: float | None = None  # since a reading found a new checkout or check-in
+    lost: bool = False  # callers wait although PyMongo may open connections, and it opens none
     server_type: str | None = None  # as SDAM names it, by the last answer; None while unknown
     silent_time: float = 0.0  # without an event of the server's monitor, if that is too long
 
@@ -284,19 +287,6 @@ class PoolStats:
         return self.size - self.opening - self.in_use
 
     @property
-    def is_lost(self) -> bool:
-        """Return whether callers wait for nothing: PyMongo has lost the slots of its pool.
-
-        Fewer connections are in use than maxPoolSize allows, and none is being opened. PyMongo 4.18
-        did this after greenlets were killed, and Python 3.11 does after repeated cancellations.
-        """
-        full = self.max_size is not None and self.in_use >= self.max_size
-        idle = self.phase == "ready" and not self.opening and not full
-        return (
-            idle and self.waiting > 0 and min(self.unserved_time, self.oldest_wait) >= LOST_SECONDS
-        )
-
-    @property
     def unserved_text(self) -> str:
         """Return in words that callers wait or fail, and what the connections do meanwhile."""
         busy = f"{self.in_use} of {'any number' if self.max_size is None else self.max_size} in use"
@@ -304,7 +294,7 @@ class PoolStats:
             busy += f", {self.opening} opening, the oldest for {self.oldest_opening:.1f} s"
         text = f"{self.address} has served no caller for {self.unserved_time:.1f} s"
         text = f"{text}: {self.waiting} waiting, {busy}"
-        if self.is_lost:
+        if self.lost:
             text += (
                 "; all slots are taken and nobody holds them, because PyMongo has lost them: "
                 "restart the process, update PyMongo"

@@ -3,7 +3,7 @@
 Frozen values; `gathering.py` measures them. A test can make them by hand.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pool_telemetry.diagnosis.periods import Period
@@ -40,6 +40,26 @@ class ServerEvidence:
     paused_seconds: float
     down: bool
     recovered: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceEvidence:
+    """Whether anybody is served, if callers ask.
+
+    Attributes:
+        unserved_seconds: For how long callers have waited or failed while none was served.
+        stalled_handshakes: Connections that are being opened while none becomes ready.
+        oldest_opening_seconds: The age of the oldest of these; 0.0 without one.
+        lost: Callers wait although PyMongo may open connections for them, and it opens none.
+        silent_seconds: For how long PyMongo's monitor of the server has been silent; 0.0 if that
+            is not too long.
+    """
+
+    unserved_seconds: float = 0.0
+    stalled_handshakes: int = 0
+    oldest_opening_seconds: float = 0.0
+    lost: bool = False
+    silent_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +189,7 @@ class Evidence:
     sizing: SizingEvidence | None
     churn: ChurnEvidence
     spare: SpareEvidence | None
+    service: ServiceEvidence = field(default_factory=ServiceEvidence)
 
     @property
     def too_small(self) -> bool:

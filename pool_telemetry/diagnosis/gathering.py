@@ -5,6 +5,7 @@ sizing; churn and spare depend on none.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 from pool_telemetry.diagnosis.evidence import (
@@ -14,6 +15,7 @@ from pool_telemetry.diagnosis.evidence import (
     LeakEvidence,
     QueueEvidence,
     ServerEvidence,
+    ServiceEvidence,
     SizingEvidence,
     SlowCommand,
     SpareEvidence,
@@ -51,13 +53,14 @@ from pool_telemetry.diagnosis.thresholds import (
     SLOWDOWN,
     SLOWER_EXHAUSTED_SECONDS,
     SLOWER_SECONDS,
+    STALLED_HANDSHAKE_SECONDS,
     STALLED_SECONDS,
     TIMED_SHARE,
     TIMEOUT_SHARE,
     UNREACHABLE_SECONDS,
     WAIT_SECONDS,
 )
-from pool_telemetry.stats import IDLE_SECONDS, HistogramStats
+from pool_telemetry.stats import IDLE_SECONDS, LOST_SECONDS, HistogramStats, PoolStats
 
 
 def gather(period: Period, budget: int | None = None) -> Evidence:
@@ -83,6 +86,7 @@ def gather(period: Period, budget: int | None = None) -> Evidence:
         sizing=_sizing(period, leak, commands, queue, load) if load else None,
         churn=_churn(period),
         spare=_spare(period),
+        service=_service(period),
     )
 
 
@@ -127,6 +131,31 @@ def _paused_seconds(period: Period) -> float:
     later = period.last_seconds[1:]
     served = any(one.checkouts["ok"] for one in later)
     return sum(one.seconds for one in later) if paused and not served else 0.0
+
+
+# Service
+
+
+def _service(period: Period) -> ServiceEvidence:
+    pool, last = period.pool, period.last_seconds
+    opened = any(one.create_time.count for one in last)
+    unserved = pool.unserved_time >= STALLED_HANDSHAKE_SECONDS
+    stalled = unserved and pool.oldest_opening >= STALLED_HANDSHAKE_SECONDS and not opened
+    return ServiceEvidence(
+        unserved_seconds=pool.unserved_time,
+        stalled_handshakes=pool.opening if stalled else 0,
+        oldest_opening_seconds=pool.oldest_opening if stalled else 0.0,
+        lost=_is_lost(pool, last),
+        silent_seconds=pool.silent_time,
+    )
+
+
+def _is_lost(pool: PoolStats, last: Sequence[Interval]) -> bool:
+    # Metrics do not say it, but the intervals show it.
+    full = pool.max_size is not None and pool.in_use >= pool.max_size
+    may_open = pool.phase == "ready" and not full and not pool.opening
+    opens = any(one.created for one in last) or not last
+    return pool.lost or (may_open and pool.unserved_time >= LOST_SECONDS and not opens)
 
 
 # Leaks

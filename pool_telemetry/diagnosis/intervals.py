@@ -4,11 +4,15 @@ Pure, and made once, in one direction. Numbers that derive from an interval are 
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from pool_telemetry import stats
-from pool_telemetry.diagnosis.thresholds import BLINK_SECONDS, SAMPLE_SECONDS
+from pool_telemetry.diagnosis.thresholds import (
+    BLINK_SECONDS,
+    SAMPLE_SECONDS,
+    STANDSTILL_SETTLE_SECONDS,
+)
 from pool_telemetry.stats import (
     CANCELLED,
     CLOSE_REASONS,
@@ -156,7 +160,10 @@ def intervals(
     known = {} if known is None else known
     found = list[Interval]()
     before: ClientStats | None = None
+    settled_at = 0.0
     for after in samples:
+        if before is not None and after.stood_still > before.stood_still:
+            settled_at = after.at + STANDSTILL_SETTLE_SECONDS
         if (pool := _pool(after, address)) is not None:
             if before is not None and before.since != after.since:  # the process was restarted
                 before = None
@@ -166,7 +173,8 @@ def intervals(
             key = id(before), id(after)
             if key not in known:
                 known[key] = _between(before, earlier, after, pool)
-            found.append(known[key])
+            is_settled = before is None or before.at >= settled_at
+            found.append(known[key] if is_settled else _without_durations(known[key]))
         before = after
     return found
 
@@ -203,6 +211,19 @@ def merge(parts: Sequence[Interval]) -> Interval | None:
 def _sum(histograms: Iterable[HistogramStats]) -> HistogramStats:
     every = [one for one in histograms if one.count]
     return (every[0] if len(every) == 1 else stats.merge(every)) or EMPTY
+
+
+def _without_durations(interval: Interval) -> Interval:
+    """Return an interval in which this process stood still: it shows nothing of the load."""
+    return replace(
+        interval,
+        checkouts=dict.fromkeys(OUTCOMES, 0),
+        retries=0,
+        wait_time=EMPTY,
+        use_time=EMPTY,
+        create_time=EMPTY,
+        commands={},
+    )
 
 
 def _pool(sample: ClientStats, address: Address) -> PoolStats | None:

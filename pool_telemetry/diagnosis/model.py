@@ -14,6 +14,10 @@ Verdict = Literal[
     "server unreachable",
     "oversized",
     "retry storm",
+    "no server fits",
+    "handshakes stall",
+    "lost pool",
+    "driver stands still",
 ]
 Severity = Literal["healthy", "notice", "warning", "critical"]
 

@@ -15,7 +15,9 @@ from pool_telemetry.diagnosis.thresholds import MOSTLY_SHARE
 Judged = tuple[Evidence, list[Finding]]
 """The evidence of a period, and its findings."""
 
-_BY_STATE: Final = frozenset({"server unreachable", "leak"})
+_BY_STATE: Final = frozenset(
+    {"server unreachable", "leak", "driver stands still", "lost pool", "handshakes stall"}
+)
 """Verdicts that follow from the pool's present state, and not from how long callers waited."""
 
 

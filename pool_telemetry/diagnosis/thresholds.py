@@ -52,6 +52,13 @@ server's pool sooner.
 MIN_UNSERVED: Final = 3
 """Callers that left without a connection while no caller got one: fewer may be chance."""
 
+STALLED_HANDSHAKE_SECONDS: Final = 3.0
+"""Age from which the opening of a connection is stalled, if no caller is served meanwhile."""
+STANDSTILL_SETTLE_SECONDS: Final = 5.0
+"""Time after a standstill of the process in which commands end that were running before it. Their
+durations include the standstill.
+"""
+
 # Commands
 
 SLOWDOWN: Final = 3.0

@@ -460,8 +460,10 @@ class PoolState:
             failures = sum(outcomes.values())
             served = wait_time.count + use_time.count  # a returned connection can be used again
             unserved_time = self._service.unserved_seconds(now, served, failures, waits)
+            full = len(checkouts) >= max_size
+            may_open = phase == "ready" and not full and not openings
+            lost = self._service.is_lost(now, unserved_time, created=created, may_open=may_open)
         exhausted = exhausted_since is not None
-        full = len(checkouts) >= max_size
         stall_seconds = _age(now, unserved_since) or 0.0 if full else 0.0
         host, port = self.address
         return PoolStats(
@@ -501,6 +503,7 @@ class PoolState:
             oldest_opening=_age(now, min(openings, default=now)) or 0.0,
             unserved_time=0.0 if phase == "closed" else unserved_time,
             since_served=_age(now, self._service.served_at),
+            lost=lost,
             server_type=heartbeat.server_type,
             silent_time=heartbeat.silent_seconds(now, self.monitor_times),
         )

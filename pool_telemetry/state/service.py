@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from pool_telemetry.standstill import later
+from pool_telemetry.stats import LOST_SECONDS
 
 QUIET_SECONDS: Final = 10.0
 """Without a caller that waits or fails for this long, nobody is known to be unserved.
@@ -28,6 +29,7 @@ class Service:
         self.served_at: float | None = None
         self._unserved_since: float | None = None
         self._asked_at = 0.0  # when a reading last found a caller that waited or had failed
+        self._created, self._created_at = 0, 0.0  # connections, and when a reading last found more
 
     def unserved_seconds(
         self, now: float, served: int, failures: int, waits: Sequence[float]
@@ -54,10 +56,24 @@ class Service:
         since = self._unserved_since
         return 0.0 if since is None else max(0.0, self._asked_at - since)
 
+    def is_lost(self, now: float, unserved: float, *, created: int, may_open: bool) -> bool:
+        """Return whether callers wait although PyMongo may open connections, and it opens none.
+
+        Args:
+            now: The time of the reading.
+            unserved: Its `unserved_seconds`.
+            created: Connections created so far.
+            may_open: Whether the pool is ready, not full, and no connection is being opened.
+        """
+        if created != self._created or not may_open:
+            self._created, self._created_at = created, now
+        return min(unserved, now - self._created_at) >= LOST_SECONDS
+
     def leave_out(self, seconds: float, now: float) -> None:
         """Leave out of every age some seconds for which this process stood still until now."""
         if self.served_at is not None:
             self.served_at = later(self.served_at, seconds, now)
         self._asked_at = later(self._asked_at, seconds, now)
+        self._created_at = later(self._created_at, seconds, now)
         if self._unserved_since is not None:
             self._unserved_since = later(self._unserved_since, seconds, now)

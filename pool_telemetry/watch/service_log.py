@@ -25,8 +25,8 @@ class ServiceLog:
     def check(self, watched: Watched, stats: PoolStats) -> None:
         """Report what has begun and what is over since the check before."""
         pool = pool_name(watched.name, (stats.host, stats.port))
-        stalled = stats.exhausted and not stats.is_lost  # the exhaustion's report says so
-        unserved = stats.unserved_time >= (LOST_SECONDS if stats.is_lost else UNSERVED_SECONDS)
+        stalled = stats.exhausted and not stats.lost  # the exhaustion's report says so
+        unserved = stats.unserved_time >= (LOST_SECONDS if stats.lost else UNSERVED_SECONDS)
         if unserved and not stalled and not self._unserved:
             self._unserved = True
             _log.warning("pool %r serves nobody: %s", pool, stats.unserved_text)

@@ -10,7 +10,10 @@ from pool_telemetry.diagnosis.evidence import Evidence
 from pool_telemetry.diagnosis.model import Finding
 from pool_telemetry.diagnosis.rules import (
     connection_storm,
+    driver_stands_still,
+    handshakes_stall,
     leak,
+    lost_pool,
     oversized,
     retry_storm,
     server_unreachable,
@@ -21,6 +24,9 @@ from pool_telemetry.diagnosis.rules.rule import Rule
 
 RULES: Final[tuple[Rule, ...]] = (
     server_unreachable.RULE,
+    driver_stands_still.RULE,
+    lost_pool.RULE,
+    handshakes_stall.RULE,
     leak.RULE,
     connection_storm.RULE,
     slow_operations.RULE,

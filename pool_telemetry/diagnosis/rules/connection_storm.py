@@ -13,7 +13,7 @@ from pool_telemetry.diagnosis.evidence import Evidence
 from pool_telemetry.diagnosis.intervals import Interval
 from pool_telemetry.diagnosis.model import Finding
 from pool_telemetry.diagnosis.rules import wording
-from pool_telemetry.diagnosis.rules.rule import Rule
+from pool_telemetry.diagnosis.rules.rule import SERVES_NOBODY, Rule
 from pool_telemetry.diagnosis.thresholds import MAX_MIN_POOL_SIZE
 
 
@@ -81,5 +81,5 @@ RULE: Final = Rule(
     runbook="MongoDBPoolConnectionStorm",
     applies=applies,
     explain=explain,
-    suppressed_by=frozenset({"server_unreachable"}),
+    suppressed_by=SERVES_NOBODY,
 )

@@ -8,7 +8,7 @@ from typing import Final
 
 from pool_telemetry.diagnosis.evidence import Evidence
 from pool_telemetry.diagnosis.model import Finding
-from pool_telemetry.diagnosis.rules.rule import Rule
+from pool_telemetry.diagnosis.rules.rule import SERVES_NOBODY, Rule
 from pool_telemetry.diagnosis.thresholds import MIN_IDLE_CONNECTIONS, OVERSIZED_FACTOR
 
 
@@ -52,5 +52,5 @@ RULE: Final = Rule(
     runbook="",
     applies=applies,
     explain=explain,
-    suppressed_by=frozenset({"server_unreachable"}),
+    suppressed_by=SERVES_NOBODY,
 )

@@ -12,7 +12,7 @@ from pool_telemetry.diagnosis.evidence import Evidence
 from pool_telemetry.diagnosis.intervals import Interval
 from pool_telemetry.diagnosis.model import Finding
 from pool_telemetry.diagnosis.rules import wording
-from pool_telemetry.diagnosis.rules.rule import Rule
+from pool_telemetry.diagnosis.rules.rule import SERVES_NOBODY, Rule
 from pool_telemetry.diagnosis.thresholds import MIN_FAILURES
 
 
@@ -78,5 +78,5 @@ RULE: Final = Rule(
     runbook="MongoDBPoolCheckoutTimeouts",
     applies=applies,
     explain=explain,
-    suppressed_by=frozenset({"server_unreachable"}),
+    suppressed_by=SERVES_NOBODY,
 )

@@ -2,9 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 from pool_telemetry.diagnosis.evidence import Evidence
 from pool_telemetry.diagnosis.model import Finding, Verdict
+
+SERVES_NOBODY: Final = frozenset(
+    {"server_unreachable", "driver_stands_still", "lost_pool", "handshakes_stall"}
+)
+"""Findings that explain all waits and failures of a pool, whatever its size and its operations."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Final
 from pool_telemetry.diagnosis.evidence import Evidence, SlowCommand
 from pool_telemetry.diagnosis.model import Finding
 from pool_telemetry.diagnosis.rules import wording
-from pool_telemetry.diagnosis.rules.rule import Rule
+from pool_telemetry.diagnosis.rules.rule import SERVES_NOBODY, Rule
 from pool_telemetry.diagnosis.thresholds import HANGING_SECONDS
 
 
@@ -96,5 +96,5 @@ RULE: Final = Rule(
     runbook="MongoDBPoolExhausted",
     applies=applies,
     explain=explain,
-    suppressed_by=frozenset({"server_unreachable"}),
+    suppressed_by=SERVES_NOBODY,
 )

@@ -11,7 +11,7 @@ from typing import Final
 from pool_telemetry.diagnosis.evidence import Evidence, SizingEvidence
 from pool_telemetry.diagnosis.model import Finding
 from pool_telemetry.diagnosis.rules import wording
-from pool_telemetry.diagnosis.rules.rule import Rule
+from pool_telemetry.diagnosis.rules.rule import SERVES_NOBODY, Rule
 
 
 def applies(evidence: Evidence) -> bool:
@@ -135,5 +135,5 @@ RULE: Final = Rule(
     runbook="MongoDBPoolExhausted",
     applies=applies,
     explain=explain,
-    suppressed_by=frozenset({"server_unreachable", "connection_storm.slow_opening"}),
+    suppressed_by=SERVES_NOBODY | {"connection_storm.slow_opening"},
 )
