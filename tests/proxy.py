@@ -120,6 +120,8 @@ class Proxy:
         self._flowing.set()
         while self._tasks:  # each ends with its connections
             self._cut()
+            for task in self._tasks:  # one may hesitate
+                task.cancel()
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.05)  # and every transport has heard that it is closed
 
@@ -140,13 +142,17 @@ class Proxy:
             there, out = await asyncio.open_connection("127.0.0.1", self._target)
             ends.add(out)
             self._writers |= ends
-            await asyncio.gather(self._pump(reader, out), self._pump(there, writer))
+            await asyncio.gather(self._pump(reader, out), self._answer(there, writer))
         except OSError:
             pass  # the server is gone, and so is the connection
         finally:
             for end in ends:
                 end.transport.abort()
             self._writers -= ends
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Forward what the server says."""
+        await self._pump(reader, writer)
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):

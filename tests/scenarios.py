@@ -8,7 +8,10 @@ which `test_recordings.py` diagnoses without a server.
 import asyncio
 import contextlib
 import itertools
+import os
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,12 +22,14 @@ from typing import Any
 from pymongo import AsyncMongoClient, MongoClient
 from pymongo.cursor import CursorType
 from pymongo.errors import PyMongoError
+from pymongo.read_preferences import Secondary
 
 from pool_telemetry import ClientStats, PoolTelemetry
 from pool_telemetry.demo.embedded import EmbeddedServer
 from tests.balancer import Balancer
+from tests.demoted import Demoted
 from tests.proxy import Proxy
-from tests.support import failing, slow, wait_for
+from tests.support import failing, pool_of, slow, wait_for
 
 Client = MongoClient[dict[str, Any]]
 SAMPLE_SECONDS = 0.125
@@ -186,6 +191,7 @@ def playing(scenario: Scenario, server: EmbeddedServer) -> Iterator[tuple[Case, 
                 serverSelectionTimeoutMS=2_000,
                 **scenario.options,
             )
+            telemetry.attach(case.client)
             outer.callback(case.client.close)
             case.client.admin.command("ping")
             wait_for(lambda: all(p.size >= p.min_size for p in telemetry.stats().open_pools))
@@ -531,6 +537,91 @@ def callers_who_hang_up(case: Case) -> None:
     case.go_on(TROUBLE_SECONDS)
 
 
+def no_server_fits(case: Case) -> None:
+    """Readers want a secondary, and the set has none."""
+
+    def read() -> None:
+        orders = case.client["shop"].get_collection("orders", read_preference=Secondary())
+        while not over.is_set():
+            with contextlib.suppress(PyMongoError):
+                orders.find_one()
+
+    case.callers(2, think=0.02)
+    case.go_on(CALM_SECONDS)
+    over = threading.Event()
+    case.beside([read] * 4, over)
+    case.go_on(4.0)
+
+
+def no_primary(case: Case) -> None:
+    assert isinstance(case.proxy, Demoted)
+    case.callers(4, think=0.02, leave=True)
+    case.go_on(CALM_SECONDS)
+    case.proxy.demoted = True
+    wait_for(lambda: case.telemetry.stats().lacks_primary)
+    case.go_on(4.0)
+
+
+def stalled_handshakes(case: Case) -> None:
+    """Every new connection hangs; heartbeats have connections of their own."""
+    assert case.proxy
+    case.go_on(CALM_SECONDS)
+    case.proxy.hesitate(20.0)
+    case.callers(5)
+    case.go_on(5.0)
+    case.stack.callback(case.proxy.cut)
+    case.stack.callback(case.proxy.hesitate, 0.0)
+
+
+def driver_stands_still(case: Case) -> None:
+    """A call without await stops the event loop, and the client's monitors with it."""
+
+    async def play() -> None:
+        async with AsyncMongoClient[dict[str, Any]](
+            case.server.uri,
+            event_listeners=case.telemetry.listeners,
+            heartbeatFrequencyMS=500,
+            connectTimeoutMS=1_000,
+        ) as client:
+            case.telemetry.attach(client)
+            started = time.monotonic()
+            while time.monotonic() - started < CALM_SECONDS:
+                await client["shop"]["orders"].find_one()
+                await asyncio.sleep(0.02)
+            over.wait()
+
+    over = threading.Event()
+    case.beside([lambda: asyncio.run(play())], over)
+    case.go_on(CALM_SECONDS + 8.0)
+
+
+def lost_pool(case: Case) -> None:
+    """PyMongo counts slots that nobody holds, as 4.18.3 does after greenlets were killed."""
+    case.callers(2, think=0.02, leave=True)
+    case.go_on(CALM_SECONDS)
+    pool = pool_of(case.client)
+    with pool.lock:
+        pool.requests += case.client.options.pool_options.max_pool_size
+    case.callers(6, leave=True)
+    case.go_on(5.0)
+    case.stack.callback(case.client.close)
+
+
+def frozen_process(case: Case) -> None:
+    """The process is stopped for some seconds, with commands in flight."""
+    case.slow(50)
+    case.callers(4, think=0.02)
+    case.go_on(CALM_SECONDS)
+    frozen = case.telemetry.stats().stood_still
+    code = (
+        "import os, signal, sys, time; pid = int(sys.argv[1]); os.kill(pid, signal.SIGSTOP); "
+        "time.sleep(5); os.kill(pid, signal.SIGCONT)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(os.getpid())], check=True)
+    wait_for(lambda: case.telemetry.stats().stood_still > frozen)
+    case.go_on(TROUBLE_SECONDS)
+
+
 SCENARIOS = (
     Scenario("calm", "healthy", calm, {"maxPoolSize": 10}),
     Scenario("busy", "healthy", busy, {"maxPoolSize": 5}),
@@ -659,4 +750,16 @@ SCENARIOS = (
         maybe=frozenset({"undersized"}),
     ),
     Scenario("callers who hang up", "slow operations", callers_who_hang_up, asynchronous=True),
+    Scenario("no server fits", "no server fits", no_server_fits, {"maxPoolSize": 10}),
+    Scenario("no primary", "no server fits", no_primary, {"maxPoolSize": 10}, behind=Demoted),
+    Scenario(
+        "stalled handshakes",
+        "handshakes stall",
+        stalled_handshakes,
+        {"maxPoolSize": 10, "maxIdleTimeMS": 500},
+        behind=Proxy,
+    ),
+    Scenario("driver stands still", "driver stands still", driver_stands_still, asynchronous=True),
+    Scenario("lost pool", "lost pool", lost_pool, {"maxPoolSize": 4, "waitQueueTimeoutMS": 800}),
+    Scenario("frozen process", "healthy", frozen_process, {"maxPoolSize": 10}),
 )

@@ -20,6 +20,7 @@ from pool_telemetry.stats import (
     OperationStats,
     OwnerStats,
     PoolStats,
+    ServerSelectionStats,
 )
 from tests.scenarios import Scenario
 
@@ -149,6 +150,7 @@ def _client(values: dict[str, Any]) -> ClientStats:
         "pools": tuple(map(_pool, values["pools"])),
         "operations": tuple(map(_operation, values["operations"])),
         "agents": AgentStats(*values["agents"]),
+        "server_selection": ServerSelectionStats(*values.get("server_selection", ())),
     }
     return ClientStats(**(values | made))
 
