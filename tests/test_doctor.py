@@ -354,7 +354,7 @@ def test_the_words_of_a_status_are_safe_for_a_terminal(capsys: pytest.CaptureFix
 
 UNTOLD = {  # by metrics: ages of what is over, and why
     *("since_exhausted", "since_timeout", "since_up_changed", "outage", "down_reason"),
-    *("stalled_time", "longest_idle", "owners"),
+    *("stalled_time", "longest_idle", "owners", "since_served", "lost"),
 }
 
 

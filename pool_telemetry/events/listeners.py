@@ -222,7 +222,8 @@ class PoolListener(cmap.ConnectionPoolListener):
         try:
             notice_fork()
             self._pools[event.address].closed()
-            self._on_closed(_is_called_by("close", _TOPOLOGIES))
+            # PyMongo closes the pool of a server that leaves the topology, which stays open.
+            self._on_closed(not _is_called_by("_update_servers", _TOPOLOGIES))
         except Exception as error:
             self._on_error(error)
 

@@ -1,6 +1,7 @@
 """The rules, one file for each verdict; a new verdict is one file and one line in the table here.
 
-Rules read the evidence, the thresholds and the wording, and nothing else.
+Rules read the evidence, the thresholds and the wording, and nothing else. `no_server_fits` is no
+row of the table, because it judges a client, which may have no pool.
 """
 
 from dataclasses import replace
