@@ -5,6 +5,7 @@ holds its pool lock. They take one leaf lock, touch no pool, and let no exceptio
 """
 
 import sys
+import traceback
 from collections.abc import Callable, Container
 from types import FrameType
 from typing import Any, Final
@@ -261,10 +262,19 @@ def _interrupted() -> bool:
     """Return whether an interruption, rather than an error, ended what PyMongo reports as failed.
 
     PyMongo publishes a failure from its `except` block. There a cancelled task, a killed greenlet
-    or Ctrl-C is handled, too, and none of these is a failure.
+    or Ctrl-C is handled, too, and none of these is a failure. But the application may handle its
+    own cancellation, and PyMongo fails in that handler: then none of PyMongo's frames handles it.
     """
     handled = sys.exception()
-    return handled is not None and not isinstance(handled, Exception)
+    if handled is None or isinstance(handled, Exception):
+        return False
+    callers = {
+        frame
+        for frame, _ in traceback.walk_stack(sys._getframe())
+        if str(frame.f_globals.get("__name__")).startswith("pymongo.")
+    }
+    handling = (frame for frame, _ in traceback.walk_tb(handled.__traceback__))
+    return not callers or any(frame in callers for frame in handling)
 
 
 class OperationListener(cmap.CommandListener):
