@@ -2,7 +2,7 @@
 
 `time.monotonic()` goes on meanwhile, so every age would include time in which no caller could do
 anything. The watching thread sleeps for half a second at a time. If it overslept although the
-process used little CPU, the process stood still. Whatever keeps ages registers a hook that leaves
+process used little CPU, the process stood still. Modules that keep ages register a hook that leaves
 the time out.
 """
 

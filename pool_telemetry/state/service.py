@@ -18,7 +18,7 @@ Long enough that callers which fail one after another, with pauses, count togeth
 
 
 class Service:
-    """What the readings of one pool show about its service.
+    """The facts about one pool's service that its readings show.
 
     Attributes:
         served_at: When a reading last found that a caller had been served; None if none did.
