@@ -85,15 +85,21 @@ class ClosedClients:
         return list({one.name: one for one in shown if one.name not in taken}.values())
 
 
-def look_at_server_selection() -> None:
-    """Look for callers that wait in server selection; often only if a client may lack a server."""
+def look_at_server_selection(*, rarely: bool) -> None:
+    """Look for callers that wait in server selection, if a client may lack a server.
+
+    Args:
+        rarely: Look also if no client may, every RARE_LOOK_SECONDS. The watching thread does so,
+            because a reader on an event loop should not read thousands of tasks.
+    """
     global _looked_at, _look_took
     now = time.monotonic()
     pause = now - _looked_at
     if pause < max(LOOK_SECONDS, _look_took / LOOK_SHARE):
         return
     clients = active()
-    if pause < RARE_LOOK_SECONDS and not any(one.may_lack_a_server for one in clients):
+    is_due = rarely and pause >= RARE_LOOK_SECONDS
+    if not is_due and not any(one.may_lack_a_server for one in clients):
         return
     _looked_at = now
     loops = {one.callbacks.loop for one in clients}

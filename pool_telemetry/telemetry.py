@@ -185,7 +185,7 @@ class PoolTelemetry:
     def stats(self) -> ClientStats:
         """Return everything that is known of the client now. No I/O, no wait for a pool."""
         notice_standstill()
-        look_at_server_selection()
+        look_at_server_selection(rarely=not self.options.watch)
         rtts = self._rtts()
         return ClientStats(
             name=self.name,
@@ -249,7 +249,7 @@ class PoolTelemetry:
 
     def record_sample(self, *, at_once: bool = False) -> None:
         """Add a sample to the history if it is due, or `at_once`."""
-        look_at_server_selection()
+        look_at_server_selection(rarely=True)
         if at_once or self._history.is_due(self._since + self._age()):
             self._history.add(self.stats())
 
