@@ -17,6 +17,8 @@ from pool_telemetry.state.pool_state import Clock
 if TYPE_CHECKING:
     from pool_telemetry.telemetry import PoolTelemetry
 
+_MAX_OUTER: Final = 180  # characters of its name in that of the inner client; 200 are allowed
+
 _lock: Final = ProcessLock()
 _clients: "weakref.WeakKeyDictionary[PoolTelemetry, None]"
 _clients = weakref.WeakKeyDictionary()  # in the order in which they were added
@@ -100,6 +102,16 @@ def take_over_name(new: "PoolTelemetry", old: "PoolTelemetry") -> None:
     with _lock:
         if new.options.name == old.options.name:
             new.name, old.name = old.name, new.name
+            inner = [(one.inner, one.name) for one in (new, old) if one.inner is not None]
+            for one, _ in inner:
+                one.name = ""
+            for one, name in inner:
+                one.name = _free_name(inner_name(name))
+
+
+def inner_name(name: str) -> str:
+    """Return the name of the client that PyMongo makes for another client's encryption."""
+    return f"{name[:_MAX_OUTER]}/encryption" if name else "encryption"
 
 
 def _every() -> list["PoolTelemetry"]:

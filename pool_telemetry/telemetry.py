@@ -22,6 +22,7 @@ from pool_telemetry.events.listeners import (
     PoolListener,
     Pools,
 )
+from pool_telemetry.events.sharing import Sharing
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.process import notice_fork, threads_are_known
 from pool_telemetry.registry import active, recently_closed, telemetry_of
@@ -67,6 +68,8 @@ class PoolTelemetry:
         name: The name in use: the requested name, with a number if that was taken.
         options: The telemetry's own options.
         agents: Counts of the agents whose sessions this client's database has.
+        inner: The telemetry of the client that PyMongo makes for automatic encryption, called
+            `NAME/encryption`; None without one.
         server_version: The server's version; None while it is unknown. The singletons set it.
         on_reconnected: Called when a server is back, while PyMongo holds its pool lock. A function
             that refers to the client keeps the client alive until `close()`.
@@ -95,7 +98,7 @@ class PoolTelemetry:
         self._errors = 0
         self._since, self._began = time.time(), clock()
         self._closed = False
-        self._shared = False
+        self.inner: PoolTelemetry | None = None
         self._warned_of_wait_limits = False
         self._client: Callable[[], Any] = lambda: None
         self.name = self.options.name
@@ -115,6 +118,7 @@ class PoolTelemetry:
         notice_greenlets()
         owner = object()  # stands for the client that gets these listeners
         on_created = partial(self._on_created, owner)
+        sharing = Sharing(self._is_open, self._listeners_for_another)
         pool = PoolListener(
             self._pools,
             on_created,
@@ -124,6 +128,7 @@ class PoolTelemetry:
             on_wait_limit=lambda limit: self.warn_of_wait_limits([f"waitQueueTimeoutMS={limit:g}"]),
             pool_name=self._pool_name,
             options=self.options,
+            sharing=sharing,
         )
         registry.add_listener(pool, self)
         # The finalizer holds this telemetry, because its last values are still to be reported; it
@@ -132,7 +137,19 @@ class PoolTelemetry:
         found: list[Any] = [pool, HeartbeatListener(self._pools, self.on_error)]
         if self.options.operations:
             found.append(OperationListener(self.commands, self.on_error, self.options))
+        sharing.begin(found)
         return found
+
+    def _is_open(self) -> bool:
+        return any(pool.phase != "closed" for pool in self.states())
+
+    def _listeners_for_another(self, for_encryption: bool) -> Sequence[Any]:
+        """Return the listeners of a further client that has the same listeners as the first."""
+        name = registry.inner_name(self.name) if for_encryption else self.options.name
+        another = PoolTelemetry(name, options=self.options, clock=self._clock)
+        if for_encryption:
+            self.inner, another._client = another, lambda: self._client()  # the same servers
+        return another.listeners
 
     def attach(self, client: Any) -> None:
         """Read round-trip times from this client, which measures them beside its heartbeats.
@@ -244,6 +261,8 @@ class PoolTelemetry:
         self._closed = True
         self.on_reconnected = None  # it may hold the client
         self._on_closed()
+        if self.inner is not None:
+            self.inner.close()
 
     @property
     def active(self) -> bool:
@@ -276,22 +295,14 @@ class PoolTelemetry:
     ) -> None:
         with self._lock:
             pool = self._pools.get(address)
-            shared = pool is not None and pool.phase != "closed"
             if pool is None:
                 pool = self._pools[address] = PoolState(address, clock=self._clock)
             pool.created(max_size, min_size)
             self._owners[address] = owner
             self._inherited.pop(address, None)
             self._forget_old_pools(address)
-            warned, self._shared = self._shared, self._shared or shared
         self.callbacks.loop = asyncio._get_running_loop() or self.callbacks.loop
         watch.watch(self)
-        if shared and not warned:
-            _log.warning(
-                "the listeners of pool %r are used by two clients, so its counts are mixed: "
-                "make one PoolTelemetry for each client",
-                self.name,
-            )
 
     def _inherit(self, address: Address) -> PoolState:
         """Return the state of a pool from before a fork; if there is none, an unused state."""
@@ -342,7 +353,6 @@ class PoolTelemetry:
         self._lock = threading.RLock()
         self._errors = 0
         self._since, self._began = time.time(), self._clock()
-        self._shared = False
         self._pools.clear()
         self._history = History()
         self.callbacks = Callbacks()
