@@ -22,7 +22,7 @@ from pool_telemetry.events.listeners import (
     PoolListener,
     Pools,
 )
-from pool_telemetry.events.sharing import Sharing
+from pool_telemetry.events.sharing import Sharing, app_name_of_new_pool
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.process import notice_fork, threads_are_known
 from pool_telemetry.registry import active, recently_closed, telemetry_of
@@ -66,6 +66,7 @@ class PoolTelemetry:
 
     Attributes:
         name: The name in use: the requested name, with a number if that was taken.
+        wanted: The requested name, or else the client's appName.
         options: The telemetry's own options.
         agents: Counts of the agents whose sessions this client's database has.
         inner: The telemetry of the client that PyMongo makes for automatic encryption, called
@@ -101,7 +102,7 @@ class PoolTelemetry:
         self.inner: PoolTelemetry | None = None
         self._warned_of_wait_limits = False
         self._client: Callable[[], Any] = lambda: None
-        self.name = self.options.name
+        self.name = self.wanted = self.options.name
         registry.add(self)
 
     def __repr__(self) -> str:
@@ -141,7 +142,11 @@ class PoolTelemetry:
         return found
 
     def _is_open(self) -> bool:
-        return any(pool.phase != "closed" for pool in self.states())
+        return bool(self.open_addresses())
+
+    def open_addresses(self) -> list[Address]:
+        """Return the addresses of the servers that the client knows now."""
+        return [pool.address for pool in self.states() if pool.phase != "closed"]
 
     def _listeners_for_another(self, for_encryption: bool) -> Sequence[Any]:
         """Return the listeners of a further client that has the same listeners as the first."""
@@ -183,7 +188,7 @@ class PoolTelemetry:
     def stats(self) -> ClientStats:
         """Return everything that is known of the client now. No I/O, no wait for a pool."""
         rtts = self._rtts()
-        return ClientStats(
+        stats = ClientStats(
             name=self.name,
             pools=tuple(
                 # Without heartbeats (after a fork in C) PyMongo's value stays the parent's.
@@ -198,6 +203,7 @@ class PoolTelemetry:
             owner_metrics=self.options.owner_metrics,
             at=self._since + self._age(),
         )
+        return registry.count_clients(stats, self.wanted)
 
     def pool_stats(self) -> list[PoolStats]:
         """Return the pools without the series of commands, hundreds of which would cost 1 ms."""
@@ -293,6 +299,8 @@ class PoolTelemetry:
     def _on_created(
         self, owner: object, address: Address, max_size: int | None, min_size: int
     ) -> None:
+        if not self._is_open():
+            registry.open_client(self, address, app_name_of_new_pool())
         with self._lock:
             pool = self._pools.get(address)
             if pool is None:
@@ -364,9 +372,11 @@ def _on_client_collected(telemetry: PoolTelemetry, owner: object) -> None:
     """Close the open pools of a client that was garbage collected without `close()`."""
     with telemetry._lock:
         pools = [p for a, p in telemetry._pools.items() if telemetry._owners.get(a) is owner]
+    was_active = telemetry.active
     for pool in pools:
         pool.abandoned()
-    telemetry._on_closed()
+    if was_active:
+        telemetry._on_closed()
 
 
 live = active

@@ -18,6 +18,8 @@ from functools import partial
 from types import FrameType
 from typing import Any, Final, Protocol
 
+from pymongo.pool_options import PoolOptions
+
 from pool_telemetry.process import ProcessLock
 from pool_telemetry.state.frames import is_called_for_encryption
 
@@ -116,6 +118,16 @@ class Sharing:
         deliver(event)
 
 
+def app_name_of_new_pool() -> str | None:
+    """Return the appName of the client whose PoolCreated is handled; None if it has none."""
+    frame = _publisher()
+    while frame is not None:
+        if isinstance(options := frame.f_locals.get("options"), PoolOptions):
+            return options.appname
+        frame = frame.f_back
+    return None
+
+
 def _events(listener: object) -> set[str]:
     """Return the names of the methods that PyMongo calls."""
     bases = (base for base in type(listener).__mro__ if base.__module__ == "pymongo.monitoring")
@@ -125,7 +137,12 @@ def _events(listener: object) -> set[str]:
 
 def _client() -> object:
     """Return the object that publishes PoolCreated, which PyMongo makes once for each client."""
+    frame = _publisher()
+    return None if frame is None else frame.f_locals.get("self")
+
+
+def _publisher() -> FrameType | None:
     frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_code.co_name != "publish_pool_created":
         frame = frame.f_back
-    return None if frame is None else frame.f_locals.get("self")
+    return frame
