@@ -210,7 +210,8 @@ def _inspect(actors: set[Actor]) -> set[Actor]:
         elif is_greenlet(one):
             found = not one.dead and _greenlet_in_pool(one, threads)
         else:
-            found = not one.done() and _awaits(_is_pool, one)
+            ends = one.done() or one.get_loop().is_closed()  # it never runs again
+            found = not ends and _awaits(_is_pool, one)
         if found:
             inside.add(actor)
     return inside
