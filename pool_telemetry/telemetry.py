@@ -60,7 +60,7 @@ class PoolTelemetry:
 
     Args:
         name: The pool's name in metrics; it overrides `TelemetryOptions.name`. A second client of
-            the same name is called `NAME#2`.
+            the same name is called `NAME#2`, up to `NAME#10`; further ones share `NAME#_OTHER`.
         options: All other options; by default from the environment.
         clock: Monotonic seconds.
 

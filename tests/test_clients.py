@@ -1,6 +1,7 @@
 """Several clients, and what happens to them: failover, a load balancer, a swap under load."""
 
 import asyncio
+import contextlib
 import gc
 import threading
 import time
@@ -444,3 +445,50 @@ def test_one_of_two_clients_on_one_telemetry_is_dropped(server_uri: str) -> None
             book = drop()
         assert book.stats().pools[0].size == 0
         assert ours(the_pool(telemetry)) == drivers(kept)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_unnamed_clients_have_the_same_names_in_any_order(
+    server_uri: str, own_server: EmbeddedServer, first: int
+) -> None:
+    uris = [server_uri, own_server.uri]
+    order = [first, 1 - first]
+    telemetries = [PoolTelemetry(), PoolTelemetry()]
+    named = [PoolTelemetry(), PoolTelemetry()]
+    with contextlib.ExitStack() as opened:
+        for number in order:
+            listeners = telemetries[number].listeners
+            opened.enter_context(Client(uris[number], event_listeners=listeners)).admin.command(
+                "ping"
+            )
+        for number in order:
+            listeners, app = named[number].listeners, f"app-{number}"
+            opened.enter_context(
+                Client(server_uri, appName=app, event_listeners=listeners)
+            ).admin.command("ping")
+        registry = CollectorRegistry()
+        prometheus.register(registry)
+        text = prometheus.generate(registry=registry)[0].decode()
+    for uri, telemetry in zip(uris, telemetries, strict=True):
+        stats = telemetry.stats()
+        address = uri.removeprefix("mongodb://").rstrip("/")
+        assert {stats.pool_name(pool) for pool in stats.pools} == {address}
+    assert [one.name for one in named] == ["app-0", "app-1"]
+    series = [line.rsplit(" ", 1)[0] for line in text.splitlines() if line[0] != "#"]
+    assert len(series) == len(set(series))
+
+
+def test_name_from_an_app_name_is_safe(server_uri: str) -> None:
+    telemetry = PoolTelemetry()
+    with Client(server_uri, appName="a@b\nc", event_listeners=telemetry.listeners) as client:
+        client.admin.command("ping")
+        assert telemetry.name == "a b c"
+        second = PoolTelemetry()
+        with Client(server_uri, appName="a@b\nc", event_listeners=second.listeners) as other:
+            other.admin.command("ping")
+            assert second.name == "a b c#2"
+
+
+def test_listeners_are_short_in_a_client(server_uri: str) -> None:
+    with Client(server_uri, connect=False, event_listeners=PoolTelemetry().listeners) as client:
+        assert "[PoolListener(), HeartbeatListener(), OperationListener()]" in repr(client)

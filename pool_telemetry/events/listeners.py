@@ -68,7 +68,14 @@ class Pools(dict[Address, PoolState]):
         return self.inherit(address)
 
 
-class PoolListener(cmap.ConnectionPoolListener):
+class ShortRepr:
+    """A listener that is short in `repr(client)`."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class PoolListener(ShortRepr, cmap.ConnectionPoolListener):
     """Feeds pool events to the PoolState of their server.
 
     Args:
@@ -274,7 +281,7 @@ def _interrupted() -> bool:
     return handled is not None and not isinstance(handled, Exception)
 
 
-class OperationListener(cmap.CommandListener):
+class OperationListener(ShortRepr, cmap.CommandListener):
     """Feeds command events to the client's CommandState."""
 
     def __init__(
@@ -331,7 +338,7 @@ class OperationListener(cmap.CommandListener):
             self._on_error(error)
 
 
-class HeartbeatListener(cmap.ServerHeartbeatListener):
+class HeartbeatListener(ShortRepr, cmap.ServerHeartbeatListener):
     """Feeds heartbeats to the PoolState of their server."""
 
     def __init__(self, pools: Pools, on_error: OnError) -> None:
