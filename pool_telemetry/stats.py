@@ -385,6 +385,11 @@ class ClientStats:
     server_selection: ServerSelectionStats = field(default_factory=ServerSelectionStats)
     has_no_server: bool = False  # each server has left, but the client is open
     stood_still: float = 0.0  # seconds for which this process was stopped, frozen or suspended
+    ended: tuple[PoolStats, ...] = ()  # counts of ended clients with this name, without a state
+    # The next three count all clients that asked for the same name, also `NAME#2`.
+    clients_made: int = 0  # by this process
+    clients_made_lately: int = 0  # of these, in the last 60 s; at most 1,000
+    clients_open: int = 0
 
     def pool_name(self, pool: PoolStats) -> str:
         """Return the name that a pool of this client has in metrics."""

@@ -22,15 +22,12 @@ from pool_telemetry.events.listeners import (
     PoolListener,
     Pools,
 )
+from pool_telemetry.events.sharing import Sharing, app_name_of_new_pool
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.process import notice_fork, threads_are_known
-from pool_telemetry.registry import (
-    active,
-    look_at_server_selection,
-    recently_closed,
-    telemetry_of,
-)
+from pool_telemetry.registry import active, recently_closed, telemetry_of
 from pool_telemetry.report import LiveStats, live_stats
+from pool_telemetry.server_selection import look_at_server_selection
 from pool_telemetry.standstill import notice_standstill
 from pool_telemetry.state import callers
 from pool_telemetry.state.actor import notice_greenlets
@@ -67,15 +64,18 @@ class PoolTelemetry:
 
     Args:
         name: The pool's name in metrics; it overrides `TelemetryOptions.name`. A second client of
-            the same name is called `NAME#2`.
+            the same name is called `NAME#2`, up to `NAME#10`; further ones share `NAME#_OTHER`.
         options: All other options; by default from the environment.
         clock: Monotonic seconds.
 
     Attributes:
         name: The name in use: the requested name, with a number if that was taken.
+        wanted: The requested name, or else the client's appName.
         options: The telemetry's own options.
         agents: Counts of the agents whose sessions this client's database has.
         server_selection: The callers that wait until a server fits.
+        inner: The telemetry of the client that PyMongo makes for automatic encryption, called
+            `NAME/encryption`; None without one.
         server_version: The server's version; None while it is unknown. The singletons set it.
         on_reconnected: Called when a server is back, while PyMongo holds its pool lock. A function
             that refers to the client keeps the client alive until `close()`.
@@ -107,10 +107,10 @@ class PoolTelemetry:
         self._stood_still = 0.0
         self._monitor_times = MonitorTimes()
         self._closed = self._client_is_closed = False
-        self._shared = False
+        self.inner: PoolTelemetry | None = None
         self._warned_of_wait_limits = False
         self._client: Callable[[], Any] = lambda: None
-        self.name = self.options.name
+        self.name = self.wanted = self.options.name
         registry.add(self)
 
     def __repr__(self) -> str:
@@ -127,6 +127,7 @@ class PoolTelemetry:
         notice_greenlets()
         owner = object()  # stands for the client that gets these listeners
         on_created = partial(self._on_created, owner)
+        sharing = Sharing(self._is_open, self._listeners_for_another)
         pool = PoolListener(
             self._pools,
             on_created,
@@ -136,6 +137,7 @@ class PoolTelemetry:
             on_wait_limit=lambda limit: self.warn_of_wait_limits([f"waitQueueTimeoutMS={limit:g}"]),
             pool_name=self._pool_name,
             options=self.options,
+            sharing=sharing,
         )
         registry.add_listener(pool, self)
         # The finalizer holds this telemetry, because its last values are still to be reported; it
@@ -144,7 +146,23 @@ class PoolTelemetry:
         found: list[Any] = [pool, HeartbeatListener(self._pools, self.on_error)]
         if self.options.operations:
             found.append(OperationListener(self.commands, self.on_error, self.options))
+        sharing.begin(found)
         return found
+
+    def _is_open(self) -> bool:
+        return bool(self.open_addresses())
+
+    def open_addresses(self) -> list[Address]:
+        """Return the addresses of the servers that the client knows now."""
+        return [pool.address for pool in self.states() if pool.phase != "closed"]
+
+    def _listeners_for_another(self, for_encryption: bool) -> Sequence[Any]:
+        """Return the listeners of a further client that has the same listeners as the first."""
+        name = registry.inner_name(self.name) if for_encryption else self.options.name
+        another = PoolTelemetry(name, options=self.options, clock=self._clock)
+        if for_encryption:
+            self.inner, another._client = another, lambda: self._client()  # the same servers
+        return another.listeners
 
     def attach(self, client: Any) -> None:
         """Read round-trip times from this client, which measures them beside its heartbeats.
@@ -187,7 +205,7 @@ class PoolTelemetry:
         notice_standstill()
         look_at_server_selection(rarely=not self.options.watch)
         rtts = self._rtts()
-        return ClientStats(
+        stats = ClientStats(
             name=self.name,
             pools=tuple(
                 # Without heartbeats (after a fork in C) PyMongo's value stays the parent's.
@@ -205,6 +223,7 @@ class PoolTelemetry:
             has_no_server=self._has_no_server,
             stood_still=self._stood_still,
         )
+        return registry.count_clients(stats, self.wanted)
 
     def pool_stats(self) -> list[PoolStats]:
         """Return the pools without the series of commands, hundreds of which would cost 1 ms."""
@@ -269,6 +288,8 @@ class PoolTelemetry:
         self._closed = True
         self.on_reconnected = None  # it may hold the client
         self._on_closed()
+        if self.inner is not None:
+            self.inner.close()
 
     @property
     def active(self) -> bool:
@@ -326,9 +347,10 @@ class PoolTelemetry:
     def _on_created(
         self, owner: object, address: Address, max_size: int | None, min_size: int
     ) -> None:
+        if not self._is_open():
+            registry.open_client(self, address, app_name_of_new_pool())
         with self._lock:
             pool = self._pools.get(address)
-            shared = pool is not None and pool.phase != "closed"
             if pool is None:
                 pool = self._pools[address] = PoolState(address, clock=self._clock)
             pool.monitor_times = self._monitor_times
@@ -337,15 +359,8 @@ class PoolTelemetry:
             self._owners[address] = owner
             self._inherited.pop(address, None)
             self._forget_old_pools(address)
-            warned, self._shared = self._shared, self._shared or shared
         self.callbacks.loop = asyncio._get_running_loop() or self.callbacks.loop
         watch.watch(self)
-        if shared and not warned:
-            _log.warning(
-                "the listeners of pool %r are used by two clients, so its counts are mixed: "
-                "make one PoolTelemetry for each client",
-                self.name,
-            )
 
     def _inherit(self, address: Address) -> PoolState:
         """Return the state of a pool from before a fork; if there is none, an unused state."""
@@ -397,7 +412,6 @@ class PoolTelemetry:
         self._lock = threading.RLock()
         self._errors = 0
         self._since, self._began = time.time(), self._clock()
-        self._shared = False
         self._pools.clear()
         self._history = History()
         self.callbacks = Callbacks()
@@ -411,9 +425,11 @@ def _on_client_collected(telemetry: PoolTelemetry, owner: object) -> None:
     """Close the open pools of a client that was garbage collected without `close()`."""
     with telemetry._lock:
         pools = [p for a, p in telemetry._pools.items() if telemetry._owners.get(a) is owner]
+    was_active = telemetry.active
     for pool in pools:
         pool.abandoned()
-    telemetry._on_closed()
+    if was_active:
+        telemetry._on_closed()
 
 
 live = active

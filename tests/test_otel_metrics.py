@@ -74,8 +74,10 @@ def test_every_metric_of_the_catalog_arrives(everything: PoolTelemetry, protocol
             found = attributes(point.attributes)
             assert found.keys() <= {*POOL_ATTRIBUTES, *metric.attributes}
             assert "" not in found.values()
-            of_clients = ("mongodb.client.agent.", "mongodb.client.server_selection.")
-            if metric.name.startswith(of_clients) or metric.name in (
+            of_client = tuple(
+                f"mongodb.client.{one}." for one in ("agent", "clients", "server_selection")
+            )
+            if metric.name.startswith(of_client) or metric.name in (
                 "mongodb.client.info",
                 "mongodb.client.pool.telemetry_errors",
                 "mongodb.client.stood_still_time",
