@@ -150,6 +150,7 @@ def _client(values: dict[str, Any]) -> ClientStats:
         "pools": tuple(map(_pool, values["pools"])),
         "operations": tuple(map(_operation, values["operations"])),
         "agents": AgentStats(*values["agents"]),
+        "ended": (),
         "server_selection": ServerSelectionStats(*values.get("server_selection", ())),
     }
     return ClientStats(**(values | made))
