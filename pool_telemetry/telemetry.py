@@ -192,14 +192,15 @@ class PoolTelemetry:
         stats = state.stats()
         if not self.options.operations:
             return stats
-        idle, read = list[float](), 0
+        held = callers.Held([], 0, stats.longest_checkout)
         if stats.longest_checkout >= callers.READ_SECONDS:
-            idle, read = callers.idle_seconds_and_cursors(state, self.commands, self._clock())
+            held = callers.held_for(state, self.commands, self._clock())
         return replace(
             stats,
-            held_idle=len(idle),
-            longest_idle=max(idle, default=0.0),
-            held_by_cursors=read,
+            held_idle=len(held.idle),
+            longest_idle=max(held.idle, default=0.0),
+            held_by_cursors=held.read,
+            longest_checkout=min(stats.longest_checkout, held.longest),
         )
 
     def callers(self) -> tuple[list[CallerStats], list[CallerStats]]:

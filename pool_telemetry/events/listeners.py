@@ -286,9 +286,7 @@ class OperationListener(cmap.CommandListener):
                 if spans is not None:
                     trace = spans.command_started(key, command, self._options, self._other)
             finally:
-                self._commands.started(
-                    event.request_id, key, trace, current_actor(), "autocommit" in command
-                )
+                self._commands.started(event.request_id, key, trace, current_actor(), command)
         except Exception as error:
             self._on_error(error)
 

@@ -6,9 +6,9 @@ hold as in `pool_state`: one leaf lock, nothing that grows.
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from threading import RLock
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from pool_telemetry.state.actor import Actor
 from pool_telemetry.state.histogram import OPERATION_BOUNDS, Histogram
@@ -41,15 +41,18 @@ class Command:
         started_at: When it was sent, by the clock.
         in_transaction: Whether it belongs to a transaction.
         seconds: How long it took; None while no answer has come.
+        await_milliseconds: Of a getMore alone, as in its document: how long the server may wait for
+            new data. None if the cursor is not tailable, or the application sets no bound.
     """
 
-    __slots__ = ("in_transaction", "key", "seconds", "started_at", "trace")
+    __slots__ = ("await_milliseconds", "in_transaction", "key", "seconds", "started_at", "trace")
 
     key: CommandKey
     trace: Trace | None
     started_at: float
     in_transaction: bool
     seconds: float | None
+    await_milliseconds: Any
 
 
 class CommandState:
@@ -82,7 +85,7 @@ class CommandState:
         key: CommandKey,
         trace: Trace | None = None,
         actor: Actor = 0,
-        in_transaction: bool = False,
+        document: Mapping[str, Any] = {},  # it is never changed
     ) -> None:
         """Keep a command until it ends, and longer while it is the latest of its actor.
 
@@ -91,16 +94,19 @@ class CommandState:
             key: The series that it belongs to if it succeeds.
             trace: Its part of a trace.
             actor: The actor that sent it.
-            in_transaction: Whether it belongs to a transaction.
+            document: The command, which is not kept.
         """
         command = Command()  # an __init__ would double what it costs
         command.key, command.trace, command.started_at = key, trace, self._clock()
-        command.in_transaction, command.seconds = in_transaction, None
+        command.in_transaction, command.seconds = "autocommit" in document, None
+        if key[3] == "getMore":
+            # PyMongo sets it for tailable cursors that await data only (4.9 to 4.20): never from
+            # pymongo.timeout() or timeoutMS, because a server refuses it for other cursors.
+            command.await_milliseconds = document.get("maxTimeMS")
+            self._latest_get_more[actor] = command
         inflight, latest = self._inflight, self._latest
         inflight[request_id] = command
         latest[actor] = command
-        if key[3] == "getMore":
-            self._latest_get_more[actor] = command
         if len(inflight) > _MAX_TRACKED or len(latest) > _MAX_TRACKED:
             self._make_room()
 
