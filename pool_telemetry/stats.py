@@ -272,6 +272,8 @@ class PoolStats:
     longest_idle: float = 0.0  # of these, since the last command; 0.0 without one
     held_by_cursors: int = 0  # in use by exhaust cursors or getMore, and not idle, as far as known
     owners: tuple[OwnerStats, ...] = ()  # the owner with the longest total hold first
+    self_blocked: int = 0  # in use by callers that wait for another connection themselves
+    self_blocked_by: str = ""  # the name of the first of them
 
     @property
     def idle(self) -> int:
@@ -307,6 +309,7 @@ class OperationStats:
     error_type: str
     status_code: str
     duration: HistogramStats
+    overloaded: bool = False  # whether the server failed them because it was overloaded
 
     @property
     def series(self) -> tuple[object, ...]:

@@ -27,7 +27,7 @@ from pool_telemetry.process import notice_fork, threads_are_known
 from pool_telemetry.registry import active, recently_closed, telemetry_of
 from pool_telemetry.report import LiveStats, live_stats
 from pool_telemetry.state import callers
-from pool_telemetry.state.actor import notice_greenlets
+from pool_telemetry.state.actor import names_of, notice_greenlets
 from pool_telemetry.state.agents import AgentCounts
 from pool_telemetry.state.commands import CommandState
 from pool_telemetry.state.connections import Checkout
@@ -38,6 +38,7 @@ from pool_telemetry.stats import (
     ClientStats,
     PoolStats,
     pool_name,
+    printable,
 )
 from pool_telemetry.watch.callbacks import Callbacks
 from pool_telemetry.watch.history import History
@@ -190,6 +191,12 @@ class PoolTelemetry:
 
     def _stats(self, state: PoolState) -> PoolStats:
         stats = state.stats()
+        if stats.exhausted and (blocked := state.self_blocked()):
+            stats = replace(
+                stats,
+                self_blocked=len(blocked),
+                self_blocked_by=printable(names_of(blocked)[blocked[0]]),
+            )
         if not self.options.operations:
             return stats
         held = callers.Held([], 0, stats.longest_checkout)

@@ -38,6 +38,9 @@ _CLOSE_REASONS: Final = {
 _BROKEN_OFF: Final = "_OperationCancelled"  # an error that has no public name
 # The field that names the collection, for each command that has one. Only these are read: in other
 # commands the first value may be a user's name or other data, which must not become a label.
+_OVERLOADED: Final = "SystemOverloadedError"
+"""The label of errors by which a server refuses requests that it can't bear."""
+
 _COLLECTION_FIELD: Final = {
     **{
         name: name
@@ -306,7 +309,13 @@ class OperationListener(cmap.CommandListener):
             error_type = status or str(failure.get("errtype") or "_OTHER")
             if _interrupted():
                 error_type = CANCELLED
-            self._commands.ended(event.request_id, event.duration_micros / 1e6, error_type, status)
+            self._commands.ended(
+                event.request_id,
+                event.duration_micros / 1e6,
+                error_type,
+                status,
+                overloaded=_OVERLOADED in (failure.get("errorLabels") or ()),
+            )
         except Exception as error:
             self._on_error(error)
 

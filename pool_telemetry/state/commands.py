@@ -72,6 +72,7 @@ class CommandState:
         """Forget everything, with a new lock; a forked child needs both."""
         self._lock = RLock()
         self._series: dict[CommandKey, Histogram] = {}
+        self._overloaded = set[CommandKey]()  # the series of errors of an overloaded server
         # A command cancelled in flight publishes no end before PyMongo 4.20.1, and an ended task
         # sends no other command: so the newest evict the oldest.
         self._inflight: dict[int, Command] = {}  # by request id
@@ -131,9 +132,23 @@ class CommandState:
         kept.pop(next(iter(kept)), None)
 
     def ended(
-        self, request_id: int, seconds: float, error_type: str = "", status_code: str = ""
+        self,
+        request_id: int,
+        seconds: float,
+        error_type: str = "",
+        status_code: str = "",
+        *,
+        overloaded: bool = False,
     ) -> None:
-        """Record the duration of a command that ended, under its error if it failed."""
+        """Record the duration of a command that ended, under its error if it failed.
+
+        Args:
+            request_id: PyMongo's number of the request.
+            seconds: How long it took.
+            error_type: The error's code or class; empty if the command succeeded.
+            status_code: The error's code.
+            overloaded: Whether it failed because the server was overloaded.
+        """
         command = self._inflight.pop(request_id, None)
         if command is not None:
             command.seconds = seconds
@@ -143,6 +158,8 @@ class CommandState:
             with self._lock:
                 histogram = self._series.get(key) or self._new_series(key)
                 histogram.observe(seconds, None if trace is None else trace.link)
+                if overloaded and key in self._series:
+                    self._overloaded.add(key)
             if trace is not None:
                 trace.end(error_type, status_code)
 
@@ -181,6 +198,7 @@ class CommandState:
                     error_type=key[4],
                     status_code=key[5],
                     duration=duration,
+                    overloaded=key in self._overloaded,
                 )
             )
         return tuple(found)
