@@ -9,7 +9,9 @@ from typing import Final
 from pool_telemetry.diagnosis.evidence import Evidence
 from pool_telemetry.diagnosis.model import Finding
 from pool_telemetry.diagnosis.rules import (
+    callers_hang_up,
     connection_storm,
+    deadlock,
     leak,
     oversized,
     retry_storm,
@@ -21,7 +23,9 @@ from pool_telemetry.diagnosis.rules.rule import Rule
 
 RULES: Final[tuple[Rule, ...]] = (
     server_unreachable.RULE,
+    deadlock.RULE,
     leak.RULE,
+    callers_hang_up.RULE,
     connection_storm.RULE,
     slow_operations.RULE,
     retry_storm.RULE,  # after the causes that make callers retry

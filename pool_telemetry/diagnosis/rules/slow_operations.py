@@ -96,5 +96,5 @@ RULE: Final = Rule(
     runbook="MongoDBPoolExhausted",
     applies=applies,
     explain=explain,
-    suppressed_by=frozenset({"server_unreachable"}),
+    suppressed_by=frozenset({"server_unreachable", "deadlock"}),
 )
