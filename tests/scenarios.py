@@ -544,19 +544,6 @@ async def hanging_up(client: AsyncClient, over: threading.Event) -> None:
         await asyncio.sleep(0.02)
 
 
-async def shielded(client: AsyncClient, over: threading.Event) -> None:
-    """Do as `hanging_up`, but let each operation end."""
-    for number in itertools.count():
-        if over.is_set():
-            return
-        find = asyncio.ensure_future(client["shop"]["orders"].find_one())
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(0.02 if number % 3 else None):
-                await asyncio.shield(find)
-        await asyncio.sleep(0.02)
-        await find
-
-
 def callers_who_hang_up(case: Case) -> None:
     """Tasks that give up on a server that hangs: each cancels its command, and none has an error.
 
@@ -572,13 +559,6 @@ def clients_that_hang_up(case: Case) -> None:
     """The server is as quick as ever, and most callers do not wait for its answer."""
     case.slow(40)
     run_tasks(case, hanging_up, 8)
-    case.go_on(CALM_SECONDS + TROUBLE_SECONDS)
-
-
-def clients_that_hang_up_shielded(case: Case) -> None:
-    """Clients that hang up, and do as the finding advises."""
-    case.slow(40)
-    run_tasks(case, shielded, 8)
     case.go_on(CALM_SECONDS + TROUBLE_SECONDS)
 
 
@@ -658,7 +638,7 @@ def deadlock(case: Case) -> None:
     case.go_on(CALM_SECONDS)
     case.beside([nested] * 4, over)
     case.go_on(TROUBLE_SECONDS)
-    case.stack.callback(lambda: [cursor.close() for cursor in cursors])
+    case.stack.callback(lambda: cursors[0].close())  # the others follow
 
 
 SCENARIOS = (

@@ -134,12 +134,14 @@ class ChurnEvidence:
         opened: Connections that were opened or are being opened.
         unopened: Connections that callers began to open, and gave up.
         slow_opening: Callers wait for connections to be opened, not for one to be returned.
+        peak_demand: Most callers that were there together while they waited for that.
         failed, attempts: Attempts that failed with an error that is retried, and all attempts.
     """
 
     opened: int
     unopened: int
     slow_opening: bool
+    peak_demand: int
     failed: int
     attempts: int
 

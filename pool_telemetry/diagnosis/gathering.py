@@ -5,7 +5,7 @@ sizing; churn and spare depend on none.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import groupby, takewhile
 
@@ -38,6 +38,7 @@ from pool_telemetry.diagnosis.thresholds import (
     HANG_UP_SHARE,
     HANGING_SECONDS,
     LOST_SHARE,
+    MAX_BURST_INTERVALS,
     MAX_POOL_SIZE,
     MIN_CHURN,
     MIN_SAMPLES,
@@ -384,9 +385,20 @@ def _churn(period: Period) -> ChurnEvidence:
         opened=opened,
         unopened=unopened,
         slow_opening=_is_slow_opening(period, opened, unopened),
+        peak_demand=_peak_of_opening(period),
         failed=failed,
         attempts=attempts,
     )
+
+
+def _peak_of_opening(period: Period) -> int:
+    """Return the most callers that were there together, those that waited for a moment included."""
+    contended, contention = period.contended, period.contention
+    most = max((one.pool.in_use + one.pool.waiting for one in contended), default=0)
+    if contention is None or len(contended) > MAX_BURST_INTERVALS:
+        return most
+    # A burst may come and go between two samples.
+    return max(most, _count_above(contention.wait_time, WAIT_SECONDS))
 
 
 def _is_slow_opening(period: Period, opened: int, unopened: int) -> bool:
@@ -454,17 +466,29 @@ def _is_hung_up_on(one: Interval) -> bool:
 
 
 def _churning(period: Period, is_churning: Callable[[Interval], bool]) -> Interval | None:
-    """Return the time in which connections are opened and closed again; None if they are not.
+    """Return the time in which connections are opened and closed again; None if they are not now.
 
     If they are few, because there are few requests, it is all the time that is judged.
     """
-    window = period.window
-    if window is None or not is_churning(window):
+    latest = merge(_latest_checkouts(period.recent))
+    if latest is None or not is_churning(latest):
         return None
-    if window.created >= MIN_CHURN:
-        return window
-    whole = merge(period.recent)
-    return whole if whole and whole.created >= MIN_CHURN and is_churning(whole) else None
+    for one in (period.window, merge(period.recent)):
+        enough = one is not None and one.seconds >= SAMPLE_SECONDS and one.created >= MIN_CHURN
+        if one is not None and enough and is_churning(one):
+            return one
+    return None
+
+
+def _latest_checkouts(recent: Sequence[Interval]) -> list[Interval]:
+    """Return the last intervals, as many as have MIN_CHURN checkouts; all if there are fewer."""
+    found, checkouts = list[Interval](), 0
+    for one in reversed(recent):
+        found.insert(0, one)
+        checkouts += one.ended_checkouts
+        if checkouts >= MIN_CHURN:
+            break
+    return found
 
 
 # Spare connections

@@ -84,6 +84,10 @@ slowdown may have begun in the last of these intervals, and exhausted it there.
 """
 BURST_SECONDS: Final = 1.0
 """Mean length of an exhaustion up to which it is a burst."""
+MAX_BURST_INTERVALS: Final = 2
+"""Contended intervals up to which each wait counts as a caller of its own: in more of them the same
+callers wait again, and samples show how many there are.
+"""
 BURST_SHARE: Final = 0.25
 """Share of the time up to which bursts are seldom."""
 BUSY_SHARE: Final = 0.9

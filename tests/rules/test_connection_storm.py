@@ -1,4 +1,10 @@
+import dataclasses
+
+import pytest
+
 from pool_telemetry.diagnosis.evidence import Evidence, IdleChurnEvidence
+from pool_telemetry.diagnosis.gathering import gather
+from pool_telemetry.diagnosis.intervals import Interval, merge
 from tests.rules.evidence import (
     a_period,
     an_interval,
@@ -93,3 +99,48 @@ def test_a_handshake_for_each_request_is_a_notice_if_requests_are_few() -> None:
 def test_connections_of_min_pool_size_are_closed_too() -> None:
     ((_, _, because, *_),) = found(idle_churn(12.0, 0.1, min_size=5))
     assert because.endswith(" maxIdleTimeMS closes the 5 of minPoolSize, too.")
+
+
+def seconds_of(checkouts: int, opened: int) -> Interval:
+    """Return three seconds in which some checkouts opened a connection that then was idle."""
+    return an_interval(created=opened, closed=closed(idle=opened), checkouts=outcomes(ok=checkouts))
+
+
+@pytest.mark.parametrize(
+    ("recent", "pause"),
+    [
+        ([(20, 20), (0, 0), (0, 0), (20, 20)], 6.0),
+        ([(3, 3), (3, 3), (3, 3), (3, 3)], 1.0),  # one after the other, and none between
+        ([(60, 20), (60, 20)], 0.05),
+    ],
+)
+def test_the_longest_pause_is_that_of_the_traffic(
+    recent: list[tuple[int, int]], pause: float
+) -> None:
+    every = tuple(seconds_of(*one) for one in recent)
+    period = dataclasses.replace(a_period(calm=every[-1]), recent=every)
+    churn = gather(period).idle_churn
+    assert churn is not None
+    assert churn.pause_seconds == pytest.approx(pause)
+
+
+@pytest.mark.parametrize(
+    "recent",
+    [
+        [(40, 40), (40, 40), (20, 0)],  # it is over
+        [(40, 4), (40, 4)],  # connections are used ten times
+        [(3, 3), (3, 3)],  # too few to tell
+    ],
+)
+def test_connections_that_are_used_again_are_no_churn(recent: list[tuple[int, int]]) -> None:
+    every = tuple(seconds_of(*one) for one in recent)
+    period = dataclasses.replace(a_period(calm=merge(every)), recent=every)
+    assert gather(period).idle_churn is None
+
+
+@pytest.mark.parametrize(("intervals", "peak"), [(1, 28), (3, 7)])
+def test_a_burst_between_two_samples_counts_by_its_waits(intervals: int, peak: int) -> None:
+    pool = a_pool(in_use=3, waiting=4)
+    every = tuple(an_interval(pool=pool, wait_time=durations(0.4, 28)) for _ in range(intervals))
+    period = dataclasses.replace(a_period(pool, contention=merge(every)), contended=every)
+    assert gather(period).churn.peak_demand == peak

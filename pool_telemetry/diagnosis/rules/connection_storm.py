@@ -106,7 +106,7 @@ def _min_pool_size(evidence: Evidence, window: Interval) -> int:
     """Return the connections to keep open: those in use on average, or for a peak of callers."""
     pool = evidence.period.pool
     busy = math.ceil(window.use_time.sum / window.seconds) if window.seconds else 1
-    peak = max(pool.peak_waiting, pool.in_use + pool.waiting)
+    peak = max(pool.peak_waiting, pool.in_use + pool.waiting, evidence.churn.peak_demand)
     least = max(1, pool.min_size, busy, min(peak, MAX_MIN_POOL_SIZE))
     return min(least, pool.max_size or least, evidence.connection_budget or least)
 
