@@ -113,17 +113,24 @@ def _nothing(*_: Any) -> None:
     """Put nothing back: another metric has it, or the text has only a part of it."""
 
 
-def _value(field: str, kind: Callable[[Any], Any] = int, *, while_open: bool = False) -> Reading:
+def _value(
+    field: str,
+    kind: Callable[[Any], Any] = int,
+    *,
+    while_open: bool = False,
+    of_ended: bool = False,
+) -> Reading:
     """Return the reading of a field of PoolStats; None there is "unknown".
 
     Args:
         field: Its name.
         kind: Makes its type of a number; for a histogram `_same`.
         while_open: Nothing once the pool is closed: its limits and its server's health are history.
+        of_ended: Whether the field is a count, which stays when the client has ended.
     """
 
     def points(client: ClientStats) -> Points:
-        for pool in client.pools:
+        for pool in (*client.pools, *client.ended) if of_ended else client.pools:
             value = getattr(pool, field)
             if value is not None and not (while_open and pool.phase == "closed"):
                 yield _pool_labels(client, pool), int(value) if kind is bool else value
@@ -142,7 +149,7 @@ def _by(field: str) -> Reading:
     """Return the reading of a field of PoolStats that has a number for each key."""
 
     def points(client: ClientStats) -> Points:
-        for pool in client.pools:
+        for pool in (*client.pools, *client.ended):
             for key, value in getattr(pool, field).items():
                 yield (*_pool_labels(client, pool), key), value
 
@@ -168,7 +175,7 @@ def _states() -> Reading:
 
 def _timeouts() -> Reading:
     def points(client: ClientStats) -> Points:
-        for pool in client.pools:
+        for pool in (*client.pools, *client.ended):
             yield _pool_labels(client, pool), pool.checkouts["timeout"]
 
     return Reading(points, _nothing)  # CHECKOUTS has them
@@ -189,7 +196,8 @@ def _operations() -> Reading:
     own = ("namespace", "collection", "operation", "error_type", "status_code")
 
     def points(client: ClientStats) -> Points:
-        names = {(pool.host, pool.port): client.pool_name(pool) for pool in client.pools}
+        pools = (*client.pools, *client.ended)
+        names = {(pool.host, pool.port): client.pool_name(pool) for pool in pools}
         for series in client.operations:
             name = names.get((series.host, series.port), client.name)
             of = (getattr(series, field) for field in own)
@@ -205,8 +213,9 @@ def _operations() -> Reading:
 
 def _info() -> Reading:
     def points(client: ClientStats) -> Points:
-        versions = __version__, pymongo.version, client.server_version or ""
-        yield (client.name, "", "", *versions), 1
+        if client.pools or not client.ended:
+            versions = __version__, pymongo.version, client.server_version or ""
+            yield (client.name, "", "", *versions), 1
 
     def put(fields: Fields, of: tuple[str, ...], _: Any) -> None:
         fields["server_version"] = of[2] or None
@@ -216,11 +225,22 @@ def _info() -> Reading:
 
 def _of_owners(field: str) -> Reading:
     def points(client: ClientStats) -> Points:
-        for pool in client.pools if client.owner_metrics else ():
+        for pool in (*client.pools, *client.ended) if client.owner_metrics else ():
             for owner in pool.owners:
                 yield (*_pool_labels(client, pool), owner.owner), getattr(owner, field)
 
     return Reading(points, _nothing)  # what an owner has in use is in no metric
+
+
+def _clients(field: str) -> Reading:
+    def points(client: ClientStats) -> Points:
+        if client.clients_made:
+            yield (client.name, "", ""), getattr(client, field)
+
+    def put(fields: Fields, _: tuple[str, ...], value: Any) -> None:
+        fields[field] = int(value)
+
+    return Reading(points, put)
 
 
 def _of_agents(field: str) -> Reading:
@@ -279,7 +299,7 @@ CATALOG: Final = (
         "histogram",
         "s",
         "The time that it took a caller to obtain a connection.",
-        _value("wait_time", _same),
+        _value("wait_time", _same, of_ended=True),
         bounds=POOL_BOUNDS,
     ),
     USE_SECONDS := Metric(
@@ -287,7 +307,7 @@ CATALOG: Final = (
         "histogram",
         "s",
         "The time that a caller held a connection before it was checked in.",
-        _value("use_time", _same),
+        _value("use_time", _same, of_ended=True),
         bounds=POOL_BOUNDS,
     ),
     CREATE_SECONDS := Metric(
@@ -295,7 +315,7 @@ CATALOG: Final = (
         "histogram",
         "s",
         "The time that it took to open a connection, with TCP, TLS and authentication.",
-        _value("create_time", _same),
+        _value("create_time", _same, of_ended=True),
         bounds=POOL_BOUNDS,
     ),
     OPERATION_SECONDS := Metric(
@@ -334,7 +354,7 @@ CATALOG: Final = (
         "counter",
         "{connection}",
         "The number of connections that the pool created.",
-        _value("created"),
+        _value("created", of_ended=True),
     ),
     CLOSED := Metric(
         "mongodb.client.pool.connections.closed",
@@ -349,7 +369,7 @@ CATALOG: Final = (
         "counter",
         "{clear}",
         "The number of times that PyMongo cleared the pool, after an error.",
-        _value("cleared"),
+        _value("cleared", of_ended=True),
     ),
     READY := Metric(
         "mongodb.client.pool.ready",
@@ -370,14 +390,14 @@ CATALOG: Final = (
         "counter",
         "{exhaustion}",
         "The number of exhaustions; those less than a second apart count as one.",
-        _value("exhaustions"),
+        _value("exhaustions", of_ended=True),
     ),
     EXHAUSTED_SECONDS := Metric(
         "mongodb.client.pool.exhausted_time",
         "counter",
         "s",
         "The total time that the pool was exhausted, without gaps within an exhaustion.",
-        _value("exhausted_time", float),
+        _value("exhausted_time", float, of_ended=True),
     ),
     OLDEST_WAIT := Metric(
         "mongodb.client.pool.oldest_wait",
@@ -412,14 +432,14 @@ CATALOG: Final = (
         "counter",
         "{checkout}",
         "The number of checkouts that began within a second of the same caller's timeout.",
-        _value("retries"),
+        _value("retries", of_ended=True),
     ),
     LONG_CHECKOUTS := Metric(
         "mongodb.client.pool.long_checkouts",
         "counter",
         "{checkout}",
         "The number of checkouts that stayed open longer than long_checkout_seconds.",
-        _value("long_checkouts"),
+        _value("long_checkouts", of_ended=True),
     ),
     OWNER_SECONDS := Metric(
         "mongodb.client.pool.owner.held_time",
@@ -465,6 +485,20 @@ CATALOG: Final = (
         "1 for each client, with its versions; the server's is empty until it is known.",
         _info(),
         ("pool_telemetry.version", "pymongo.version", "mongodb.server.version"),
+    ),
+    CLIENTS_CREATED := Metric(
+        "mongodb.client.clients.created",
+        "counter",
+        "{client}",
+        "The number of clients that the process made under this name, numbered ones included.",
+        _clients("clients_made"),
+    ),
+    CLIENTS_OPEN := Metric(
+        "mongodb.client.clients.open",
+        "updowncounter",
+        "{client}",
+        "The number of these clients that are open; only the series without a number.",
+        _clients("clients_open"),
     ),
     TELEMETRY_ERRORS := Metric(
         "mongodb.client.pool.telemetry_errors",

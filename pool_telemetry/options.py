@@ -54,7 +54,8 @@ class TelemetryOptions:
 
     Attributes:
         name: The pool's name in metrics, logs and spans, `NAME@host:port`. It has at most 200
-            characters and no "@"; if it is empty, the pool is called `host:port`. Default: empty.
+            characters and no "@". If it is empty, it is the client's appName; without an appName
+            the pool is called `host:port`. Default: empty.
         operations: Whether commands are timed. If false, no CommandListener is registered, and
             commands have no spans. Default: true.
         max_operation_series: Series of commands per client, 1 to 100,000; all further series share

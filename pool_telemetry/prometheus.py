@@ -27,7 +27,7 @@ from prometheus_client.samples import Exemplar
 from pool_telemetry import stats
 from pool_telemetry.catalog import CATALOG, POOL_ATTRIBUTES, Metric
 from pool_telemetry.process import ProcessLock
-from pool_telemetry.registry import ClosedClients, active
+from pool_telemetry.registry import ClosedClients, clients_to_report
 from pool_telemetry.stats import HistogramStats
 
 # A push that failed is repeated in this time, and two Prometheus may scrape the process.
@@ -41,8 +41,8 @@ _lock: Final = ProcessLock()
 class PoolCollector(Collector):
     """Yields one family per catalog row, with the samples of all active clients.
 
-    The last values of a closed client are in the first collection after its close, and in those of
-    the next 15 s, so that a job may close its pool and then push.
+    A closed client's counts stay in those of its name. Its last state is in the first collection
+    after its close, and in those of the next 15 s, so that a job may close its pool and then push.
 
     Args:
         clock: Monotonic seconds.
@@ -57,7 +57,7 @@ class PoolCollector(Collector):
 
     def collect(self) -> Iterator[Family]:
         """Yield the families with samples; each client is read once."""
-        clients = [telemetry.stats() for telemetry in (*active(), *self._closed.to_report())]
+        clients = clients_to_report(self._closed)
         for metric in CATALOG:
             family = _family(metric)
             for client in clients:

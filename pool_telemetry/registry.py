@@ -8,14 +8,31 @@ import itertools
 import time
 import weakref
 from collections import deque
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+from pool_telemetry import totals
 from pool_telemetry.events.listeners import PoolListener
 from pool_telemetry.process import ProcessLock, after_fork
 from pool_telemetry.state.pool_state import Clock
+from pool_telemetry.stats import OVERFLOW, Address, ClientStats, printable
 
 if TYPE_CHECKING:
     from pool_telemetry.telemetry import PoolTelemetry
+
+MAX_NUMBERED: Final = 10
+"""Open clients of one name that have a number each. All further ones share one name, in sums."""
+
+MAX_NAMES: Final = 50
+"""Open clients' names, and as many of ended ones: a name has some 300 series, 18 kB of text."""
+
+LATELY_SECONDS: Final = 60.0
+"""The seconds of `ClientStats.clients_made_lately`."""
+
+_MAX_OUTER: Final = 180  # characters of its name in that of the inner client; 200 are allowed
+_MAX_WANTED: Final = 1_000  # names that clients asked for; far above MAX_NAMES
+_KEPT: Final = 10  # clients that closed last
 
 _lock: Final = ProcessLock()
 _clients: "weakref.WeakKeyDictionary[PoolTelemetry, None]"
@@ -23,7 +40,23 @@ _clients = weakref.WeakKeyDictionary()  # in the order in which they were added
 _by_listener: "weakref.WeakKeyDictionary[PoolListener, PoolTelemetry]"
 _by_listener = weakref.WeakKeyDictionary()
 # Clients that closed last: kept alive so that exporters can report their last values.
-_kept: "deque[PoolTelemetry]" = deque(maxlen=10)
+_kept: "deque[PoolTelemetry]" = deque()
+# The counts of clients that are kept no longer, and of renamed ones until then, by name.
+_totals: dict[str, ClientStats] = {}
+# A client's counts so far that are in the totals.
+_in_totals: "weakref.WeakKeyDictionary[PoolTelemetry, ClientStats]" = weakref.WeakKeyDictionary()
+
+
+class _Wanted:
+    """The clients that asked for one name."""
+
+    def __init__(self) -> None:
+        self.made = 0
+        self.made_at = deque[float](maxlen=1_000)
+        self.open: weakref.WeakSet[PoolTelemetry] = weakref.WeakSet()
+
+
+_by_wanted: dict[str, _Wanted] = {}
 
 
 def active() -> list["PoolTelemetry"]:
@@ -74,13 +107,86 @@ class ClosedClients:
         return list({one.name: one for one in shown if one.name not in taken}.values())
 
 
+def clients_to_report(closed: ClosedClients) -> list[ClientStats]:
+    """Return one `ClientStats` for each name, with the counts of its ended clients.
+
+    So a name's counters never fall, whichever of its clients ends. A name that no open client has
+    keeps its counts alone, in `ended`.
+
+    Args:
+        closed: The reader's closed clients, which still have a state to report.
+    """
+    with _lock:
+        _move_oldest_to_totals()
+        with_state = {*active(), *closed.to_report()}
+        parts = {name: [one] for name, one in _totals.items()}
+        for telemetry in _every():
+            stats = _new_counts(telemetry)
+            if telemetry not in with_state:
+                stats = totals.counts_of(stats)
+                if not stats.ended:  # it never had a pool
+                    continue
+            parts.setdefault(telemetry.name, []).append(stats)
+        return [_with_clients(totals.total(one), name) for name, one in parts.items()]
+
+
+def count_clients(stats: ClientStats, wanted: str) -> ClientStats:
+    """Return stats with the numbers of clients that asked for a name."""
+    found = _by_wanted.get(wanted)
+    if found is None:
+        return stats
+    since = time.monotonic() - LATELY_SECONDS
+    return replace(
+        stats,
+        clients_made=found.made,
+        clients_made_lately=sum(at > since for at in tuple(found.made_at)),
+        clients_open=len(found.open),
+    )
+
+
+def _with_clients(stats: ClientStats, name: str) -> ClientStats:
+    none = replace(stats, clients_made=0, clients_made_lately=0, clients_open=0)
+    return count_clients(none, name)
+
+
+def _new_counts(telemetry: "PoolTelemetry") -> ClientStats:
+    """Return a client's stats, with the counts that are not in the totals yet."""
+    stats, before = telemetry.stats(), _in_totals.get(telemetry)
+    return stats if before is None else totals.since(stats, before)
+
+
+def _move_oldest_to_totals() -> None:
+    """Move the counts of clients that are kept no longer, so that their memory is freed."""
+    while len(_kept) > _KEPT:
+        telemetry = _kept.popleft()
+        if not telemetry.active:  # one that is used again will be kept again
+            _move_to_totals(telemetry)
+    names = {telemetry.name for telemetry in active()}
+    ended = [name for name in _totals if name not in names]
+    for name in ended[:-MAX_NAMES]:
+        del _totals[name]
+
+
+def _move_to_totals(telemetry: "PoolTelemetry") -> None:
+    name, stats, before = telemetry.name, telemetry.stats(), _in_totals.get(telemetry)
+    new = totals.counts_of(stats if before is None else totals.since(stats, before))
+    so_far = _totals.pop(name, None)  # the name that changed last is the last
+    _totals[name] = totals.bounded(new if so_far is None else totals.total((so_far, new)))
+    _in_totals[telemetry] = totals.counts_of(stats)
+
+
 # Called by PoolTelemetry and the singletons
 
 
 def add(telemetry: "PoolTelemetry") -> None:
-    """Add a client. If an active client has its name, number it: `NAME#2`."""
+    """Add a client. If an open client has its name, number it: `NAME#2`.
+
+    A client without a name gets one with its first pool.
+    """
     with _lock:
-        telemetry.name = _free_name(telemetry.options.name)
+        _move_oldest_to_totals()
+        wanted = telemetry.options.name
+        telemetry.name = _free_name(wanted, active()) if wanted else ""
         _clients[telemetry] = None
 
 
@@ -89,17 +195,57 @@ def add_listener(listener: PoolListener, telemetry: "PoolTelemetry") -> None:
     _by_listener[listener] = telemetry
 
 
+def open_client(telemetry: "PoolTelemetry", address: Address, app_name: str | None) -> None:
+    """Count a client that has its first pool, and name it if it has no name.
+
+    Its name is the client's appName, or else empty, because a pool's name has the address. An
+    unnamed client is numbered if another one has a pool at the same address.
+    """
+    with _lock:
+        if not telemetry.options.name and not telemetry.states():
+            telemetry.wanted = printable(app_name or "").replace("@", " ")[:_MAX_OUTER]
+            others = [one for one in active() if one is not telemetry]
+            if not telemetry.wanted:
+                others = [one for one in others if address in one.open_addresses()]
+            telemetry.name = _free_name(telemetry.wanted, others)
+        found = _by_wanted.setdefault(telemetry.wanted, _Wanted())
+        found.made += 1
+        found.made_at.append(time.monotonic())
+        found.open.add(telemetry)
+        if len(_by_wanted) > _MAX_WANTED:
+            del _by_wanted[next(name for name, one in _by_wanted.items() if not one.open)]
+
+
 def keep_if_closed(telemetry: "PoolTelemetry") -> None:
     """Keep a client that is no longer active, because its last values are still to be reported."""
-    if not telemetry.active and telemetry not in _kept:
-        _kept.append(telemetry)
+    if not telemetry.active:
+        if (found := _by_wanted.get(telemetry.wanted)) is not None:
+            found.open.discard(telemetry)
+        if telemetry not in _kept:
+            _kept.append(telemetry)
 
 
 def take_over_name(new: "PoolTelemetry", old: "PoolTelemetry") -> None:
-    """Give the name of a replaced client to its replacement, if both asked for the same name."""
+    """Give the name of a replaced client to its replacement, if both asked for the same name.
+
+    Counts stay with the name under which they were counted.
+    """
     with _lock:
-        if new.options.name == old.options.name:
-            new.name, old.name = old.name, new.name
+        if new.wanted != old.wanted or new.name == old.name:
+            return
+        inner = [(one, one.inner) for one in (new, old) if one.inner is not None]
+        for one in (new, old, *(one for _, one in inner)):
+            _move_to_totals(one)
+        new.name, old.name = old.name, new.name
+        others = [one for one in active() if all(one is not renamed for _, renamed in inner)]
+        for outer, one in inner:
+            one.name = _free_name(inner_name(outer.name), others)
+            others.append(one)
+
+
+def inner_name(name: str) -> str:
+    """Return the name of the client that PyMongo makes for another client's encryption."""
+    return f"{name[:_MAX_OUTER]}/encryption" if name else "encryption"
 
 
 def _every() -> list["PoolTelemetry"]:
@@ -107,17 +253,21 @@ def _every() -> list["PoolTelemetry"]:
         return list(_clients)
 
 
-def _free_name(wanted: str) -> str:
-    taken = {telemetry.name for telemetry in active()}
-    return next(
-        name
-        for name in itertools.chain([wanted], (f"{wanted}#{n}" for n in itertools.count(2)))
-        if name not in taken
-    )
+def _free_name(wanted: str, others: Iterable["PoolTelemetry"]) -> str:
+    """Return a name that none of the others has, or the shared one beyond the limits."""
+    taken = {one.name for one in others}
+    numbered = (f"{wanted}#{number}" for number in range(2, MAX_NUMBERED + 1))
+    free = (name for name in itertools.chain([wanted], numbered) if name not in taken)
+    if len(taken) >= MAX_NAMES:
+        return OVERFLOW
+    return next(free, f"{wanted}#{OVERFLOW}")
 
 
 @after_fork
 def _restart_in_child() -> None:
     _kept.clear()
+    _totals.clear()
+    _in_totals.clear()
+    _by_wanted.clear()
     for telemetry in list(_clients):
         telemetry._after_fork()

@@ -339,6 +339,11 @@ class ClientStats:
     agents: AgentStats = field(default_factory=AgentStats)
     owner_metrics: bool = False  # whether there are metrics for each owner
     at: float = 0.0  # Unix time of the sample; a change of the system's clock does not move it
+    ended: tuple[PoolStats, ...] = ()  # counts of ended clients with this name, without a state
+    # The next three count all clients that asked for the same name, also `NAME#2`.
+    clients_made: int = 0  # by this process
+    clients_made_lately: int = 0  # of these, in the last 60 s; at most 1,000
+    clients_open: int = 0
 
     def pool_name(self, pool: PoolStats) -> str:
         """Return the name that a pool of this client has in metrics."""

@@ -22,6 +22,7 @@ from pool_telemetry.events.listeners import (
     PoolListener,
     Pools,
 )
+from pool_telemetry.events.sharing import Sharing, app_name_of_new_pool
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.process import notice_fork, threads_are_known
 from pool_telemetry.registry import active, recently_closed, telemetry_of
@@ -60,14 +61,17 @@ class PoolTelemetry:
 
     Args:
         name: The pool's name in metrics; it overrides `TelemetryOptions.name`. A second client of
-            the same name is called `NAME#2`.
+            the same name is called `NAME#2`, up to `NAME#10`; further ones share `NAME#_OTHER`.
         options: All other options; by default from the environment.
         clock: Monotonic seconds.
 
     Attributes:
         name: The name in use: the requested name, with a number if that was taken.
+        wanted: The requested name, or else the client's appName.
         options: The telemetry's own options.
         agents: Counts of the agents whose sessions this client's database has.
+        inner: The telemetry of the client that PyMongo makes for automatic encryption, called
+            `NAME/encryption`; None without one.
         server_version: The server's version; None while it is unknown. The singletons set it.
         on_reconnected: Called when a server is back, while PyMongo holds its pool lock. A function
             that refers to the client keeps the client alive until `close()`.
@@ -96,10 +100,10 @@ class PoolTelemetry:
         self._errors = 0
         self._since, self._began = time.time(), clock()
         self._closed = False
-        self._shared = False
+        self.inner: PoolTelemetry | None = None
         self._warned_of_wait_limits = False
         self._client: Callable[[], Any] = lambda: None
-        self.name = self.options.name
+        self.name = self.wanted = self.options.name
         registry.add(self)
 
     def __repr__(self) -> str:
@@ -116,6 +120,7 @@ class PoolTelemetry:
         notice_greenlets()
         owner = object()  # stands for the client that gets these listeners
         on_created = partial(self._on_created, owner)
+        sharing = Sharing(self._is_open, self._listeners_for_another)
         pool = PoolListener(
             self._pools,
             on_created,
@@ -125,6 +130,7 @@ class PoolTelemetry:
             on_wait_limit=lambda limit: self.warn_of_wait_limits([f"waitQueueTimeoutMS={limit:g}"]),
             pool_name=self._pool_name,
             options=self.options,
+            sharing=sharing,
         )
         registry.add_listener(pool, self)
         # The finalizer holds this telemetry, because its last values are still to be reported; it
@@ -133,7 +139,23 @@ class PoolTelemetry:
         found: list[Any] = [pool, HeartbeatListener(self._pools, self.on_error)]
         if self.options.operations:
             found.append(OperationListener(self.commands, self.on_error, self.options))
+        sharing.begin(found)
         return found
+
+    def _is_open(self) -> bool:
+        return bool(self.open_addresses())
+
+    def open_addresses(self) -> list[Address]:
+        """Return the addresses of the servers that the client knows now."""
+        return [pool.address for pool in self.states() if pool.phase != "closed"]
+
+    def _listeners_for_another(self, for_encryption: bool) -> Sequence[Any]:
+        """Return the listeners of a further client that has the same listeners as the first."""
+        name = registry.inner_name(self.name) if for_encryption else self.options.name
+        another = PoolTelemetry(name, options=self.options, clock=self._clock)
+        if for_encryption:
+            self.inner, another._client = another, lambda: self._client()  # the same servers
+        return another.listeners
 
     def attach(self, client: Any) -> None:
         """Read round-trip times from this client, which measures them beside its heartbeats.
@@ -167,7 +189,7 @@ class PoolTelemetry:
     def stats(self) -> ClientStats:
         """Return everything that is known of the client now. No I/O, no wait for a pool."""
         rtts = self._rtts()
-        return ClientStats(
+        stats = ClientStats(
             name=self.name,
             pools=tuple(
                 # Without heartbeats (after a fork in C) PyMongo's value stays the parent's.
@@ -182,6 +204,7 @@ class PoolTelemetry:
             owner_metrics=self.options.owner_metrics,
             at=self._since + self._age(),
         )
+        return registry.count_clients(stats, self.wanted)
 
     def pool_stats(self) -> list[PoolStats]:
         """Return the pools without the series of commands, hundreds of which would cost 1 ms."""
@@ -252,6 +275,8 @@ class PoolTelemetry:
         self._closed = True
         self.on_reconnected = None  # it may hold the client
         self._on_closed()
+        if self.inner is not None:
+            self.inner.close()
 
     @property
     def active(self) -> bool:
@@ -282,24 +307,18 @@ class PoolTelemetry:
     def _on_created(
         self, owner: object, address: Address, max_size: int | None, min_size: int
     ) -> None:
+        if not self._is_open():
+            registry.open_client(self, address, app_name_of_new_pool())
         with self._lock:
             pool = self._pools.get(address)
-            shared = pool is not None and pool.phase != "closed"
             if pool is None:
                 pool = self._pools[address] = PoolState(address, clock=self._clock)
             pool.created(max_size, min_size)
             self._owners[address] = owner
             self._inherited.pop(address, None)
             self._forget_old_pools(address)
-            warned, self._shared = self._shared, self._shared or shared
         self.callbacks.loop = asyncio._get_running_loop() or self.callbacks.loop
         watch.watch(self)
-        if shared and not warned:
-            _log.warning(
-                "the listeners of pool %r are used by two clients, so its counts are mixed: "
-                "make one PoolTelemetry for each client",
-                self.name,
-            )
 
     def _inherit(self, address: Address) -> PoolState:
         """Return the state of a pool from before a fork; if there is none, an unused state."""
@@ -350,7 +369,6 @@ class PoolTelemetry:
         self._lock = threading.RLock()
         self._errors = 0
         self._since, self._began = time.time(), self._clock()
-        self._shared = False
         self._pools.clear()
         self._history = History()
         self.callbacks = Callbacks()
@@ -362,9 +380,11 @@ def _on_client_collected(telemetry: PoolTelemetry, owner: object) -> None:
     """Close the open pools of a client that was garbage collected without `close()`."""
     with telemetry._lock:
         pools = [p for a, p in telemetry._pools.items() if telemetry._owners.get(a) is owner]
+    was_active = telemetry.active
     for pool in pools:
         pool.abandoned()
-    telemetry._on_closed()
+    if was_active:
+        telemetry._on_closed()
 
 
 live = active

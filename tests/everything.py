@@ -20,7 +20,7 @@ from pymongo.monitoring import (
     ServerHeartbeatSucceededEvent,
 )
 
-from pool_telemetry import PoolTelemetry, TelemetryOptions, owner
+from pool_telemetry import PoolTelemetry, TelemetryOptions, owner, registry
 
 ADDRESS = ("db.example", 27017)
 
@@ -38,6 +38,7 @@ def replay() -> tuple[PoolTelemetry, Any]:
     The listeners have to be held, as a client does.
     """
     clock = Clock()
+    registry._by_wanted.pop("golden", None)  # of this process, which has made others before
     options = TelemetryOptions(name="golden", owner_metrics=True, watch=False)
     telemetry = PoolTelemetry(options=options, clock=clock)
     pool, heartbeat, command = telemetry.listeners

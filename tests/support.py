@@ -21,7 +21,6 @@ from pymongo.monitoring import CommandListener, ConnectionPoolListener
 
 from pool_telemetry import PoolTelemetry, prometheus
 from pool_telemetry.otel import collection, start_tracing, stop_tracing
-from pool_telemetry.registry import ClosedClients
 from pool_telemetry.stats import PoolStats
 
 PATIENCE_SECONDS = 60.0
@@ -218,8 +217,7 @@ class Counts:
 def hide_other_clients(telemetry: PoolTelemetry, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the exporters see one client alone, whatever else lives or was closed in this process."""
     for module in (prometheus, collection):
-        monkeypatch.setattr(module, "active", lambda: [telemetry])
-    monkeypatch.setattr(ClosedClients, "to_report", lambda _: [])
+        monkeypatch.setattr(module, "clients_to_report", lambda _: [telemetry.stats()])
 
 
 def logged(caplog: pytest.LogCaptureFixture, words: str) -> list[str]:

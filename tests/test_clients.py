@@ -1,6 +1,8 @@
 """Several clients, and what happens to them: failover, a load balancer, a swap under load."""
 
 import asyncio
+import contextlib
+import gc
 import threading
 import time
 from functools import partial
@@ -37,8 +39,19 @@ from pool_telemetry import (
     prometheus,
 )
 from pool_telemetry.demo.embedded import EmbeddedServer
+from pool_telemetry.registry import active
 from pool_telemetry.state.pool_state import GRACE_SECONDS
-from tests.support import Counts, drivers, exhausted, failing, ours, the_pool, until, wait_for
+from tests.support import (
+    Counts,
+    drivers,
+    exhausted,
+    failing,
+    logged,
+    ours,
+    the_pool,
+    until,
+    wait_for,
+)
 
 Client = MongoClient[dict[str, Any]]
 AsyncClient = AsyncMongoClient[dict[str, Any]]
@@ -375,3 +388,107 @@ def test_no_operation_of_a_task_fails_while_the_client_is_replaced(
         await pool.close()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_two_clients_on_one_telemetry_have_two_books(
+    server_uri: str, same: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    telemetry = PoolTelemetry("shared")
+    listeners = telemetry.listeners
+    others = listeners if same else telemetry.listeners
+    with (
+        Client(server_uri, maxPoolSize=2, event_listeners=listeners) as one,
+        Client(server_uri, maxPoolSize=3, event_listeners=others) as two,
+    ):
+        for client, times in ((one, 3), (two, 5)):
+            for _ in range(times):
+                client["t"]["t"].find_one()
+        for client, name, times in ((one, "shared", 3), (two, "shared#2", 5)):
+            book = next(one for one in active() if one.name == name)
+            assert ours(the_pool(book)) == drivers(client)
+            assert the_pool(book).checkouts["ok"] == times
+            assert the_pool(book).max_size == client.options.pool_options.max_pool_size
+    assert not telemetry.active
+    assert not logged(caplog, "shared")
+
+
+def test_telemetry_of_a_closed_client_goes_on_with_the_next(server_uri: str) -> None:
+    telemetry = PoolTelemetry("in_turn")
+    listeners = telemetry.listeners
+    for times in (1, 2, 3):
+        with Client(server_uri, event_listeners=listeners) as client:
+            client["t"]["t"].find_one()
+            assert ours(the_pool(telemetry)) == drivers(client)
+            assert the_pool(telemetry).checkouts["ok"] >= times
+        assert {one.name for one in active() if "in_turn" in one.name} == set()
+
+
+@pytest.mark.filterwarnings("ignore:unclosed <socket")  # PyMongo 4.11
+def test_one_of_two_clients_on_one_telemetry_is_dropped(server_uri: str) -> None:
+    telemetry = PoolTelemetry("one_dropped")
+    listeners = telemetry.listeners
+
+    def use() -> PoolTelemetry:
+        client = Client(server_uri, event_listeners=listeners)
+        client["t"]["t"].find_one()
+        return next(one for one in active() if one.name == "one_dropped#2")
+
+    def drop() -> PoolTelemetry:
+        book = use()
+        wait_for(lambda: gc.collect() >= 0 and not book.active, "the finalizer")
+        return book
+
+    with Client(server_uri, event_listeners=listeners) as kept:
+        kept["t"]["t"].find_one()
+        with pytest.warns(ResourceWarning, match="Unclosed MongoClient"):
+            book = drop()
+        assert book.stats().pools[0].size == 0
+        assert ours(the_pool(telemetry)) == drivers(kept)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_unnamed_clients_have_the_same_names_in_any_order(
+    server_uri: str, own_server: EmbeddedServer, first: int
+) -> None:
+    uris = [server_uri, own_server.uri]
+    order = [first, 1 - first]
+    telemetries = [PoolTelemetry(), PoolTelemetry()]
+    named = [PoolTelemetry(), PoolTelemetry()]
+    with contextlib.ExitStack() as opened:
+        for number in order:
+            listeners = telemetries[number].listeners
+            opened.enter_context(Client(uris[number], event_listeners=listeners)).admin.command(
+                "ping"
+            )
+        for number in order:
+            listeners, app = named[number].listeners, f"app-{number}"
+            opened.enter_context(
+                Client(server_uri, appName=app, event_listeners=listeners)
+            ).admin.command("ping")
+        registry = CollectorRegistry()
+        prometheus.register(registry)
+        text = prometheus.generate(registry=registry)[0].decode()
+    for uri, telemetry in zip(uris, telemetries, strict=True):
+        stats = telemetry.stats()
+        address = uri.removeprefix("mongodb://").rstrip("/")
+        assert {stats.pool_name(pool) for pool in stats.pools} == {address}
+    assert [one.name for one in named] == ["app-0", "app-1"]
+    series = [line.rsplit(" ", 1)[0] for line in text.splitlines() if line[0] != "#"]
+    assert len(series) == len(set(series))
+
+
+def test_name_from_an_app_name_is_safe(server_uri: str) -> None:
+    telemetry = PoolTelemetry()
+    with Client(server_uri, appName="a@b\nc", event_listeners=telemetry.listeners) as client:
+        client.admin.command("ping")
+        assert telemetry.name == "a b c"
+        second = PoolTelemetry()
+        with Client(server_uri, appName="a@b\nc", event_listeners=second.listeners) as other:
+            other.admin.command("ping")
+            assert second.name == "a b c#2"
+
+
+def test_listeners_are_short_in_a_client(server_uri: str) -> None:
+    with Client(server_uri, connect=False, event_listeners=PoolTelemetry().listeners) as client:
+        assert "[PoolListener(), HeartbeatListener(), OperationListener()]" in repr(client)

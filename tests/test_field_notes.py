@@ -7,6 +7,7 @@ test shows that its trap is real. The control is `tests/naive.py`.
 import asyncio
 import contextlib
 import gc
+import importlib.util
 import io
 import logging
 import multiprocessing
@@ -34,6 +35,7 @@ from pool_telemetry.demo.embedded import EmbeddedServer
 from pool_telemetry.state import commands
 from tests.conftest import need_embedded_server
 from tests.naive import Naive, Numbers, numbers_of
+from tests.needs import lacks
 from tests.proxy import Proxy
 from tests.support import (
     PATIENCE_SECONDS,
@@ -177,11 +179,108 @@ client.close()
 """
 
 
+EVENTLET = """
+import warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # eventlet's own
+import eventlet
+eventlet.monkey_patch()
+import sys, eventlet.event
+from pymongo import MongoClient
+from pool_telemetry import PoolTelemetry
+
+telemetry = PoolTelemetry()
+client = MongoClient(sys.argv[1], maxPoolSize=2, event_listeners=telemetry.listeners)
+client.admin.command("ping")
+(pool,) = client._topology._servers.values()
+pool = pool.pool
+held = [pool.checkout(), pool.checkout()]
+for one in held:
+    one.__enter__()
+callers = [eventlet.spawn(client.t.t.find_one) for _ in range(6)]
+lives_on = eventlet.event.Event()
+
+def swallows():
+    try:
+        client.t.t.find_one()
+    except eventlet.Timeout:
+        lives_on.wait()
+
+killed = [eventlet.spawn(client.t.t.find_one) for _ in range(5)]
+swallowing = [eventlet.spawn(swallows) for _ in range(4)]
+eventlet.sleep(0.3)
+everyone = telemetry.live_stats()["pool"]["waiting"]
+for one in killed:
+    one.kill()
+for one in swallowing:
+    one.kill(eventlet.Timeout(None))
+eventlet.sleep(0.3)
+stats = telemetry.live_stats()["pool"]
+for one in held:
+    one.__exit__(None, None, None)
+for one in callers:
+    one.wait()
+lives_on.send(None)
+for one in swallowing:
+    one.wait()
+after = telemetry.live_stats()["checkouts"]
+print(everyone, stats["waiting"], stats["exhausted"], after["cancelled"], after["ok"])
+client.close()
+"""
+
+
+def test_01_greenlets_of_eventlet_killed_in_the_queue(server_uri: str) -> None:
+    if importlib.util.find_spec("eventlet") is None:
+        lacks("no eventlet: pip install -e '.[dev]'")
+    done = subprocess.run(
+        [sys.executable, "-c", EVENTLET, server_uri], capture_output=True, text=True, timeout=180
+    )
+    assert done.stdout.split() == ["15", "6", "True", "9", "9"], done.stderr
+
+
 def test_01_greenlets_killed_in_the_queue(server_uri: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", GEVENT, server_uri], capture_output=True, text=True, timeout=180
     )
     assert done.stdout.split() == ["15", "6", "True", "9", "9"], done.stderr
+
+
+CLOSED_LOOP = """
+import asyncio, sys
+from pymongo import AsyncMongoClient
+from pool_telemetry import PoolTelemetry
+
+telemetry = PoolTelemetry()
+loop = asyncio.new_event_loop()
+loop.set_exception_handler(lambda *_: None)
+
+async def main():
+    client = AsyncMongoClient(sys.argv[1], maxPoolSize=1, event_listeners=telemetry.listeners)
+    await client.admin.command("ping")
+    (server,) = client._topology._servers.values()
+    held = server.pool.checkout()
+    await held.__aenter__()
+    waiting = [asyncio.create_task(client.t.t.find_one()) for _ in range(3)]
+    while len(server.pool.size_cond._waiters) < 3:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.3)
+    return client, held, waiting
+
+kept = loop.run_until_complete(main())
+before = telemetry.live_stats()["pool"]["waiting"]
+loop.close()
+live = telemetry.live_stats()
+print(before, live["pool"]["waiting"], live["checkouts"]["cancelled"], live["pool"]["in_use"])
+sys.stdout.flush()
+import os
+os._exit(0)  # nobody can close the client any more
+"""
+
+
+def test_01_waiters_of_a_closed_event_loop(server_uri: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CLOSED_LOOP, server_uri], capture_output=True, text=True, timeout=180
+    )
+    assert done.stdout.split() == ["3", "0", "3", "1"], done.stderr
 
 
 def test_02_commands_cancelled_in_flight(server_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -356,11 +356,3 @@ def test_a_finalizer_may_publish_while_an_event_is_handled() -> None:
     thread.start()
     assert done.wait(10), "an event inside an event waits for itself"
     thread.join()
-
-
-def test_two_clients_on_one_telemetry_are_noticed_once(caplog: pytest.LogCaptureFixture) -> None:
-    replay = Replay("shared")
-    for _ in range(3):
-        replay.pool.pool_created(PoolCreatedEvent(ADDRESS, {}))
-    (message,) = logged(caplog, "'shared'")
-    assert "used by two clients" in message

@@ -67,7 +67,8 @@ def test_every_metric_of_the_catalog_arrives(everything: PoolTelemetry, protocol
             found = attributes(point.attributes)
             assert found.keys() <= {*POOL_ATTRIBUTES, *metric.attributes}
             assert "" not in found.values()
-            if metric.name.startswith("mongodb.client.agent.") or metric.name in (
+            of_client = ("mongodb.client.agent.", "mongodb.client.clients.")
+            if metric.name.startswith(of_client) or metric.name in (
                 "mongodb.client.info",
                 "mongodb.client.pool.telemetry_errors",
             ):

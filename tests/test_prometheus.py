@@ -167,13 +167,16 @@ def test_a_push_after_close_has_the_last_values(server_uri: str, registered: str
             assert [float(one.split()[-1]) > 0 for one in ok] == [True], name
 
 
-def test_a_closed_client_is_not_scraped_for_ever(server_uri: str) -> None:
+def test_a_closed_clients_state_is_not_scraped_for_ever(server_uri: str) -> None:
     now = [0.0]
     registry = CollectorRegistry()
     registry.register(prometheus.PoolCollector(clock=lambda: now[0]))
 
     def is_shown() -> bool:
-        return 'name="gone@' in prometheus.generate(registry=registry)[0].decode()
+        return (
+            'pool_opening{db_client_connection_pool_name="gone@'
+            in prometheus.generate(registry=registry)[0].decode()
+        )
 
     telemetry = PoolTelemetry("gone")
     with MongoClient[dict[str, Any]](server_uri, event_listeners=telemetry.listeners) as client:

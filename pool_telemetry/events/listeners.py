@@ -13,6 +13,7 @@ from pymongo import monitoring as cmap
 
 from pool_telemetry.client_options import WAIT_LIMITS_BREAK_ASYNC_POOLS
 from pool_telemetry.events import tracing
+from pool_telemetry.events.sharing import Sharing
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.owners import current_origin
 from pool_telemetry.process import notice_fork, unforked
@@ -70,7 +71,14 @@ class Pools(dict[Address, PoolState]):
         return self.inherit(address)
 
 
-class PoolListener(cmap.ConnectionPoolListener):
+class ShortRepr:
+    """A listener that is short in `repr(client)`."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class PoolListener(ShortRepr, cmap.ConnectionPoolListener):
     """Feeds pool events to the PoolState of their server.
 
     Args:
@@ -83,6 +91,7 @@ class PoolListener(cmap.ConnectionPoolListener):
         on_error: Called with a failure of ours; it never reaches the application.
         pool_name: Returns the name that a pool has in spans.
         options: Which checkouts get a span.
+        sharing: Finds the client of a new pool.
     """
 
     def __init__(
@@ -96,8 +105,10 @@ class PoolListener(cmap.ConnectionPoolListener):
         on_wait_limit: Callable[[float], None],
         pool_name: tracing.PoolName,
         options: TelemetryOptions,
+        sharing: Sharing,
     ) -> None:
         self._pools = pools
+        self._sharing = sharing
         self._pool_name = pool_name
         self._options = options
         self._on_created = on_created
@@ -105,6 +116,11 @@ class PoolListener(cmap.ConnectionPoolListener):
         self._on_closed = on_closed
         self._on_wait_limit = on_wait_limit
         self._on_error = on_error
+
+    @staticmethod
+    def address_of(event: Any) -> Any:
+        """Return the address object of an event."""
+        return event.address
 
     def connection_check_out_started(self, event: cmap.ConnectionCheckOutStartedEvent) -> None:
         """A caller enters the queue."""
@@ -191,12 +207,16 @@ class PoolListener(cmap.ConnectionPoolListener):
         """A server joins the topology; its pool begins paused."""
         try:
             notice_fork()
-            self._on_created(validate_address(event.address), *_sizes(event.options))
-            limit = event.options.get("waitQueueTimeoutMS")
-            if limit and WAIT_LIMITS_BREAK_ASYNC_POOLS and is_called_by_async_pool():
-                self._on_wait_limit(limit)
+            (self._sharing.listener_of_another(event) or self).add_pool(event)
         except Exception as error:
             self._on_error(error)
+
+    def add_pool(self, event: cmap.PoolCreatedEvent) -> None:
+        """Begin the state of a pool of this listener's client."""
+        self._on_created(validate_address(event.address), *_sizes(event.options))
+        limit = event.options.get("waitQueueTimeoutMS")
+        if limit and WAIT_LIMITS_BREAK_ASYNC_POOLS and is_called_by_async_pool():
+            self._on_wait_limit(limit)
 
     def pool_ready(self, event: cmap.PoolReadyEvent) -> None:
         """The server answered; checkouts are possible."""
@@ -264,7 +284,7 @@ def _interrupted() -> bool:
     return handled is not None and not isinstance(handled, Exception)
 
 
-class OperationListener(cmap.CommandListener):
+class OperationListener(ShortRepr, cmap.CommandListener):
     """Feeds command events to the client's CommandState."""
 
     def __init__(
@@ -274,6 +294,11 @@ class OperationListener(cmap.CommandListener):
         self._on_error = on_error
         self._options = options
         self._other = tracing.other_instrumentor()
+
+    @staticmethod
+    def address_of(event: Any) -> Any:
+        """Return the address object of an event."""
+        return event.connection_id
 
     def started(self, event: cmap.CommandStartedEvent) -> None:
         """A command is sent. Only names are read from its document, which is not kept."""
@@ -320,12 +345,17 @@ class OperationListener(cmap.CommandListener):
             self._on_error(error)
 
 
-class HeartbeatListener(cmap.ServerHeartbeatListener):
+class HeartbeatListener(ShortRepr, cmap.ServerHeartbeatListener):
     """Feeds heartbeats to the PoolState of their server."""
 
     def __init__(self, pools: Pools, on_error: OnError) -> None:
         self._pools = pools
         self._on_error = on_error
+
+    @staticmethod
+    def address_of(event: Any) -> Any:
+        """Return the address object of an event."""
+        return event.connection_id
 
     def started(self, event: cmap.ServerHeartbeatStartedEvent) -> None:
         """Ignore a heartbeat that has no outcome yet."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from pool_telemetry.catalog import POOL_ATTRIBUTES, Metric
-from pool_telemetry.registry import ClosedClients, active
+from pool_telemetry.registry import ClosedClients, clients_to_report
 from pool_telemetry.stats import ClientStats
 from pool_telemetry.version import __version__
 
@@ -28,7 +28,7 @@ class Collection:
         is_new = not self._observed or metric.name in self._observed
         if is_new:
             self._observed.clear()
-            self.clients = [one.stats() for one in (*active(), *self._closed.to_report())]
+            self.clients = clients_to_report(self._closed)
         self._observed.add(metric.name)
         return is_new
 

@@ -18,6 +18,7 @@ from pool_telemetry.events.listeners import PoolListener
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.otel.metrics import register, unregister
 from pool_telemetry.otel.spans import start_tracing, stop_tracing
+from pool_telemetry.state.frames import is_called_for_encryption
 from pool_telemetry.telemetry import PoolTelemetry
 
 _CLIENTS = (MongoClient, AsyncMongoClient)
@@ -58,9 +59,13 @@ class PoolTelemetryInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # its 
 def _with_listeners(
     make: Callable[..., None], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
-    """Make a client and add its own listeners, unless the caller passed ours."""
+    """Make a client and add its own listeners, unless the caller passed ours.
+
+    The client of mongocryptd, a helper program that PyMongo's encryption may do without, gets none.
+    """
     given = kwargs.get("event_listeners") or ()
-    if not isinstance(given, list | tuple) or any(isinstance(o, PoolListener) for o in given):
+    ours = not isinstance(given, list | tuple) or any(isinstance(o, PoolListener) for o in given)
+    if ours or is_called_for_encryption():
         return make(*args, **kwargs)
     telemetry = PoolTelemetry()
     try:

@@ -1,7 +1,7 @@
 """The actor that runs an operation: an asyncio task, a greenlet or a thread.
 
-It is the task if one is running, else the greenlet where gevent replaced the threads, else the
-thread. `current_actor()` is on the hot path.
+It is the task if one is running, else the greenlet if gevent or Eventlet replaced the threads, else
+the thread. `current_actor()` is on the hot path.
 """
 
 import asyncio
@@ -59,20 +59,24 @@ _current_greenlet: Callable[[], Any] | None = None
 
 
 def notice_greenlets() -> None:
-    """Use greenlets as actors if gevent replaced the threads; called before a client is made."""
+    """Use greenlets as actors if gevent or Eventlet replaced the threads.
+
+    Called before a client is made.
+    """
     global _current_greenlet
-    monkey = sys.modules.get("gevent.monkey")
-    if monkey is not None and monkey.is_module_patched("threading"):
+    gevent, eventlet = map(sys.modules.get, ("gevent.monkey", "eventlet.patcher"))
+    if (gevent is not None and gevent.is_module_patched("threading")) or (
+        eventlet is not None and eventlet.is_monkey_patched("thread")
+    ):
         _current_greenlet = sys.modules["greenlet"].getcurrent
 
 
 def current_actor() -> Actor:
     """Return the actor that runs now."""
     loop = _get_running_loop()
-    if loop is None:
-        return _here.actor if _current_greenlet is None else _ref(_current_greenlet())
-    task = _current_task(loop)
-    return _here.actor if task is None else _ref(task)
+    if loop is not None and (task := _current_task(loop)) is not None:
+        return _ref(task)
+    return _here.actor if _current_greenlet is None else _ref(_current_greenlet())
 
 
 def referent(actor: Actor) -> Any:

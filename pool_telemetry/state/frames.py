@@ -43,6 +43,9 @@ _is_pool: _Matches = frozenset(
     {"pymongo.synchronous.pool", "pymongo.asynchronous.pool"}
 ).__contains__
 _is_async_pool: _Matches = frozenset({"pymongo.asynchronous.pool"}).__contains__
+_is_encryption: _Matches = frozenset(
+    {"pymongo.synchronous.encryption", "pymongo.asynchronous.encryption"}
+).__contains__
 # The attributes of a link in a task's await chain: its frame, and the awaitable that it awaits.
 _LINKS: dict[type, tuple[str, str]] = {
     CoroutineType: ("cr_frame", "cr_await"),
@@ -76,6 +79,18 @@ def still_in_pool(actors: Iterable[Actor]) -> set[Actor]:
 def is_called_by_async_pool() -> bool:
     """Return whether the pool of an AsyncMongoClient is among the callers of this function."""
     return _runs_in(_is_async_pool, sys._getframe())
+
+
+def is_called_for_encryption(*, while_made: bool = False) -> bool:
+    """Return whether PyMongo's automatic encryption is among the callers of this function.
+
+    Args:
+        while_made: Only while PyMongo makes its inner client, from another client's arguments.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and while_made and frame.f_code.co_name != "_duplicate":
+        frame = frame.f_back
+    return _runs_in(_is_encryption, frame)
 
 
 def stack_of(actor: Actor) -> list[str]:
@@ -195,7 +210,8 @@ def _inspect(actors: set[Actor]) -> set[Actor]:
         elif is_greenlet(one):
             found = not one.dead and _greenlet_in_pool(one, threads)
         else:
-            found = not one.done() and _awaits(_is_pool, one)
+            ends = one.done() or one.get_loop().is_closed()  # it never runs again
+            found = not ends and _awaits(_is_pool, one)
         if found:
             inside.add(actor)
     return inside
