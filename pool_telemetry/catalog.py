@@ -440,7 +440,7 @@ CATALOG: Final = (
         "mongodb.client.pool.longest_checkout",
         "gauge",
         "s",
-        "The age of the oldest checkout that is still open, 0 when none is.",
+        "The age of the oldest open checkout that does not await data, 0 when none is.",
         _value("longest_checkout", float),
     ),
     OLDEST_OPENING := Metric(

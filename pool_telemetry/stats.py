@@ -157,9 +157,12 @@ class OwnerStats(NamedTuple):
     in_use: int
 
 
-Activity = Literal["command", "exhaust cursor", "pinned cursor", "transaction", "waiting", ""]
+Activity = Literal[
+    "command", "awaiting data", "exhaust cursor", "pinned cursor", "transaction", "waiting", ""
+]
 """The activity of a caller. These cursors and (behind a load balancer) transactions hold a
-connection between two commands, too. Empty: between two commands, without a cursor or transaction.
+connection between two commands, too. Awaiting data is a getMore that waits for news, no longer than
+its cursor's `max_await_time_ms`. Empty: between two commands, without a cursor or transaction.
 """
 
 
@@ -196,9 +199,12 @@ class CallerStats:
     def describe(self) -> str:
         """Return the caller's label, its seconds and its activity, as a text."""
         command = " ".join(filter(None, (self.operation, self.collection)))
-        doing = {"command": command, "waiting": "waiting", "": "no command"}.get(
-            self.doing, f"{self.doing} of {command}" if command else self.doing
-        )
+        doing = {
+            "command": command,
+            "awaiting data": f"{command}, which awaits data",
+            "waiting": "waiting",
+            "": "no command",
+        }.get(self.doing, f"{self.doing} of {command}" if command else self.doing)
         if self.idle_seconds is not None and self.idle_seconds >= IDLE_SECONDS:
             doing += f", idle for {self.idle_seconds:.2f} s"
         return printable(f"{self.label} for {self.seconds:.2f} s: {doing}")
@@ -248,7 +254,7 @@ class PoolStats:
     opening: int  # being established
     waiting: int  # callers between the start of a checkout and its end
     oldest_wait: float  # 0.0 if no caller waits
-    longest_checkout: float  # of the open checkouts; 0.0 without one
+    longest_checkout: float  # of the open checkouts that await no data; 0.0 without one
     exhausted: bool  # callers wait because all connections that max_size allows are in use
     exhaustions: int  # exhaustions less than a second apart are one
     exhausted_time: float  # total, without the gaps within an exhaustion
@@ -280,6 +286,8 @@ class PoolStats:
     lost: bool = False  # callers wait although PyMongo may open connections, and it opens none
     server_type: str | None = None  # as SDAM names it, by the last answer; None while unknown
     silent_time: float = 0.0  # without an event of the server's monitor, if that is too long
+    self_blocked: int = 0  # in use by callers that wait for another connection themselves
+    self_blocked_by: str = ""  # the name of the first of them
 
     @property
     def idle(self) -> int:
@@ -340,6 +348,7 @@ class OperationStats:
     error_type: str
     status_code: str
     duration: HistogramStats
+    overloaded: bool = False  # whether the server failed them because it was overloaded
 
     @property
     def series(self) -> tuple[object, ...]:

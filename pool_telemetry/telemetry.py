@@ -30,7 +30,7 @@ from pool_telemetry.report import LiveStats, live_stats
 from pool_telemetry.server_selection import look_at_server_selection
 from pool_telemetry.standstill import notice_standstill
 from pool_telemetry.state import callers
-from pool_telemetry.state.actor import notice_greenlets
+from pool_telemetry.state.actor import names_of, notice_greenlets
 from pool_telemetry.state.agents import AgentCounts
 from pool_telemetry.state.commands import CommandState
 from pool_telemetry.state.connections import Checkout
@@ -43,6 +43,7 @@ from pool_telemetry.stats import (
     ClientStats,
     PoolStats,
     pool_name,
+    printable,
 )
 from pool_telemetry.watch.callbacks import Callbacks
 from pool_telemetry.watch.history import History
@@ -233,16 +234,23 @@ class PoolTelemetry:
 
     def _stats(self, state: PoolState) -> PoolStats:
         stats = state.stats()
+        if stats.exhausted and (blocked := state.self_blocked()):
+            stats = replace(
+                stats,
+                self_blocked=len(blocked),
+                self_blocked_by=printable(names_of(blocked)[blocked[0]]),
+            )
         if not self.options.operations:
             return stats
-        idle, read = list[float](), 0
+        held = callers.Held([], 0, stats.longest_checkout)
         if stats.longest_checkout >= callers.READ_SECONDS:
-            idle, read = callers.idle_seconds_and_cursors(state, self.commands, self._clock())
+            held = callers.held_for(state, self.commands, self._clock())
         return replace(
             stats,
-            held_idle=len(idle),
-            longest_idle=max(idle, default=0.0),
-            held_by_cursors=read,
+            held_idle=len(held.idle),
+            longest_idle=max(held.idle, default=0.0),
+            held_by_cursors=held.read,
+            longest_checkout=min(stats.longest_checkout, held.longest),
         )
 
     def callers(self) -> tuple[list[CallerStats], list[CallerStats]]:

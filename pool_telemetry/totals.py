@@ -29,7 +29,7 @@ COUNTS: Final = (
 
 _ADDED: Final = (
     *("min_size", "size", "in_use", "opening", "waiting"),
-    *("held_idle", "held_by_cursors"),
+    *("held_idle", "held_by_cursors", "self_blocked"),
 )
 _HIGHEST: Final = (
     *("oldest_wait", "longest_checkout", "stalled_time", "peak_waiting", "longest_idle"),

@@ -14,11 +14,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import pymongo
 from pymongo import AsyncMongoClient, MongoClient
 from pymongo.cursor import CursorType
 from pymongo.errors import PyMongoError
@@ -47,6 +48,7 @@ class Case:
     proxy: Proxy | None
     telemetry: PoolTelemetry
     app_name: str
+    options: dict[str, Any]
     client: Client = field(init=False)
     history: list[ClientStats] = field(default_factory=list)
     stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
@@ -181,7 +183,7 @@ def playing(scenario: Scenario, server: EmbeddedServer) -> Iterator[tuple[Case, 
         if scenario.behind is not None:
             proxy = outer.enter_context(scenario.behind(server.port))
             uri = proxy.uri
-        case = Case(server, proxy, telemetry, app_name)
+        case = Case(server, proxy, telemetry, app_name, scenario.options)
         if not scenario.asynchronous:
             case.client = Client(
                 uri,
@@ -508,30 +510,52 @@ def more_callers_and_slower(case: Case) -> None:
     case.go_on(TROUBLE_SECONDS)
 
 
+AsyncClient = AsyncMongoClient[dict[str, Any]]
+Task = Callable[[AsyncClient, threading.Event], Coroutine[Any, Any, None]]
+
+
+def run_tasks(case: Case, task: Task, count: int) -> None:
+    """So many tasks run beside from now on, with an asynchronous client of the scenario."""
+
+    async def play() -> None:
+        async with AsyncClient(
+            case.server.uri,
+            appName=case.app_name,
+            event_listeners=case.telemetry.listeners,
+            **case.options,
+        ) as client:
+            await asyncio.gather(*(task(client, over) for _ in range(count)))
+
+    over = threading.Event()
+    case.beside([lambda: asyncio.run(play())], over)
+
+
+async def impatient(client: AsyncClient, over: threading.Event) -> None:
+    """Give up after half a second, again and again."""
+    while not over.is_set():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await client["shop"]["orders"].find_one()
+        await asyncio.sleep(0.05)
+
+
+async def hanging_up(client: AsyncClient, over: threading.Event) -> None:
+    """Find again and again; two of three requests are cancelled in the middle of it."""
+    for number in itertools.count():
+        if over.is_set():
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.02 if number % 3 else None):
+                await client["shop"]["orders"].find_one()
+        await asyncio.sleep(0.02)
+
+
 def callers_who_hang_up(case: Case) -> None:
     """Tasks that give up on a server that hangs: each cancels its command, and none has an error.
 
     That is no connection storm, though each cancelled command costs a connection.
     """
-
-    async def impatient(client: AsyncMongoClient[dict[str, Any]]) -> None:
-        while not over.is_set():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(0.5):
-                    await client["shop"]["orders"].find_one()
-            await asyncio.sleep(0.05)
-
-    async def play() -> None:
-        async with AsyncMongoClient[dict[str, Any]](
-            case.server.uri,
-            appName=case.app_name,
-            maxPoolSize=5,
-            event_listeners=case.telemetry.listeners,
-        ) as client:
-            await asyncio.gather(*(impatient(client) for _ in range(8)))
-
-    over = threading.Event()
-    case.beside([lambda: asyncio.run(play())], over)
+    run_tasks(case, impatient, 8)
     case.go_on(CALM_SECONDS)
     case.slow(3_000)
     case.go_on(TROUBLE_SECONDS)
@@ -620,6 +644,92 @@ def frozen_process(case: Case) -> None:
     subprocess.run([sys.executable, "-c", code, str(os.getpid())], check=True)
     wait_for(lambda: case.telemetry.stats().stood_still > frozen)
     case.go_on(TROUBLE_SECONDS)
+
+
+def clients_that_hang_up(case: Case) -> None:
+    """The server is as quick as ever, and most callers do not wait for its answer."""
+    case.slow(40)
+    run_tasks(case, hanging_up, 8)
+    case.go_on(CALM_SECONDS + TROUBLE_SECONDS)
+
+
+def a_handshake_for_each_request(case: Case) -> None:
+    """Seldom, and yet each caller opens a connection."""
+    case.callers(1, think=0.6)
+    case.go_on(9.0)
+
+
+def deadlines_while_opening(case: Case) -> None:
+    """Callers whose own deadline ends before a connection is open for them."""
+
+    def find() -> None:
+        while not over.wait(0.02):
+            with contextlib.suppress(PyMongoError), pymongo.timeout(0.25):
+                case.client["shop"]["orders"].find_one()
+
+    over = threading.Event()
+    case.slow(60)
+    case.callers(1)
+    case.go_on(CALM_SECONDS)
+    case.hesitate()
+    case.beside([find] * 8, over)
+    case.go_on(TROUBLE_SECONDS)
+
+
+def quiet_change_streams(case: Case) -> None:
+    """Nothing happens in what three threads tail, and meanwhile a find returns each second."""
+
+    def tail() -> None:
+        with (
+            contextlib.suppress(PyMongoError),
+            news.find(cursor_type=CursorType.TAILABLE_AWAIT).max_await_time_ms(90_000) as cursor,
+        ):
+            while not over.is_set():
+                with contextlib.suppress(StopIteration):
+                    next(cursor)
+
+    over = threading.Event()
+    case.client["shop"].drop_collection("news")
+    news = case.client["shop"].create_collection("news", capped=True, size=100_000)
+    news.insert_one({})
+    case.callers(1, think=1.0)
+    case.beside([tail] * 3, over)
+    case.stack.callback(news.insert_one, {})
+    case.go_on(11.0)
+
+
+def steady_long_commands(case: Case) -> None:
+    """Each takes seconds, as ever, and there are connections for all."""
+    case.slow(3_000)
+    case.callers(8)
+    case.go_on(11.0)
+
+
+def overloaded_server(case: Case) -> None:
+    """It refuses what it can't bear, and asks to try again later."""
+    case.callers(4, think=0.02)
+    case.go_on(CALM_SECONDS)
+    case.failing(errorCode=462, errorLabels=["SystemOverloadedError", "RetryableError"])
+    case.go_on(TROUBLE_SECONDS)
+
+
+def deadlock(case: Case) -> None:
+    """Threads that each keep a connection, and wait for one more."""
+
+    def nested() -> None:
+        orders = case.client["shop"]["orders"]
+        with orders.find(cursor_type=CursorType.EXHAUST, batch_size=10) as cursor:
+            cursors.append(cursor)
+            next(cursor)
+            all_hold.wait()
+            orders.find_one()
+
+    cursors, all_hold, over = list[Any](), threading.Barrier(4), threading.Event()
+    case.callers(2, think=0.02)
+    case.go_on(CALM_SECONDS)
+    case.beside([nested] * 4, over)
+    case.go_on(TROUBLE_SECONDS)
+    case.stack.callback(lambda: cursors[0].close())  # the others follow
 
 
 SCENARIOS = (
@@ -749,7 +859,6 @@ SCENARIOS = (
         also=frozenset({"retry storm"}),
         maybe=frozenset({"undersized"}),
     ),
-    Scenario("callers who hang up", "slow operations", callers_who_hang_up, asynchronous=True),
     Scenario("no server fits", "no server fits", no_server_fits, {"maxPoolSize": 10}),
     Scenario("no primary", "no server fits", no_primary, {"maxPoolSize": 10}, behind=Demoted),
     Scenario(
@@ -762,4 +871,49 @@ SCENARIOS = (
     Scenario("driver stands still", "driver stands still", driver_stands_still, asynchronous=True),
     Scenario("lost pool", "lost pool", lost_pool, {"maxPoolSize": 4, "waitQueueTimeoutMS": 800}),
     Scenario("frozen process", "healthy", frozen_process, {"maxPoolSize": 10}),
+    Scenario(
+        "callers who hang up",
+        "slow operations",
+        callers_who_hang_up,
+        {"maxPoolSize": 5},
+        asynchronous=True,
+    ),
+    Scenario(
+        "clients that hang up",
+        "callers hang up",
+        clients_that_hang_up,
+        {"maxPoolSize": 20},
+        asynchronous=True,
+    ),
+    Scenario(
+        "clients that hang up, small pool",
+        "callers hang up",
+        clients_that_hang_up,
+        {"maxPoolSize": 6},
+        maybe=frozenset({"undersized"}),
+        asynchronous=True,
+    ),
+    Scenario(
+        "a handshake for each request",
+        "connection storm",
+        a_handshake_for_each_request,
+        {"maxIdleTimeMS": 100},
+    ),
+    Scenario(
+        "kept open, and closed",
+        "connection storm",
+        a_handshake_for_each_request,
+        {"minPoolSize": 5, "maxIdleTimeMS": 100},
+    ),
+    Scenario(
+        "deadlines while opening",
+        "connection storm",
+        deadlines_while_opening,
+        {"maxPoolSize": 10},
+        behind=Proxy,
+    ),
+    Scenario("quiet change streams", "healthy", quiet_change_streams, {"maxPoolSize": 10}),
+    Scenario("steady long commands", "healthy", steady_long_commands, {"maxPoolSize": 50}),
+    Scenario("overloaded server", "retry storm", overloaded_server, {"maxPoolSize": 10}),
+    Scenario("deadlock", "deadlock", deadlock, {"maxPoolSize": 4}),
 )

@@ -1,16 +1,36 @@
-"""The size that a diagnosis recommends, tried on a real server."""
+"""The advice of each finding, tried on a real server: it has to end the trouble that it is for."""
 
+import asyncio
+import contextlib
 import dataclasses
+import gc
+import itertools
 import math
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from pymongo import MongoClient
+from pymongo.cursor import CursorType
 
 from pool_telemetry.demo.embedded import EmbeddedServer
 from pool_telemetry.diagnosis import Diagnosis, diagnose
 from pool_telemetry.stats import ClientStats
 from tests.conftest import need_embedded_server
-from tests.scenarios import SAMPLE_SECONDS, SCENARIOS, Scenario, playing, provide_documents
+from tests.scenarios import (
+    CALM_SECONDS,
+    SAMPLE_SECONDS,
+    SCENARIOS,
+    TROUBLE_SECONDS,
+    AsyncClient,
+    Case,
+    Play,
+    Scenario,
+    playing,
+    provide_documents,
+    run_tasks,
+)
 
 pytestmark = pytest.mark.load
 
@@ -29,10 +49,151 @@ def resized(scenario: Scenario, size: int) -> Scenario:
     return dataclasses.replace(scenario, options=options)
 
 
+def the_scenario(name: str) -> Scenario:
+    return next(one for one in SCENARIOS if one.name == name)
+
+
+def played(scenario: Scenario, server: EmbeddedServer) -> Diagnosis:
+    with playing(scenario, server) as (case, stats):
+        return diagnose(stats, case.history)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hardly used connections",
+        "a handshake for each request",
+        "kept open, and closed",
+        "cold start",
+        "storm after calm",
+        "few open for many",
+        "deadlines while opening",
+        "idle connections",
+    ],
+)
+def test_the_recommended_options_end_the_trouble(name: str, server: EmbeddedServer) -> None:
+    scenario = the_scenario(name)
+    finding = played(scenario, server).findings[0]
+    assert finding.verdict == scenario.verdict
+    assert finding.change
+    options = {**scenario.options, **finding.change}
+    after = played(dataclasses.replace(scenario, options=options), server)
+    assert finding.verdict not in {one.verdict for one in after.findings}, after
+
+
+async def shielded(client: AsyncClient, over: threading.Event) -> None:
+    for number in itertools.count():
+        if over.is_set():
+            return
+        find = asyncio.ensure_future(client["shop"]["orders"].find_one())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.02 if number % 3 else None):
+                await asyncio.shield(find)
+        await asyncio.sleep(0.02)
+        await find
+
+
+async def patient(client: AsyncClient, over: threading.Event) -> None:
+    while not over.is_set():
+        async with asyncio.timeout(5.0):
+            await client["shop"]["orders"].find_one()
+        await asyncio.sleep(0.02)
+
+
+def clients_that_do_not_end_operations(case: Case) -> None:
+    case.slow(40)
+    run_tasks(case, shielded, 8)
+    case.go_on(CALM_SECONDS + TROUBLE_SECONDS)
+
+
+def clients_with_longer_timeouts(case: Case) -> None:
+    case.slow(40)
+    run_tasks(case, patient, 8)
+    case.go_on(CALM_SECONDS + TROUBLE_SECONDS)
+
+
+def nested(case: Case, inner: MongoClient[dict[str, Any]], *, to_the_end: bool) -> None:
+    """Do as `deadlock` does, but the inner find has another client, or the cursor is read first."""
+
+    def run() -> None:
+        find = case.client["shop"]["orders"].find
+        while not over.wait(0.02):
+            with find(cursor_type=CursorType.EXHAUST, batch_size=10) as cursor:
+                if to_the_end:
+                    list(cursor)
+                else:
+                    next(cursor)
+                inner["shop"]["orders"].find_one()
+
+    over = threading.Event()
+    case.callers(2, think=0.02)
+    case.go_on(CALM_SECONDS)
+    case.beside([run] * 4, over)
+    case.go_on(TROUBLE_SECONDS)
+
+
+def one_connection_at_a_time(case: Case) -> None:
+    nested(case, case.client, to_the_end=True)
+
+
+def a_client_for_inner_operations(case: Case) -> None:
+    with MongoClient[dict[str, Any]](case.server.uri) as inner:
+        nested(case, inner, to_the_end=False)
+        case.stack.close()  # before the inner client is closed
+
+
+def slower_and_retried_after_a_pause(case: Case) -> None:
+    case.callers(3, think=0.02)
+    case.go_on(CALM_SECONDS)
+    case.slow(800)
+    case.callers(20, leave=True)
+    case.go_on(TROUBLE_SECONDS)
+
+
+def test_pauses_before_retries_end_the_storm(server: EmbeddedServer) -> None:
+    scenario = the_scenario("slower, and retried")
+    before = played(scenario, server).findings
+    assert "retry_storm.timeouts" in {one.id for one in before}
+    after = played(dataclasses.replace(scenario, play=slower_and_retried_after_a_pause), server)
+    timeouts = [one.evidence["timeouts"] for one in (before[0], after.findings[0])]
+    assert timeouts[1] < 0.7 * timeouts[0]  # the server is as slow as before
+
+
+@pytest.mark.parametrize(
+    ("name", "advised"),
+    [
+        ("clients that hang up", clients_that_do_not_end_operations),
+        ("clients that hang up", clients_with_longer_timeouts),
+        ("deadlock", one_connection_at_a_time),
+        ("deadlock", a_client_for_inner_operations),
+    ],
+)
+# PyMongo leaves the socket of a connection open that is cancelled while it is opened (4.20.1).
+@pytest.mark.filterwarnings("ignore:Exception ignored in.*socket")
+def test_the_advice_ends_the_trouble(name: str, advised: Play, server: EmbeddedServer) -> None:
+    scenario = the_scenario(name)
+    assert played(scenario, server).verdict == scenario.verdict
+    gc.collect()
+    after = played(dataclasses.replace(scenario, play=advised), server)
+    assert scenario.verdict not in {one.verdict for one in after.findings}, after
+
+
+@pytest.mark.parametrize("name", ["waits for news", "slow readers"])
+def test_a_connection_for_each_cursor_ends_the_exhaustion(
+    name: str, server: EmbeddedServer
+) -> None:
+    scenario = the_scenario(name)
+    assert played(scenario, server).verdict == "undersized"
+    size = scenario.options["maxPoolSize"] + 3  # as many as there are cursors
+    options = {**scenario.options, "maxPoolSize": size}
+    after = played(dataclasses.replace(scenario, options=options), server)
+    assert "undersized" not in {one.verdict for one in after.findings}, after
+
+
 @pytest.mark.parametrize("name", ["too many callers", "too many arrivals"])
 def test_the_recommended_size_ends_the_exhaustion(name: str, server: EmbeddedServer) -> None:
     """And one that is 30 % smaller does not."""
-    scenario = next(one for one in SCENARIOS if one.name == name)
+    scenario = the_scenario(name)
 
     def play(size: int) -> tuple[Diagnosis, ClientStats, float]:
         with playing(resized(scenario, size), server) as (case, stats):

@@ -14,6 +14,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from prometheus_client import CollectorRegistry
 from pymongo import AsyncMongoClient, MongoClient
 from pymongo.cursor import CursorType
+from pymongo.errors import PyMongoError
 
 from pool_telemetry import (
     MongoDBConnectionPool,
@@ -218,6 +219,28 @@ def test_connection_pinned_behind_a_load_balancer_is_reported(
             (held,) = holders(telemetry)
             assert (held.doing, held.operation) == ("transaction", "find")
         assert holders(telemetry) == []
+
+
+def test_get_more_that_waits_for_news_awaits_data(
+    own_server: EmbeddedServer, telemetry: PoolTelemetry
+) -> None:
+    def tail() -> None:
+        with (
+            contextlib.suppress(PyMongoError),
+            news.find(cursor_type=CursorType.TAILABLE_AWAIT).max_await_time_ms(60_000) as cursor,
+        ):
+            list(cursor)
+
+    with Client(own_server.uri, event_listeners=telemetry.listeners) as client:
+        news = client["shop"].create_collection("news", capped=True, size=100_000)
+        news.insert_one({"secret": "s3cr3t"})
+        thread = threading.Thread(target=tail)
+        thread.start()
+        held = wait_for(lambda: [one for one in holders(telemetry) if one.operation == "getMore"])
+        assert [(one.doing, one.collection) for one in held] == [("awaiting data", "news")]
+        assert held[0].describe().endswith(" s: getMore news, which awaits data")
+        client["shop"].drop_collection("news")  # ends the wait
+        thread.join()
 
 
 def test_running_command_is_not_evicted_for_finished_ones() -> None:

@@ -185,6 +185,15 @@ def test_a_failure_is_named_by_its_code_or_its_class(
     assert (live["count"], live["errors"]) == (1, 1)
 
 
+def test_errors_of_an_overloaded_server_are_marked() -> None:
+    replay = Replay()
+    labels = ["SystemOverloadedError", "RetryableError"]
+    replay.command({"find": "orders"}, error={"code": 462, "errorLabels": labels})
+    replay.command({"find": "orders"}, error={"code": 91, "errorLabels": ["RetryableWriteError"]})
+    marked = {one.error_type: one.overloaded for one in replay.telemetry.stats().operations}
+    assert marked == {"462": True, "91": False}
+
+
 @pytest.mark.parametrize("kind", [asyncio.CancelledError, KeyboardInterrupt, GeneratorExit])
 def test_an_interrupted_caller_has_not_failed(kind: type[BaseException]) -> None:
     """PyMongo publishes a failure while it handles its exception."""

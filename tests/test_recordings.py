@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from tests.recordings import FOLDER, Recording, dump, recordings
+from pool_telemetry.diagnosis import diagnose
+from tests.recordings import FOLDER, Recording, dump, load, recordings
 from tests.scenarios import SAMPLE_SECONDS, SCENARIOS
 from tests.support import unmeasured
-from tests.verdicts import OWN, PERIODS, every, judge_by_own, judge_by_period
+from tests.verdicts import OWN, PERIODS, every, judge_by_own, judge_by_period, sampled
 
 SAMPLINGS = {every(period): period for period in PERIODS} | {OWN: None}
 
@@ -65,10 +66,21 @@ def test_every_scenario_is_recorded_with_the_verdicts_it_expects() -> None:
     }
 
 
+@pytest.mark.parametrize("name", ["calm", "busy", "quiet change streams", "steady long commands"])
+@pytest.mark.parametrize("period", [0.5, 1.0, 2.0])
+@unmeasured()
+def test_a_pool_that_is_well_is_healthy_at_every_moment(name: str, period: float) -> None:
+    samples = recorded()[name].samples
+    for end in range(2, len(samples) + 1):
+        history = sampled(samples[:end], period, 0.0)
+        assert diagnose(samples[end - 1], history).findings == (), f"at sample {end}"
+
+
 @unmeasured()
 def test_recordings_are_read_as_they_were_written() -> None:
     for recording in [*recorded().values()][::5]:  # one in five: dump() is slow
-        assert dump(recording) == recording.path.read_text()
+        # A field that was added since has its default, and does not change the recording.
+        assert load(dump(recording)) == recording
 
 
 def test_recordings_hold_nothing_of_the_machine_they_were_made_on() -> None:

@@ -442,6 +442,34 @@ def test_leaked_connection_is_logged_with_the_stack_of_its_holder(
         client.drop_database("shop")
 
 
+@pytest.mark.parametrize(
+    ("document", "quiet"),
+    [
+        ({"maxTimeMS": 90_000}, 94.0),  # and its answer may take a while
+        ({}, 9.0),
+        ({"maxTimeMS": "odd"}, 9.0),
+    ],
+)
+def test_an_awaited_get_more_is_long_only_after_its_await_time(
+    document: dict[str, Any], quiet: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    replay = Replay(long_checkout_seconds=10.0)
+    replay.check_out()
+    key = (("db", 27017), "shop", "news", "getMore", "", "")
+    replay.telemetry.commands.started(1, key, None, HOLDER, document)
+    replay.check(quiet)
+    (pool,) = replay.telemetry.stats().pools
+    assert (pool.long_checkouts, pool.held_idle) == (0, 0)
+    assert pool.longest_checkout == pytest.approx(0.0 if quiet > 90.0 else quiet)
+    assert not logged(caplog, "is held by")
+    replay.check(10.0)
+    (pool,) = replay.telemetry.stats().pools
+    assert pool.long_checkouts == 1
+    assert pool.longest_checkout == pytest.approx(quiet + 10.0)
+    (line,) = logged(caplog, "is held by")
+    assert ": getMore news; now" in line
+
+
 def test_stack_of_a_holder_that_uses_another_connection_says_so(
     server_uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:

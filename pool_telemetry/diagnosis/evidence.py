@@ -6,8 +6,10 @@ Frozen values; `gathering.py` measures them. A test can make them by hand.
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from pool_telemetry.diagnosis.intervals import Interval
 from pool_telemetry.diagnosis.periods import Period
 from pool_telemetry.diagnosis.queueing import Load
+from pool_telemetry.stats import PoolStats
 
 
 class SlowCommand(NamedTuple):
@@ -150,16 +152,46 @@ class ChurnEvidence:
 
     Attributes:
         opened: Connections that were opened or are being opened.
+        unopened: Connections that callers began to open, and gave up.
         slow_opening: Callers wait for connections to be opened, not for one to be returned.
-        idle_churn: Connections are hardly used before they are closed because they are idle.
+        peak_demand: Most callers that were there together while they waited for that.
         failed, attempts: Attempts that failed with an error that is retried, and all attempts.
     """
 
     opened: int
+    unopened: int
     slow_opening: bool
-    idle_churn: bool
+    peak_demand: int
     failed: int
     attempts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdleChurnEvidence:
+    """Connections that are hardly used before they are closed because they are idle.
+
+    Attributes:
+        during: The time in which they are.
+        pause_seconds: The longest time without a checkout, or else the mean time between two.
+    """
+
+    during: Interval
+    pause_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HangUpEvidence:
+    """Callers that were cancelled in the middle of an operation, each with its connection.
+
+    Attributes:
+        during: The time in which they were.
+        cancelled: How many did not wait for their reply, or for their connection to be opened.
+        callers: All callers of that time.
+    """
+
+    during: Interval
+    cancelled: int
+    callers: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +222,9 @@ class Evidence:
     churn: ChurnEvidence
     spare: SpareEvidence | None
     service: ServiceEvidence = field(default_factory=ServiceEvidence)
+    hang_ups: HangUpEvidence | None = None
+    idle_churn: IdleChurnEvidence | None = None
+    deadlock: PoolStats | None = None  # the pool in a deadlock of the last seconds
 
     @property
     def too_small(self) -> bool:

@@ -5,13 +5,16 @@ sizing; churn and spare depend on none.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import groupby, takewhile
 
 from pool_telemetry.diagnosis.evidence import (
     ChurnEvidence,
     CommandEvidence,
     Evidence,
+    HangUpEvidence,
+    IdleChurnEvidence,
     LeakEvidence,
     QueueEvidence,
     ServerEvidence,
@@ -30,11 +33,13 @@ from pool_telemetry.diagnosis.thresholds import (
     BUSY_SHARE,
     CHURN_CHECKOUT_SHARE,
     CHURN_IDLE_SHARE,
-    CHURN_PER_SECOND,
     CURSOR_SHARE,
     FAILED_SHARE,
     GROWING_SHARE,
+    HANG_UP_SHARE,
+    HANGING_SECONDS,
     LOST_SHARE,
+    MAX_BURST_INTERVALS,
     MAX_POOL_SIZE,
     MIN_CHURN,
     MIN_SAMPLES,
@@ -87,6 +92,9 @@ def gather(period: Period, budget: int | None = None) -> Evidence:
         churn=_churn(period),
         spare=_spare(period),
         service=_service(period),
+        hang_ups=_hang_ups(period),
+        idle_churn=_idle_churn(period),
+        deadlock=_deadlock(period),
     )
 
 
@@ -94,8 +102,8 @@ def _is_exhausted(period: Period) -> bool:
     contention = period.contention
     if contention is None:
         return False
-    waited = contention.exhausted_seconds > 0.0 or contention.checkouts["timeout"] > 0
-    return waited or period.pool.exhausted
+    # Callers time out while connections are being opened, too, but a larger pool is no help then.
+    return contention.exhausted_seconds > 0.0 or period.pool.exhausted
 
 
 # Server
@@ -158,6 +166,18 @@ def _is_lost(pool: PoolStats, last: Sequence[Interval]) -> bool:
     return pool.lost or (may_open and pool.unserved_time >= LOST_SECONDS and not opens)
 
 
+# Deadlocks
+
+
+def _deadlock(period: Period) -> PoolStats | None:
+    """Return the pool as it was when each of its holders waited for another connection."""
+    limit = period.pool.max_size or math.inf
+    looks = [one.pool for one in period.last_seconds]
+    # If waits are bounded, a sample may be between the end of a wait and the next one.
+    locked = (one for one in reversed(looks) if one.self_blocked >= limit)
+    return next(locked, None) if period.pool.in_use >= limit else None
+
+
 # Leaks
 
 
@@ -186,8 +206,7 @@ def _commands(period: Period, leak: LeakEvidence, *, exhausted: bool) -> Command
 
 
 def _stalled_seconds(period: Period, leak: LeakEvidence, usual_seconds: float) -> float:
-    pool, ended = period.pool, period.recent[-1].use_time
-    returned = ended.count and ended.count >= pool.in_use and pool.stalled_time < STALLED_SECONDS
+    pool = period.pool
     working = pool.in_use - leak.held_idle - pool.held_by_cursors
     several = working >= MIN_STALLED or (working > 0 and pool.waiting > 0)
     age, least = pool.longest_checkout, STALLED_SECONDS
@@ -195,9 +214,16 @@ def _stalled_seconds(period: Period, leak: LeakEvidence, usual_seconds: float) -
     # in held_idle yet, so use the stall time.
     if leak.held_idle or pool.held_by_cursors:
         age, least = pool.stalled_time, STALLED_SECONDS + IDLE_SECONDS
-    if returned or not several or age < least:
-        return 0.0
-    return age if age > SLOWDOWN * usual_seconds else 0.0
+    age = min(age, max(pool.stalled_time, _seconds_without_return(period)))
+    if not usual_seconds and not pool.waiting:  # these commands may take as long as ever
+        least, usual_seconds = max(least, HANGING_SECONDS), pool.use_time.max
+    return age if several and age >= least and age > SLOWDOWN * usual_seconds else 0.0
+
+
+def _seconds_without_return(period: Period) -> float:
+    """Return the time since the interval in which a connection was last returned."""
+    waits = takewhile(lambda one: not one.use_time.count, reversed(period.recent))
+    return sum(one.seconds for one in waits)
 
 
 def _slowest_command(period: Period, *, exhausted: bool) -> SlowCommand | None:
@@ -381,22 +407,40 @@ def _sizing(
 def _churn(period: Period) -> ChurnEvidence:
     window = period.window
     opened = (window.create_time.count if window else 0) + period.pool.opening
+    unopened = max(0, window.created - opened) if window else 0
     failed, attempts = period.failing.failures() if period.failing else (0, 0)
     return ChurnEvidence(
         opened=opened,
-        slow_opening=_is_slow_opening(period, opened),
-        idle_churn=window is not None
-        and window.created >= max(MIN_CHURN, CHURN_PER_SECOND * window.seconds)
-        and window.closed["idle"] >= CHURN_IDLE_SHARE * window.created
-        and window.created >= CHURN_CHECKOUT_SHARE * window.checkouts["ok"],
+        unopened=unopened,
+        slow_opening=_is_slow_opening(period, opened, unopened),
+        peak_demand=_peak_of_opening(period),
         failed=failed,
         attempts=attempts,
     )
 
 
-def _is_slow_opening(period: Period, opened: int) -> bool:
+def _peak_of_opening(period: Period) -> int:
+    """Return the most callers that were there together, those that waited for a moment included."""
+    contended, contention = period.contended, period.contention
+    most = max((one.pool.in_use + one.pool.waiting for one in contended), default=0)
+    if contention is None or len(contended) > MAX_BURST_INTERVALS:
+        return most
+    # A burst may come and go between two samples.
+    return max(most, _count_above(contention.wait_time, WAIT_SECONDS))
+
+
+def _is_slow_opening(period: Period, opened: int, unopened: int) -> bool:
     contention, pool = period.contention, period.pool
-    if contention is None or opened < 2:
+    if contention is None:
+        return False
+    if contention.checkouts["timeout"] and not _is_exhausted(period):
+        return True  # callers time out in a full pool, or while connections are being opened
+    over = contention.seconds
+    used = contention.use_time.sum + pool.in_use * min(pool.longest_checkout, over)
+    few = used < OPENING_SHARE * over * (pool.max_size or math.inf)
+    if few and unopened >= max(MIN_UNSERVED, OPENING_SHARE * contention.created):
+        return True
+    if opened < 2:
         return False
     p95 = contention.wait_time.quantile(0.95) or 0.0
     waited = max(contention.exhausted_seconds, p95, pool.oldest_wait)
@@ -407,6 +451,72 @@ def _is_slow_opening(period: Period, opened: int) -> bool:
     in_use = held / (over * (pool.max_size or math.inf)) if over else 1.0
     long = opening >= OPENING_SHARE * waited and opening / opened >= SLOW_OPENING_SECONDS
     return long and in_use < OPENING_SHARE
+
+
+# Connections that are opened and closed again
+
+
+def _idle_churn(period: Period) -> IdleChurnEvidence | None:
+    during = _churning(period, _is_hardly_used)
+    if during is None:
+        return None
+    return IdleChurnEvidence(during=during, pause_seconds=_longest_pause(period, during))
+
+
+def _is_hardly_used(one: Interval) -> bool:
+    idle = one.closed["idle"] >= CHURN_IDLE_SHARE * one.created
+    return one.created > 0 and idle and one.created >= CHURN_CHECKOUT_SHARE * one.checkouts["ok"]
+
+
+def _longest_pause(period: Period, during: Interval) -> float:
+    """Return the longest time without a checkout, or else the mean time between two."""
+    runs = groupby(period.recent, lambda one: one.checkouts["ok"] > 0)
+    quiet = (sum(one.seconds for one in run) for served, run in runs if not served)
+    return max(*quiet, 0.0, during.seconds / max(1, during.checkouts["ok"]))
+
+
+def _hang_ups(period: Period) -> HangUpEvidence | None:
+    """Return the callers that hung up, if each of many costs a connection."""
+    during = _churning(period, _is_hung_up_on)
+    if during is None:
+        return None
+    return HangUpEvidence(
+        during=during,
+        cancelled=during.hang_ups(),
+        callers=during.checkouts["ok"] + during.checkouts["cancelled"],
+    )
+
+
+def _is_hung_up_on(one: Interval) -> bool:
+    closed, callers = one.closed["error"], one.checkouts["ok"] + one.checkouts["cancelled"]
+    cancelled = one.hang_ups() >= HANG_UP_SHARE * closed
+    return closed > 0 and cancelled and closed >= FAILED_SHARE * callers
+
+
+def _churning(period: Period, is_churning: Callable[[Interval], bool]) -> Interval | None:
+    """Return the time in which connections are opened and closed again; None if they are not now.
+
+    If they are few, because there are few requests, it is all the time that is judged.
+    """
+    latest = merge(_latest_checkouts(period.recent))
+    if latest is None or not is_churning(latest):
+        return None
+    for one in (period.window, merge(period.recent)):
+        enough = one is not None and one.seconds >= SAMPLE_SECONDS and one.created >= MIN_CHURN
+        if one is not None and enough and is_churning(one):
+            return one
+    return None
+
+
+def _latest_checkouts(recent: Sequence[Interval]) -> list[Interval]:
+    """Return the last intervals, as many as have MIN_CHURN checkouts; all if there are fewer."""
+    found, checkouts = list[Interval](), 0
+    for one in reversed(recent):
+        found.insert(0, one)
+        checkouts += one.ended_checkouts
+        if checkouts >= MIN_CHURN:
+            break
+    return found
 
 
 # Spare connections

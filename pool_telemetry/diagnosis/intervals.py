@@ -44,6 +44,11 @@ _RETRYABLE: Final = frozenset(
     map(str, (6, 7, 89, 91, 134, 189, 262, 317, 358, 384, 9001, 10107, 11600, 11602, 13435, 13436))
 )
 
+_OVERLOADED: Final = "overloaded"
+"""Stands for every error of an overloaded server, which PyMongo retries whatever its code is."""
+_REFUSED: Final = "462"
+"""IngressRequestRateLimitExceeded: metrics have an error's code, and not its labels."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
@@ -125,11 +130,29 @@ class Interval:
         errors = self.checkouts["connection_error"]
         return failed + errors, self._ended_commands + errors
 
+    def overloads(self) -> int:
+        """Return the attempts that failed because the server was overloaded."""
+        return sum(d.count for key, d in self.commands.items() if key.error_type == _OVERLOADED)
+
     def cancelled_share(self) -> float:
         """Return the share of commands whose callers did not wait for the reply, 0.0 to 1.0."""
         every = self._ended_commands
-        cancelled = sum(d.count for key, d in self.commands.items() if key.error_type == CANCELLED)
-        return cancelled / every if every else 0.0
+        return self._cancelled_commands / every if every else 0.0
+
+    def hang_ups(self) -> int:
+        """Return the callers that were cancelled in the middle of an operation.
+
+        A cancelled command has no end before PyMongo 4.20.1, so that there are more uses of
+        connections than commands.
+        """
+        unended = self.use_time.count - self._ended_commands if self.commands else 0
+        unopened = max(0, self.created - self.create_time.count)
+        opening = min(self.checkouts["cancelled"], unopened)
+        return max(self._cancelled_commands, unended) + opening
+
+    @property
+    def _cancelled_commands(self) -> int:
+        return sum(d.count for key, d in self.commands.items() if key.error_type == CANCELLED)
 
     @property
     def _ended_commands(self) -> int:
@@ -282,6 +305,8 @@ def _commands(
     for one in changed:
         new = _new(one.duration, known.get(one.series))
         if new.count:
-            key = CommandKey(one.namespace, one.collection, one.operation, one.error_type)
+            overloaded = one.overloaded or one.error_type == _REFUSED
+            error_type = _OVERLOADED if overloaded else one.error_type
+            key = CommandKey(one.namespace, one.collection, one.operation, error_type)
             found.setdefault(key, []).append(new)
     return {key: _sum(every) for key, every in found.items()}

@@ -8,8 +8,10 @@ from typing import Any, Final, Literal
 Verdict = Literal[
     "healthy",
     "undersized",
+    "deadlock",
     "slow operations",
     "leak",
+    "callers hang up",
     "connection storm",
     "server unreachable",
     "oversized",

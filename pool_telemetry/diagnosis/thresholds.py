@@ -91,6 +91,10 @@ slowdown may have begun in the last of these intervals, and exhausted it there.
 """
 BURST_SECONDS: Final = 1.0
 """Mean length of an exhaustion up to which it is a burst."""
+MAX_BURST_INTERVALS: Final = 2
+"""Contended intervals up to which each wait counts as a caller of its own: in more of them the same
+callers wait again, and samples show how many there are.
+"""
 BURST_SHARE: Final = 0.25
 """Share of the time up to which bursts are seldom."""
 BUSY_SHARE: Final = 0.9
@@ -107,6 +111,8 @@ BEGAN_FAILING_SHARE: Final = FAILED_SHARE / 2
 """Share of attempts that fail if the interval in which failures began counts, too."""
 MIN_FAILURES: Final = 10
 """Failed attempts that a retry storm needs."""
+OVERLOAD_SHARE: Final = 0.5
+"""Share of failed attempts that an overloaded server refuses, from which overload is the reason."""
 TIMEOUT_SHARE: Final = 0.5
 """Share of checkouts that time out from which callers that retry are a storm."""
 RETRY_SHARE: Final = 0.75
@@ -139,12 +145,18 @@ OPENING_SHARE: Final = 0.5
 """Share of the waits that opening connections has to explain; of a pool in use, the most that may
 be busy meanwhile.
 """
-MIN_CHURN: Final = 10.0
-"""New connections that idle churn needs, and at least CHURN_PER_SECOND."""
+MIN_CHURN: Final = 10
+"""New connections that a churn needs: fewer may be chance."""
 CHURN_PER_SECOND: Final = 2.0
-"""New connections a second that idle churn needs."""
+"""New connections a second from which idle churn is a warning: fewer cost next to nothing."""
+MIN_IDLE_SECONDS: Final = 60.0
+"""Least maxIdleTimeMS that is recommended: a connection that is open for a minute costs nothing."""
+PAUSES_KEPT_OPEN: Final = 2.0
+"""Factor over the longest pause that maxIdleTimeMS should have: the next pause may be longer."""
 CHURN_IDLE_SHARE: Final = 0.5
 """Share of new connections, at least, that were closed because they were idle."""
+HANG_UP_SHARE: Final = 0.5
+"""Share of the connections closed by an error, at least, that cancelled callers have to explain."""
 CHURN_CHECKOUT_SHARE: Final = 0.3
 """Share of checkouts, at least, that opened a connection."""
 MAX_MIN_POOL_SIZE: Final = 50

@@ -43,6 +43,9 @@ _TOPOLOGIES: Final = frozenset({"pymongo.synchronous.topology", "pymongo.asynchr
 _BROKEN_OFF: Final = "_OperationCancelled"  # an error that has no public name
 # The field that names the collection, for each command that has one. Only these are read: in other
 # commands the first value may be a user's name or other data, which must not become a label.
+_OVERLOADED: Final = "SystemOverloadedError"
+"""The label of errors by which a server refuses requests that it can't bear."""
+
 _COLLECTION_FIELD: Final = {
     **{
         name: name
@@ -327,9 +330,7 @@ class OperationListener(ShortRepr, cmap.CommandListener):
                 if spans is not None:
                     trace = spans.command_started(key, command, self._options, self._other)
             finally:
-                self._commands.started(
-                    event.request_id, key, trace, current_actor(), "autocommit" in command
-                )
+                self._commands.started(event.request_id, key, trace, current_actor(), command)
         except Exception as error:
             self._on_error(error)
 
@@ -349,7 +350,13 @@ class OperationListener(ShortRepr, cmap.CommandListener):
             error_type = status or str(failure.get("errtype") or "_OTHER")
             if _interrupted():
                 error_type = CANCELLED
-            self._commands.ended(event.request_id, event.duration_micros / 1e6, error_type, status)
+            self._commands.ended(
+                event.request_id,
+                event.duration_micros / 1e6,
+                error_type,
+                status,
+                overloaded=_OVERLOADED in (failure.get("errorLabels") or ()),
+            )
         except Exception as error:
             self._on_error(error)
 

@@ -14,7 +14,9 @@ from pool_telemetry.stats import IDLE_SECONDS, Activity, CallerStats, TraceLink,
 READ_SECONDS: Final = 0.1
 """A cursor that has held a connection for so long is being read, not merely checked in."""
 AWAIT_DATA_SECONDS: Final = 5.0
-"""A getMore may wait so long for new data of a change stream or a capped collection."""
+"""A getMore may wait so long for new data of a change stream or a capped collection, or so much
+longer than the application allows: the server waits 1 s by default, and its answer takes a while.
+"""
 
 _CURSORS: Final = frozenset({"aggregate", "find", "getMore"})  # these may leave a cursor open
 
@@ -27,7 +29,7 @@ class _Use(NamedTuple):
     collection: str
     link: TraceLink | None
     idle_seconds: float | None  # None: a command runs, or the holder's commands are not known
-    awaits_data: bool = False  # the command may merely wait for new data
+    may_await_data: bool = False  # the command may merely wait for new data
 
 
 def waiters_of(state: PoolState, now: float) -> list[CallerStats]:
@@ -73,23 +75,33 @@ def holders_of(
     return held, found
 
 
-def idle_seconds_and_cursors(
-    state: PoolState, commands: CommandState, now: float
-) -> tuple[list[float], int]:
-    """Return the idle seconds of connections that are held idle, and a count of cursors.
+class Held(NamedTuple):
+    """The purposes of the open checkouts of a pool.
 
-    Held idle is a connection whose holder has run no command for IDLE_SECONDS. The count is of
-    other connections, which an open cursor holds that is being read.
+    Attributes:
+        idle: Idle seconds of the connections whose holder has run no command for IDLE_SECONDS.
+        read: How many others are held by an open cursor that is being read.
+        longest: The age of the longest checkout that does not await data; 0.0 without one.
     """
-    idle, read = list[float](), 0
+
+    idle: list[float]
+    read: int
+    longest: float
+
+
+def held_for(state: PoolState, commands: CommandState, now: float) -> Held:
+    """Return the purposes of the open checkouts of a pool."""
+    idle, read, longest = list[float](), 0, 0.0
     held, superseded = state.holders()
     for conn_id, checkout in held.items():
         use = _use(state, commands, checkout, superseded.get(conn_id), now)
+        if use.doing != "awaiting data":
+            longest = max(longest, now - checkout[1])
         if use.idle_seconds is not None and use.idle_seconds >= IDLE_SECONDS:
             idle.append(use.idle_seconds)
         elif now - checkout[1] >= READ_SECONDS:
-            read += use.awaits_data or use.doing.endswith("cursor")
-    return idle, read
+            read += use.may_await_data or use.doing.endswith("cursor")
+    return Held(idle, read, longest)
 
 
 def _use(
@@ -112,8 +124,14 @@ def _use(
     operation, collection = latest.key[3], latest.key[2]
     link = None if latest.trace is None else latest.trace.link()
     if latest.seconds is None:
-        awaits_data = operation == "getMore" and now - latest.started_at < AWAIT_DATA_SECONDS
-        return _Use("command", operation, collection, link, None, awaits_data)
+        if operation != "getMore":
+            return _Use("command", operation, collection, link, None)
+        allowed = latest.await_milliseconds
+        awaits = isinstance(allowed, int)  # an application can send a command with anything
+        most = AWAIT_DATA_SECONDS + (allowed / 1e3 if awaits else 0.0)
+        may_await = now - latest.started_at < most
+        doing: Activity = "awaiting data" if may_await and awaits else "command"
+        return _Use(doing, operation, collection, link, None, may_await)
     ended = max(latest.started_at + latest.seconds, superseded or 0.0)
     if latest.in_transaction:
         kept = "transaction"

@@ -6,9 +6,9 @@ hold as in `pool_state`: one leaf lock, nothing that grows.
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from threading import RLock
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from pool_telemetry.state.actor import Actor
 from pool_telemetry.state.histogram import OPERATION_BOUNDS, Histogram
@@ -41,15 +41,18 @@ class Command:
         started_at: When it was sent, by the clock.
         in_transaction: Whether it belongs to a transaction.
         seconds: How long it took; None while no answer has come.
+        await_milliseconds: Of a getMore alone, as in its document: how long the server may wait for
+            new data. None if the cursor is not tailable, or the application sets no bound.
     """
 
-    __slots__ = ("in_transaction", "key", "seconds", "started_at", "trace")
+    __slots__ = ("await_milliseconds", "in_transaction", "key", "seconds", "started_at", "trace")
 
     key: CommandKey
     trace: Trace | None
     started_at: float
     in_transaction: bool
     seconds: float | None
+    await_milliseconds: Any
 
 
 class CommandState:
@@ -69,6 +72,7 @@ class CommandState:
         """Forget everything, with a new lock; a forked child needs both."""
         self._lock = RLock()
         self._series: dict[CommandKey, Histogram] = {}
+        self._overloaded = set[CommandKey]()  # the series of errors of an overloaded server
         # A command cancelled in flight publishes no end before PyMongo 4.20.1, and an ended task
         # sends no other command: so the newest evict the oldest.
         self._inflight: dict[int, Command] = {}  # by request id
@@ -82,7 +86,7 @@ class CommandState:
         key: CommandKey,
         trace: Trace | None = None,
         actor: Actor = 0,
-        in_transaction: bool = False,
+        document: Mapping[str, Any] = {},  # it is never changed
     ) -> None:
         """Keep a command until it ends, and longer while it is the latest of its actor.
 
@@ -91,16 +95,19 @@ class CommandState:
             key: The series that it belongs to if it succeeds.
             trace: Its part of a trace.
             actor: The actor that sent it.
-            in_transaction: Whether it belongs to a transaction.
+            document: The command, which is not kept.
         """
         command = Command()  # an __init__ would double what it costs
         command.key, command.trace, command.started_at = key, trace, self._clock()
-        command.in_transaction, command.seconds = in_transaction, None
+        command.in_transaction, command.seconds = "autocommit" in document, None
+        if key[3] == "getMore":
+            # PyMongo sets it for tailable cursors that await data only (4.9 to 4.20): never from
+            # pymongo.timeout() or timeoutMS, because a server refuses it for other cursors.
+            command.await_milliseconds = document.get("maxTimeMS")
+            self._latest_get_more[actor] = command
         inflight, latest = self._inflight, self._latest
         inflight[request_id] = command
         latest[actor] = command
-        if key[3] == "getMore":
-            self._latest_get_more[actor] = command
         if len(inflight) > _MAX_TRACKED or len(latest) > _MAX_TRACKED:
             self._make_room()
 
@@ -125,9 +132,23 @@ class CommandState:
         kept.pop(next(iter(kept)), None)
 
     def ended(
-        self, request_id: int, seconds: float, error_type: str = "", status_code: str = ""
+        self,
+        request_id: int,
+        seconds: float,
+        error_type: str = "",
+        status_code: str = "",
+        *,
+        overloaded: bool = False,
     ) -> None:
-        """Record the duration of a command that ended, under its error if it failed."""
+        """Record the duration of a command that ended, under its error if it failed.
+
+        Args:
+            request_id: PyMongo's number of the request.
+            seconds: How long it took.
+            error_type: The error's code or class; empty if the command succeeded.
+            status_code: The error's code.
+            overloaded: Whether it failed because the server was overloaded.
+        """
         command = self._inflight.pop(request_id, None)
         if command is not None:
             command.seconds = seconds
@@ -137,6 +158,8 @@ class CommandState:
             with self._lock:
                 histogram = self._series.get(key) or self._new_series(key)
                 histogram.observe(seconds, None if trace is None else trace.link)
+                if overloaded and key in self._series:
+                    self._overloaded.add(key)
             if trace is not None:
                 trace.end(error_type, status_code)
 
@@ -175,6 +198,7 @@ class CommandState:
                     error_type=key[4],
                     status_code=key[5],
                     duration=duration,
+                    overloaded=key in self._overloaded,
                 )
             )
         return tuple(found)

@@ -425,6 +425,12 @@ class PoolState:
         with self._lock:
             return self._waiters.copy()
 
+    def self_blocked(self) -> list[Actor]:
+        """Return the holders that wait for another connection, once for each that they hold."""
+        with self._lock:
+            held, waiters = self._connections.held.values(), self._waiters
+            return [actor for actor, _, _ in held if actor in waiters]
+
     def holders(self) -> tuple[dict[int, Checkout], dict[int, float]]:
         """Return the checkouts, and when a holder took a later connection, by connection id."""
         self._reconcile(self._clock())

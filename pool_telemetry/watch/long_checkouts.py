@@ -1,6 +1,7 @@
 """Reports the long checkouts of one pool: each once, with its holder's stack, and again at its end.
 
-The watching thread calls `check()` twice a second. Holders at the same place share a log line.
+The watching thread calls `check()` twice a second. Holders at the same place share a log line. A
+getMore that waits for news is not long before its cursor's `max_await_time_ms` has passed.
 """
 
 import logging
@@ -35,7 +36,11 @@ class LongCheckouts:
         held, holders = watched.holders_by_connection(state)
         pool = pool_name(watched.name, state.address)
         self._log_ended(pool, held, watched.now(), closed=stats.phase != "ready")
-        new = [i for i, one in holders.items() if one.seconds >= limit and i not in self._open]
+        new = [
+            i
+            for i, one in holders.items()
+            if one.seconds >= limit and i not in self._open and one.doing != "awaiting data"
+        ]
         for conn_id in new:
             self._open[conn_id] = held[conn_id], holders[conn_id].label
             state.count_long_checkout()

@@ -109,7 +109,7 @@ def _plain(sample: ClientStats, ports: dict[int, int]) -> Any:
     """Return a sample as JSON's values, without a trace of the machine and the moment."""
     values = dataclasses.asdict(sample)
     values |= {"name": "", "at": sample.at - sample.since, "since": 0.0}
-    for place in (*values["pools"], *values["operations"]):
+    for place in (*values["pools"], *values["ended"], *values["operations"]):
         if place["port"] is not None:
             place["port"] = ports.setdefault(place["port"], _FIRST_PORT + len(ports))
     return _rounded(values)
@@ -148,9 +148,9 @@ def _client(values: dict[str, Any]) -> ClientStats:
         "since": EPOCH,
         "at": EPOCH + values["at"],
         "pools": tuple(map(_pool, values["pools"])),
+        "ended": tuple(map(_pool, values.get("ended", ()))),
         "operations": tuple(map(_operation, values["operations"])),
         "agents": AgentStats(*values["agents"]),
-        "ended": (),
         "server_selection": ServerSelectionStats(*values.get("server_selection", ())),
     }
     return ClientStats(**(values | made))

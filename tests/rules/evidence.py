@@ -121,7 +121,9 @@ WELL = Evidence(
         peak_demand=0,
     ),
     sizing=None,
-    churn=ChurnEvidence(opened=0, slow_opening=False, idle_churn=False, failed=0, attempts=0),
+    churn=ChurnEvidence(
+        opened=0, unopened=0, slow_opening=False, peak_demand=0, failed=0, attempts=0
+    ),
     spare=None,
 )
 

@@ -1,7 +1,14 @@
+import dataclasses
+
+import pytest
+
+from pool_telemetry.diagnosis.intervals import CommandKey, intervals
+from pool_telemetry.stats import OperationStats
 from tests.rules.evidence import (
     EXHAUSTED,
     a_period,
     an_interval,
+    durations,
     evidence,
     exhausted,
     found,
@@ -9,7 +16,7 @@ from tests.rules.evidence import (
     sizing,
     the,
 )
-from tests.test_health import a_pool
+from tests.test_health import a_client, a_pool
 
 
 def test_attempts_that_fail_with_errors() -> None:
@@ -26,6 +33,44 @@ def test_attempts_that_fail_with_errors() -> None:
     assert found(given) == [("retry_storm.errors", "critical", because, advice, {})]
     few = evidence(period=period, churn=the("churn", failed=9, attempts=9))
     assert found(few) == []
+
+
+def test_attempts_that_an_overloaded_server_refuses() -> None:
+    refused = {CommandKey("shop", "orders", "find", "overloaded"): durations(0.001, 36)}
+    failing = an_interval(commands=refused)
+    assert failing.failures() == (36, 36)
+    given = evidence(period=a_period(failing=failing), churn=the("churn", failed=36, attempts=36))
+    because = (
+        "36 of 36 attempts in 3 s failed. The server refused 36 of them because it is overloaded."
+    )
+    advice = (
+        "Send fewer requests: let callers retry after growing pauses, and not forever. A smaller "
+        "maxPoolSize bounds what all processes send at once. Then find what overloads the server."
+    )
+    assert found(given) == [("retry_storm.overload", "critical", because, advice, {})]
+
+
+@pytest.mark.parametrize(
+    ("error_type", "overloaded"),
+    [("50", True), ("462", True), ("462", False)],  # metrics have a code, and no labels
+)
+def test_errors_of_an_overloaded_server_are_retried_whatever_their_code(
+    error_type: str, overloaded: bool
+) -> None:
+    refused = OperationStats(
+        host="db",
+        port=27017,
+        namespace="shop",
+        collection="orders",
+        operation="find",
+        error_type=error_type,
+        status_code=error_type,
+        duration=durations(0.001, 36),
+        overloaded=overloaded,
+    )
+    sample = dataclasses.replace(a_client(a_pool()), operations=(refused,))
+    (interval,) = intervals([sample], ("db", 27017))
+    assert (interval.failures(), interval.overloads()) == ((36, 36), 36)
 
 
 def test_checkouts_that_time_out_and_are_retried() -> None:

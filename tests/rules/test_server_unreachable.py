@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 
+from pool_telemetry.diagnosis.evidence import IdleChurnEvidence
 from tests.rules.evidence import a_period, an_interval, evidence, found, outcomes, the
 from tests.test_health import DOWN, a_pool
 
@@ -101,7 +102,8 @@ def test_an_outage_of_one_of_several_servers_is_a_warning() -> None:
 def test_an_outage_explains_what_the_other_rules_would_find() -> None:
     other = {
         "commands": the("commands", stalled_seconds=9.0),
-        "churn": the("churn", failed=50, attempts=50, idle_churn=True),
+        "churn": the("churn", failed=50, attempts=50),
+        "idle_churn": IdleChurnEvidence(during=an_interval(), pause_seconds=0.1),
     }
     period = a_period(a_pool(**DOWN), failing=an_interval())
     ids = [

@@ -10,7 +10,9 @@ from typing import Final
 from pool_telemetry.diagnosis.evidence import Evidence
 from pool_telemetry.diagnosis.model import Finding
 from pool_telemetry.diagnosis.rules import (
+    callers_hang_up,
     connection_storm,
+    deadlock,
     driver_stands_still,
     handshakes_stall,
     leak,
@@ -28,7 +30,9 @@ RULES: Final[tuple[Rule, ...]] = (
     driver_stands_still.RULE,
     lost_pool.RULE,
     handshakes_stall.RULE,
+    deadlock.RULE,
     leak.RULE,
+    callers_hang_up.RULE,
     connection_storm.RULE,
     slow_operations.RULE,
     retry_storm.RULE,  # after the causes that make callers retry

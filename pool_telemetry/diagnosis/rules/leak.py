@@ -76,4 +76,5 @@ RULE: Final = Rule(
     runbook="MongoDBPoolCheckoutHeld",
     applies=applies,
     explain=explain,
+    suppressed_by=frozenset({"deadlock"}),
 )

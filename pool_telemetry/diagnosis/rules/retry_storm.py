@@ -1,9 +1,10 @@
 """Retry storm: most attempts fail, and their callers try again.
 
-MIN_FAILURES attempts, and FAILED_SHARE of all, fail with an error that is retried; or TIMEOUT_SHARE
-of the checkouts time out, and RETRY_SHARE of them are retried at once. The latter is a warning only
-if the pool is too small: a thread that takes the next request after a timeout looks like a retry,
-so a larger pool may be enough.
+MIN_FAILURES attempts, and FAILED_SHARE of all, fail with an error that is retried, OVERLOAD_SHARE
+of them perhaps because the server is overloaded; or TIMEOUT_SHARE of the checkouts time out, and
+RETRY_SHARE of them are retried at once. The latter is a warning only if the pool is too small: a
+thread that takes the next request after a timeout looks like a retry, so a larger pool may be
+enough.
 """
 
 from typing import Final
@@ -13,7 +14,7 @@ from pool_telemetry.diagnosis.intervals import Interval
 from pool_telemetry.diagnosis.model import Finding
 from pool_telemetry.diagnosis.rules import wording
 from pool_telemetry.diagnosis.rules.rule import SERVES_NOBODY, Rule
-from pool_telemetry.diagnosis.thresholds import MIN_FAILURES
+from pool_telemetry.diagnosis.thresholds import MIN_FAILURES, OVERLOAD_SHARE
 
 
 def applies(evidence: Evidence) -> bool:
@@ -27,8 +28,19 @@ def explain(evidence: Evidence) -> Finding:
     assert during is not None
     failed, attempts = evidence.churn.failed, evidence.churn.attempts
     small = evidence.too_small or evidence.queue.held_by_cursors
-    errors = _has_errors(evidence)
-    if errors:
+    errors, cause = _has_errors(evidence), "errors"
+    if errors and during.overloads() >= OVERLOAD_SHARE * failed:
+        cause = "overload"
+        because = (
+            f"{failed:,} of {attempts:,} attempts in {during.seconds:.0f} s failed. The server "
+            f"refused {during.overloads():,} of them because it is overloaded."
+        )
+        advice = (
+            "Send fewer requests: let callers retry after growing pauses, and not forever. A "
+            "smaller maxPoolSize bounds what all processes send at once. Then find what overloads "
+            "the server."
+        )
+    elif errors:
         because = (
             f"{failed:,} of {attempts:,} attempts in {during.seconds:.0f} s failed with errors "
             f"that are retried. The pool was cleared {during.cleared:,} times and opened "
@@ -39,6 +51,7 @@ def explain(evidence: Evidence) -> Finding:
             "pauses, and not forever."
         )
     else:
+        cause = "timeouts"
         failed, attempts = during.checkouts["timeout"], during.ended_checkouts
         because = (
             f"{failed:,} of {attempts:,} checkouts timed out in {during.seconds:.0f} s. "
@@ -46,7 +59,7 @@ def explain(evidence: Evidence) -> Finding:
         )
         advice = "Let callers wait before they retry, longer each time, and give up in the end."
     return Finding(
-        id=f"retry_storm.{'errors' if errors else 'timeouts'}",
+        id=f"retry_storm.{cause}",
         verdict="retry storm",
         severity="warning" if small and not errors else "critical",
         pool=evidence.pool_name,
@@ -63,7 +76,10 @@ def explain(evidence: Evidence) -> Finding:
 
 
 def _has_errors(evidence: Evidence) -> bool:
-    return evidence.churn.failed >= MIN_FAILURES
+    failed, failing = evidence.churn.failed, evidence.period.failing
+    if evidence.churn.slow_opening and failing is not None:  # it explains these
+        failed -= failing.checkouts["connection_error"]
+    return failed >= MIN_FAILURES
 
 
 def _during(evidence: Evidence) -> Interval | None:

@@ -8,7 +8,7 @@ from pool_telemetry.diagnosis.evidence import Evidence
 from pool_telemetry.diagnosis.model import Finding, Verdict
 
 SERVES_NOBODY: Final = frozenset(
-    {"server_unreachable", "driver_stands_still", "lost_pool", "handshakes_stall"}
+    {"server_unreachable", "driver_stands_still", "lost_pool", "handshakes_stall", "deadlock"}
 )
 """Findings that explain all waits and failures of a pool, whatever its size and its operations."""
 

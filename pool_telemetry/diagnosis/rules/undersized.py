@@ -23,7 +23,7 @@ def applies(evidence: Evidence) -> bool:
         return False
     retried = evidence.queue.retry_storm and not evidence.queue.held_by_cursors
     other = evidence.commands.is_slow or evidence.leak.recent or retried or evidence.period.failing
-    return evidence.too_small or not other
+    return evidence.too_small or not (other or evidence.hang_ups)
 
 
 def explain(evidence: Evidence) -> Finding:
@@ -37,7 +37,8 @@ def explain(evidence: Evidence) -> Finding:
     budget = evidence.connection_budget
     most = size if budget is None else min(size, budget)
     enough = sizing is not None and not sizing.too_small
-    lost = contention.checkouts["timeout"] or queue.callers_give_up
+    # Callers that hang up in the middle of an operation do not do so because of the pool.
+    lost = contention.checkouts["timeout"] or (queue.callers_give_up and not evidence.hang_ups)
     known = sizing is not None and not enough and not queue.held_by_cursors
     return Finding(
         id=f"undersized.{cause}",
