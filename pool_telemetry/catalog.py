@@ -271,9 +271,12 @@ def _of_client(field: str, kind: Callable[[Any], Any] = int) -> Reading:
     return Reading(points, put)
 
 
-def _of_selection(field: str, kind: Callable[[Any], Any] = int) -> Reading:
+def _of_selection(
+    field: str, kind: Callable[[Any], Any] = int, *, of_ended: bool = False
+) -> Reading:
     def points(client: ClientStats) -> Points:
-        yield (client.name, "", ""), getattr(client.server_selection, field)
+        if of_ended or client.pools or not client.ended:
+            yield (client.name, "", ""), getattr(client.server_selection, field)
 
     def put(fields: Fields, _: tuple[str, ...], value: Any) -> None:
         known = fields.get("server_selection", ServerSelectionStats())
@@ -600,7 +603,7 @@ CATALOG: Final = (
         "counter",
         "{failure}",
         "The number of callers that were seen to fail in server selection.",
-        _of_selection("failures"),
+        _of_selection("failures", of_ended=True),
     ),
     STOOD_STILL := Metric(
         "mongodb.client.stood_still_time",
