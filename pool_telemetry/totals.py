@@ -51,21 +51,21 @@ def total(clients: Iterable[ClientStats]) -> ClientStats:
 
 
 def counts_of(client: ClientStats) -> ClientStats:
-    """Return the counts of a client without its present state."""
+    """Return the counts of an ended client, without a state and without exemplars."""
     return replace(
         client,
         pools=(),
-        ended=(*client.pools, *client.ended),
+        ended=tuple(map(_without_exemplars, (*client.pools, *client.ended))),
+        operations=tuple(map(_without_exemplars, client.operations)),
         server_selection=ServerSelectionStats(failures=client.server_selection.failures),
         has_no_server=False,
     )
 
 
 def bounded(counts: ClientStats) -> ClientStats:
-    """Return the counts of a name's ended clients in bounded memory, without exemplars."""
-    kept = counts.ended[-_MAX_POOLS:]
-    operations = _operations(map(_without_exemplars, counts.operations), _MAX_SERIES)
-    return replace(counts, ended=tuple(map(_without_exemplars, kept)), operations=operations)
+    """Return the counts of a name's ended clients in bounded memory."""
+    operations = _operations(counts.operations, _MAX_SERIES)
+    return replace(counts, ended=counts.ended[-_MAX_POOLS:], operations=operations)
 
 
 def since(client: ClientStats, before: ClientStats) -> ClientStats:

@@ -85,8 +85,8 @@ class Process:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, started: float | None) -> None:
         self.telemetry = PoolTelemetry()
-        self.telemetry.name = "shop"  # as any other process of the service calls it
         self.telemetry._on_created(object(), ADDRESS, 1, 0)
+        self.telemetry.name = "shop"  # as any other process of the service calls it
         (self.state,) = self.telemetry.states()
         self.state.ready()
         self.state.connection_created(HOLDER, 1)
