@@ -31,7 +31,7 @@ from pool_telemetry.health import Health, HealthLimits, assess
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.owners import MAX_OWNER, owner
 from pool_telemetry.pool import MongoDBConnectionPool
-from pool_telemetry.registry import active
+from pool_telemetry.registry import active, recently_closed
 from pool_telemetry.report import PoolReport, pool_lines
 from pool_telemetry.stats import ClientStats, printable
 
@@ -133,10 +133,11 @@ def create_router(
     @router.get("/pool/diagnosis", response_model=None)
     async def pool_diagnosis() -> JSONResponse:
         """Return the diagnosis of every pool of the process: problems, numbers, and changes."""
-        every = active()  # the same clients as in /metrics
-        if not every:
-            return JSONResponse({"detail": _NOT_INITIALIZED.reasons[0]}, status_code=503)
-        found, lines = list[Finding](), list[str]()
+        every, found, lines = active(), list[Finding](), list[str]()  # as in /metrics
+        if not every:  # each request may have a client of its own, which is closed by now
+            every = recently_closed()[-1:]
+            if not any(diagnose(one).findings for one in every):
+                return JSONResponse({"detail": _NOT_INITIALIZED.reasons[0]}, status_code=503)
         for telemetry in every:
             stats = telemetry.stats()
             found += diagnose(stats, telemetry.history()).findings

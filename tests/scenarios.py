@@ -713,6 +713,16 @@ def overloaded_server(case: Case) -> None:
     case.go_on(TROUBLE_SECONDS)
 
 
+def client_per_request(case: Case) -> None:
+    """Each request makes a client of its own, and closes it, beside the one that is shared."""
+    case.callers(2, think=0.02)
+    case.go_on(CALM_SECONDS)
+    for _ in range(40):
+        listeners = PoolTelemetry().listeners
+        with Client(case.server.uri, appName=case.app_name, event_listeners=listeners) as client:
+            client["shop"]["orders"].find_one()
+
+
 def deadlock(case: Case) -> None:
     """Threads that each keep a connection, and wait for one more."""
 
@@ -916,4 +926,5 @@ SCENARIOS = (
     Scenario("steady long commands", "healthy", steady_long_commands, {"maxPoolSize": 50}),
     Scenario("overloaded server", "retry storm", overloaded_server, {"maxPoolSize": 10}),
     Scenario("deadlock", "deadlock", deadlock, {"maxPoolSize": 4}),
+    Scenario("client per request", "client per request", client_per_request),
 )

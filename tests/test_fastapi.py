@@ -8,9 +8,15 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
+from pymongo import MongoClient
 from pymongo.uri_parser import parse_uri
 
-from pool_telemetry import AsyncMongoDBConnectionPool, HealthLimits, MongoDBConnectionPool
+from pool_telemetry import (
+    AsyncMongoDBConnectionPool,
+    HealthLimits,
+    MongoDBConnectionPool,
+    PoolTelemetry,
+)
 from pool_telemetry.demo.embedded import EmbeddedServer
 from pool_telemetry.fastapi import create_router, pool_lifespan
 from tests.proxy import Proxy
@@ -42,6 +48,20 @@ def test_a_process_without_a_pool_is_alive_and_not_ready() -> None:
         advice = web.get("/metrics/mongodb").json()["recommendations"]
         assert (advice["check_connection"], advice["increase_pool"]) == (True, False)
         assert web.get("/metrics").status == 200
+
+
+def test_a_client_for_each_request_is_found_although_all_are_closed(
+    server_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pool_telemetry.fastapi.active", list)  # other tests' clients may be open
+    for _ in range(30):
+        listeners = PoolTelemetry("each").listeners
+        with MongoClient[dict[str, Any]](server_uri, event_listeners=listeners) as client:
+            client.admin.command("ping")
+    with serving(an_app()) as web:
+        (finding,) = web.get("/pool/diagnosis").json()["findings"]
+    assert finding["id"] == "client_per_request.many_made"
+    assert "made 30 clients named 'each' in the last minute; 0 are open" in finding["because"]
 
 
 def test_a_healthy_pool_is_ready_and_reports_its_numbers(server_uri: str) -> None:

@@ -11,6 +11,7 @@ Verdict = Literal[
     "deadlock",
     "slow operations",
     "leak",
+    "client per request",
     "callers hang up",
     "connection storm",
     "server unreachable",
@@ -84,9 +85,17 @@ class Diagnosis:
 
 
 def worst_first(findings: Iterable[Finding]) -> Diagnosis:
-    """Return findings as a diagnosis; findings of equal severity keep their order."""
+    """Return findings as a diagnosis; findings of equal severity keep their order.
+
+    Each of many clients of one name has the finding that they are many. The first one stays.
+    """
 
     def key(one: Finding) -> tuple[bool, int]:
         return one.ended is not None, _RANK[one.severity]
 
-    return Diagnosis(tuple(sorted(findings, key=key)))
+    found, said = list[Finding](), set[str]()
+    for one in findings:
+        if one.verdict != "client per request" or one.because not in said:
+            found.append(one)
+            said.add(one.because)
+    return Diagnosis(tuple(sorted(found, key=key)))

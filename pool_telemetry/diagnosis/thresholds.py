@@ -149,6 +149,10 @@ MIN_CHURN: Final = 10
 """New connections that a churn needs: fewer may be chance."""
 CHURN_PER_SECOND: Final = 2.0
 """New connections a second from which idle churn is a warning: fewer cost next to nothing."""
+MANY_CLIENTS: Final = 30
+"""Clients of one name that were made in a minute, from which they are made again and again: a
+process that has a client for each of several databases makes them once.
+"""
 MIN_IDLE_SECONDS: Final = 60.0
 """Least maxIdleTimeMS that is recommended: a connection that is open for a minute costs nothing."""
 PAUSES_KEPT_OPEN: Final = 2.0

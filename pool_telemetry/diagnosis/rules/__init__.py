@@ -11,6 +11,7 @@ from pool_telemetry.diagnosis.evidence import Evidence
 from pool_telemetry.diagnosis.model import Finding
 from pool_telemetry.diagnosis.rules import (
     callers_hang_up,
+    client_per_request,
     connection_storm,
     deadlock,
     driver_stands_still,
@@ -32,6 +33,7 @@ RULES: Final[tuple[Rule, ...]] = (
     handshakes_stall.RULE,
     deadlock.RULE,
     leak.RULE,
+    client_per_request.RULE,
     callers_hang_up.RULE,
     connection_storm.RULE,
     slow_operations.RULE,
@@ -42,10 +44,14 @@ RULES: Final[tuple[Rule, ...]] = (
 """In order of precedence: of equally severe findings the earlier rule's comes first."""
 
 
-def judge(evidence: Evidence) -> list[Finding]:
+OF_ENDED_CLIENTS: Final = (client_per_request.RULE,)
+"""The rules that apply to a client without an open pool, too."""
+
+
+def judge(evidence: Evidence, rules: tuple[Rule, ...] = RULES) -> list[Finding]:
     """Return the findings of one period."""
     found = list[Finding]()
-    for rule in RULES:
+    for rule in rules:
         if rule.applies(evidence) and not any(map(rule.is_suppressed_by, found)):
             found.append(replace(rule.explain(evidence), runbook=rule.runbook))
     return found
