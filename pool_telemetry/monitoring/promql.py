@@ -16,6 +16,7 @@ STATE: Final = prometheus_label(catalog.CONNECTIONS.attributes[0])
 OUTCOME: Final = prometheus_label(catalog.CHECKOUTS.attributes[0])
 OWNER: Final = prometheus_label(catalog.OWNER_SECONDS.attributes[0])
 REASON: Final = prometheus_label(catalog.CLOSED.attributes[0])
+SERVER_TYPE: Final = prometheus_label(catalog.SERVER_TYPE.attributes[0])
 COMMAND, ERROR = map(prometheus_label, catalog.OPERATION_SECONDS.attributes[3:5])
 PROCESS: Final = ("job", "instance")
 """The labels by which Prometheus knows a process.
