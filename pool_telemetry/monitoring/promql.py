@@ -83,6 +83,12 @@ class Promql:
         """Return how many checkouts end per second, of all outcomes, by pool."""
         return f"sum without ({OUTCOME}) ({self.rate(catalog.CHECKOUTS)})"
 
+    def by_client(self, expr: str) -> str:
+        """Return the largest value of each client's pools, under the name of the client."""
+        # `NAME@host:port` becomes `NAME`. An unnamed client has no name, so the label is removed.
+        named = f'label_replace({expr}, "{POOL}", "$1", "{POOL}", "(?:(.*)@)?.*")'
+        return f"max by ({', '.join((*PROCESS, POOL))}) ({named})"
+
     def in_use(self) -> str:
         """Return the connections in use, by pool."""
         return self.of(catalog.CONNECTIONS, f'{STATE}="used"')
