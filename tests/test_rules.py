@@ -20,6 +20,7 @@ from pool_telemetry.monitoring.promql import HOST, OUTCOME, POOL, REASON, STATE
 from pool_telemetry.monitoring.recording_rules import recording_rules
 from pool_telemetry.monitoring.thresholds import Thresholds
 from pool_telemetry.prometheus import prometheus_name
+from tests.grafana import board, filled, panels
 from tests.needs import needs
 
 
@@ -559,6 +560,35 @@ def test_recording_rules_aggregate_by_job(tmp_path: Path) -> None:
         for sample in [{"labels": '{job="chat"}', "value": value}]
     ]
     assert not judged(tmp_path, [a_test(both) | {"promql_expr_test": asked}])
+
+
+CHOSEN = dict.fromkeys(("job", "instance", "pool"), ".+")
+
+
+@pytest.mark.parametrize(
+    ("pool", "words"),
+    [
+        (a_pool(20), "Healthy"),
+        (a_pool(20, waiting=level((2, 20))), "Callers wait"),
+        (a_pool(20, exhausted=level((1, 20)), unserved=level((4, 20))), "Exhausted"),
+        (a_pool(20, waiting=level((2, 20)), unserved=level((4, 20))), "Nobody served"),
+        (a_pool(20, **FAILING), "Nobody served"),
+        (without_server(a_pool(20, **FAILING)), "Nobody served"),
+        (a_pool(20, **FAILING, ready=level((0, 20))), "No server"),
+    ],
+)
+def test_health_panel_names_the_state(pool: Mapping[str, str], words: str, tmp_path: Path) -> None:
+    health = next(panel for panel in panels(board("pool")) if panel["title"] == "Health")
+    ((mapping,), (target,)) = health["fieldConfig"]["defaults"]["mappings"], health["targets"]
+    shown = [int(value) for value, of in mapping["options"].items() if of["text"] == words]
+    # A sample of 1 says that the value is one of these.
+    value = " or ".join(f"({filled(target['expr'], CHOSEN)}) == {number}" for number in shown)
+    asked = {
+        "expr": f"({value}) >= bool 0",
+        "eval_time": "15m",
+        "exp_samples": [{"labels": "{}", "value": 1}],
+    }
+    assert not judged(tmp_path, [a_test(pool) | {"promql_expr_test": [asked]}])
 
 
 Question = tuple[str, int, list[Any]]  # an alert, a minute, and the alerts expected then
