@@ -40,7 +40,7 @@ def pool(limits: Thresholds) -> Dashboard:
             ("Operations", pool_causes.operations()),
             ("Wait, use and create time", pool_symptoms.times(limits)),
             ("Checkouts, opened and closed connections", pool_causes.churn()),
-            ("Servers", pool_causes.servers()),
+            ("Servers", pool_causes.servers(limits)),
             ("Agents", pool_causes.agents()),
             ("Runbooks", _runbooks()),
         ],

@@ -20,11 +20,22 @@ from dashboards.panels import (
     states,
 )
 from pool_telemetry import catalog
-from pool_telemetry.monitoring.promql import COMMAND, ERROR, HOST, OUTCOME, POOL, PORT, REASON
+from pool_telemetry.monitoring.promql import (
+    COMMAND,
+    ERROR,
+    HOST,
+    OUTCOME,
+    POOL,
+    PORT,
+    REASON,
+    SERVER_TYPE,
+)
+from pool_telemetry.monitoring.thresholds import Thresholds
 
 _POOL: Final = legend(POOL)
 _COMMAND: Final = legend(COMMAND)
 _SERVER: Final = f"{legend(HOST)}:{legend(PORT)}"
+_TYPE: Final = legend(SERVER_TYPE)
 
 
 def churn() -> list[Panel]:
@@ -121,14 +132,21 @@ def agents() -> list[Panel]:
     ]
 
 
-def servers() -> list[Panel]:
-    """Return the row of servers, and of the telemetry's own errors."""
+def servers(limits: Thresholds) -> list[Panel]:
+    """Return the row of servers, of callers that none serves, and of the telemetry's own errors."""
+    waiting, failed, standstill = (
+        PROCESSES.of(catalog.SELECTION_WAITING),
+        PROCESSES.increase(catalog.SELECTION_FAILURES),
+        PROCESSES.increase(catalog.STOOD_STILL),
+    )
     return [
         states(
             "Servers",
             "Whether each server answers heartbeats, and whether its pool is ready, as seen by "
-            "the process that is worst off. Normal: all green.\n"
+            "the process that is worst off; and the type of each server that answers. Normal: all "
+            "green.\n"
             "- One server down while others are up: a failover.\n"
+            "- No RSPrimary in a replica set: the set has no primary, and writes fail.\n"
             "- A paused pool while its server is up: an arbiter, or a member that serves no data "
             "now.",
             Query(
@@ -136,12 +154,17 @@ def servers() -> list[Panel]:
                 f"server {_SERVER}",
             ),
             Query(f"2 + min by ({POOL}) ({POOLS.of(catalog.READY)})", f"pool {_POOL}"),
+            Query(
+                f"4 * max by ({SERVER_TYPE}, {HOST}, {PORT}) ({POOLS.of(catalog.SERVER_TYPE)})",
+                f"{_TYPE} {_SERVER}",
+            ),
             mappings=mapping(
                 {
                     0: ("down", CRITICAL),
                     1: ("up", OK),
                     2: ("paused", WARNING),
                     3: ("ready", OK),
+                    4: ("this type", OK),
                 }
             ),
         ),
@@ -161,4 +184,36 @@ def servers() -> list[Panel]:
             Query(f"sum({PROCESSES.increase(catalog.TELEMETRY_ERRORS, window='$__range')})"),
             steps=[(1, CRITICAL)],
         ).height(8),
+        lines(
+            "Server selection",
+            "Callers that wait until a server fits their operation, and callers that failed there. "
+            "Normal: 0, or some that wait for moments during a failover. Above 0 while servers are "
+            "up: no server fits, because the set has no primary or no server matches the read "
+            "preference.",
+            Query(f"sum({waiting})", "waiting"),
+            Query(f"sum({failed})", "failed"),
+            colors={"waiting": "orange", "failed": "red"},
+        ).span(8),
+        lines(
+            "Nobody served",
+            "For how long callers have waited or failed while none got a connection, by pool. "
+            "Beside it: the age of the oldest connection that is being opened, and the longest "
+            "wait in server selection. Normal: 0, or less than a second. An opening that grows as "
+            "fast as the unserved time: handshakes stall.",
+            Query(f"max by ({POOL}) ({POOLS.of(catalog.UNSERVED)})", f"unserved {_POOL}"),
+            Query(f"max by ({POOL}) ({POOLS.of(catalog.OLDEST_OPENING)})", f"opening {_POOL}"),
+            Query(f"max({PROCESSES.of(catalog.SELECTION_OLDEST_WAIT)})", "server selection"),
+            unit="s",
+            steps=[(limits.unserved_seconds, CRITICAL)],
+        ).span(8),
+        lines(
+            "Silence and standstill",
+            "For how long PyMongo's monitor of a server has published nothing, if that is too "
+            "long, and the time for which a process was stopped or frozen. Normal: 0. Silence: "
+            "the event loop is blocked, or threads are deadlocked. Standstill: the process, its "
+            "container or its machine was paused.",
+            Query(f"max by ({POOL}) ({POOLS.of(catalog.SERVER_SILENCE)})", f"silent {_POOL}"),
+            Query(f"max by (job, instance) ({standstill})", f"stood still {legend('instance')}"),
+            unit="s",
+        ).span(8),
     ]

@@ -6,7 +6,7 @@ looks is decided in `panels`. Alerts and runbooks name panels by their titles.
 
 from typing import Final
 
-from dashboards.board import POOLS
+from dashboards.board import POOLS, PROCESSES
 from dashboards.panels import (
     CRITICAL,
     OK,
@@ -35,8 +35,11 @@ def now(limits: Thresholds) -> list[Panel]:
         POOLS.of(metric) for metric in (catalog.READY, catalog.WAITING, catalog.EXHAUSTED)
     )
     client = f'label_replace({ready}, "client", "$1", "{POOL}", "(.*)@.*")'
+    unserved, selecting = POOLS.of(catalog.UNSERVED), PROCESSES.of(catalog.SELECTION_OLDEST_WAIT)
+    # A client that has no server left has no pool that could be ready.
     health = (
-        f"4 * (min(max by (job, instance, client) ({client})) == bool 0) "
+        f"8 * (max({unserved} or {selecting}) > bool 1) "
+        f"+ 4 * (min(max by (job, instance, client) ({client})) == bool 0 or vector(0)) "
         f"+ 2 * max({exhausted}) + (max({waiting}) > bool 0)"
     )
     no_server = ("No server", CRITICAL)
@@ -47,6 +50,8 @@ def now(limits: Thresholds) -> list[Panel]:
             "moments.\n"
             "- Exhausted: find out what holds the connections (Why callers wait) before you raise "
             "maxPoolSize.\n"
+            "- Nobody served: callers have waited for a second or more, and none got a connection "
+            "or a server. Go to Nobody served.\n"
             "- No server: go to the row Servers.",
             Query(health),
             mappings=mapping(
@@ -55,7 +60,9 @@ def now(limits: Thresholds) -> list[Panel]:
                     1: ("Callers wait", WARNING),
                     2: ("Exhausted", CRITICAL),
                     3: ("Exhausted", CRITICAL),
-                    **dict.fromkeys(range(4, 8), no_server),
+                    **dict.fromkeys((*range(4, 8), *range(12, 16)), no_server),
+                    **dict.fromkeys((8, 9), ("Nobody served", CRITICAL)),
+                    **dict.fromkeys((10, 11), ("Exhausted", CRITICAL)),
                 }
             ),
         ),

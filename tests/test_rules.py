@@ -5,7 +5,7 @@ import os
 import random
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from pool_telemetry import catalog
 from pool_telemetry.catalog import Metric
 from pool_telemetry.monitoring import files
 from pool_telemetry.monitoring.alerts import alerts
-from pool_telemetry.monitoring.promql import OUTCOME, POOL, REASON, STATE
+from pool_telemetry.monitoring.promql import HOST, OUTCOME, POOL, REASON, STATE
 from pool_telemetry.monitoring.recording_rules import recording_rules
 from pool_telemetry.monitoring.thresholds import Thresholds
 from pool_telemetry.prometheus import prometheus_name
+from tests.grafana import board, filled, panels
 from tests.needs import needs
 
 
@@ -31,6 +32,7 @@ def promtool() -> None:
 SCRAPE_SECONDS = 15
 MINUTE = 60 // SCRAPE_SECONDS  # in samples
 LABELS = {"job": "chat", "instance": "app:8000", POOL: "chat@db:27017"}
+CLIENT = {POOL: "chat"}  # of the metrics of a whole client
 NAMES = [alert.name for alert in alerts()]
 
 
@@ -82,6 +84,11 @@ def a_pool(minutes: int, **changed: str | Mapping[str, str]) -> dict[str, str]:
         "ready": level((1, minutes)),
         "up": level((1, minutes)),
         "errors": level((0, minutes)),
+        "unserved": level((0, minutes)),
+        "silent": level((0, minutes)),
+        "selecting": level((0, minutes)),
+        "selecting_for": level((0, minutes)),
+        "selection_failures": rising((0, minutes)),
         **changed,
     }
     names = {
@@ -101,6 +108,11 @@ def a_pool(minutes: int, **changed: str | Mapping[str, str]) -> dict[str, str]:
         "ready": series(catalog.READY),
         "up": series(catalog.SERVER_UP),
         "errors": series(catalog.TELEMETRY_ERRORS),
+        "unserved": series(catalog.UNSERVED),
+        "silent": series(catalog.SERVER_SILENCE),
+        "selecting": series(catalog.SELECTION_WAITING, **CLIENT),
+        "selecting_for": series(catalog.SELECTION_OLDEST_WAIT, **CLIENT),
+        "selection_failures": series(catalog.SELECTION_FAILURES, **CLIENT),
     }
     calm.update(samples.pop("waits"))
     return calm | {names[name]: values for name, values in samples.items()}
@@ -179,6 +191,13 @@ CASES = {
         "Throughout the last minute, some caller of pool chat@db:27017 in app:8000 (chat) had "
         "waited 4.5s or longer for a connection (alert above 3 s).",
     ),
+    "MongoDBPoolNobodyServed": Case(
+        a_pool(20, unserved=level((0, 10), (45, 10)), waiting=level((0, 10), (5, 10))),
+        13,
+        "Pool chat@db:27017 of app:8000 has served no caller for 45s",
+        "Callers asked pool chat@db:27017 in app:8000 (chat) for connections, and none got one for "
+        "45s (alert above 10 s), although the server answers heartbeats. Callers waiting now: 5.",
+    ),
     "MongoDBPoolCheckoutHeld": Case(
         a_pool(20, longest=level((0.1, 10), (90, 10))),
         13,
@@ -201,10 +220,39 @@ CASES = {
         "The pool takes no operations.",
     ),
     "MongoDBServerDown": Case(
-        a_pool(20, ready=level((1, 10), (0, 10)), up=level((1, 10), (0, 10))),
+        a_pool(
+            20,
+            ready=level((1, 10), (0, 10)),
+            up=level((1, 10), (0, 10)),
+            unserved=level((0, 10), (45, 10)),
+            selecting=level((0, 10), (4, 10)),
+            selecting_for=level((0, 10), (28, 10)),
+            selection_failures=rising((0, 10), (0.2, 10)),
+        ),
         13,
         "app:8000 can't reach the server of pool chat@db:27017",
         "The server of pool chat@db:27017 does not answer the heartbeats of app:8000 (chat).",
+    ),
+    "MongoDBNoServerFits": Case(
+        a_pool(
+            20,
+            selecting=level((0, 10), (4, 10)),
+            selecting_for=level((0, 10), (8, 10)),
+            selection_failures=rising((0, 10), (0.2, 10)),
+        ),
+        19,
+        "No server fits the operations of client 'chat' in app:8000",
+        "Callers of client 'chat' in app:8000 (chat) that wait in server selection or failed there "
+        "in the last 5 minutes: 64. The set has no primary, no server matches the operations, or "
+        "the client has no server left. Users see errors.",
+    ),
+    "MongoDBDriverSilent": Case(
+        a_pool(20, silent=level((0, 10), (37, 10)), unserved=level((0, 10), (37, 10))),
+        13,
+        "PyMongo stands still in app:8000: its monitor for pool chat@db:27017 is silent",
+        "PyMongo's monitor of the server of pool chat@db:27017 in app:8000 (chat) has published "
+        "nothing for 37s. The event loop is blocked, or threads are deadlocked. Callers are "
+        "probably not served.",
     ),
     "MongoDBPoolTelemetryErrors": Case(
         a_pool(20, errors=level((0, 10), (3, 10))),
@@ -235,7 +283,11 @@ SEVERE = {
     "MongoDBPoolCheckoutFailures",
     "MongoDBPoolPaused",
     "MongoDBServerDown",
+    "MongoDBPoolNobodyServed",
+    "MongoDBNoServerFits",
+    "MongoDBDriverSilent",
 }
+LABELS_OF = {"MongoDBPoolNoData": {"job": "chat"}, "MongoDBNoServerFits": LABELS | CLIENT}
 # Alerts that rightly fire together with the alert.
 WITH_IT = {
     name: {"MongoDBPoolNearlyFull"}
@@ -255,6 +307,9 @@ BUSY = a_pool(
     created=rising((1.8, 90)),
     closed=rising((1.8, 90)),
     failed=rising((0.9, 90)),
+    unserved=level((8, 90)),
+    selecting=level((1, 90)),
+    selecting_for=level((8, 90)),
 )
 SPIKE = a_pool(  # for 15 to 30 s, after half an hour
     60,
@@ -268,6 +323,10 @@ SPIKE = a_pool(  # for 15 to 30 s, after half an hour
     created=f"{level((2, 30))} {level((300, 30))}",
     ready=f"{level((1, 30))} 0 {level((1, 29))}",
     up=f"{level((1, 30))} 0 {level((1, 29))}",
+    unserved=f"{level((0, 30))} 20 20 {level((0, 29))}",
+    silent=f"{level((0, 30))} 31 31 {level((0, 29))}",
+    selecting=f"{level((0, 30))} 40 40 {level((0, 29))}",
+    selecting_for=f"{level((0, 30))} 11 20 {level((0, 29))}",
 )
 RESTART = a_pool(  # counters begin at 0 again, and the empty pool fills up
     60,
@@ -278,6 +337,7 @@ RESTART = a_pool(  # counters begin at 0 again, and the empty pool fills up
     exhausted_time=f"{level((900, 30))} {level((0, 30))}",
     created=f"{level((9000, 30))} 0 0 {level((8, 29))}",
     errors=f"{level((0, 30))} {level((0, 30))}",
+    selection_failures=f"{level((40, 30))} {level((0, 30))}",
 )
 ARBITER = a_pool(90, used=level((0, 90)), ready=level((0, 90)))  # it never serves data
 SMALL = a_pool(  # one busy connection: many short waits
@@ -325,7 +385,7 @@ HEALTHY = {
 def test_alert_fires_with_its_words_and_no_other_alert_fires(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     severity = "critical" if name in SEVERE else "warning"
-    labels = {"job": "chat"} if name == "MongoDBPoolNoData" else LABELS
+    labels = LABELS_OF.get(name, LABELS)
     expected = {
         "exp_labels": {"severity": severity, **labels},
         "exp_annotations": {
@@ -356,6 +416,76 @@ def test_full_pool_without_a_queue_is_only_a_warning(tmp_path: Path) -> None:
     pool = a_pool(30, used=level((8, 30)))
     assert not judged(tmp_path, [a_test(pool, *nothing(["MongoDBPoolFull"], 30))])
     assert judged(tmp_path, [a_test(pool, ("MongoDBPoolNearlyFull", 20, []))])
+
+
+FAILING = {  # all callers of the client fail in server selection, after 30 s
+    "selecting": level((4, 20)),
+    "selecting_for": level((20, 20)),
+    "selection_failures": rising((0.2, 20)),
+}
+TWO_OF_THREE_DOWN = {
+    series(catalog.SERVER_UP, **{HOST: f"db{n}", POOL: f"chat@db{n}:27017"}): level((up, 20))
+    for n, up in enumerate((1, 0, 0))
+}
+OTHER_CLIENT_DOWN = {series(catalog.SERVER_UP, **{POOL: "other@db2:27017"}): level((0, 20))}
+
+
+def unnamed(pool: Mapping[str, str]) -> dict[str, str]:
+    """Return the same series of a client without a name."""
+    return {key.replace("chat@", "").replace('"chat"}', '""}'): v for key, v in pool.items()}
+
+
+def without_server(pool: Mapping[str, str]) -> dict[str, str]:
+    """Return the series of a client after PyMongo has removed its only server."""
+    of_server = series(catalog.SERVER_UP), series(catalog.READY), series(catalog.SERVER_SILENCE)
+    return {key: values for key, values in pool.items() if key not in of_server}
+
+
+@pytest.mark.parametrize(
+    ("pool", "others"),
+    [
+        (a_pool(20, **FAILING | {"selecting_for": level((0, 20))}), set()),
+        (a_pool(20, **FAILING | {"selection_failures": rising((0, 20))}), set()),
+        (without_server(a_pool(20, **FAILING)), set()),
+        (a_pool(20, **FAILING) | TWO_OF_THREE_DOWN, {"MongoDBServerDown"}),
+        (a_pool(20, **FAILING) | OTHER_CLIENT_DOWN, {"MongoDBServerDown"}),
+        (unnamed(a_pool(20, **FAILING)), set()),
+    ],
+    ids=["failed", "wait", "no server left", "no majority", "another client down", "unnamed"],
+)
+def test_no_server_fits_fires(pool: Mapping[str, str], others: set[str], tmp_path: Path) -> None:
+    assert fired(tmp_path, pool, 15) == {"MongoDBNoServerFits"} | others
+
+
+OUTAGE = {  # of 10 minutes
+    "up": level((0, 10), (1, 10)),
+    "selecting": level((4, 10), (0, 10)),
+    "selecting_for": level((20, 10), (0, 10)),
+    "selection_failures": rising((0.2, 10), (0, 10)),
+    "unserved": level((45, 10), (0, 10)),
+}
+
+
+@pytest.mark.parametrize("of", [dict, unnamed])
+def test_only_server_down_fires_in_an_outage_and_after_it(
+    of: Callable[[dict[str, str]], dict[str, str]], tmp_path: Path
+) -> None:
+    pool = of(a_pool(20, **OUTAGE))
+    others = [name for name in NAMES if name != "MongoDBServerDown"]
+    assert not judged(tmp_path, [a_test(pool, *nothing(others, 20))])
+    assert fired(tmp_path, pool, 5) == {"MongoDBServerDown"}
+
+
+def test_no_server_fits_fires_at_once_after_an_outage_if_callers_still_wait(tmp_path: Path) -> None:
+    pool = a_pool(20, **FAILING | {"up": OUTAGE["up"]})
+    assert fired(tmp_path, pool, 11) == {"MongoDBNoServerFits"}
+
+
+def test_process_that_ended_is_not_reported_as_failing(tmp_path: Path) -> None:
+    ill = {"silent": level((37, 20)), "unserved": level((45, 20))}
+    pool = {key: f"{values} stale" for key, values in a_pool(20, **FAILING | ill).items()}
+    assert fired(tmp_path, pool, 19) == {"MongoDBNoServerFits", "MongoDBDriverSilent"}
+    assert fired(tmp_path, pool, 21) == set()
 
 
 def test_telemetry_errors_of_a_new_process_fire_for_15_minutes(tmp_path: Path) -> None:
@@ -396,12 +526,12 @@ def test_lower_thresholds_fire_for_the_busy_pool(tmp_path: Path) -> None:
         timeout_share=0.005,
         wait_p99_seconds=0.2,
         oldest_wait_seconds=2,
+        unserved_seconds=6,
         longest_checkout_seconds=40,
         created_per_second=1.5,
     )
-    complaints = judged(tmp_path, [a_test(BUSY, *((name, 60, []) for name in NAMES))], lower)
-    fired = {name for name in NAMES if f'alertname="{name}"' in complaints}
-    assert fired == {alert.name for alert in alerts() if alert.limit not in (0, 1)}
+    by_limit = {alert.name for alert in alerts() if alert.limit not in (0, 1)}
+    assert fired(tmp_path, BUSY, 60, lower) == by_limit | {"MongoDBNoServerFits"}
 
 
 def test_recording_rules_aggregate_by_job(tmp_path: Path) -> None:
@@ -432,6 +562,35 @@ def test_recording_rules_aggregate_by_job(tmp_path: Path) -> None:
     assert not judged(tmp_path, [a_test(both) | {"promql_expr_test": asked}])
 
 
+CHOSEN = dict.fromkeys(("job", "instance", "pool"), ".+")
+
+
+@pytest.mark.parametrize(
+    ("pool", "words"),
+    [
+        (a_pool(20), "Healthy"),
+        (a_pool(20, waiting=level((2, 20))), "Callers wait"),
+        (a_pool(20, exhausted=level((1, 20)), unserved=level((4, 20))), "Exhausted"),
+        (a_pool(20, waiting=level((2, 20)), unserved=level((4, 20))), "Nobody served"),
+        (a_pool(20, **FAILING), "Nobody served"),
+        (without_server(a_pool(20, **FAILING)), "Nobody served"),
+        (a_pool(20, **FAILING, ready=level((0, 20))), "No server"),
+    ],
+)
+def test_health_panel_names_the_state(pool: Mapping[str, str], words: str, tmp_path: Path) -> None:
+    health = next(panel for panel in panels(board("pool")) if panel["title"] == "Health")
+    ((mapping,), (target,)) = health["fieldConfig"]["defaults"]["mappings"], health["targets"]
+    shown = [int(value) for value, of in mapping["options"].items() if of["text"] == words]
+    # A sample of 1 says that the value is one of these.
+    value = " or ".join(f"({filled(target['expr'], CHOSEN)}) == {number}" for number in shown)
+    asked = {
+        "expr": f"({value}) >= bool 0",
+        "eval_time": "15m",
+        "exp_samples": [{"labels": "{}", "value": 1}],
+    }
+    assert not judged(tmp_path, [a_test(pool) | {"promql_expr_test": [asked]}])
+
+
 Question = tuple[str, int, list[Any]]  # an alert, a minute, and the alerts expected then
 
 
@@ -448,6 +607,14 @@ def a_test(pool: Mapping[str, str], *questions: Question) -> dict[str, Any]:
             for name, minute, alerts in questions
         ],
     }
+
+
+def fired(
+    folder: Path, pool: Mapping[str, str], minute: int, thresholds: Thresholds | None = None
+) -> set[str]:
+    """Return the names of the alerts that fire at this minute."""
+    said = judged(folder, [a_test(pool, *((name, minute, []) for name in NAMES))], thresholds)
+    return {name for name in NAMES if f'alertname="{name}"' in said}
 
 
 def judged(

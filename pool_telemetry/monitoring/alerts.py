@@ -15,6 +15,8 @@ from pool_telemetry.monitoring.model import Alert
 from pool_telemetry.monitoring.promql import OUTCOME, POOL, PROCESS, REASON, Promql
 from pool_telemetry.monitoring.thresholds import Thresholds
 
+_SAME_POOL: Final = f"on ({', '.join((*PROCESS, POOL))})"
+
 
 @dataclass(frozen=True, slots=True)
 class _Scope:
@@ -152,6 +154,26 @@ def _oldest_waiter(scope: _Scope) -> Alert:
     )
 
 
+def _nobody_served(scope: _Scope) -> Alert:
+    # Callers can't be served while the server is down or PyMongo stands still: one alert each.
+    is_down = f"{scope.promql.of(catalog.SERVER_UP)} == 0"
+    is_silent = f"{scope.promql.of(catalog.SERVER_SILENCE)} > 0"
+    unserved = scope.promql.of(catalog.UNSERVED)
+    return Alert(
+        name="MongoDBPoolNobodyServed",
+        severity="critical",
+        value=f"{unserved} unless {_SAME_POOL} ({is_down} or {is_silent})",
+        limit=scope.limits.unserved_seconds,
+        unit="seconds",
+        pending_for="30s",
+        summary="Pool {pool} of {process} has served no caller for {value}",
+        description="Callers asked pool {pool} in {process} ({job}) for connections, and none got "
+        "one for {value} (alert above {limit}), although the server answers heartbeats. Callers "
+        "waiting now: {waiting}.",
+        panel="Nobody served",
+    )
+
+
 def _checkout_held(scope: _Scope) -> Alert:
     return Alert(
         name="MongoDBPoolCheckoutHeld",
@@ -193,7 +215,7 @@ def _paused(scope: _Scope) -> Alert:
     return Alert(
         name="MongoDBPoolPaused",
         severity="critical",
-        value=f"(1 - {ready}) and {was_ready} unless on ({', '.join((*PROCESS, POOL))}) {up} == 0",
+        value=f"(1 - {ready}) and {was_ready} unless {_SAME_POOL} {up} == 0",
         limit=0,
         pending_for="1m",
         summary="Pool {pool} of {process} is paused",
@@ -214,6 +236,46 @@ def _server_down(scope: _Scope) -> Alert:
         description="The server of pool {pool} does not answer the heartbeats of {process} "
         "({job}).",
         panel="Servers",
+    )
+
+
+def _no_server_fits(scope: _Scope) -> Alert:
+    promql = scope.promql
+    up = promql.of(catalog.SERVER_UP)
+    waiting = promql.of(catalog.SELECTION_WAITING)
+    waits = f"{promql.of(catalog.SELECTION_OLDEST_WAIT)} > {scope.limits.unserved_seconds:.12g}"
+    failed = f"round({promql.increase(catalog.SELECTION_FAILURES)})"
+    # Callers that failed while all servers were down still count in `failed` after the outage.
+    down, down_lately = (f"{promql.by_client(f)} == 0" for f in (up, f"min_over_time({up}[5m])"))
+    return Alert(
+        name="MongoDBNoServerFits",
+        severity="critical",
+        # An increase outlives its process; added to a gauge, it ends with the process.
+        value=f"({waiting} + {failed}) and (({waits} unless {_SAME_POOL} {down}) "
+        f"or ({failed} > 0 unless {_SAME_POOL} {down_lately}))",
+        limit=0,
+        pending_for="30s",
+        summary="No server fits the operations of client '{pool}' in {process}",
+        description="Callers of client '{pool}' in {process} ({job}) that wait in server selection "
+        "or failed there in the last 5 minutes: {value}. The set has no primary, no server matches "
+        "the operations, or the client has no server left. Users see errors.",
+        panel="Server selection",
+    )
+
+
+def _driver_silent(scope: _Scope) -> Alert:
+    return Alert(
+        name="MongoDBDriverSilent",
+        severity="critical",
+        value=scope.promql.of(catalog.SERVER_SILENCE),
+        limit=0,
+        unit="seconds",
+        pending_for="30s",
+        summary="PyMongo stands still in {process}: its monitor for pool {pool} is silent",
+        description="PyMongo's monitor of the server of pool {pool} in {process} ({job}) has "
+        "published nothing for {value}. The event loop is blocked, or threads are deadlocked. "
+        "Callers are probably not served.",
+        panel="Silence and standstill",
     )
 
 
@@ -283,10 +345,13 @@ _ALERTS: Final[tuple[Callable[[_Scope], Alert], ...]] = (
     _checkout_failures,
     _wait_high,
     _oldest_waiter,
+    _nobody_served,
     _checkout_held,
     _connection_storm,
     _paused,
     _server_down,
+    _no_server_fits,
+    _driver_silent,
     _telemetry_errors,
     _exhaustion_predicted,
     _no_data,

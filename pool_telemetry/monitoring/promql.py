@@ -16,6 +16,7 @@ STATE: Final = prometheus_label(catalog.CONNECTIONS.attributes[0])
 OUTCOME: Final = prometheus_label(catalog.CHECKOUTS.attributes[0])
 OWNER: Final = prometheus_label(catalog.OWNER_SECONDS.attributes[0])
 REASON: Final = prometheus_label(catalog.CLOSED.attributes[0])
+SERVER_TYPE: Final = prometheus_label(catalog.SERVER_TYPE.attributes[0])
 COMMAND, ERROR = map(prometheus_label, catalog.OPERATION_SECONDS.attributes[3:5])
 PROCESS: Final = ("job", "instance")
 """The labels by which Prometheus knows a process.
@@ -81,6 +82,12 @@ class Promql:
     def all_checkouts(self) -> str:
         """Return how many checkouts end per second, of all outcomes, by pool."""
         return f"sum without ({OUTCOME}) ({self.rate(catalog.CHECKOUTS)})"
+
+    def by_client(self, expr: str) -> str:
+        """Return the largest value of each client's pools, under the name of the client."""
+        # `NAME@host:port` becomes `NAME`. An unnamed client has no name, so the label is removed.
+        named = f'label_replace({expr}, "{POOL}", "$1", "{POOL}", "(?:(.*)@)?.*")'
+        return f"max by ({', '.join((*PROCESS, POOL))}) ({named})"
 
     def in_use(self) -> str:
         """Return the connections in use, by pool."""

@@ -48,6 +48,9 @@ class Thresholds:
     oldest_wait_seconds: float = _number(
         3.0, "seconds that the oldest waiting caller has waited, throughout one minute"
     )
+    unserved_seconds: float = _number(
+        10.0, "seconds for which callers waited for a connection or a server, and none got one"
+    )
     longest_checkout_seconds: float = _number(
         60.0, "seconds that a caller has held the same connection"
     )
