@@ -284,7 +284,8 @@ def test_malformed_events_hurt_neither_the_application_nor_readers(data: st.Data
                 getattr(listener, name)(event)
     json.dumps(replay.telemetry.live_stats())
     assess(replay.telemetry.stats())
-    with mock.patch.object(prometheus, "active", return_value=[replay.telemetry]):
+    stats = [replay.telemetry.stats()]
+    with mock.patch.object(prometheus, "clients_to_report", return_value=stats):
         prometheus.register(registry)
         prometheus.generate(registry=registry)
 
