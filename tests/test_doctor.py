@@ -102,7 +102,7 @@ def test_an_exhausted_pool_is_told_with_what_to_set(
         threading.Event().wait(1.0)  # for which it is exhausted
         code, out, _ = run(capsys, "doctor", service + page, "--seconds", "1.5")
         assert code == doctor.EXIT_CODES["warning"], out
-        assert out.startswith("WARNING: undersized, 127.0.0.1:")
+        assert out.startswith("WARNING: undersized, ailing@127.0.0.1:")
         (size,) = re.findall(r"Raise maxPoolSize from 2 to (\d+)", out.replace("\n       ", " "))
         assert f"\n  set  maxPoolSize={size}\n" in out
         code, out, _ = run(capsys, "doctor", service + page, "--json", "--seconds", "1.5")
@@ -359,7 +359,7 @@ UNTOLD = {  # by metrics: ages of what is over, and why
 
 
 def test_metrics_are_read_back_as_what_they_were(server_uri: str) -> None:
-    telemetry = PoolTelemetry("chat")
+    telemetry = PoolTelemetry("read-back")
     client = MongoClient[Any](server_uri, event_listeners=telemetry.listeners, maxPoolSize=7)
     for _ in range(50):
         client["shop"]["orders"].find_one()
@@ -369,7 +369,7 @@ def test_metrics_are_read_back_as_what_they_were(server_uri: str) -> None:
     prometheus.register(registry)
     stats = telemetry.stats()
     found = read(prometheus.generate(registry=registry)[0].decode(), stats.at)
-    (client_read,) = [one for one in found if one.name == "chat"]
+    (client_read,) = [one for one in found if one.name == "read-back"]
     (pool, was) = client_read.pools[0], stats.pools[0]
     for field in dataclasses.fields(PoolStats):
         now, before = getattr(pool, field.name), getattr(was, field.name)
