@@ -1,8 +1,8 @@
 """Fetch and run PyMongo's own tests, and say what they showed; `make test-driver`.
 
-Each of its test modules runs in a process of its own. What fails there is run without telemetry,
-because PyMongo's tests need more than the embedded server has: only a test that passes without and
-fails with telemetry, each time, is a failure of ours. So is a difference of the counts.
+Each test module runs in a process of its own. PyMongo's tests need more than the embedded server
+has, so a test that fails is repeated without telemetry. It is a failure of ours if it passes each
+time without telemetry and fails each time with it. A difference of the counts is one, too.
 """
 
 import argparse
@@ -48,7 +48,7 @@ PYTEST: Final = (
 
 @dataclass
 class Report:
-    """What all of the tests showed."""
+    """The outcomes of all tests, and the differences that they showed."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     compared: int = 0

@@ -3,11 +3,11 @@
 import asyncio
 import contextlib
 import gc
-import os
 import time
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from multiprocessing import util
 from typing import Any, Final
 
 from pymongo.asynchronous.pool import Pool as AsyncPool
@@ -22,6 +22,7 @@ from tests.support import Noop
 PATIENCE_SECONDS: Final = 3.0
 """An end that PyMongo still works on, such as a close in a task, has this long to be published."""
 
+_SIZE: Final = {"created": 1, "closed": -1}
 _CAMEL: Final = {"poolClosed": "pool_closed", "connectionError": "connection_error"}
 
 
@@ -30,7 +31,6 @@ class Recorder(Noop, CommandListener):
 
     def __init__(self) -> None:
         self.events: list[tuple[str, Any, str]] = []  # appending needs no lock
-        self.closed_ids: list[tuple[Any, int]] = []
 
     def replay(self) -> "Counter[tuple[str, Any, str]]":
         return Counter(list(self.events))
@@ -76,14 +76,17 @@ class Book:
         self.recorder = Recorder()
         self.pools: list[weakref.ref[Any]] = []
         self.loop: asyncio.AbstractEventLoop | None = None
+
+    def listeners(self) -> list[Any]:
+        """Return the listeners of the client; only the client keeps them, as in an application."""
         ours = list(self.telemetry.listeners)
-        self.listeners = [self.recorder, *ours]
         _by_listener[next(one for one in ours if isinstance(one, PoolListener))] = self
+        return [self.recorder, *ours]
 
     @property
     def is_over(self) -> bool:
         """Return whether no pool is left that could still change."""
-        return all(pool is None or pool.closed for pool in self.open_pools()) and bool(self.pools)
+        return bool(self.pools) and all(pool.closed for pool in self.open_pools())
 
     def open_pools(self) -> list[Any]:
         return [pool for one in self.pools if (pool := one()) is not None]
@@ -96,6 +99,11 @@ class Book:
         for ours in stats.pools:
             address = (ours.host, ours.port)
             theirs = [pool for pool in pools if pool.address == address]
+            if not theirs:  # PyMongo dropped its connections with the pool, without an event
+                lost = sum(
+                    n * _SIZE.get(kind, 0) for (kind, at, _), n in events.items() if at == address
+                )
+                events["closed", address, "pool_closed"] += max(0, lost)
             pairs = [*_by_counters(ours, theirs), *_by_events(ours, address, events)]
             found += [f"{name}: {a}, ours {b}" for name, a, b in pairs if a != b]
         ended = sum(one.duration.count for one in stats.operations)
@@ -117,6 +125,8 @@ def _by_counters(ours: PoolStats, pools: list[Any]) -> Iterator[tuple[str, int, 
     yield "opening", opening, ours.opening
     yield "waiting", sum(len(queue._waiters) for queue in queues), ours.waiting
     yield "size", idle + in_use + opening, ours.size
+    if pools:  # a checkout that ended with its pool has no use time
+        yield "use times", ours.use_time.count, ours.checkouts["ok"] - in_use
 
 
 def _by_events(
@@ -137,7 +147,6 @@ def _by_events(
     for reason in ("timeout", "pool_closed"):
         yield f"failed by {reason}", count("failed", reason), ours.checkouts[reason]
     yield "balance", ours.size, ours.created - sum(ours.closed.values())
-    yield "use times", ours.use_time.count, ours.checkouts["ok"] - ours.in_use
 
 
 _numbers: Final = iter(range(1, 1_000_000))
@@ -152,7 +161,7 @@ def with_book(kwargs: dict[str, Any]) -> dict[str, Any]:
         return kwargs  # PyMongo made this client itself, with the arguments of another
     book = Book()
     _open.append(book)
-    return {**kwargs, "event_listeners": [*given, *book.listeners]}
+    return {**kwargs, "event_listeners": [*given, *book.listeners()]}
 
 
 def add_pool(pool: "Pool | AsyncPool") -> None:
@@ -194,10 +203,9 @@ def _let_pass(loops: set[asyncio.AbstractEventLoop]) -> None:
     time.sleep(0.01)
 
 
-def forget() -> None:
-    """Begin without books in a forked process, which has the parent's clients."""
+def begin_in_child(report: Callable[[], None]) -> None:
+    """Begin the books anew in a process that `multiprocessing` forked; report at its end."""
     for book in _open:
         book.recorder.events.clear()
-
-
-os.register_at_fork(after_in_child=forget)
+        book.pools.clear()
+    util.Finalize(None, report, exitpriority=100)

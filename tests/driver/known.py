@@ -11,7 +11,7 @@ BOUNDED: Final[dict[str, str]] = {
     "test_session": "",
     "test_fork": "",
     "test_csot": "Gridfs or Change or Bulk or Cursor or Retry or Prose or Command or Session",
-    "test_retryable_reads": "Pool or Retry",
+    "test_retryable_reads": "not overload",
     "test_retryable_writes": "not MultipleErrors",
     "test_encryption": "Simple or Options or GetKeys or AddKeyAltName or Bypassed",
 }

@@ -6,6 +6,7 @@ Without DRIVER_BOOKS in the environment the clients stay as they are, for the co
 import json
 import os
 from collections.abc import Iterator
+from multiprocessing import util
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from tests.driver import books
 _results: Final = Path(os.environ["DRIVER_RESULTS"])
 _with_books: Final = "DRIVER_BOOKS" in os.environ
 _outcomes: Final = dict[str, str]()
+_running: Final = list[str]()  # the test
 
 
 def _patch_clients(*kinds: Any) -> None:
@@ -49,18 +51,26 @@ if _with_books:
     _patch_pools(Pool, AsyncPool)
 
 
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    yield
+def _report(test: str, outcome: str) -> None:
+    """Compare, and add a line for a test that ended, or for a process that it forked."""
     compared, differences = books.compare() if _with_books else (0, [])
-    line = {
-        "test": item.nodeid,
-        "outcome": _outcomes.pop(item.nodeid, "none"),
-        "compared": compared,
-        "differences": differences,
-    }
+    line = {"test": test, "outcome": outcome, "compared": compared, "differences": differences}
     with _results.open("a") as file:
         file.write(json.dumps(line) + "\n")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    _running[:] = [item.nodeid]
+    yield
+    _report(item.nodeid, _outcomes.pop(item.nodeid, "none"))
+
+
+def _in_child(_: Any) -> None:
+    books.begin_in_child(lambda: _report(f"{_running[0]} in a fork", "forked"))
+
+
+util.register_after_fork(books, _in_child)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
