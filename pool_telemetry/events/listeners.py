@@ -207,8 +207,8 @@ class PoolListener(cmap.ConnectionPoolListener):
         """The server failed; connections in use are closed at their check-in."""
         try:
             notice_fork()
-            if not _is_of_a_fork():
-                self._pools[event.address].cleared(pauses=event.service_id is None)
+            pauses, is_failure = event.service_id is None, not _is_of_a_fork()
+            self._pools[event.address].cleared(pauses=pauses, is_failure=is_failure)
         except Exception as error:
             self._on_error(error)
 

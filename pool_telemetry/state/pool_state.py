@@ -119,14 +119,19 @@ class PoolState:
             self.phase = "ready"
             return self._cleared > 0
 
-    def cleared(self, *, pauses: bool) -> None:
-        """Count a clear; behind a load balancer it concerns one service and does not pause."""
+    def cleared(self, *, pauses: bool, is_failure: bool = True) -> None:
+        """Count a clear; behind a load balancer it concerns one service and does not pause.
+
+        With `is_failure` false PyMongo only drops a parent's connections after a fork.
+        """
         now = self._clock()
         with self._lock:
-            self._cleared += 1
-            if pauses:
+            self._cleared += is_failure
+            if pauses and is_failure:
                 self.phase = "paused"
                 self._connections.clear(now)
+            else:
+                self._connections.doubt_generations()
 
     def closed(self) -> None:
         """Close the pool. Connections in use stay counted until they are checked in."""
@@ -411,6 +416,7 @@ class PoolState:
             wait_time, use_time = self._wait_time.stats(), connections.use_time.stats()
             create_time = connections.create_time.stats()
             owners = connections.owner_stats(now)
+            connections.note_read()
         exhausted = exhausted_since is not None
         full = len(checkouts) >= max_size
         stall_seconds = _age(now, unserved_since) or 0.0 if full else 0.0
