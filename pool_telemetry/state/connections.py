@@ -273,11 +273,9 @@ class ReportedConnections:
         if self._pending_check_ins or self._carried_over:
             checkout = self._match_check_in(find_actor(), conn_id, now)
         else:
-            checkout = self.held.pop(conn_id, None) or self._return_carried_over(conn_id)
+            checkout = self.held.pop(conn_id, None) or self._check_in_unheld(conn_id)
         if checkout is not None:
             self._record_use(conn_id, checkout, now, link)
-        elif self._presumed_closed.get(conn_id) == "error":
-            self._reopen(conn_id)  # if it is closed in truth, its event follows
 
     def note_read(self) -> None:
         """Record that a reader has seen the counters."""
@@ -300,7 +298,14 @@ class ReportedConnections:
             if pending:
                 self._pending_check_ins[conn_id] = pending
             return None
-        return self.held.pop(conn_id, None) or self._return_carried_over(conn_id)
+        return self.held.pop(conn_id, None) or self._check_in_unheld(conn_id)
+
+    def _check_in_unheld(self, conn_id: int) -> Checkout | None:
+        """Return the checkout of an earlier pool that ends, or reopen the connection."""
+        checkout = self._return_carried_over(conn_id)
+        if checkout is None and self._presumed_closed.get(conn_id) == "error":
+            self._reopen(conn_id)  # if PyMongo closes it now, the event follows
+        return checkout
 
     def _pop_pending(self, conn_id: int, now: float) -> dict[Actor, float]:
         """Remove and return the check-ins of a connection whose events may still come."""

@@ -128,6 +128,9 @@ def run_modules(
                     report.unfinished.append(module)
                 seconds = time.monotonic() - began
                 print(f"{module}: {in_words(outcomes)} ({seconds:.0f} s)", flush=True)
+                for line in lines:
+                    for one in line["differences"]:
+                        print(f"  {line['test']}: {one}", flush=True)
 
 
 def failures_of_ours(server: EmbeddedServer, failed: list[str]) -> list[str]:
