@@ -10,10 +10,10 @@ BOUNDED: Final[dict[str, str]] = {
     "test_cursor": "",
     "test_session": "",
     "test_fork": "",
-    "test_csot": "Gridfs or Change or Bulk or Cursor or Retry or Prose or Command or Session",
+    "test_csot": "WaitQueue or Execution or Cursors or Sessions",
     "test_retryable_reads": "not overload",
     "test_retryable_writes": "not MultipleErrors",
-    "test_encryption": "Simple or Options or GetKeys or AddKeyAltName or Bypassed",
+    "test_encryption": "Simple or Options",
 }
 """The modules that CI runs, with pytest's `-k` for those that take too long as a whole."""
 
