@@ -6,6 +6,7 @@
 # make test-load    tests that make a load or measure time, and more random examples
 # make test-stack   a service, Prometheus, Alertmanager, and the dashboards in a browser
 # make test-strands Strands' own tests over our session repository
+# make test-driver  PyMongo's own tests with our telemetry in every client  (ARGS=--all: all of them)
 # make soak         150,000 operations behind a broken network  (ARGS="--seed 7")
 # For these nobody waits:
 # make test-matrix  four PyMongos on every Python here  (ARGS="--only 3.13")
@@ -25,7 +26,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 DETERMINISTIC := -m pytest -m "not load and not stack" --numprocesses=4 --dist=worksteal
 
-.PHONY: dashboards demo pictures stack-local test test-load test-stack test-strands test-tools test-matrix scenarios record-scenarios soak lint bench clean
+.PHONY: dashboards demo pictures stack-local test test-load test-stack test-strands test-driver test-tools test-matrix scenarios record-scenarios soak lint bench clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/pool-telemetry demo $(ARGS)
@@ -52,6 +53,9 @@ test-stack: $(VENV)/.dev
 
 test-strands: $(VENV)/.dev
 	@$(BIN)/python -m tests.strands_own
+
+test-driver: $(VENV)/.dev
+	@$(BIN)/python -m tests.driver $(ARGS)
 
 test-tools: $(VENV)/.dev
 	@$(BIN)/python -m tests.tools
@@ -88,7 +92,7 @@ bench: $(VENV)/.dev
 	@$(BIN)/python -m tests.benchmarks $(ARGS)
 
 clean:
-	rm -rf $(VENV) .matrix .npm .pictures .strands dist .coverage* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .driver .matrix .npm .pictures .strands dist .coverage* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 $(VENV)/.demo: pyproject.toml | $(BIN)/python
 	@echo "setting up: the library and what the demo shows"

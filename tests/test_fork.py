@@ -10,11 +10,17 @@ import threading
 from typing import Any
 
 import pytest
+from pymongo import CursorType, MongoClient
 
-from pool_telemetry import AsyncMongoDBConnectionPool, MongoDBConnectionPool, assess
+from pool_telemetry import (
+    AsyncMongoDBConnectionPool,
+    MongoDBConnectionPool,
+    PoolTelemetry,
+    assess,
+)
 from tests.forked_in_c import CALLERS, FINDS, SIZE
 from tests.prefork import OPERATIONS, OPTIONS, WORKERS
-from tests.support import PATIENCE_SECONDS, UNMEASURED
+from tests.support import PATIENCE_SECONDS, UNMEASURED, Counts, drivers, ours, the_pool
 
 METHODS = {"os.fork", *multiprocessing.get_all_start_methods()}
 
@@ -163,6 +169,43 @@ def test_worker_forked_in_c_makes_its_own_asynchronous_client(server_uri: str) -
 
 def test_process_id_reveals_a_fork_if_memory_can_not(server_uri: str) -> None:
     assert forked_in_c("by_number", server_uri) == [True, [False, True], [False, True]]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*fork.*:UserWarning")
+def test_worker_that_closes_an_inherited_exhaust_cursor_keeps_its_own_connection(
+    server_uri: str,
+) -> None:
+    telemetry = PoolTelemetry("inherited")
+    client: MongoClient[Any] = MongoClient(server_uri, event_listeners=telemetry.listeners)
+    collection = client["fork"]["inherited"]
+    collection.drop()
+    collection.insert_many({} for _ in range(10))
+    cursor = collection.find(cursor_type=CursorType.EXHAUST, batch_size=2)
+    next(cursor)
+    fork = multiprocessing.get_context("fork")
+    receive, send = fork.Pipe(duplex=False)
+
+    def worker() -> None:
+        collection.find_one()
+        cursor.close()
+        before = drivers(client), ours(the_pool(telemetry))
+        collection.find_one()
+        pool = the_pool(telemetry)
+        send.send((before, (drivers(client), ours(pool)), pool.created, sum(pool.closed.values())))
+
+    child = fork.Process(target=worker)
+    child.start()
+    assert receive.poll(PATIENCE_SECONDS), "the child said nothing"
+    before, after, created, closed = receive.recv()
+    child.join(PATIENCE_SECONDS)
+    own = Counts(size=1, in_use=0, idle=1, opening=0, waiting=0)
+    assert (before, after, created, closed) == ((own, own), (own, own), 1, 0)
+    assert ours(the_pool(telemetry)) == drivers(client)
+    cursor.close()
+    assert ours(the_pool(telemetry)) == drivers(client)
+    client.close()
 
 
 def in_a_thread(call: Any, *args: Any) -> None:

@@ -67,8 +67,10 @@ class Pool(RuleBasedStateMachine):
         self.due: dict[tuple[int, int], float] = {}
         self.unsure: set[int] = set()  # closed without an event
         self.stale: set[int] = set()  # closed by a clear, without an event
+        self.of_a_service: set[int] = set()  # older than the clear of one service
         self.left: set[int] = set()  # held by a cursor whose task finished
         self.unseen: set[int] = set()  # of these, presumed closed by PoolState
+        self.doubted: set[int] = set()  # of these, presumed closed because none was idle
         # Whether a holder finished, and whether that closed its connection: PoolState can't know
         # then which connections cursors hold.
         self.ended = self.vanished = False
@@ -162,6 +164,7 @@ class Pool(RuleBasedStateMachine):
                 conn.told = conn.holder
                 if conn_id in self.unseen:
                     self.unseen.discard(conn_id)
+                    self.doubted.discard(conn_id)
                     self.created += 1
             stats = self.state.stats()
         return stats
@@ -199,7 +202,9 @@ class Pool(RuleBasedStateMachine):
     def open_for(self, opener: int) -> Conn:
         if self.waiting | self.unnoticed == {opener}:
             self.unsure.clear()  # it opens a connection because none is idle
-            self.unseen |= {i for i in self.left if self.conns[i].told is None}
+            hidden = {i for i in self.left if self.conns[i].told is None}
+            self.doubted |= hidden - self.unseen
+            self.unseen |= hidden
         conn = Conn(self.next_id, self.generation, opener=opener)
         self.next_id += 1
         self.created += 1
@@ -254,7 +259,9 @@ class Pool(RuleBasedStateMachine):
     @precondition(lambda self: any(conn.idle for conn in self.conns.values()))
     @rule(random=pick, reason=st.sampled_from(["idle", "error", "stale"]))
     def perish(self, random: Any, reason: str) -> None:
-        self.close(random.choice([c for c in self.conns.values() if c.idle]), reason)
+        conn = random.choice([c for c in self.conns.values() if c.idle])
+        if reason != "stale" or conn.id in self.of_a_service:
+            self.close(conn, reason)
 
     def failed(self, actor: int, outcome: str) -> None:
         self.outcomes[outcome] += 1
@@ -266,6 +273,7 @@ class Pool(RuleBasedStateMachine):
         del self.conns[conn.id]
         self.left.discard(conn.id)
         self.unseen.discard(conn.id)
+        self.doubted.discard(conn.id)
         self.state.connection_closed(conn.id, reason)
 
     # Checkouts
@@ -298,6 +306,7 @@ class Pool(RuleBasedStateMachine):
             if any(conn_id == conn.id for _, conn_id in self.due):
                 return
             self.left.discard(conn.id)
+            self.proves_open(conn)
             actor, late, conn.told = 99, False, None
         conn.holder = None
         self.due[actor, conn.id] = self.now
@@ -332,7 +341,15 @@ class Pool(RuleBasedStateMachine):
         if fresh and not any(conn_id == conn.id for _, conn_id in self.due):
             conn.holder = conn.told = None
             self.left.discard(conn.id)
+            self.proves_open(conn)
             self.state.checked_in(lambda: 99, conn.id)
+
+    def proves_open(self, conn: Conn) -> None:
+        """A check-in proves that a connection was not closed, so it counts as another one."""
+        if conn.id in self.doubted:
+            self.doubted.discard(conn.id)
+            self.unseen.discard(conn.id)
+            self.created += 1
 
     @precondition(lambda self: any(conn.told for conn in self.conns.values()))
     @precondition(lambda self: not (self.vanished or self.departed))
@@ -423,6 +440,7 @@ class Pool(RuleBasedStateMachine):
     def clear_one_service(self) -> None:
         self.clears += 1
         self.state.cleared(pauses=False)
+        self.of_a_service |= self.conns.keys()
 
     @precondition(lambda self: self.phase != "closed" and self.created > self.rarely)
     @rule()
@@ -459,22 +477,31 @@ class Pool(RuleBasedStateMachine):
         self.departed |= left
         self.conns, self.next_id, self.phase = {}, 1, "paused"
         self.unsure.clear()
+        self.doubted.clear()
+        self.of_a_service.clear()
         self.ended = self.vanished = False
         self.state.created(self.max_size, 0)
 
     @precondition(lambda self: self.departed)
-    @rule(random=pick)
-    def close_departed(self, random: Any) -> None:
-        """A connection of an earlier pool is checked in, and closed."""
+    @rule(random=pick, dropped=st.booleans())
+    def close_departed(self, random: Any, dropped: bool) -> None:
+        """A connection of an earlier pool is checked in, and closed; not if that was dropped."""
         conn_id, actor = random.choice(sorted(self.departed))
         same = self.conns.get(conn_id)
         others = [key for key in self.departed if key[0] == conn_id]
         if self.phase == "closed" or len(others) > 1 or (same and same.told == actor):
             return  # no event tells the two apart
+        older = self.of_a_service | self.stale | self.unsure
+        if dropped and same and (same.opener is not None or same.generation < self.generation):
+            return
+        if dropped and conn_id in older:
+            return
         del self.departed[conn_id, actor]
-        self.state.checked_in(lambda: actor, conn_id)
-        self.closes["pool_closed"] += 1
-        self.state.connection_closed(conn_id, "pool_closed")
+        if not dropped:
+            self.state.checked_in(lambda: actor, conn_id)
+        reason = "stale" if dropped else "pool_closed"
+        self.closes[reason] += 1
+        self.state.connection_closed(conn_id, reason)
 
     @precondition(lambda self: self.created > 2 * self.rarely)
     @rule()

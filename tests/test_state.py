@@ -778,6 +778,35 @@ def test_a_cursor_that_nobody_left_is_noticed() -> None:
     assert pool.counts() == (1, 0, 1, 0, 0)
 
 
+@pytest.mark.parametrize("read", [False, True])
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_check_in_proves_that_a_connection_was_not_closed(read: bool, closed: bool) -> None:
+    """A finished task left its connection to a cursor, and the only waiter opened another."""
+    pool = Pool(max_size=5)
+    leaving(pool)
+    pool.open(1)
+    pool.out(A, 1)
+    pool.gone = {A}
+    pool.time.now += 1.0
+    assert pool.counts() == (1, 0, 1, 0, 0)
+    pool.checkout_started(B)
+    pool.connection_created(B, 2)
+    pool.connection_ready(2)
+    pool.checked_out(B, 2, 0.0)
+    if read:
+        assert pool.counts() == (1, 1, 0, 0, 0)
+    pool.returned(C, 1)
+    if closed:
+        pool.connection_closed(1, "error")
+    stats = pool.stats()
+    assert pool.counts() == (2 - closed, 1, 1 - closed, 0, 0)
+    # A counter that was read never falls, so the connection counts as another one then.
+    assert (stats.created, stats.closed["error"]) == (2 + read, closed + read)
+    pool.returned(B, 2)
+    pool.out(C, 2 if closed else 1)
+    assert pool.stats().created == 2 + read
+
+
 def test_a_connection_that_was_opened_in_vain_proves_nothing_about_cursors() -> None:
     """While it was being opened the pool was full, so the other caller waited for that alone."""
     pool = one_held()
@@ -836,6 +865,48 @@ def test_a_connection_held_through_two_new_pools_is_closed_once() -> None:
         pool.connection_closed(conn_id, "pool_closed")
     stats = pool.stats()
     assert (stats.created, stats.closed["pool_closed"], stats.use_time.count) == (2, 2, 2)
+
+
+def test_a_cursor_of_a_pool_that_no_longer_exists_closes_no_connection_of_the_next() -> None:
+    """A server came back, or a child was forked; then PyMongo closes the connection as stale."""
+    pool = exhausted_pool()
+    pool.closed()
+    pool.created(2, 0)
+    pool.ready()
+    pool.open(1)
+    pool.connection_closed(1, "stale")
+    stats = pool.stats()
+    assert pool.counts() == (1, 0, 1, 0, 1)
+    assert (stats.created, stats.closed["stale"], stats.use_time.count) == (3, 1, 1)
+    pool.connection_closed(1, "stale")  # no pool that we know had a third one of this id
+    assert pool.counts() == (1, 0, 1, 0, 1)
+    assert pool.stats().closed["stale"] == 1
+
+
+@pytest.mark.parametrize("cleared_while_it_opens", [False, True])
+def test_a_connection_older_than_a_clear_is_closed_as_stale(cleared_while_it_opens: bool) -> None:
+    pool = Pool()
+    pool.connection_created(A, 1)
+    if cleared_while_it_opens:
+        pool.cleared(pauses=True)
+    pool.connection_ready(1)
+    if not cleared_while_it_opens:
+        pool.cleared(pauses=True)
+    pool.connection_closed(1, "stale")
+    assert pool.counts() == (0, 0, 0, 0, 0)
+    assert pool.stats().closed["stale"] == 1
+
+
+@pytest.mark.parametrize("by_a_fork", [False, True])
+def test_a_clear_that_begins_no_new_generation_may_close_any_connection(by_a_fork: bool) -> None:
+    """PyMongo clears one service behind a load balancer, or drops connections after a fork."""
+    pool = Pool()
+    pool.open(1)
+    pool.cleared(pauses=by_a_fork, is_failure=not by_a_fork)
+    pool.connection_closed(1, "stale")
+    stats = pool.stats()
+    assert (stats.phase, stats.cleared) == ("ready", int(not by_a_fork))
+    assert (stats.size, stats.closed["stale"]) == (0, 1)
 
 
 def test_addresses_are_written_as_people_write_them() -> None:

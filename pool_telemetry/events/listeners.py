@@ -236,8 +236,9 @@ class PoolListener(ShortRepr, cmap.ConnectionPoolListener):
             notice_fork()
             # PyMongo noticed a fork, and drops the parent's connections. Two threads that notice it
             # at the same time publish two clears. But no server has failed, and no pool is paused.
-            if not _is_called_by("reset_without_pause"):
-                self._pools[event.address].cleared(pauses=event.service_id is None)
+            is_failure = not _is_called_by("reset_without_pause")
+            pauses = event.service_id is None
+            self._pools[event.address].cleared(pauses=pauses, is_failure=is_failure)
         except Exception as error:
             self._on_error(error)
 

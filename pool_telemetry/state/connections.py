@@ -71,6 +71,8 @@ class ReportedConnections:
         # Number of clears; PyMongo closes idle connections of an older generation.
         self._generation = 0
         self._cleared_at: float | None = None
+        # Connections whose generation PyMongo may count as older than `_ready` has it.
+        self._maybe_older: set[int] = set()
         # From PyMongo 4.19 on a connection can be checked out again before the event of its
         # previous check-in arrives: for each connection the callers whose events are still to
         # come, and when another caller took the connection.
@@ -88,7 +90,10 @@ class ReportedConnections:
         # Written by `presumed`; an event that contradicts a presumption corrects it here.
         self.presumed_returned: dict[int, tuple[Checkout, float]] = {}
         self.last_full_at = 0.0
-        self._presumed_closed: set[int] = set()
+        self._presumed_closed: dict[int, str] = {}  # connection id -> reason
+        # Of these, the closes that no reader has seen: they may still be taken back, while counters
+        # that were read never fall.
+        self._unread: set[int] = set()
         # Checkouts reinstated from `presumed_returned`; their use time is already recorded.
         self._reinstated: set[Checkout] = set()
 
@@ -124,11 +129,18 @@ class ReportedConnections:
         self._superseded.clear()
         self.presumed_returned.clear()
         self._presumed_closed.clear()
+        self._unread.clear()
+        self._maybe_older.clear()
 
     def clear(self, now: float) -> None:
         """Begin a new generation."""
         self._generation += 1
         self._cleared_at = now
+        self._maybe_older = (self._maybe_older & self._ready.keys()) | self.opening.keys()
+
+    def doubt_generations(self) -> None:
+        """Record a clear that concerns some connections; the event does not say which."""
+        self._maybe_older = self._ready.keys() | self.opening.keys()
 
     def created(
         self, actor: Actor, conn_id: int, now: float, waiters: Mapping[Actor, object]
@@ -157,9 +169,15 @@ class ReportedConnections:
         self._note_full(now)
         known = conn_id in self._ready or conn_id in self.opening
         carried_over = self._carried_over.get(conn_id, [])
-        # The close concerns an earlier pool if the id is unknown in this one, or if the reason is
-        # pool_closed while this pool is open.
-        if None in carried_over and (not known or (reason == "pool_closed" and not pool_is_closed)):
+        dropped = reason == "stale" and not self._may_be_stale(conn_id)
+        if dropped and None not in carried_over:
+            if (checkout := self._return_carried_over(conn_id)) is None:
+                return  # a pool of the process that this one was forked from
+            self._record_use(conn_id, checkout, now)
+        # The close concerns an earlier pool if the id is unknown in this one, if no clear explains
+        # it, or if the reason is pool_closed while this pool is open.
+        of_earlier = not known or dropped or (reason == "pool_closed" and not pool_is_closed)
+        if None in carried_over and of_earlier:
             self.closed[reason] += 1
             carried_over.remove(None)
             if not carried_over:
@@ -175,6 +193,16 @@ class ReportedConnections:
         # A clear may close the connection between its check-in and the event of that.
         if (checkout := self.held.pop(conn_id, None)) is not None:
             self._record_use(conn_id, checkout, now)
+
+    def _may_be_stale(self, conn_id: int) -> bool:
+        """Return whether a clear explains that PyMongo closes this connection as stale.
+
+        Otherwise a cursor closes a connection of a pool that no longer exists: of one that this
+        process inherited by a fork, or of a server that came back.
+        """
+        if conn_id in self.opening or conn_id in self._maybe_older:
+            return True
+        return self._ready.get(conn_id, self._generation) < self._generation
 
     def check_out(self, actor: Actor, conn_id: int, now: float, origin: Origin = NO_ORIGIN) -> None:
         """Record that an actor has a connection."""
@@ -205,9 +233,14 @@ class ReportedConnections:
 
     def _reopen(self, conn_id: int) -> None:
         """Count a connection again that was presumed closed, but is open."""
-        self._presumed_closed.discard(conn_id)
-        self.created_total += 1
+        reason = self._presumed_closed.pop(conn_id, "")
+        if conn_id in self._unread:
+            self._unread.discard(conn_id)
+            self.closed[reason] -= 1
+        else:
+            self.created_total += 1
         self._ready[conn_id] = self._generation
+        self._maybe_older.add(conn_id)
 
     def _supersede(self, conn_id: int, actor: Actor, now: float) -> None:
         """Record that the holder checked out another connection; its next commands run there."""
@@ -241,9 +274,14 @@ class ReportedConnections:
         if self._pending_check_ins or self._carried_over:
             checkout = self._match_check_in(find_actor(), conn_id, now)
         else:
-            checkout = self.held.pop(conn_id, None) or self._return_carried_over(conn_id)
+            checkout = self.held.pop(conn_id, None) or self._check_in_unheld(conn_id)
         if checkout is not None:
             self._record_use(conn_id, checkout, now, link)
+
+    def note_read(self) -> None:
+        """Record that a reader has seen the counters."""
+        if self._unread:
+            self._unread.clear()
 
     def _match_check_in(self, actor: Actor, conn_id: int, now: float) -> Checkout | None:
         """Remove the checkout that this actor ends; return None if it was ended before."""
@@ -261,7 +299,14 @@ class ReportedConnections:
             if pending:
                 self._pending_check_ins[conn_id] = pending
             return None
-        return self.held.pop(conn_id, None) or self._return_carried_over(conn_id)
+        return self.held.pop(conn_id, None) or self._check_in_unheld(conn_id)
+
+    def _check_in_unheld(self, conn_id: int) -> Checkout | None:
+        """Return the checkout of an earlier pool that ends, or reopen the connection."""
+        checkout = self._return_carried_over(conn_id)
+        if checkout is None and self._presumed_closed.get(conn_id) == "error":
+            self._reopen(conn_id)  # if PyMongo closes it now, the event follows
+        return checkout
 
     def _pop_pending(self, conn_id: int, now: float) -> dict[Actor, float]:
         """Remove and return the check-ins of a connection whose events may still come."""
@@ -350,4 +395,6 @@ class ReportedConnections:
             self.closed[reason] += 1
         if len(self._presumed_closed) > MAX_TRACKED:
             self._presumed_closed.clear()
-        self._presumed_closed |= conn_ids
+            self._unread.clear()
+        self._presumed_closed |= dict.fromkeys(conn_ids, reason)
+        self._unread |= conn_ids

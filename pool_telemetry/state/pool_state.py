@@ -128,14 +128,19 @@ class PoolState:
             self.phase = "ready"
             return self._cleared > 0
 
-    def cleared(self, *, pauses: bool) -> None:
-        """Count a clear; behind a load balancer it concerns one service and does not pause."""
+    def cleared(self, *, pauses: bool, is_failure: bool = True) -> None:
+        """Count a clear; behind a load balancer it concerns one service and does not pause.
+
+        With `is_failure` false PyMongo only drops a parent's connections after a fork.
+        """
         now = self._clock()
         with self._lock:
-            self._cleared += 1
-            if pauses:
+            self._cleared += is_failure
+            if pauses and is_failure:
                 self.phase = "paused"
                 self._connections.clear(now)
+            else:
+                self._connections.doubt_generations()
 
     def closed(self) -> None:
         """Close the pool. Connections in use stay counted until they are checked in."""
@@ -469,6 +474,7 @@ class PoolState:
             full = len(checkouts) >= max_size
             may_open = phase == "ready" and not full and not openings
             lost = self._service.is_lost(now, unserved_time, created=created, may_open=may_open)
+            connections.note_read()
         exhausted = exhausted_since is not None
         stall_seconds = _age(now, unserved_since) or 0.0 if full else 0.0
         host, port = self.address
