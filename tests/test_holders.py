@@ -27,10 +27,11 @@ from pool_telemetry.catalog import OWNER_CHECKOUTS
 from pool_telemetry.demo.embedded import EmbeddedServer
 from pool_telemetry.fastapi import OwnerMiddleware, create_router
 from pool_telemetry.prometheus import prometheus_name
+from pool_telemetry.state.callers import READ_SECONDS
 from pool_telemetry.state.commands import CommandState
 from pool_telemetry.stats import CallerStats
 from tests.balancer import Balancer
-from tests.support import Gate, slow, traced_to, until, wait_for
+from tests.support import Gate, slow, the_pool, traced_to, until, wait_for
 from tests.web import serving
 
 Client = MongoClient[dict[str, Any]]
@@ -405,3 +406,28 @@ def test_owners_are_no_label_by_default(client: Client, telemetry: PoolTelemetry
         client["shop"]["orders"].find_one()
     assert telemetry.stats().pools[0].owners
     assert list(OWNER_CHECKOUTS.read(telemetry.stats())) == []
+
+
+def test_answered_find_that_is_not_returned_yet_is_no_cursor(server_uri: str) -> None:
+    """PyMongo publishes the answer before it returns the connection."""
+
+    class Late(Gate):
+        def started(self, event: Any) -> None: ...
+
+        def succeeded(self, event: Any) -> None:
+            if event.command_name == "find":
+                answered.set()
+                self._open.wait()
+
+    answered, late, telemetry = threading.Event(), Late(), PoolTelemetry()
+    listeners = [*telemetry.listeners, late]
+    with MongoClient[dict[str, Any]](server_uri, event_listeners=listeners) as client:
+        find = threading.Thread(target=client["shop"]["orders"].find_one)
+        with late.shut():
+            find.start()
+            assert answered.wait(30.0)
+            ((holder,), _) = telemetry.callers()
+            assert (holder.doing, holder.operation) == ("command", "find")
+            wait_for(lambda: the_pool(telemetry).longest_checkout > READ_SECONDS)
+            assert the_pool(telemetry).held_by_cursors == 0
+        find.join()

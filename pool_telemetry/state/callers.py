@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 from pool_telemetry.state.actor import names_of
 from pool_telemetry.state.commands import CommandState
 from pool_telemetry.state.connections import Checkout
+from pool_telemetry.state.frames import in_an_operation
 from pool_telemetry.state.pool_state import PoolState
 from pool_telemetry.stats import IDLE_SECONDS, Activity, CallerStats, TraceLink, pool_name
 
@@ -55,12 +56,11 @@ def holders_of(
     state: PoolState, commands: CommandState, now: float
 ) -> tuple[dict[int, Checkout], dict[int, CallerStats]]:
     """Return the checkout of each connection, and the same in names, by connection id."""
-    held, superseded = state.holders()
+    held, uses = _uses(state, commands, now)
     names = names_of(actor for actor, _, _ in held.values())
     found = {}
-    for conn_id, checkout in held.items():
-        actor, since, origin = checkout
-        use = _use(state, commands, checkout, superseded.get(conn_id), now)
+    for conn_id, use in uses.items():
+        actor, since, origin = held[conn_id]
         found[conn_id] = CallerStats(
             address=pool_name("", state.address),
             seconds=max(0.0, now - since),
@@ -92,16 +92,41 @@ class Held(NamedTuple):
 def held_for(state: PoolState, commands: CommandState, now: float) -> Held:
     """Return the purposes of the open checkouts of a pool."""
     idle, read, longest = list[float](), 0, 0.0
-    held, superseded = state.holders()
-    for conn_id, checkout in held.items():
-        use = _use(state, commands, checkout, superseded.get(conn_id), now)
+    held, uses = _uses(state, commands, now)
+    for conn_id, use in uses.items():
+        _, since, _ = held[conn_id]
         if use.doing != "awaiting data":
-            longest = max(longest, now - checkout[1])
+            longest = max(longest, now - since)
         if use.idle_seconds is not None and use.idle_seconds >= IDLE_SECONDS:
             idle.append(use.idle_seconds)
-        elif now - checkout[1] >= READ_SECONDS:
+        elif now - since >= READ_SECONDS:
             read += use.may_await_data or use.doing.endswith("cursor")
     return Held(idle, read, longest)
+
+
+def _uses(
+    state: PoolState, commands: CommandState, now: float
+) -> tuple[dict[int, Checkout], dict[int, _Use]]:
+    """Return the checkout of each connection, and the activity of its holder."""
+    held, superseded = state.holders()
+    uses = {
+        conn_id: _use(state, commands, checkout, superseded.get(conn_id), now)
+        for conn_id, checkout in held.items()
+    }
+    # A holder that is still inside the operation whose command was answered has no open cursor: it
+    # returns the connection in a moment.
+    answered = {
+        conn_id
+        for conn_id, use in uses.items()
+        if use.doing.endswith("cursor")
+        and (use.idle_seconds or 0.0) < IDLE_SECONDS
+        and conn_id not in superseded
+    }
+    inside = in_an_operation(held[conn_id][0] for conn_id in answered)
+    for conn_id in answered:
+        if held[conn_id][0] in inside:
+            uses[conn_id] = uses[conn_id]._replace(doing="command", idle_seconds=None)
+    return held, uses
 
 
 def _use(

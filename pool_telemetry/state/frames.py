@@ -42,6 +42,9 @@ _Matches = Callable[[object], bool]
 _is_pool: _Matches = frozenset(
     {"pymongo.synchronous.pool", "pymongo.asynchronous.pool"}
 ).__contains__
+_is_client: _Matches = frozenset(
+    {"pymongo.synchronous.mongo_client", "pymongo.asynchronous.mongo_client"}
+).__contains__
 _is_async_pool: _Matches = frozenset({"pymongo.asynchronous.pool"}).__contains__
 _is_encryption: _Matches = frozenset(
     {"pymongo.synchronous.encryption", "pymongo.asynchronous.encryption"}
@@ -71,9 +74,14 @@ def still_in_pool(actors: Iterable[Actor]) -> set[Actor]:
     read, a live thread counts as inside until its next event.
     """
     everyone = set(actors)
-    inside = _inspect(everyone)
+    inside = _inspect(_is_pool, everyone)
     # An actor may move during an inspection, so two of them have to find it outside.
-    return inside | _inspect(everyone - inside)
+    return inside | _inspect(_is_pool, everyone - inside)
+
+
+def in_an_operation(actors: Iterable[Actor]) -> set[Actor]:
+    """Return the actors that are inside an operation of a client; none if frames can't be read."""
+    return _inspect(_is_client, set(actors)) if threads_are_known() else set()
 
 
 def is_called_by_async_pool() -> bool:
@@ -195,8 +203,8 @@ def _begin_anew() -> None:
         _gc_is_paused = False
 
 
-def _inspect(actors: set[Actor]) -> set[Actor]:
-    """Return the actors that are in PyMongo's pool code, by one reading of the frames."""
+def _inspect(module: _Matches, actors: set[Actor]) -> set[Actor]:
+    """Return the actors that are in such a module, by one reading of the frames."""
     threads = current_frames() if actors else {}
     inside: set[Actor] = set()
     for actor in actors:
@@ -204,24 +212,22 @@ def _inspect(actors: set[Actor]) -> set[Actor]:
             found = False
         elif isinstance(one, ThreadActor):
             ident = one.ident
-            found = ident is not None and (
-                threads is None or _runs_in(_is_pool, threads.get(ident))
-            )
+            found = ident is not None and (threads is None or _runs_in(module, threads.get(ident)))
         elif is_greenlet(one):
-            found = not one.dead and _greenlet_in_pool(one, threads)
+            found = not one.dead and _greenlet_is_in(module, one, threads)
         else:
             ends = one.done() or one.get_loop().is_closed()  # it never runs again
-            found = not ends and _awaits(_is_pool, one)
+            found = not ends and _awaits(module, one)
         if found:
             inside.add(actor)
     return inside
 
 
-def _greenlet_in_pool(greenlet: Any, threads: dict[int, FrameType] | None) -> bool:
+def _greenlet_is_in(module: _Matches, greenlet: Any, threads: dict[int, FrameType] | None) -> bool:
     frame = greenlet.gr_frame
     if frame is None:  # it runs at this moment, on one of the threads
-        return threads is None or any(_runs_in(_is_pool, stack) for stack in threads.values())
-    return _runs_in(_is_pool, frame)
+        return threads is None or any(_runs_in(module, stack) for stack in threads.values())
+    return _runs_in(module, frame)
 
 
 def _runs_in(module: _Matches, frame: FrameType | None) -> bool:
