@@ -72,19 +72,21 @@ def assess(
         unhealthy: No server has answered for `outage_seconds`, until a server has answered for
             `settle_seconds`. Or a pool was stalled for `stalled_seconds`, until its exhaustion ends
             or two check-ins are closer together than that. Or callers have waited for a connection
-            for `stalled_seconds`, and none was served. Or a server's monitor is silent for several
+            for `stalled_seconds`, and none was served; or the server refused every command for so
+            long, because it is overloaded. Or a server's monitor is silent for several
             periods. Or a caller failed in server selection less than `settle_seconds` ago, because
             no server is left or none is the primary, or while no other caller was served.
-        degraded: A pool is exhausted or paused, a checkout timed out, or a server is down, now or
-            less than `settle_seconds` ago. Or no member of a replica set is the primary, or callers
-            wait in server selection. Or this process has not used the client yet.
+        degraded: A pool is exhausted or paused, a checkout timed out, a server is down, or an
+            overloaded server refused commands, now or less than `settle_seconds` ago. Or no member
+            of a replica set is the primary, or callers wait in server selection. Or this process
+            has not used the client yet.
         healthy: None of these.
     """
     stats = stats_of(stats)
     if not stats.pools and not stats.has_no_server:
         reason = "no server is known yet, because this process has not used the client"
         return Health("degraded", (reason,))
-    reasons = _selection_reasons(stats, limits)
+    reasons = _selection_reasons(stats, limits) + _refusal_reasons(stats, limits)
     reachable = [pool for pool in stats.open_pools if _reachable(pool, limits)]
     if not reachable and not stats.has_no_server:
         lost = ", ".join(pool.outage_text for pool in stats.open_pools) or "the client is closed"
@@ -106,6 +108,16 @@ def _selection_reasons(stats: ClientStats, limits: HealthLimits) -> list[Reason]
     served = any(_is_recent(pool.since_served, limits) for pool in stats.open_pools)
     fits_nobody = stats.lacks_primary or stats.has_no_server or not served
     return [("unhealthy" if failing and fits_nobody else "degraded", stats.selection_text)]
+
+
+def _refusal_reasons(stats: ClientStats, limits: HealthLimits) -> list[Reason]:
+    refusals = stats.refusals
+    if not _is_recent(refusals.since, limits):
+        return []
+    if refusals.lasting > limits.stalled_seconds:
+        text = f"an overloaded server has refused every command for {refusals.lasting:.1f} s"
+        return [("unhealthy", text)]
+    return [("degraded", f"an overloaded server refused commands {refusals.since:.1f} s ago")]
 
 
 def _reachable(pool: PoolStats, limits: HealthLimits) -> bool:

@@ -370,6 +370,13 @@ class ServerSelectionStats(NamedTuple):
     since_failure: float | None = None  # age of the last failure; None without one
 
 
+class RefusalStats(NamedTuple):
+    """The commands that an overloaded server refused (SystemOverloadedError), by readings."""
+
+    since: float | None = None  # age of the last refusals; None without any
+    lasting: float = 0.0  # seconds of refusals during which no command succeeded
+
+
 class AgentStats(NamedTuple):
     """Counts of the agents whose sessions are in this client's database."""
 
@@ -392,6 +399,7 @@ class ClientStats:
     owner_metrics: bool = False  # whether there are metrics for each owner
     at: float = 0.0  # Unix time of the sample; a change of the system's clock does not move it
     server_selection: ServerSelectionStats = field(default_factory=ServerSelectionStats)
+    refusals: RefusalStats = field(default_factory=RefusalStats)
     has_no_server: bool = False  # each server has left, but the client is open
     stood_still: float = 0.0  # seconds for which this process was stopped, frozen or suspended
     ended: tuple[PoolStats, ...] = ()  # counts of ended clients with this name, without a state

@@ -221,6 +221,7 @@ class PoolTelemetry:
             owner_metrics=self.options.owner_metrics,
             at=self._since + self._age(),
             server_selection=self.server_selection.stats(self._clock()),
+            refusals=self.commands.refusals.stats(self._clock()),
             has_no_server=self._has_no_server,
             stood_still=self._stood_still,
         )
@@ -331,6 +332,7 @@ class PoolTelemetry:
         if self._clock is time.monotonic:
             self._stood_still += seconds
             self.server_selection.leave_out(seconds, self._clock())
+            self.commands.leave_out(seconds, self._clock())
             for state in self.states():
                 state.leave_out(seconds)
 

@@ -18,6 +18,7 @@ from pool_telemetry.stats import (
     OperationStats,
     OwnerStats,
     PoolStats,
+    RefusalStats,
     ServerSelectionStats,
 )
 
@@ -58,6 +59,7 @@ def counts_of(client: ClientStats) -> ClientStats:
         ended=tuple(map(_without_exemplars, (*client.pools, *client.ended))),
         operations=tuple(map(_without_exemplars, client.operations)),
         server_selection=ServerSelectionStats(failures=client.server_selection.failures),
+        refusals=RefusalStats(),
         has_no_server=False,
     )
 

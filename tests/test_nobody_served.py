@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pymongo
 import pytest
 from pymongo import AsyncMongoClient, MongoClient
-from pymongo.errors import PyMongoError
+from pymongo.errors import OperationFailure, PyMongoError
 from pymongo.read_preferences import Nearest, Secondary
 from pymongo.uri_parser import parse_uri
 
@@ -26,7 +27,7 @@ from pool_telemetry.state.pool_state import PoolState
 from pool_telemetry.stats import ClientStats
 from tests.demoted import SET_NAME, Demoted
 from tests.proxy import Proxy
-from tests.support import logged, monitors, pool_of, slow, the_pool, until, wait_for
+from tests.support import failing, logged, monitors, pool_of, slow, the_pool, until, wait_for
 
 Client = MongoClient[dict[str, Any]]
 FAST: dict[str, Any] = {
@@ -306,6 +307,56 @@ def test_lost_pool_is_named_and_has_not_recovered(
             pool.requests -= 4
         client["shop"]["orders"].find_one()
         assert not the_pool(telemetry).lost
+
+
+def test_overloaded_server_is_reported_by_health(server_uri: str) -> None:
+    telemetry = PoolTelemetry("overload")
+    limits = HealthLimits(stalled_seconds=0.5, settle_seconds=1.0)
+    how = {"errorCode": 462, "errorLabels": ["SystemOverloadedError", "RetryableError"]}
+    with Client(
+        server_uri, event_listeners=telemetry.listeners, appName="refused", retryReads=False
+    ) as client:
+        orders = client["shop"]["orders"]
+        orders.find_one()
+        assert assess(telemetry).status == "healthy"
+        with failing(server_uri, "refused", **how):
+
+            def refused() -> str:
+                with pytest.raises(OperationFailure):
+                    orders.find_one()
+                return assess(telemetry, limits).status
+
+            assert refused() == "degraded"
+            wait_for(lambda: refused() == "unhealthy")
+            assert "has refused every command for" in assess(telemetry, limits).reasons[0]
+        orders.find_one()
+        assert assess(telemetry).status == "degraded"
+        wait_for(lambda: assess(telemetry, limits).status == "healthy")
+
+
+def test_timeouts_without_exhaustion_are_logged(
+    server_uri: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    telemetry = PoolTelemetry()
+    with (
+        Proxy(port_of(server_uri)) as proxy,
+        Client(proxy.uri, event_listeners=telemetry.listeners, maxPoolSize=50, **FAST) as client,
+    ):
+        client["shop"]["orders"].find_one()
+        wait_for(lambda: monitors(client) == 2)
+        proxy.hesitate(0.4)
+        over = threading.Event()
+
+        def find() -> None:
+            while not over.is_set():
+                with contextlib.suppress(PyMongoError), pymongo.timeout(0.25):
+                    client["shop"]["orders"].find_one()
+
+        with callers(8, find):
+            wait_for(lambda: logged(caplog, "was not exhausted, and"))
+            over.set()
+    (line,) = logged(caplog, "was not exhausted, and")
+    assert "of 50 in use, " in line
 
 
 STOPPED = """

@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping
 from threading import RLock
 from typing import Any, Final, Protocol
 
+from pool_telemetry.standstill import later
 from pool_telemetry.state.actor import Actor
 from pool_telemetry.state.histogram import OPERATION_BOUNDS, Histogram
+from pool_telemetry.state.service import Refusals
 from pool_telemetry.stats import OVERFLOW, Address, OperationStats, TraceLink, validate_address
 
 CommandKey = tuple[Address, str, str, str, str, str]
@@ -73,6 +75,7 @@ class CommandState:
         self._lock = RLock()
         self._series: dict[CommandKey, Histogram] = {}
         self._overloaded = set[CommandKey]()  # the series of errors of an overloaded server
+        self.refusals = Refusals()
         # A command cancelled in flight publishes no end before PyMongo 4.20.1, and an ended task
         # sends no other command: so the newest evict the oldest.
         self._inflight: dict[int, Command] = {}  # by request id
@@ -163,6 +166,13 @@ class CommandState:
             if trace is not None:
                 trace.end(error_type, status_code)
 
+    def leave_out(self, seconds: float, now: float) -> None:
+        """Leave out of every age some seconds for which this process stood still until now."""
+        self.refusals.leave_out(seconds, now)
+        kept = (self._inflight, self._latest, self._latest_get_more)
+        for command in {id(one): one for by in kept for one in [*by.values()]}.values():
+            command.started_at = later(command.started_at, seconds, now)
+
     def latest(self, actor: Actor) -> Command | None:
         """Return the latest command of an actor; None if it sent none, or it was evicted."""
         return self._latest.get(actor)
@@ -200,5 +210,11 @@ class CommandState:
                     duration=duration,
                     overloaded=key in self._overloaded,
                 )
+            )
+        with self._lock:
+            self.refusals.record(
+                self._clock(),
+                answered=sum(one.duration.count for one in found if not one.error_type),
+                refused=sum(one.duration.count for one in found if one.overloaded),
             )
         return tuple(found)

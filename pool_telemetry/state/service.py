@@ -1,6 +1,6 @@
-"""For how long one server's pool has served no caller, although callers asked for connections.
+"""For how long one server's pool has served no caller, and a client's server refused its commands.
 
-`PoolState` asks at each of its readings, so nothing of this is on the hot path. Times are monotonic
+The states ask at each of their readings, so nothing of this is on the hot path. Times are monotonic
 seconds.
 """
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from pool_telemetry.standstill import later
-from pool_telemetry.stats import LOST_SECONDS
+from pool_telemetry.stats import LOST_SECONDS, RefusalStats
 
 QUIET_SECONDS: Final = 10.0
 """Without a caller that waits or fails for this long, nobody is known to be unserved.
@@ -77,3 +77,31 @@ class Service:
         self._created_at = later(self._created_at, seconds, now)
         if self._unserved_since is not None:
             self._unserved_since = later(self._unserved_since, seconds, now)
+
+
+class Refusals:
+    """The refusals by an overloaded server that readings of one client's commands show."""
+
+    def __init__(self) -> None:
+        self._answered = self._refused = 0
+        self._since = 0.0  # when a reading first found new refusals, since the last answer
+        self._at: float | None = None  # when a reading last found new refusals
+
+    def record(self, now: float, *, answered: int, refused: int) -> None:
+        """Record the commands so far that succeeded, and that the server refused."""
+        if answered != self._answered or self._at is None:
+            self._answered, self._since = answered, now
+        if refused != self._refused:
+            self._refused, self._at = refused, now
+
+    def stats(self, now: float) -> RefusalStats:
+        """Return when commands were refused, and for how long none succeeded meanwhile."""
+        if self._at is None:
+            return RefusalStats()
+        return RefusalStats(max(0.0, now - self._at), max(0.0, self._at - self._since))
+
+    def leave_out(self, seconds: float, now: float) -> None:
+        """Leave out of every age some seconds for which this process stood still until now."""
+        self._since = later(self._since, seconds, now)
+        if self._at is not None:
+            self._at = later(self._at, seconds, now)

@@ -21,10 +21,15 @@ class ServiceLog:
 
     def __init__(self) -> None:
         self._unserved = self._silent = False
+        # Timeouts and exhausted time at the check before.
+        self._before: tuple[int, float] | None = None
+        self._timeouts = 0  # of callers that found the pool not exhausted, not reported yet
+        self._next_report_at = 0.0  # of these; monotonic seconds
 
     def check(self, watched: Watched, stats: PoolStats) -> None:
         """Report what has begun and what is over since the check before."""
         pool = pool_name(watched.name, (stats.host, stats.port))
+        self._check_timeouts(watched, pool, stats)
         stalled = stats.exhausted and not stats.lost  # the exhaustion's report says so
         unserved = stats.unserved_time >= (LOST_SECONDS if stats.lost else UNSERVED_SECONDS)
         if unserved and not stalled and not self._unserved:
@@ -39,6 +44,28 @@ class ServiceLog:
         elif self._silent and not stats.silent_time:
             self._silent = False
             _log.warning("pool %r: PyMongo's monitor of %s is back", pool, stats.address)
+
+    def _check_timeouts(self, watched: Watched, pool: str, stats: PoolStats) -> None:
+        """Report timeouts without exhaustion, as by a deadline while connections open slowly."""
+        timeouts, exhausted_time = stats.checkouts["timeout"], stats.exhausted_time
+        before, self._before = self._before, (timeouts, exhausted_time)
+        if before is not None and exhausted_time == before[1]:
+            self._timeouts += timeouts - before[0]
+        if not self._timeouts or watched.now() < self._next_report_at:
+            return
+        self._next_report_at = watched.now() + watched.options.notice_seconds
+        _log.warning(
+            "pool %r was not exhausted, and %s timed out: %d of %s in use, %d opening, the oldest "
+            "for %.2f s; a connection takes %s to open",
+            pool,
+            "a checkout" if self._timeouts == 1 else f"{self._timeouts} checkouts",
+            stats.in_use,
+            "any number" if stats.max_size is None else stats.max_size,
+            stats.opening,
+            stats.oldest_opening,
+            "an unknown time" if (mean := stats.create_time.mean) is None else f"{mean:.2f} s",
+        )
+        self._timeouts = 0
 
 
 class SelectionLog:

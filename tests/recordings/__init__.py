@@ -20,6 +20,7 @@ from pool_telemetry.stats import (
     OperationStats,
     OwnerStats,
     PoolStats,
+    RefusalStats,
     ServerSelectionStats,
 )
 from tests.scenarios import Scenario
@@ -151,6 +152,7 @@ def _client(values: dict[str, Any]) -> ClientStats:
         "ended": tuple(map(_pool, values.get("ended", ()))),
         "operations": tuple(map(_operation, values["operations"])),
         "agents": AgentStats(*values["agents"]),
+        "refusals": RefusalStats(*values.get("refusals", ())),
         "server_selection": ServerSelectionStats(*values.get("server_selection", ())),
     }
     return ClientStats(**(values | made))
