@@ -25,6 +25,12 @@ _hooks: Final[list[Callable[[float], None]]] = []
 # When the watching thread should wake up, and the CPU seconds of the process when it fell asleep;
 # None while it is awake, for example in a log handler that blocks.
 _asleep: tuple[float, float] | None = None
+_total = 0.0
+
+
+def total_seconds() -> float:
+    """Return for how long this process has stood still since its start, or its fork."""
+    return _total
 
 
 def on_standstill(hook: Callable[[float], None]) -> Callable[[float], None]:
@@ -48,7 +54,7 @@ def notice_standstill() -> None:
 
     Readers call this, too, because one of them may run before the watching thread does.
     """
-    global _asleep
+    global _asleep, _total
     if _asleep is None or time.monotonic() - _asleep[0] < STANDSTILL_SECONDS:
         return
     with _lock:
@@ -56,6 +62,7 @@ def notice_standstill() -> None:
         _asleep = None
         if not seconds:
             return
+        _total += seconds
         for hook in _hooks:
             hook(seconds)
     _log.warning(
@@ -87,5 +94,5 @@ def later(at: float, seconds: float, now: float) -> float:
 
 @after_fork
 def _restart_in_child() -> None:
-    global _asleep
-    _asleep = None
+    global _asleep, _total
+    _asleep, _total = None, 0.0

@@ -28,7 +28,7 @@ from pool_telemetry.process import notice_fork, threads_are_known
 from pool_telemetry.registry import active, recently_closed, telemetry_of
 from pool_telemetry.report import LiveStats, live_stats
 from pool_telemetry.server_selection import look_at_server_selection
-from pool_telemetry.standstill import notice_standstill
+from pool_telemetry.standstill import notice_standstill, total_seconds
 from pool_telemetry.state import callers
 from pool_telemetry.state.actor import names_of, notice_greenlets
 from pool_telemetry.state.agents import AgentCounts
@@ -105,7 +105,6 @@ class PoolTelemetry:
         self._history = History()
         self._errors = 0
         self._since, self._began = time.time(), clock()
-        self._stood_still = 0.0
         self._monitor_times = MonitorTimes()
         self._closed = self._client_is_closed = False
         self.inner: PoolTelemetry | None = None
@@ -223,7 +222,7 @@ class PoolTelemetry:
             server_selection=self.server_selection.stats(self._clock()),
             refusals=self.commands.refusals.stats(self._clock()),
             has_no_server=self._has_no_server,
-            stood_still=self._stood_still,
+            stood_still=total_seconds(),
         )
         return registry.count_clients(stats, self.wanted)
 
@@ -330,7 +329,6 @@ class PoolTelemetry:
     def leave_out(self, seconds: float) -> None:
         """Leave out of every age some seconds for which this process stood still until now."""
         if self._clock is time.monotonic:
-            self._stood_still += seconds
             self.server_selection.leave_out(seconds, self._clock())
             self.commands.leave_out(seconds, self._clock())
             for state in self.states():
@@ -428,7 +426,6 @@ class PoolTelemetry:
         self.commands.reset()
         self.agents.reset()
         self.server_selection = ServerSelection()
-        self._stood_still = 0.0
 
 
 def _on_client_collected(telemetry: PoolTelemetry, owner: object) -> None:

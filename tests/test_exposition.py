@@ -156,6 +156,7 @@ def test_a_constant_duration_is_told_as_it_is(monkeypatch: pytest.MonkeyPatch) -
         state.checkout_started(HOLDER)
         state.checked_out(HOLDER, 1, 0.0)
     state.checkout_started(WAITER)
+    state.heartbeat(up=True)
     texts.append(text_of(telemetry, monkeypatch))
     ((before,), (now,)) = (
         read(text, at) for text, at in zip(texts, (began, clock.now), strict=True)

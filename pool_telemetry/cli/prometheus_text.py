@@ -20,6 +20,7 @@ from pool_telemetry.stats import (
     HistogramStats,
     OperationStats,
     PoolStats,
+    ServerSelectionStats,
 )
 
 _Labels = tuple[str, ...]
@@ -55,17 +56,24 @@ def read(text: str, at: float) -> list[ClientStats]:
             clients.setdefault(key[0].rpartition("@")[0], []).append(key)
         elif "server_selection" in fields:
             clients.setdefault(key[0], [])  # a client may have no pool
-    return [
-        ClientStats(
-            name=client,
-            pools=tuple(_pool(key, found[key]) for key in keys),
-            operations=tuple(one for key in keys for one in _operations(key, found[key])),
-            since=started,
-            at=at,
-            **{"telemetry_errors": 0, **found.get((client, "", ""), {})},
-        )
-        for client, keys in clients.items()
-    ]
+    return [_client(name, keys, found, started, at) for name, keys in clients.items()]
+
+
+def _client(
+    name: str, keys: Sequence[_Key], found: dict[_Key, Fields], started: float, at: float
+) -> ClientStats:
+    fields = {"telemetry_errors": 0, **found.get((name, "", ""), {})}
+    # Series without a server: those that share one name, and those of a server that was left.
+    operations = [one for key in {*keys, (name, "", "")} for one in _operations(key, found[key])]
+    waits = fields.get("server_selection", ServerSelectionStats()).waiting > 0
+    return ClientStats(
+        name=name,
+        pools=tuple(_pool(key, found[key]) for key in keys),
+        since=started,
+        at=at,
+        has_no_server=waits and not keys,
+        **{**fields, "operations": tuple(operations)},
+    )
 
 
 def _points(text: str) -> tuple[dict[Metric, list[tuple[_Labels, Any]]], float]:
