@@ -22,11 +22,20 @@ Exhausted
     is true if callers and holders together exceed maxPoolSize, and only then: test_machine.py.
     Its episodes (those less than a second apart are one) and its seconds count no cancelled wait:
     test_state.py.
+Never healthy while nobody is served, and no alarm while all is well
+    Callers that no server fits, handshakes that hang, a lost pool, a driver that stands still and
+    an overloaded server are unhealthy. A time for which the process was stopped is in no age:
+    test_nobody_served.py.
+Under the driver's own tests
+    PyMongo's tests run with this telemetry in every client, and after each the counts equal the
+    driver's counters and a naive count of the recorded events: `make test-driver`.
 Each client has its own numbers
     Several clients on one server, a failover, a load balancer (replay), and a client that is
     dropped, closed while exhausted, or replaced under load. No running operation fails when its
     client is replaced (a cursor has 5 s between two batches): test_clients.py, test_telemetry.py,
     test_pool.py.
+    So has the inner client of automatic encryption: test_encryption.py. The counts of ended
+    clients stay in those of their name, which never fall: test_totals.py.
 Each process has its own numbers
     os.fork; fork, forkserver and spawn of multiprocessing; and forks in C, which Python does not
     notice: test_fork.py. Workers of uWSGI, with threads and without: test_uwsgi.py.
@@ -68,6 +77,11 @@ Limits: facts that the numbers can't know
     Before PyMongo 4.20.1 a cancelled command has no duration.
     If a signal handler uses the client while its thread waits in the queue, that wait counts as
     cancelled.
+    A caller in server selection is seen at most twice a second, so shorter waits and failures may
+    not be counted; a greenlet is never seen there. A selection whose time is up counts as failed,
+    even if the caller was served in that moment.
+    A process that stood still for less than two seconds, or without the watching thread, counts
+    that time.
     A client keeps the last 50 pools of servers that left it. Its totals lose older pools' counts.
     If a caller holds several connections, its activity is shown for the latest one.
     Without a baseline the usual duration of a command is unknown: 0.1 s and more then counts as
