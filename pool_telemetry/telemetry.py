@@ -363,6 +363,7 @@ class PoolTelemetry:
                 pool = self._pools[address] = PoolState(address, clock=self._clock)
             pool.monitor_times = self._monitor_times
             pool.created(max_size, min_size)
+            pool.loop = asyncio._get_running_loop()
             self._client_is_closed = False
             self._owners[address] = owner
             self._inherited.pop(address, None)

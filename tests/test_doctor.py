@@ -73,7 +73,7 @@ def test_a_healthy_service_is_told_so(service: str, capsys: pytest.CaptureFixtur
     plain = service.removeprefix("http://")
     for target in (service, plain, plain + "/health", plain + "/metrics", service + "/metrics/"):
         code, out, err = run(capsys, "doctor", target, "--seconds", "0.2")
-        assert (code, err) == (0, "")
+        assert (code, err) == (0, ""), out
         assert out.startswith("healthy: nothing is wrong\n")
         assert "0 in use, 0 waiting, 1 open, maxPoolSize 2" in out
 

@@ -236,6 +236,8 @@ def test_driver_that_stands_still_is_unhealthy(
             await client["shop"]["orders"].find_one()
             await until(lambda: the_pool(telemetry).up)
             assert telemetry.stats().connected
+            (state,) = telemetry.states()
+            assert state.loop is asyncio.get_running_loop()
             thread = threading.Thread(target=look)
             thread.start()
             looked.wait(30.0)  # without await: the loop stands still
@@ -269,6 +271,18 @@ def test_monitor_is_silent_after_three_periods_and_the_time_to_connect() -> None
     now = 81.0
     assert state.stats().silent_time == 50.5
     state.monitor_times = MonitorTimes(period=10.0, connect_timeout=math.inf)
+    assert state.stats().silent_time == 0.0
+
+
+def test_client_that_ended_with_its_event_loop_is_not_silent() -> None:
+    now = 0.0
+    state = PoolState(("db", 27017), clock=lambda: now)
+    state.created(10, 0)
+    state.heartbeat(up=True)
+    state.loop = asyncio.new_event_loop()
+    now = 100.0
+    assert state.stats().silent_time == 100.0
+    state.loop.close()
     assert state.stats().silent_time == 0.0
 
 

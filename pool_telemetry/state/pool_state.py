@@ -6,6 +6,7 @@ blocks. The lock is reentrant because a garbage collection inside it may run a f
 publishes.
 """
 
+import asyncio
 import time
 from collections.abc import Callable, Iterable
 from operator import attrgetter
@@ -60,6 +61,7 @@ class PoolState:
 
     Attributes:
         monitor_times: How often PyMongo's monitor of the server publishes an event.
+        loop: The event loop of the client. The monitor ends with it; None for a synchronous client.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class PoolState:
         self._latest = clock()
         self._heartbeat = Heartbeat(self._latest)
         self.monitor_times = MonitorTimes()
+        self.loop: asyncio.AbstractEventLoop | None = None
         self._service = Service()
         self._had_heartbeats = False  # in the process that this one was forked from
 
@@ -475,6 +478,7 @@ class PoolState:
             may_open = phase == "ready" and not full and not openings
             lost = self._service.is_lost(now, unserved_time, created=created, may_open=may_open)
             connections.note_read()
+        ended = self.loop is not None and self.loop.is_closed()
         exhausted = exhausted_since is not None
         stall_seconds = _age(now, unserved_since) or 0.0 if full else 0.0
         host, port = self.address
@@ -517,7 +521,7 @@ class PoolState:
             since_served=_age(now, self._service.served_at),
             lost=lost,
             server_type=heartbeat.server_type,
-            silent_time=heartbeat.silent_seconds(now, self.monitor_times),
+            silent_time=0.0 if ended else heartbeat.silent_seconds(now, self.monitor_times),
         )
 
 
