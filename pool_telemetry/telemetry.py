@@ -42,6 +42,7 @@ from pool_telemetry.stats import (
     CallerStats,
     ClientStats,
     PoolStats,
+    ServerSelectionStats,
     pool_name,
     printable,
 )
@@ -219,12 +220,17 @@ class PoolTelemetry:
             agents=self.agents.stats(),
             owner_metrics=self.options.owner_metrics,
             at=self._since + self._age(),
-            server_selection=self.server_selection.stats(self._clock()),
+            server_selection=self._selection_stats(),
             refusals=self.commands.refusals.stats(self._clock()),
             has_no_server=self._has_no_server,
             stood_still=total_seconds(),
         )
         return registry.count_clients(stats, self.wanted)
+
+    def _selection_stats(self) -> ServerSelectionStats:
+        stats = self.server_selection.stats(self._clock())
+        # Nobody looks for the callers of a closed client any more.
+        return stats if self.active else ServerSelectionStats(failures=stats.failures)
 
     def pool_stats(self) -> list[PoolStats]:
         """Return the pools without the series of commands, hundreds of which would cost 1 ms."""

@@ -102,6 +102,16 @@ def test_callers_that_no_server_fits_are_counted_and_reported(
     assert "s3cr3t" not in caplog.text + str(health) + str(found) + repr(telemetry.stats())
 
 
+def test_closed_client_has_no_callers(server_uri: str) -> None:
+    telemetry = PoolTelemetry()
+    client = Client(server_uri, event_listeners=telemetry.listeners, server_selector=never, **FAST)
+    with callers(2, client["shop"]["orders"].find_one):
+        wait_for(lambda: waiting(telemetry) == 2)
+        client.close()
+        assert not telemetry.active
+        assert waiting(telemetry) == 0
+
+
 def test_tasks_that_no_server_fits_are_counted(server_uri: str) -> None:
     telemetry = PoolTelemetry()
 
