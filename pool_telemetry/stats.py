@@ -419,22 +419,23 @@ class ClientStats:
 
     @property
     def selection_text(self) -> str:
-        """Return in words which callers wait for a server, and which servers there are."""
-        selection, parts = self.server_selection, list[str]()
+        """Return in words that no server fits, the callers, and the servers there are."""
+        selection, callers = self.server_selection, list[str]()
         if self.has_no_server:
-            parts.append("no server is left, because none belongs to the client's replica set")
-        elif self.lacks_primary:
-            parts.append("no server is the primary")
-        elif selection.waiting or selection.failures:
-            parts.append("no server fits")
+            text = "no server is left, because none belongs to the client's replica set"
+        else:
+            text = "no server is the primary" if self.lacks_primary else "no server fits"
         if selection.waiting:
-            oldest = f"the oldest for {selection.oldest_wait:.1f} s"
-            parts.append(f"{selection.waiting} callers wait in server selection, {oldest}")
+            callers.append(
+                f"{selection.waiting} waiting, the oldest for {selection.oldest_wait:.1f} s"
+            )
         if selection.failures:
-            parts.append(f"{selection.failures} callers failed in server selection")
+            callers.append(f"{selection.failures} failed")
+        if callers:
+            text += f"; callers in server selection: {', '.join(callers)}"
         types = (f"{one.address} is {one.server_type or 'unknown'}" for one in self.open_pools)
         servers = ", ".join(types)
-        return "; ".join(parts) + (f" ({servers})" if servers else "")
+        return f"{text} ({servers})" if servers else text
 
     @property
     def lacks_primary(self) -> bool:

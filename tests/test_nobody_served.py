@@ -85,7 +85,7 @@ def test_callers_that_no_server_fits_are_counted_and_reported(
         orders = client["shop"].get_collection("orders", read_preference=preference)
         with callers(8, orders.find_one):
             wait_for(lambda: waiting(telemetry) == 8)
-            wait_for(lambda: logged(caplog, "8 callers wait in server selection"))
+            wait_for(lambda: logged(caplog, "callers in server selection: 8 waiting"))
             assert assess(telemetry).status != "healthy"
             assert diagnose(telemetry).verdict == "no server fits"
         wait_for(lambda: waiting(telemetry) == 0)

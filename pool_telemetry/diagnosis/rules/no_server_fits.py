@@ -5,8 +5,9 @@ preference or a selector asks for. It concerns the client, not one of its pools.
 have failed or wait; a set without a primary that nobody needs is a warning.
 """
 
+from typing import Final
+
 from pool_telemetry.diagnosis.model import Finding
-from pool_telemetry.diagnosis.rules import wording
 from pool_telemetry.diagnosis.thresholds import ENDED_SECONDS, RECENT_SECONDS
 from pool_telemetry.stats import SELECTION_SECONDS, ClientStats
 
@@ -27,7 +28,7 @@ def findings(client: ClientStats) -> list[Finding]:
             verdict="no server fits",
             severity="critical" if waits or failed else "warning",
             pool=client.name or "the client",
-            because=_because(client),
+            because=f"{client.selection_text[0].upper()}{client.selection_text[1:]}.",
             advice=_ADVICE[_cause(client)],
             evidence={
                 "waiting": selection.waiting,
@@ -46,19 +47,7 @@ def _cause(client: ClientStats) -> str:
     return "no_primary" if client.lacks_primary else "selector"
 
 
-def _because(client: ClientStats) -> str:
-    selection, parts = client.server_selection, list[str]()
-    if selection.waiting:
-        callers = wording.plural(selection.waiting, "caller")
-        parts.append(f"{callers} in server selection, the oldest for {selection.oldest_wait:.1f} s")
-    if selection.failures:
-        parts.append(f"{wording.plural(selection.failures, 'caller')} failed there")
-    types = (f"{one.address} is {one.server_type or 'unknown'}" for one in client.open_pools)
-    servers = ", ".join(types) or "no server is left"
-    return f"No server fits: {servers}. {'; '.join(parts) or 'No caller waits for one now'}."
-
-
-_ADVICE = {
+_ADVICE: Final = {
     "no_server": "Compare replicaSet= in the connection string with the name of the set, and its "
     "hosts with the addresses of the members: PyMongo removed every server that differs.",
     "no_primary": "Find out why the set elects no primary: rs.status() shows which members can "
