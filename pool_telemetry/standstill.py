@@ -8,8 +8,8 @@ the time out.
 
 import logging
 import threading
-import time
 from collections.abc import Callable
+from time import monotonic, process_time
 from typing import Final
 
 from pool_telemetry.process import ProcessLock, after_fork
@@ -42,7 +42,7 @@ def on_standstill(hook: Callable[[float], None]) -> Callable[[float], None]:
 def sleep(pause: threading.Event, seconds: float) -> bool:
     """Wait for an event, and notice a standstill; return whether the event is set."""
     global _asleep
-    _asleep = time.monotonic() + seconds, time.process_time()
+    _asleep = monotonic() + seconds, process_time()
     is_set = pause.wait(seconds)
     notice_standstill()
     _asleep = None
@@ -55,7 +55,7 @@ def notice_standstill() -> None:
     Readers call this, too, because one of them may run before the watching thread does.
     """
     global _asleep, _total
-    if _asleep is None or time.monotonic() - _asleep[0] < STANDSTILL_SECONDS:
+    if _asleep is None or monotonic() - _asleep[0] < STANDSTILL_SECONDS:
         return
     with _lock:
         seconds = unnoticed_seconds()
@@ -79,8 +79,8 @@ def unnoticed_seconds() -> float:
     """
     if (asleep := _asleep) is None:
         return 0.0
-    seconds = time.monotonic() - asleep[0]
-    busy = time.process_time() - asleep[1] > MAX_CPU_SHARE * seconds
+    seconds = monotonic() - asleep[0]
+    busy = process_time() - asleep[1] > MAX_CPU_SHARE * seconds
     return 0.0 if busy or seconds < STANDSTILL_SECONDS else seconds
 
 

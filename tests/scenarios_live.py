@@ -35,7 +35,7 @@ def play(scenario: Scenario, server: EmbeddedServer) -> list[Judged]:
         found = diagnose(stats, history)
         json.dumps(recommend(found))
         for one in found.findings:
-            assert one.pool in (stats.pools[0].address, "the client")
+            assert one.pool in (stats.pool_name(stats.pools[0]), stats.name or "the client")
             assert one.because
             assert one.advice
             assert all(math.isfinite(number) for number in one.evidence.values())

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from pymongo import MongoClient
 
-from pool_telemetry import PoolTelemetry, __version__, prometheus
+from pool_telemetry import PoolTelemetry, __version__, prometheus, standstill
 from pool_telemetry.catalog import CATALOG
 from tests.everything import replay
 from tests.needs import needs
@@ -27,6 +27,7 @@ def exposition(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a generator of the exposition of the replayed client, without other clients."""
     telemetry, listeners = replay()
     hide_other_clients(telemetry, monkeypatch)
+    monkeypatch.setattr(standstill, "_total", 0.0)  # another test may have stopped this process
     registry = CollectorRegistry()
     prometheus.register(registry)
 

@@ -8,7 +8,7 @@ from pool_telemetry.state.actor import Actor
 from pool_telemetry.state.commands import CommandState
 from pool_telemetry.state.connections import LATE_SECONDS
 from pool_telemetry.state.pool_state import GRACE_SECONDS, PoolState
-from pool_telemetry.stats import PoolStats
+from pool_telemetry.stats import Origin, PoolStats
 
 A, B, C, D = 1, 2, 3, 4  # actors
 
@@ -987,3 +987,21 @@ def test_connections_that_no_event_explains_do_not_pile_up() -> None:
     assert len(departed) <= 10_000
     assert max(map(len, departed.values())) == 1
     assert pool.counts() == (0, 0, 0, 0, 0)
+
+
+def test_owner_of_an_abandoned_pool_keeps_its_seconds() -> None:
+    """The client was dropped while a connection was in use; no counter falls."""
+    now = 0.0
+    pool = PoolState(("db", 27017), clock=lambda: now)
+    pool.created(2, 0)
+    pool.ready()
+    pool.connection_created("a", 1)
+    pool.connection_ready(1)
+    pool.checkout_started("a", Origin("page", None))
+    pool.checked_out("a", 1, 0.0)
+    now = 2.5
+    (before,) = pool.stats().owners
+    pool.abandoned()
+    (after,) = pool.stats().owners
+    assert (before.seconds, before.in_use) == (2.5, 1)
+    assert (after.seconds, after.in_use, after.checkouts) == (2.5, 0, 1)

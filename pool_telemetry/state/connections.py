@@ -114,8 +114,10 @@ class ReportedConnections:
         """Count idle connections as closed: PyMongo closes them before it closes the pool."""
         self._presume_closed(self._ready.keys() - self.held.keys(), "pool_closed")
 
-    def abandon(self) -> None:
-        """Count every connection as closed."""
+    def abandon(self, now: float) -> None:
+        """End every checkout, and count every connection as closed."""
+        for conn_id, checkout in self.held.items():
+            self._record_use(conn_id, checkout, now)
         self.closed["pool_closed"] += self.size
         self._forget()
 

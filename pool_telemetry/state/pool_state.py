@@ -153,9 +153,10 @@ class PoolState:
 
     def abandoned(self) -> None:
         """Close the pool of a client that was dropped: no further event will come."""
+        now = self._clock()
         with self._lock:
             self.phase = "closed"
-            self._connections.abandon()
+            self._connections.abandon(now)
             self._exhaustion.forget()
             self._queue.cancel_all()
             self._update_exhaustion()

@@ -25,9 +25,9 @@ def explain(evidence: Evidence) -> Finding:
         verdict="lost pool",
         severity="critical",
         pool=evidence.pool_name,
-        because=f"No caller was served for {service.unserved_seconds:.1f} s, although {pool.in_use} "
-        f"of {wording.limit(pool)} connections are in use and none is being opened: all other slots "
-        f"are taken, and nobody holds them. Callers waiting: {pool.waiting}.",
+        because=f"No caller was served for {service.unserved_seconds:.1f} s, although "
+        f"{pool.in_use} of {wording.limit(pool)} connections are in use and none is being opened: "
+        f"all other slots are taken, and nobody holds them. Callers waiting: {pool.waiting}.",
         advice="Restart the process: PyMongo has lost these slots, and a larger pool loses them, "
         "too. Then update PyMongo, and use Python 3.12 or later with asyncio.",
         evidence={
