@@ -133,12 +133,12 @@ def create_router(
     @router.get("/pool/diagnosis", response_model=None)
     async def pool_diagnosis() -> JSONResponse:
         """Return the diagnosis of every pool of the process: problems, numbers, and changes."""
-        every, found, lines = active(), list[Finding](), list[str]()  # as in /metrics
-        if not every:  # each request may have a client of its own, which is closed by now
-            every = recently_closed()[-1:]
-            if not any(diagnose(one).findings for one in every):
-                return JSONResponse({"detail": _NOT_INITIALIZED.reasons[0]}, status_code=503)
-        for telemetry in every:
+        # Each request may have a client of its own, which is closed by now.
+        every, closed = active(), recently_closed()[-1:]
+        if not every and not any(diagnose(one).findings for one in closed):
+            return JSONResponse({"detail": _NOT_INITIALIZED.reasons[0]}, status_code=503)
+        found, lines = list[Finding](), list[str]()
+        for telemetry in (*every, *closed):
             stats = telemetry.stats()
             found += diagnose(stats, telemetry.history()).findings
             lines += pool_lines(stats)

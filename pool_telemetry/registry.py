@@ -165,7 +165,12 @@ def _move_oldest_to_totals() -> None:
     names = {telemetry.name for telemetry in active()}
     ended = [name for name in _totals if name not in names]
     for name in ended[:-MAX_NAMES]:
-        del _totals[name]
+        if name != OVERFLOW:  # so that the sum over all names never falls
+            further = replace(_totals.pop(name), name=OVERFLOW)
+            so_far = _totals.get(OVERFLOW)
+            _totals[OVERFLOW] = totals.bounded(
+                further if so_far is None else totals.total((so_far, further))
+            )
 
 
 def _move_to_totals(telemetry: "PoolTelemetry") -> None:

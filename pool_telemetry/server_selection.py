@@ -17,8 +17,10 @@ LOOK_SECONDS: Final = 0.25
 """The time between two looks at server selection while a client may lack a server."""
 RARE_LOOK_SECONDS: Final = 1.0
 """The same while every client has a server for writes: a caller may want one with certain tags."""
-LOOK_SHARE: Final = 0.005
-"""The share of a core that looks may take: each reads every thread and task."""
+LOOK_SHARE: Final = 0.1
+"""The share of a core that looks may take while a client may lack a server."""
+RARE_LOOK_SHARE: Final = 0.005
+"""The same while every client has one. A look takes 10 µs for a task, 150 µs for one that waits."""
 _looked_at = float("-inf")  # monotonic seconds
 _look_took = 0.0
 
@@ -36,7 +38,7 @@ def look_at_server_selection(*, rarely: bool) -> None:
     if pause < max(LOOK_SECONDS, _look_took / LOOK_SHARE):
         return
     clients = active()
-    is_due = rarely and pause >= RARE_LOOK_SECONDS
+    is_due = rarely and pause >= max(RARE_LOOK_SECONDS, _look_took / RARE_LOOK_SHARE)
     if not is_due and not any(one.may_lack_a_server for one in clients):
         return
     _looked_at = now
@@ -45,5 +47,6 @@ def look_at_server_selection(*, rarely: bool) -> None:
     for one in selections([loop for loop in loops if loop and not loop.is_closed()], now):
         found[telemetry_of(one.client)].append(one)
     for telemetry in clients:
-        telemetry.server_selection.update(found.get(telemetry, ()), now)
+        lacks_server = telemetry.lacks_writable_server
+        telemetry.server_selection.update(found.get(telemetry, ()), now, lacks_server=lacks_server)
     _look_took = time.monotonic() - now

@@ -26,11 +26,18 @@ _hooks: Final[list[Callable[[float], None]]] = []
 # None while it is awake, for example in a log handler that blocks.
 _asleep: tuple[float, float] | None = None
 _total = 0.0
+_trusted = True
 
 
 def total_seconds() -> float:
     """Return for how long this process has stood still since its start, or its fork."""
     return _total
+
+
+def trust_no_sleep() -> None:
+    """Notice no standstill any more: a greenlet that sleeps oversleeps while another one blocks."""
+    global _trusted
+    _trusted = False
 
 
 def on_standstill(hook: Callable[[float], None]) -> Callable[[float], None]:
@@ -77,7 +84,7 @@ def unnoticed_seconds() -> float:
 
     For an age that ends now. It takes no lock and calls no hook.
     """
-    if (asleep := _asleep) is None:
+    if (asleep := _asleep) is None or not _trusted:
         return 0.0
     seconds = monotonic() - asleep[0]
     busy = process_time() - asleep[1] > MAX_CPU_SHARE * seconds

@@ -400,6 +400,7 @@ class ClientStats:
     at: float = 0.0  # Unix time of the sample; a change of the system's clock does not move it
     server_selection: ServerSelectionStats = field(default_factory=ServerSelectionStats)
     refusals: RefusalStats = field(default_factory=RefusalStats)
+    topology_type: str | None = None  # as SDAM names it; None while unknown
     has_no_server: bool = False  # each server has left, but the client is open
     stood_still: float = 0.0  # seconds for which this process was stopped, frozen or suspended
     ended: tuple[PoolStats, ...] = ()  # counts of ended clients with this name, without a state
@@ -442,7 +443,8 @@ class ClientStats:
         """Return whether members of a replica set answer, and none of them is the primary."""
         types = {pool.server_type for pool in self.open_pools if pool.up}
         members = any(one is not None and one.startswith("RS") for one in types)
-        return members and "RSPrimary" not in types
+        of_set = self.topology_type in (None, "ReplicaSetNoPrimary")  # not a single secondary
+        return members and of_set and "RSPrimary" not in types
 
     @property
     def connected(self) -> bool:

@@ -34,7 +34,9 @@ from pool_telemetry.state.actor import names_of, notice_greenlets
 from pool_telemetry.state.agents import AgentCounts
 from pool_telemetry.state.commands import CommandState
 from pool_telemetry.state.connections import Checkout
+from pool_telemetry.state.frames import calling_client
 from pool_telemetry.state.heartbeat import MonitorTimes
+from pool_telemetry.state.loop_pulse import LoopPulse
 from pool_telemetry.state.pool_state import Clock, PoolState
 from pool_telemetry.state.server_selection import ServerSelection
 from pool_telemetry.stats import (
@@ -107,6 +109,7 @@ class PoolTelemetry:
         self._errors = 0
         self._since, self._began = time.time(), clock()
         self._monitor_times = MonitorTimes()
+        self._pulse: LoopPulse | None = None
         self._closed = self._client_is_closed = False
         self.inner: PoolTelemetry | None = None
         self._warned_of_wait_limits = False
@@ -166,12 +169,11 @@ class PoolTelemetry:
         return another.listeners
 
     def attach(self, client: Any) -> None:
-        """Read round-trip times from this client, which measures them beside its heartbeats.
+        """Read what only this client knows: round-trip times, the topology, and its options.
 
-        Without this call a server's RTT is that of the last heartbeat that did not wait for news;
-        from MongoDB 4.4 on that is only the first of each connection. The client is referred to
-        weakly. No I/O. Its heartbeatFrequencyMS and connectTimeoutMS decide when a server's monitor
-        is silent; without this call PyMongo's defaults do.
+        Its heartbeatFrequencyMS and connectTimeoutMS decide when a server's monitor is silent. This
+        happens by itself when the client makes its first pool. The client is referred to weakly.
+        No I/O.
         """
         self._client = weakref.ref(client)
         timeout = client.options.pool_options.connect_timeout
@@ -223,6 +225,7 @@ class PoolTelemetry:
             server_selection=self._selection_stats(),
             refusals=self.commands.refusals.stats(self._clock()),
             has_no_server=self._has_no_server,
+            topology_type=self._topology_type(),
             stood_still=total_seconds(),
         )
         return registry.count_clients(stats, self.wanted)
@@ -314,7 +317,10 @@ class PoolTelemetry:
         if self._closed:
             return False
         pools = self.states()
-        return not pools or not self._client_is_closed or any(p.phase != "closed" for p in pools)
+        if not pools or any(pool.phase != "closed" for pool in pools):
+            return True
+        # PyMongo publishes no event when a client without a server is closed.
+        return not self._client_is_closed and self._topology_type() != "Unknown"
 
     @property
     def _has_no_server(self) -> bool:
@@ -327,15 +333,26 @@ class PoolTelemetry:
 
         A caller may also wait for a server with certain tags, which no server's type shows.
         """
-        if self.server_selection.is_waited_for:
-            return True
+        waited_for = self.server_selection.is_waited_for
+        return waited_for or (not self._closed and self.lacks_writable_server)
+
+    @property
+    def lacks_writable_server(self) -> bool:
+        """Return whether no server that the client knows takes writes.
+
+        A client of a single server, such as one secondary, asks it for everything.
+        """
+        if self._topology_type() == "Single":
+            return False
         pools = [pool for pool in self.states() if pool.phase != "closed"]
-        return not self._closed and not any(pool.is_writable for pool in pools)
+        return not any(pool.is_writable for pool in pools)
 
     def leave_out(self, seconds: float) -> None:
         """Leave out of every age some seconds for which this process stood still until now."""
         if self._clock is time.monotonic:
             self.server_selection.leave_out(seconds, self._clock())
+            if self._pulse is not None:
+                self._pulse.leave_out(seconds)
             self.commands.leave_out(seconds, self._clock())
             for state in self.states():
                 state.leave_out(seconds)
@@ -348,6 +365,10 @@ class PoolTelemetry:
         notice_fork()
         with self._lock:
             return list(self._pools.values())
+
+    def _topology_type(self) -> str | None:
+        client = self._client()
+        return None if client is None else client.topology_description.topology_type_name
 
     def _rtts(self) -> dict[Address, float | None]:
         client = self._client()
@@ -363,13 +384,18 @@ class PoolTelemetry:
     ) -> None:
         if not self._is_open():
             registry.open_client(self, address, app_name_of_new_pool())
+        if self._client() is None and (client := calling_client()) is not None:
+            self.attach(client)
+        loop = asyncio._get_running_loop()
+        if loop is not None and (self._pulse is None or self._pulse.loop is not loop):
+            self._pulse = LoopPulse(loop)
         with self._lock:
             pool = self._pools.get(address)
             if pool is None:
                 pool = self._pools[address] = PoolState(address, clock=self._clock)
             pool.monitor_times = self._monitor_times
             pool.created(max_size, min_size)
-            pool.loop = asyncio._get_running_loop()
+            pool.pulse = self._pulse
             self._client_is_closed = False
             self._owners[address] = owner
             self._inherited.pop(address, None)
@@ -430,6 +456,7 @@ class PoolTelemetry:
         self._pools.clear()
         self._history = History()
         self.callbacks = Callbacks()
+        self._pulse = None
         self.commands.reset()
         self.agents.reset()
         self.server_selection = ServerSelection()

@@ -61,7 +61,7 @@ def test_a_client_for_each_request_is_found_although_all_are_closed(
     with serving(an_app()) as web:
         (finding,) = web.get("/pool/diagnosis").json()["findings"]
     assert finding["id"] == "client_per_request.many_made"
-    assert "made 30 clients named 'each' in the last minute; 0 are open" in finding["because"]
+    assert "made 30 clients named 'each' in 60 s; open now: 0" in finding["because"]
 
 
 def test_a_healthy_pool_is_ready_and_reports_its_numbers(server_uri: str) -> None:

@@ -23,6 +23,7 @@ from pymongo.uri_parser import parse_uri
 from pool_telemetry import HealthLimits, PoolTelemetry, assess
 from pool_telemetry.diagnosis import diagnose
 from pool_telemetry.state.heartbeat import MonitorTimes
+from pool_telemetry.state.loop_pulse import LoopPulse
 from pool_telemetry.state.pool_state import PoolState
 from pool_telemetry.stats import ClientStats
 from tests.demoted import SET_NAME, Demoted
@@ -174,6 +175,83 @@ def test_set_without_a_primary_is_degraded_and_unhealthy_if_writers_fail(
         assert SET_NAME in proxy.uri
 
 
+def test_callers_that_a_new_primary_serves_have_not_failed(server_uri: str) -> None:
+    telemetry = PoolTelemetry()
+    options = {**FAST, "serverSelectionTimeoutMS": 60_000}
+    with (
+        Demoted(port_of(server_uri)) as proxy,
+        Client(proxy.uri, event_listeners=telemetry.listeners, **options) as client,
+    ):
+        client["shop"]["orders"].find_one()
+        proxy.demoted = True
+        wait_for(lambda: telemetry.stats().lacks_primary)
+        with callers(4, lambda: client["shop"]["orders"].insert_one({})):
+            wait_for(lambda: waiting(telemetry) == 4)
+            # As if their time were up just when the primary is back.
+            selection = telemetry.server_selection
+            selection._waiting = {
+                key: one._replace(deadline=0.0) for key, one in selection._waiting.items()
+            }
+            proxy.demoted = False
+        wait_for(lambda: waiting(telemetry) == 0)
+        assert telemetry.stats().server_selection.failures == 0
+
+
+def test_client_of_a_single_secondary_lacks_no_primary(server_uri: str) -> None:
+    telemetry = PoolTelemetry()
+    with Demoted(port_of(server_uri)) as proxy:
+        proxy.demoted = True
+        uri = f"mongodb://127.0.0.1:{proxy.port}/?directConnection=true"
+        with Client(uri, event_listeners=telemetry.listeners, **FAST) as client:
+            client["shop"]["orders"].find_one()
+            assert the_pool(telemetry).server_type == "RSSecondary"
+            assert assess(telemetry).status == "healthy"
+            assert diagnose(telemetry).findings == ()
+            assert not telemetry.may_lack_a_server
+
+
+def test_periods_are_those_of_the_client_without_attach(server_uri: str) -> None:
+    """A heartbeat a minute is no silence."""
+    telemetry = PoolTelemetry()
+    options: dict[str, Any] = {"heartbeatFrequencyMS": 60_000, "connectTimeoutMS": 7_000}
+    with Client(server_uri, event_listeners=telemetry.listeners, **options) as client:
+        client.admin.command("ping")
+        (state,) = telemetry.states()
+        assert state.monitor_times == MonitorTimes(60.0, 7.0)
+
+
+def test_tasks_of_a_blocked_loop_are_not_lost(server_uri: str) -> None:
+    telemetry = PoolTelemetry()
+    seen = list[tuple[bool, list[Any]]]()
+
+    def look() -> None:
+        wait_for(lambda: the_pool(telemetry).unserved_time > 4.0)
+        verdicts = [one.verdict for one in diagnose(telemetry).current]
+        seen.append((the_pool(telemetry).lost, verdicts))
+        looked.set()
+
+    async def play() -> None:
+        async with AsyncMongoClient[dict[str, Any]](
+            server_uri, event_listeners=telemetry.listeners, maxPoolSize=1
+        ) as client:
+            orders = client["shop"]["orders"]
+            await orders.find_one()
+            finds = [asyncio.create_task(orders.find_one()) for _ in range(3)]
+            await asyncio.wait(finds, return_when=asyncio.FIRST_COMPLETED)
+            thread = threading.Thread(target=look)
+            thread.start()
+            looked.wait(30.0)  # without await
+            thread.join()
+            await asyncio.gather(*finds)
+            assert not the_pool(telemetry).lost
+
+    looked = threading.Event()
+    asyncio.run(play())
+    ((lost, verdicts),) = seen
+    assert not lost
+    assert "lost pool" not in verdicts
+
+
 def test_callers_that_are_served_wait_in_no_server_selection(server_uri: str) -> None:
     telemetry = PoolTelemetry()
     with Client(server_uri, event_listeners=telemetry.listeners, **FAST) as client:
@@ -247,7 +325,8 @@ def test_driver_that_stands_still_is_unhealthy(
             await until(lambda: the_pool(telemetry).up)
             assert telemetry.stats().connected
             (state,) = telemetry.states()
-            assert state.loop is asyncio.get_running_loop()
+            assert state.pulse
+            assert state.pulse.loop is asyncio.get_running_loop()
             thread = threading.Thread(target=look)
             thread.start()
             looked.wait(30.0)  # without await: the loop stands still
@@ -289,10 +368,10 @@ def test_client_that_ended_with_its_event_loop_is_not_silent() -> None:
     state = PoolState(("db", 27017), clock=lambda: now)
     state.created(10, 0)
     state.heartbeat(up=True)
-    state.loop = asyncio.new_event_loop()
+    state.pulse = LoopPulse(asyncio.new_event_loop())
     now = 100.0
     assert state.stats().silent_time == 100.0
-    state.loop.close()
+    state.pulse.loop.close()
     assert state.stats().silent_time == 0.0
 
 

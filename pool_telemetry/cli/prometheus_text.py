@@ -54,8 +54,8 @@ def read(text: str, at: float) -> list[ClientStats]:
     for key, fields in found.items():
         if "in_use" in fields:
             clients.setdefault(key[0].rpartition("@")[0], []).append(key)
-        elif "server_selection" in fields:
-            clients.setdefault(key[0], [])  # a client may have no pool
+        elif "server_selection" in fields or "clients_made" in fields:
+            clients.setdefault(key[0], [])  # a client may have no pool, or be closed
     return [_client(name, keys, found, started, at) for name, keys in clients.items()]
 
 

@@ -148,7 +148,9 @@ def _service(period: Period) -> ServiceEvidence:
     pool, last = period.pool, period.last_seconds
     opened = any(one.create_time.count for one in last)
     unserved = pool.unserved_time >= STALLED_HANDSHAKE_SECONDS
-    stalled = unserved and pool.oldest_opening >= STALLED_HANDSHAKE_SECONDS and not opened
+    # Handshakes that always take some seconds are slow, and do not stall.
+    age, usual = pool.oldest_opening, pool.create_time.mean or 0.0
+    stalled = unserved and age >= max(STALLED_HANDSHAKE_SECONDS, 2 * usual) and not opened
     return ServiceEvidence(
         unserved_seconds=pool.unserved_time,
         stalled_handshakes=pool.opening if stalled else 0,

@@ -6,7 +6,7 @@ from pool_telemetry.diagnosis.gathering import gather
 from pool_telemetry.diagnosis.model import Diagnosis, Finding, worst_first
 from pool_telemetry.diagnosis.periods import periods
 from pool_telemetry.diagnosis.reconcile import reconcile
-from pool_telemetry.diagnosis.rules import OF_ENDED_CLIENTS, judge, no_server_fits
+from pool_telemetry.diagnosis.rules import client_per_request, judge, no_server_fits
 from pool_telemetry.stats import ClientStats, HasStats, stats_of
 
 
@@ -39,7 +39,5 @@ def diagnose(
         gathered = [gather(one, budget) for one in periods(samples, pool)]
         judged = {one.period.kind: (one, judge(one)) for one in gathered}
         findings += reconcile(judged, stats.at)
-    for pool in () if stats.open_pools else stats.pools[:1]:
-        current, *_ = periods(samples, pool)
-        findings += judge(gather(current, budget), OF_ENDED_CLIENTS)
-    return worst_first(no_server_fits.findings(stats) + findings)
+    of_client = no_server_fits.findings(stats) + client_per_request.findings(samples)
+    return worst_first(of_client + findings)

@@ -149,6 +149,10 @@ MIN_CHURN: Final = 10
 """New connections that a churn needs: fewer may be chance."""
 CHURN_PER_SECOND: Final = 2.0
 """New connections a second from which idle churn is a warning: fewer cost next to nothing."""
+MADE_SECONDS: Final = 60.0
+"""Time in which made clients are counted."""
+MIN_MADE: Final = 3
+"""Clients made between two samples that are closer together: fewer may be chance."""
 MANY_CLIENTS: Final = 30
 """Clients of one name that were made in a minute, from which they are made again and again: a
 process that has a client for each of several databases makes them once.

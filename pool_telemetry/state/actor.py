@@ -11,6 +11,8 @@ import weakref
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
+from pool_telemetry.standstill import trust_no_sleep
+
 _ref = weakref.ref
 
 
@@ -69,6 +71,7 @@ def notice_greenlets() -> None:
         eventlet is not None and eventlet.is_monkey_patched("thread")
     ):
         _current_greenlet = sys.modules["greenlet"].getcurrent
+        trust_no_sleep()
 
 
 def current_actor() -> Actor:

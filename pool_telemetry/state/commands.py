@@ -75,7 +75,7 @@ class CommandState:
         self._lock = RLock()
         self._series: dict[CommandKey, Histogram] = {}
         self._overloaded = set[CommandKey]()  # the series of errors of an overloaded server
-        self.refusals = Refusals()
+        self.refusals, self._refused = Refusals(), 0
         # A command cancelled in flight publishes no end before PyMongo 4.20.1, and an ended task
         # sends no other command: so the newest evict the oldest.
         self._inflight: dict[int, Command] = {}  # by request id
@@ -161,8 +161,10 @@ class CommandState:
             with self._lock:
                 histogram = self._series.get(key) or self._new_series(key)
                 histogram.observe(seconds, None if trace is None else trace.link)
-                if overloaded and key in self._series:
-                    self._overloaded.add(key)
+                if overloaded:
+                    self._refused += 1
+                    if key in self._series:
+                        self._overloaded.add(key)
             if trace is not None:
                 trace.end(error_type, status_code)
 
@@ -215,6 +217,6 @@ class CommandState:
             self.refusals.record(
                 self._clock(),
                 answered=sum(one.duration.count for one in found if not one.error_type),
-                refused=sum(one.duration.count for one in found if one.overloaded),
+                refused=self._refused,
             )
         return tuple(found)

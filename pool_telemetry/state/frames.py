@@ -84,6 +84,18 @@ def in_an_operation(actors: Iterable[Actor]) -> set[Actor]:
     return _inspect(_is_client, set(actors)) if threads_are_known() else set()
 
 
+def calling_client() -> Any:
+    """Return the MongoClient or AsyncMongoClient that called this function; None without one."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if _is_of(_is_client, frame):
+            client = frame.f_locals.get("self")
+            if hasattr(client, "topology_description") and hasattr(client, "options"):
+                return client
+        frame = frame.f_back
+    return None
+
+
 def is_called_by_async_pool() -> bool:
     """Return whether the pool of an AsyncMongoClient is among the callers of this function."""
     return _runs_in(_is_async_pool, sys._getframe())

@@ -6,7 +6,6 @@ blocks. The lock is reentrant because a garbage collection inside it may run a f
 publishes.
 """
 
-import asyncio
 import time
 from collections.abc import Callable, Iterable
 from operator import attrgetter
@@ -18,7 +17,8 @@ from pool_telemetry.state.actor import Actor, may_hold
 from pool_telemetry.state.connections import UNLIMITED, Checkout
 from pool_telemetry.state.exhaustion import Exhaustion
 from pool_telemetry.state.frames import still_in_pool
-from pool_telemetry.state.heartbeat import Heartbeat, MonitorTimes
+from pool_telemetry.state.heartbeat import MIN_SILENCE_SECONDS, Heartbeat, MonitorTimes
+from pool_telemetry.state.loop_pulse import LoopPulse
 from pool_telemetry.state.presumed import Connections
 from pool_telemetry.state.service import Service
 from pool_telemetry.state.wait_queue import Wait, WaitQueue
@@ -61,7 +61,8 @@ class PoolState:
 
     Attributes:
         monitor_times: How often PyMongo's monitor of the server publishes an event.
-        loop: The event loop of the client. The monitor ends with it; None for a synchronous client.
+        pulse: That of the client's event loop, with which the monitor ends; None for a synchronous
+            client.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class PoolState:
         self._latest = clock()
         self._heartbeat = Heartbeat(self._latest)
         self.monitor_times = MonitorTimes()
-        self.loop: asyncio.AbstractEventLoop | None = None
+        self.pulse: LoopPulse | None = None
         self._service = Service()
         self._had_heartbeats = False  # in the process that this one was forked from
 
@@ -477,9 +478,10 @@ class PoolState:
             unserved_time = self._service.unserved_seconds(now, served, failures, waits)
             full = len(checkouts) >= max_size
             may_open = phase == "ready" and not full and not openings
+            # Tasks of a blocked loop can't take the connections that they are given.
+            may_open = may_open and (self.pulse is None or self.pulse.is_settled)
             lost = self._service.is_lost(now, unserved_time, created=created, may_open=may_open)
             connections.note_read()
-        ended = self.loop is not None and self.loop.is_closed()
         exhausted = exhausted_since is not None
         stall_seconds = _age(now, unserved_since) or 0.0 if full else 0.0
         host, port = self.address
@@ -522,8 +524,17 @@ class PoolState:
             since_served=_age(now, self._service.served_at),
             lost=lost,
             server_type=heartbeat.server_type,
-            silent_time=0.0 if ended else heartbeat.silent_seconds(now, self.monitor_times),
+            silent_time=self._silent_seconds(heartbeat, now),
         )
+
+    def _silent_seconds(self, heartbeat: Heartbeat, now: float) -> float:
+        silent = heartbeat.silent_seconds(now, self.monitor_times)
+        if self.pulse is None:
+            return silent
+        if self.pulse.loop.is_closed():
+            return 0.0  # the client ended with it
+        blocked = self.pulse.blocked_seconds
+        return max(silent, blocked if blocked >= MIN_SILENCE_SECONDS else 0.0)
 
 
 def _age(now: float, since: float | None) -> float | None:

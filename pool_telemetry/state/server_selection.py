@@ -2,7 +2,7 @@
 
 PyMongo publishes no event of server selection, and such a caller has not begun a checkout. So the
 callers are read from the frames of threads and of asyncio's tasks; greenlets are not seen. Readers
-and the watching thread call this, never the hot path: about 3 µs for each thread and task.
+and the watching thread call this, never the hot path.
 """
 
 import asyncio
@@ -79,17 +79,26 @@ class ServerSelection:
         self._waiting: dict[tuple[Hashable, float], Selection] = {}
         self._failures = 0
         self._failed_at: float | None = None
+        self._lacked_server = False
 
     @property
     def is_waited_for(self) -> bool:
         """Return whether a caller waited when the callers were last looked at."""
         return bool(self._waiting)
 
-    def update(self, found: Iterable[Selection], now: float) -> None:
-        """Record the callers that wait now; the ones that are gone failed if their time is up."""
+    def update(self, found: Iterable[Selection], now: float, *, lacks_server: bool = False) -> None:
+        """Record the callers that wait now; callers that are gone failed if their time is up.
+
+        Args:
+            found: The callers.
+            now: Monotonic seconds.
+            lacks_server: Whether no server takes writes. If that has just ended, callers that are
+                gone were served.
+        """
         waiting = {(one.caller, one.deadline): one for one in found}
+        recovered, self._lacked_server = self._lacked_server and not lacks_server, lacks_server
         for key, one in self._waiting.items():
-            if key not in waiting and one.deadline <= now:
+            if key not in waiting and one.deadline <= now and not recovered:
                 self._failures += 1
                 self._failed_at = now
         self._waiting = waiting

@@ -89,7 +89,8 @@ class Refusals:
 
     def record(self, now: float, *, answered: int, refused: int) -> None:
         """Record the commands so far that succeeded, and that the server refused."""
-        if answered != self._answered or self._at is None:
+        pause = now - (self._at or 0.0)
+        if answered != self._answered or self._at is None or pause > QUIET_SECONDS:
             self._answered, self._since = answered, now
         if refused != self._refused:
             self._refused, self._at = refused, now

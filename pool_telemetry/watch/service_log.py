@@ -73,6 +73,7 @@ class SelectionLog:
 
     def __init__(self) -> None:
         self._reported = False
+        self._next_report_at = 0.0  # monotonic seconds
 
     def check(self, watched: Watched) -> None:
         """Report what has begun or is over since the check before."""
@@ -80,8 +81,10 @@ class SelectionLog:
             return
         stats = watched.stats()
         selection = stats.server_selection
-        if selection.oldest_wait >= SELECTION_SECONDS and not self._reported:
+        may_report = not self._reported and watched.now() >= self._next_report_at
+        if selection.oldest_wait >= SELECTION_SECONDS and may_report:
             self._reported = True
+            self._next_report_at = watched.now() + watched.options.notice_seconds
             _log.warning("client %r: %s", watched.name, stats.selection_text)
         elif self._reported and not selection.waiting:
             self._reported = False

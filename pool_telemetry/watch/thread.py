@@ -89,6 +89,8 @@ def check(watched: Watched) -> None:
     begins = False
     try:
         for state in watched.states():
+            if state.pulse is not None:
+                state.pulse.ask()
             stats, reports = state.stats(), _reports.setdefault(state, _PoolReports())
             before = reports.exhaustion.exhausted
             reports.exhaustion.check(watched, state, stats)

@@ -21,7 +21,7 @@ def test_a_process_that_makes_a_client_for_each_request_is_told_once(phase: str)
     (finding,) = found.findings
     assert (finding.id, finding.severity) == ("client_per_request.many_made", "warning")
     assert finding.because == (
-        "This process made 200 clients named 'shop' in the last minute; 7 are open. Each opens "
+        "This process made 200 clients named 'shop' in 60 s; open now: 7. Each opens "
         "connections and monitors of its own and shares none."
     )
     assert finding.advice == (
@@ -33,3 +33,12 @@ def test_a_process_that_makes_a_client_for_each_request_is_told_once(phase: str)
 def test_a_few_clients_are_no_finding() -> None:
     assert diagnose(a_process(29)).findings == ()
     assert diagnose(a_process(0, phase="closed")).findings == ()
+
+
+@pytest.mark.parametrize(("made", "is_found"), [(2, False), (3, True)])
+def test_two_samples_show_the_rate_as_metrics_do(made: int, is_found: bool) -> None:
+    before = dataclasses.replace(a_process(0), at=100.0)
+    after = dataclasses.replace(before, at=102.0, clients_made=before.clients_made + made)
+    words = f"This process made {made} clients named 'shop' in 2 s"
+    found = [one.because.startswith(words) for one in diagnose(after, [before]).findings]
+    assert found == [True] * is_found

@@ -11,7 +11,7 @@ from tests.rules.evidence import WELL
 ROOT = Path(__file__).parents[2]
 
 
-OF_CLIENTS = {"no server fits"}
+OF_CLIENTS = {"no server fits", "client per request"}
 """Verdicts on a client as a whole, which may have no pool."""
 
 

@@ -1,7 +1,7 @@
 """The rules, one file for each verdict; a new verdict is one file and one line in the table here.
 
-Rules read the evidence, the thresholds and the wording, and nothing else. `no_server_fits` is no
-row of the table, because it judges a client, which may have no pool.
+Rules read the evidence, the thresholds and the wording, and nothing else. `no_server_fits`
+and `client_per_request` are no rows of the table: they judge a client, which may have no pool.
 """
 
 from dataclasses import replace
@@ -11,7 +11,6 @@ from pool_telemetry.diagnosis.evidence import Evidence
 from pool_telemetry.diagnosis.model import Finding
 from pool_telemetry.diagnosis.rules import (
     callers_hang_up,
-    client_per_request,
     connection_storm,
     deadlock,
     driver_stands_still,
@@ -33,7 +32,6 @@ RULES: Final[tuple[Rule, ...]] = (
     handshakes_stall.RULE,
     deadlock.RULE,
     leak.RULE,
-    client_per_request.RULE,
     callers_hang_up.RULE,
     connection_storm.RULE,
     slow_operations.RULE,
@@ -44,14 +42,10 @@ RULES: Final[tuple[Rule, ...]] = (
 """In order of precedence: of equally severe findings the earlier rule's comes first."""
 
 
-OF_ENDED_CLIENTS: Final = (client_per_request.RULE,)
-"""The rules that apply to a client without an open pool, too."""
-
-
-def judge(evidence: Evidence, rules: tuple[Rule, ...] = RULES) -> list[Finding]:
+def judge(evidence: Evidence) -> list[Finding]:
     """Return the findings of one period."""
     found = list[Finding]()
-    for rule in rules:
+    for rule in RULES:
         if rule.applies(evidence) and not any(map(rule.is_suppressed_by, found)):
             found.append(replace(rule.explain(evidence), runbook=rule.runbook))
     return found
