@@ -80,8 +80,8 @@ Limits: facts that the numbers can't know
     A caller in server selection is seen at most twice a second, so shorter waits and failures may
     not be counted; a greenlet is never seen there. A selection whose time is up counts as failed,
     even if the caller was served in that moment.
-    A process that stood still for less than two seconds, or without the watching thread, counts
-    that time.
+    A process that stood still for less than two seconds counts that time. So does one without the
+    watching thread, or with gevent or Eventlet: there another greenlet may have blocked the thread.
     A client keeps the last 50 pools of servers that left it. Its totals lose older pools' counts.
     If a caller holds several connections, its activity is shown for the latest one.
     Without a baseline the usual duration of a command is unknown: 0.1 s and more then counts as
