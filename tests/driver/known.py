@@ -22,6 +22,9 @@ KNOWN: Final[dict[tuple[str, str], str]] = {
         "the test calls pool.reset_without_pause(), which PyMongo does after a fork only; that "
         "is no clear by a failure"
     ),
+    ("TestCollection::test_exhaust", "closed by error"): (
+        "PyMongo publishes the close of an exhaust cursor's connection twice"
+    ),
 }
 """By the end of a test's name and the start of a difference: why it is the driver's own."""
 
