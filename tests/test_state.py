@@ -1005,3 +1005,16 @@ def test_owner_of_an_abandoned_pool_keeps_its_seconds() -> None:
     (after,) = pool.stats().owners
     assert (before.seconds, before.in_use) == (2.5, 1)
     assert (after.seconds, after.in_use, after.checkouts) == (2.5, 0, 1)
+
+
+def test_connection_that_was_opening_when_its_pool_was_closed_is_stale() -> None:
+    """PyMongo fills the pool up to minPoolSize meanwhile, and publishes no clear."""
+    pool = PoolState(("db", 27017))
+    pool.created(2, 1)
+    pool.ready()
+    pool.connection_created("filler", 1)
+    pool.closed()
+    pool.connection_ready(1)
+    pool.connection_closed(1, "stale")
+    stats = pool.stats()
+    assert (stats.size, stats.closed["stale"], stats.closed["pool_closed"]) == (0, 1, 0)

@@ -171,7 +171,8 @@ class ReportedConnections:
         self._note_full(now)
         known = conn_id in self._ready or conn_id in self.opening
         carried_over = self._carried_over.get(conn_id, [])
-        dropped = reason == "stale" and not self._may_be_stale(conn_id)
+        # A connection that was opening when its pool was closed is closed as stale, too.
+        dropped = reason == "stale" and not (pool_is_closed or self._may_be_stale(conn_id))
         if dropped and None not in carried_over:
             if (checkout := self._return_carried_over(conn_id)) is None:
                 return  # a pool of the process that this one was forked from
