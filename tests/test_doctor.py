@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -17,7 +18,13 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from pymongo import CursorType, MongoClient
 from pymongo.uri_parser import parse_uri
 
-from pool_telemetry import MongoDBConnectionPool, PoolTelemetry, cli, prometheus
+from pool_telemetry import (
+    MongoDBConnectionPool,
+    PoolTelemetry,
+    TelemetryOptions,
+    cli,
+    prometheus,
+)
 from pool_telemetry.cli import doctor
 from pool_telemetry.cli.prometheus_text import read
 from pool_telemetry.fastapi import create_router
@@ -29,10 +36,20 @@ from tests.web import serving
 APP = "ailing"
 
 
+numbers = itertools.count()
+
+
 @pytest.fixture
 def service(server_uri: str) -> Iterator[str]:
     """A service with a pool of two, whose server takes its time."""
-    MongoDBConnectionPool.initialize(server_uri, maxPoolSize=2, minPoolSize=0, appName=APP)
+    MongoDBConnectionPool.initialize(
+        server_uri,
+        maxPoolSize=2,
+        minPoolSize=0,
+        appName=APP,
+        # One of its own, because the counts of ended clients stay in those of their name.
+        telemetry=TelemetryOptions(name=f"{APP}-{next(numbers)}"),
+    )
     app, registry = FastAPI(), CollectorRegistry()
     ProcessCollector(registry=registry)
     app.include_router(create_router(registry=registry))
@@ -102,7 +119,7 @@ def test_an_exhausted_pool_is_told_with_what_to_set(
         threading.Event().wait(1.0)  # for which it is exhausted
         code, out, _ = run(capsys, "doctor", service + page, "--seconds", "1.5")
         assert code == doctor.EXIT_CODES["warning"], out
-        assert out.startswith("WARNING: undersized, ailing@127.0.0.1:")
+        assert re.match(r"WARNING: undersized, ailing-\d+@127.0.0.1:", out)
         (size,) = re.findall(r"Raise maxPoolSize from 2 to (\d+)", out.replace("\n       ", " "))
         assert f"\n  set  maxPoolSize={size}\n" in out
         code, out, _ = run(capsys, "doctor", service + page, "--json", "--seconds", "1.5")
