@@ -6,8 +6,7 @@ holds its pool lock. They take one leaf lock, touch no pool, and let no exceptio
 
 import sys
 import traceback
-from collections.abc import Callable, Container
-from types import FrameType
+from collections.abc import Callable
 from typing import Any, Final
 
 from pymongo import monitoring as cmap
@@ -21,7 +20,7 @@ from pool_telemetry.owners import current_origin
 from pool_telemetry.process import notice_fork, unforked
 from pool_telemetry.state.actor import current_actor
 from pool_telemetry.state.commands import CommandState
-from pool_telemetry.state.frames import is_called_by_async_pool
+from pool_telemetry.state.frames import is_called_by_async_pool, is_topology, outward
 from pool_telemetry.state.pool_state import PoolState
 from pool_telemetry.stats import CANCELLED, Address, Origin, validate_address
 
@@ -39,7 +38,6 @@ _CLOSE_REASONS: Final = {
     cmap.ConnectionClosedReason.POOL_CLOSED: "pool_closed",
 }
 _SERVER_TYPES: Final = dict(enumerate(SERVER_TYPE._fields))
-_TOPOLOGIES: Final = frozenset({"pymongo.synchronous.topology", "pymongo.asynchronous.topology"})
 _BROKEN_OFF: Final = "_OperationCancelled"  # an error that has no public name
 # The field that names the collection, for each command that has one. Only these are read: in other
 # commands the first value may be a user's name or other data, which must not become a label.
@@ -248,21 +246,18 @@ class PoolListener(ShortRepr, cmap.ConnectionPoolListener):
             notice_fork()
             self._pools[event.address].closed()
             # PyMongo closes the pool of a server that leaves the topology, which stays open.
-            self._on_closed(not _is_called_by("_update_servers", _TOPOLOGIES))
+            self._on_closed(not _is_called_by("_update_servers", is_topology))
         except Exception as error:
             self._on_error(error)
 
 
-def _is_called_by(function: str, modules: Container[str] | None = None) -> bool:
-    """Return whether a function is among our callers; in one of the modules if some are given."""
-    frame: FrameType | None = sys._getframe()
-    while frame is not None:
-        if frame.f_code.co_name == function and (
-            modules is None or frame.f_globals.get("__name__") in modules
-        ):
-            return True
-        frame = frame.f_back
-    return False
+def _is_called_by(function: str, is_module: Callable[[object], bool] | None = None) -> bool:
+    """Return whether a function is among our callers; of certain modules if these are given."""
+    return any(
+        frame.f_code.co_name == function
+        and (is_module is None or is_module(frame.f_globals.get("__name__")))
+        for frame in outward(sys._getframe())
+    )
 
 
 def _sizes(options: dict[str, Any]) -> tuple[int | None, int]:
@@ -294,7 +289,7 @@ def _interrupted() -> bool:
         return False
     callers = {
         frame
-        for frame, _ in traceback.walk_stack(sys._getframe())
+        for frame in outward(sys._getframe())
         if str(frame.f_globals.get("__name__")).startswith("pymongo.")
     }
     handling = (frame for frame, _ in traceback.walk_tb(handled.__traceback__))

@@ -21,7 +21,7 @@ from typing import Any, Final, Protocol
 from pymongo.pool_options import PoolOptions
 
 from pool_telemetry.process import ProcessLock
-from pool_telemetry.state.frames import is_called_for_encryption
+from pool_telemetry.state.frames import is_called_for_encryption, outward
 
 _MAX_ADDRESSES: Final = 200
 """Addresses of one further client: far above a cluster's servers, and hosts come and go."""
@@ -120,11 +120,9 @@ class Sharing:
 
 def app_name_of_new_pool() -> str | None:
     """Return the appName of the client whose PoolCreated is handled; None if it has none."""
-    frame = _publisher()
-    while frame is not None:
+    for frame in outward(_publisher()):
         if isinstance(options := frame.f_locals.get("options"), PoolOptions):
             return options.appname
-        frame = frame.f_back
     return None
 
 
@@ -142,7 +140,5 @@ def _client() -> object:
 
 
 def _publisher() -> FrameType | None:
-    frame: FrameType | None = sys._getframe()
-    while frame is not None and frame.f_code.co_name != "publish_pool_created":
-        frame = frame.f_back
-    return frame
+    callers = outward(sys._getframe())
+    return next((one for one in callers if one.f_code.co_name == "publish_pool_created"), None)

@@ -14,7 +14,8 @@ It has no source text and no values: a line of code may contain a secret literal
 import gc
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import dropwhile
 from threading import RLock
 from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
 from typing import Any, Final
@@ -42,8 +43,11 @@ _Matches = Callable[[object], bool]
 _is_pool: _Matches = frozenset(
     {"pymongo.synchronous.pool", "pymongo.asynchronous.pool"}
 ).__contains__
-_is_client: _Matches = frozenset(
+is_client: _Matches = frozenset(
     {"pymongo.synchronous.mongo_client", "pymongo.asynchronous.mongo_client"}
+).__contains__
+is_topology: _Matches = frozenset(
+    {"pymongo.synchronous.topology", "pymongo.asynchronous.topology"}
 ).__contains__
 _is_async_pool: _Matches = frozenset({"pymongo.asynchronous.pool"}).__contains__
 _is_encryption: _Matches = frozenset(
@@ -81,18 +85,16 @@ def still_in_pool(actors: Iterable[Actor]) -> set[Actor]:
 
 def in_an_operation(actors: Iterable[Actor]) -> set[Actor]:
     """Return the actors that are inside an operation of a client; none if frames can't be read."""
-    return _inspect(_is_client, set(actors)) if threads_are_known() else set()
+    return _inspect(is_client, set(actors)) if threads_are_known() else set()
 
 
 def calling_client() -> Any:
     """Return the MongoClient or AsyncMongoClient that called this function; None without one."""
-    frame: FrameType | None = sys._getframe()
-    while frame is not None:
-        if _is_of(_is_client, frame):
+    for frame in outward(sys._getframe()):
+        if _is_of(is_client, frame):
             client = frame.f_locals.get("self")
             if hasattr(client, "topology_description") and hasattr(client, "options"):
                 return client
-        frame = frame.f_back
     return None
 
 
@@ -107,10 +109,10 @@ def is_called_for_encryption(*, while_made: bool = False) -> bool:
     Args:
         while_made: Only while PyMongo makes its inner client, from another client's arguments.
     """
-    frame: FrameType | None = sys._getframe()
-    while frame is not None and while_made and frame.f_code.co_name != "_duplicate":
-        frame = frame.f_back
-    return _runs_in(_is_encryption, frame)
+    callers = outward(sys._getframe())
+    if while_made:
+        callers = dropwhile(lambda frame: frame.f_code.co_name != "_duplicate", callers)
+    return any(_is_of(_is_encryption, frame) for frame in callers)
 
 
 def stack_of(actor: Actor) -> list[str]:
@@ -124,9 +126,9 @@ def stack_of(actor: Actor) -> list[str]:
     elif isinstance(one, ThreadActor):
         if (threads := current_frames()) is None:
             return [UNKNOWN]
-        frames = _outward(threads.get(one.ident or 0))
+        frames = _stack(threads.get(one.ident or 0))
     elif is_greenlet(one):
-        frames = _outward(one.gr_frame)
+        frames = _stack(one.gr_frame)
     else:
         frames = _of_coroutine(one.get_coro())
     return [_place(frame) for frame in _worth_showing(frames)]
@@ -134,7 +136,7 @@ def stack_of(actor: Actor) -> list[str]:
 
 def call_site() -> str:
     """Return the application's innermost frame of this thread: the place that called us."""
-    callers = [frame for frame in _outward(sys._getframe()) if not _is_ours(frame)]
+    callers = [frame for frame in _stack(sys._getframe()) if not _is_ours(frame)]
     return _place(_worth_showing(callers)[-1]) if callers else "an unknown place"
 
 
@@ -167,18 +169,21 @@ def _worth_showing(frames: list[FrameType]) -> list[FrameType]:
 def _of_coroutine(outermost: Any) -> list[FrameType]:
     if type(outermost) is CoroutineType and outermost.cr_running:
         for innermost in (current_frames() or {}).values():
-            frames = _outward(innermost)
+            frames = _stack(innermost)
             if outermost.cr_frame in frames:
                 return frames[frames.index(outermost.cr_frame) :]
     return await_chain(outermost)[0]
 
 
-def _outward(frame: FrameType | None) -> list[FrameType]:
-    found = []
+def outward(frame: FrameType | None) -> Iterator[FrameType]:
+    """Yield a frame and the frames of its callers, the innermost first."""
     while frame is not None:
-        found.append(frame)
+        yield frame
         frame = frame.f_back
-    return found[::-1]
+
+
+def _stack(innermost: FrameType | None) -> list[FrameType]:
+    return [*outward(innermost)][::-1]
 
 
 def current_frames() -> dict[int, FrameType] | None:

@@ -6,21 +6,22 @@ and the watching thread call this, never the hot path.
 """
 
 import asyncio
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator
 from types import FrameType
 from typing import Any, Final, NamedTuple
 
 from pool_telemetry.standstill import later
-from pool_telemetry.state.frames import await_chain, current_frames
+from pool_telemetry.state.frames import (
+    await_chain,
+    current_frames,
+    is_client,
+    is_topology,
+    outward,
+)
 from pool_telemetry.stats import ServerSelectionStats
 
 MIN_WAIT_SECONDS: Final = 0.05
 """A caller that has selected for less than this is not counted: it may be about to succeed."""
-
-_TOPOLOGIES: Final = frozenset({"pymongo.synchronous.topology", "pymongo.asynchronous.topology"})
-_CLIENTS: Final = frozenset(
-    {"pymongo.synchronous.mongo_client", "pymongo.asynchronous.mongo_client"}
-)
 
 
 class Selection(NamedTuple):
@@ -45,28 +46,23 @@ def selections(loops: Iterable[asyncio.AbstractEventLoop], now: float) -> list[S
 
 def _stacks(
     loops: Iterable[asyncio.AbstractEventLoop],
-) -> Iterator[tuple[Hashable, list[FrameType]]]:
+) -> Iterator[tuple[Hashable, Iterable[FrameType]]]:
     """Yield the stack of each thread and each suspended task, the innermost frame first."""
     for ident, innermost in (current_frames() or {}).items():
-        stack = list[FrameType]()
-        frame: FrameType | None = innermost
-        while frame is not None:
-            stack.append(frame)
-            frame = frame.f_back
-        yield ident, stack
+        yield ident, outward(innermost)
     for loop in loops:
         for task in asyncio.all_tasks(loop):
-            yield id(task), await_chain(task.get_coro())[0][::-1]
+            yield id(task), reversed(await_chain(task.get_coro())[0])
 
 
-def _selection(caller: Hashable, stack: Sequence[FrameType]) -> Selection | None:
+def _selection(caller: Hashable, stack: Iterable[FrameType]) -> Selection | None:
     """Return the selection that a stack is in; None if it is in none."""
     names: dict[str, Any] = {}
     for frame in stack:
         module = frame.f_globals.get("__name__")
-        if module in _TOPOLOGIES and "end_time" in frame.f_locals:
+        if is_topology(module) and "end_time" in frame.f_locals:
             names = frame.f_locals
-        elif names and module in _CLIENTS and (client := frame.f_locals.get("self")) is not None:
+        elif names and is_client(module) and (client := frame.f_locals.get("self")) is not None:
             since, deadline = names["end_time"] - names["timeout"], names["end_time"]
             return Selection(client, caller, since, deadline)
     return None
