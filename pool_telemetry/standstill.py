@@ -62,7 +62,7 @@ def notice_standstill() -> None:
     Readers call this, too, because one of them may run before the watching thread does.
     """
     global _asleep, _total
-    if _asleep is None or monotonic() - _asleep[0] < STANDSTILL_SECONDS:
+    if not unnoticed_seconds():
         return
     with _lock:
         seconds = unnoticed_seconds()
@@ -87,8 +87,10 @@ def unnoticed_seconds() -> float:
     if (asleep := _asleep) is None or not _trusted:
         return 0.0
     seconds = monotonic() - asleep[0]
+    if seconds < STANDSTILL_SECONDS:
+        return 0.0
     busy = process_time() - asleep[1] > MAX_CPU_SHARE * seconds
-    return 0.0 if busy or seconds < STANDSTILL_SECONDS else seconds
+    return 0.0 if busy else seconds
 
 
 def later(at: float, seconds: float, now: float) -> float:
