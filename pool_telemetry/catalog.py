@@ -136,7 +136,7 @@ def _value(
     """
 
     def points(client: ClientStats) -> Points:
-        for pool in (*client.pools, *client.ended) if of_ended else client.pools:
+        for pool in client.all_pools if of_ended else client.pools:
             value = getattr(pool, field)
             if value is not None and not (while_open and pool.phase == "closed"):
                 yield _pool_labels(client, pool), int(value) if kind is bool else value
@@ -155,7 +155,7 @@ def _by(field: str) -> Reading:
     """Return the reading of a field of PoolStats that has a number for each key."""
 
     def points(client: ClientStats) -> Points:
-        for pool in (*client.pools, *client.ended):
+        for pool in client.all_pools:
             for key, value in getattr(pool, field).items():
                 yield (*_pool_labels(client, pool), key), value
 
@@ -181,7 +181,7 @@ def _states() -> Reading:
 
 def _timeouts() -> Reading:
     def points(client: ClientStats) -> Points:
-        for pool in (*client.pools, *client.ended):
+        for pool in client.all_pools:
             yield _pool_labels(client, pool), pool.checkouts["timeout"]
 
     return Reading(points, _nothing)  # CHECKOUTS has them
@@ -202,7 +202,7 @@ def _operations() -> Reading:
     own = ("namespace", "collection", "operation", "error_type", "status_code")
 
     def points(client: ClientStats) -> Points:
-        pools = (*client.pools, *client.ended)
+        pools = client.all_pools
         names = {(pool.host, pool.port): client.pool_name(pool) for pool in pools}
         for series in client.operations:
             name = names.get((series.host, series.port), client.name)
@@ -231,39 +231,27 @@ def _info() -> Reading:
 
 def _of_owners(field: str) -> Reading:
     def points(client: ClientStats) -> Points:
-        for pool in (*client.pools, *client.ended) if client.owner_metrics else ():
+        for pool in client.all_pools if client.owner_metrics else ():
             for owner in pool.owners:
                 yield (*_pool_labels(client, pool), owner.owner), getattr(owner, field)
 
     return Reading(points, _nothing)  # what an owner has in use is in no metric
 
 
-def _clients(field: str) -> Reading:
+def _of_client(
+    field: str, kind: Callable[[Any], Any] = int, *, only_counted: bool = False
+) -> Reading:
+    """Return the reading of a field of ClientStats.
+
+    Args:
+        field: Its name.
+        kind: Makes its type of a number.
+        only_counted: Whether only the series without a number has it, which counts the clients.
+    """
+
     def points(client: ClientStats) -> Points:
-        if client.clients_made:
+        if client.clients_made or not only_counted:
             yield (client.name, "", ""), getattr(client, field)
-
-    def put(fields: Fields, _: tuple[str, ...], value: Any) -> None:
-        fields[field] = int(value)
-
-    return Reading(points, put)
-
-
-def _of_agents(field: str) -> Reading:
-    def points(client: ClientStats) -> Points:
-        yield (client.name, "", ""), getattr(client.agents, field)
-
-    def put(fields: Fields, _: tuple[str, ...], value: Any) -> None:
-        fields["agents"] = fields.get("agents", AgentStats())._replace(**{field: int(value)})
-
-    return Reading(points, put)
-
-
-def _of_client(field: str, kind: Callable[[Any], Any] = int) -> Reading:
-    """Return the reading of a field of ClientStats."""
-
-    def points(client: ClientStats) -> Points:
-        yield (client.name, "", ""), getattr(client, field)
 
     def put(fields: Fields, _: tuple[str, ...], value: Any) -> None:
         fields[field] = kind(value)
@@ -271,16 +259,29 @@ def _of_client(field: str, kind: Callable[[Any], Any] = int) -> Reading:
     return Reading(points, put)
 
 
-def _of_selection(
-    field: str, kind: Callable[[Any], Any] = int, *, of_ended: bool = False
+def _of_part(
+    part: Literal["agents", "server_selection"],
+    field: str,
+    kind: Callable[[Any], Any] = int,
+    *,
+    of_ended: bool = True,
 ) -> Reading:
+    """Return the reading of a field of a named tuple that ClientStats has.
+
+    Args:
+        part: The name of the tuple.
+        field: The name in it.
+        kind: Makes its type of a number.
+        of_ended: Whether it is a count, which stays when the client has ended.
+    """
+    empty = {"agents": AgentStats(), "server_selection": ServerSelectionStats()}[part]
+
     def points(client: ClientStats) -> Points:
         if of_ended or client.pools or not client.ended:
-            yield (client.name, "", ""), getattr(client.server_selection, field)
+            yield (client.name, "", ""), getattr(getattr(client, part), field)
 
     def put(fields: Fields, _: tuple[str, ...], value: Any) -> None:
-        known = fields.get("server_selection", ServerSelectionStats())
-        fields["server_selection"] = known._replace(**{field: kind(value)})
+        fields[part] = fields.get(part, empty)._replace(**{field: kind(value)})
 
     return Reading(points, put)
 
@@ -509,21 +510,21 @@ CATALOG: Final = (
         "counter",
         "{turn}",
         "The number of turns that ended, of agents whose sessions this client stores.",
-        _of_agents("turns"),
+        _of_part("agents", "turns"),
     ),
     AGENT_OPERATIONS := Metric(
         "mongodb.client.agent.operations",
         "counter",
         "{operation}",
         "The number of operations that the client ran for agents' sessions.",
-        _of_agents("operations"),
+        _of_part("agents", "operations"),
     ),
     AGENT_CONFLICTS := Metric(
         "mongodb.client.agent.conflicts",
         "counter",
         "{conflict}",
         "The number of messages refused because another writer continued the session.",
-        _of_agents("conflicts"),
+        _of_part("agents", "conflicts"),
     ),
     CLIENT_INFO := Metric(
         "mongodb.client.info",
@@ -538,14 +539,14 @@ CATALOG: Final = (
         "counter",
         "{client}",
         "The number of clients that the process made under this name, numbered ones included.",
-        _clients("clients_made"),
+        _of_client("clients_made", only_counted=True),
     ),
     CLIENTS_OPEN := Metric(
         "mongodb.client.clients.open",
         "updowncounter",
         "{client}",
         "The number of these clients that are open; only the series without a number.",
-        _clients("clients_open"),
+        _of_client("clients_open", only_counted=True),
     ),
     TELEMETRY_ERRORS := Metric(
         "mongodb.client.pool.telemetry_errors",
@@ -589,21 +590,21 @@ CATALOG: Final = (
         "updowncounter",
         "{request}",
         "The number of callers that wait in server selection, because no server fits.",
-        _of_selection("waiting"),
+        _of_part("server_selection", "waiting", of_ended=False),
     ),
     SELECTION_OLDEST_WAIT := Metric(
         "mongodb.client.server_selection.oldest_wait",
         "gauge",
         "s",
         "The time that the longest waiting caller has waited in server selection.",
-        _of_selection("oldest_wait", float),
+        _of_part("server_selection", "oldest_wait", float, of_ended=False),
     ),
     SELECTION_FAILURES := Metric(
         "mongodb.client.server_selection.failures",
         "counter",
         "{failure}",
         "The number of callers that were seen to fail in server selection.",
-        _of_selection("failures", of_ended=True),
+        _of_part("server_selection", "failures"),
     ),
     STOOD_STILL := Metric(
         "mongodb.client.stood_still_time",

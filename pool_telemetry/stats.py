@@ -414,6 +414,11 @@ class ClientStats:
         return pool_name(self.name, (pool.host, pool.port))
 
     @property
+    def all_pools(self) -> tuple[PoolStats, ...]:
+        """Return the pools, and the counts of ended clients' pools."""
+        return (*self.pools, *self.ended)
+
+    @property
     def open_pools(self) -> list[PoolStats]:
         """Return the pools of the servers that the client knows now."""
         return [pool for pool in self.pools if pool.phase != "closed"]

@@ -56,7 +56,7 @@ def counts_of(client: ClientStats) -> ClientStats:
     return replace(
         client,
         pools=(),
-        ended=tuple(map(_without_exemplars, (*client.pools, *client.ended))),
+        ended=tuple(map(_without_exemplars, client.all_pools)),
         operations=tuple(map(_without_exemplars, client.operations)),
         server_selection=ServerSelectionStats(failures=client.server_selection.failures),
         refusals=RefusalStats(),
@@ -72,7 +72,7 @@ def bounded(counts: ClientStats) -> ClientStats:
 
 def since(client: ClientStats, before: ClientStats) -> ClientStats:
     """Return a client's stats with the counts since an earlier sample, and its present state."""
-    pools = {one.address: one for one in (*before.pools, *before.ended)}
+    pools = {one.address: one for one in before.all_pools}
     series = {one.series: one for one in before.operations}
     return replace(
         client,
