@@ -166,19 +166,19 @@ def _move_oldest_to_totals() -> None:
     ended = [name for name in _totals if name not in names]
     for name in ended[:-MAX_NAMES]:
         if name != OVERFLOW:  # so that the sum over all names never falls
-            further = replace(_totals.pop(name), name=OVERFLOW)
-            so_far = _totals.get(OVERFLOW)
-            _totals[OVERFLOW] = totals.bounded(
-                further if so_far is None else totals.total((so_far, further))
-            )
+            _add_to_totals(OVERFLOW, replace(_totals.pop(name), name=OVERFLOW))
 
 
 def _move_to_totals(telemetry: "PoolTelemetry") -> None:
     name, stats, before = telemetry.name, telemetry.stats(), _in_totals.get(telemetry)
-    new = totals.counts_of(stats if before is None else totals.since(stats, before))
+    _add_to_totals(name, stats if before is None else totals.since(stats, before))
+    _in_totals[telemetry] = totals.counts_of(stats)
+
+
+def _add_to_totals(name: str, stats: ClientStats) -> None:
+    new = totals.counts_of(stats)
     so_far = _totals.pop(name, None)  # the name that changed last is the last
     _totals[name] = totals.bounded(new if so_far is None else totals.total((so_far, new)))
-    _in_totals[telemetry] = totals.counts_of(stats)
 
 
 # Called by PoolTelemetry and the singletons
