@@ -139,52 +139,36 @@ def test_01_a_keyboard_interrupt_in_the_queue(server_uri: str) -> None:
 GEVENT = """
 from gevent import monkey
 monkey.patch_all()
-import sys, gevent, gevent.event
-from pymongo import MongoClient
-from pool_telemetry import PoolTelemetry
+import gevent, gevent.event
+from gevent import Timeout, joinall, sleep, spawn
 
-telemetry = PoolTelemetry()
-client = MongoClient(sys.argv[1], maxPoolSize=2, event_listeners=telemetry.listeners)
-client.admin.command("ping")
-(pool,) = client._topology._servers.values()
-pool = pool.pool
-held = [pool.checkout(), pool.checkout()]
-for one in held:
-    one.__enter__()
-callers = [gevent.spawn(client.t.t.find_one) for _ in range(6)]
+def kill(greenlets, *error):
+    gevent.killall(greenlets, *error, block=not error)
+
 lives_on = gevent.event.Event()
-
-def swallows():
-    try:
-        client.t.t.find_one()
-    except gevent.Timeout:
-        lives_on.wait()
-
-killed = [gevent.spawn(client.t.t.find_one) for _ in range(5)]
-swallowing = [gevent.spawn(swallows) for _ in range(4)]
-gevent.sleep(0.3)
-everyone = telemetry.live_stats()["pool"]["waiting"]
-gevent.killall(killed)
-gevent.killall(swallowing, gevent.Timeout(0), block=False)
-gevent.sleep(0.3)
-stats = telemetry.live_stats()["pool"]
-for one in held:
-    one.__exit__(None, None, None)
-gevent.joinall(callers)
-lives_on.set()
-gevent.joinall(swallowing)
-after = telemetry.live_stats()["checkouts"]
-print(everyone, stats["waiting"], stats["exhausted"], after["cancelled"], after["ok"])
-client.close()
+let_go = lives_on.set
 """
-
-
 EVENTLET = """
 import warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # eventlet's own
 import eventlet
 eventlet.monkey_patch()
-import sys, eventlet.event
+import eventlet.event
+from eventlet import Timeout, sleep, spawn
+
+def kill(greenlets, *error):
+    for one in greenlets:
+        one.kill(*error)
+
+def joinall(greenlets):
+    for one in greenlets:
+        one.wait()
+
+lives_on = eventlet.event.Event()
+let_go = lives_on.send
+"""
+KILLED_IN_THE_QUEUE = """
+import sys
 from pymongo import MongoClient
 from pool_telemetry import PoolTelemetry
 
@@ -196,50 +180,40 @@ pool = pool.pool
 held = [pool.checkout(), pool.checkout()]
 for one in held:
     one.__enter__()
-callers = [eventlet.spawn(client.t.t.find_one) for _ in range(6)]
-lives_on = eventlet.event.Event()
+callers = [spawn(client.t.t.find_one) for _ in range(6)]
 
 def swallows():
     try:
         client.t.t.find_one()
-    except eventlet.Timeout:
+    except Timeout:
         lives_on.wait()
 
-killed = [eventlet.spawn(client.t.t.find_one) for _ in range(5)]
-swallowing = [eventlet.spawn(swallows) for _ in range(4)]
-eventlet.sleep(0.3)
+killed = [spawn(client.t.t.find_one) for _ in range(5)]
+swallowing = [spawn(swallows) for _ in range(4)]
+sleep(0.3)
 everyone = telemetry.live_stats()["pool"]["waiting"]
-for one in killed:
-    one.kill()
-for one in swallowing:
-    one.kill(eventlet.Timeout(None))
-eventlet.sleep(0.3)
+kill(killed)
+kill(swallowing, Timeout(None))
+sleep(0.3)
 stats = telemetry.live_stats()["pool"]
 for one in held:
     one.__exit__(None, None, None)
-for one in callers:
-    one.wait()
-lives_on.send(None)
-for one in swallowing:
-    one.wait()
+joinall(callers)
+let_go()
+joinall(swallowing)
 after = telemetry.live_stats()["checkouts"]
 print(everyone, stats["waiting"], stats["exhausted"], after["cancelled"], after["ok"])
 client.close()
 """
 
 
-def test_01_greenlets_of_eventlet_killed_in_the_queue(server_uri: str) -> None:
-    if importlib.util.find_spec("eventlet") is None:
+@pytest.mark.parametrize(("package", "greenlets"), [("gevent", GEVENT), ("eventlet", EVENTLET)])
+def test_01_greenlets_killed_in_the_queue(server_uri: str, package: str, greenlets: str) -> None:
+    if package == "eventlet" and importlib.util.find_spec(package) is None:
         lacks("no eventlet: pip install -e '.[dev]'")
+    code = greenlets + KILLED_IN_THE_QUEUE
     done = subprocess.run(
-        [sys.executable, "-c", EVENTLET, server_uri], capture_output=True, text=True, timeout=180
-    )
-    assert done.stdout.split() == ["15", "6", "True", "9", "9"], done.stderr
-
-
-def test_01_greenlets_killed_in_the_queue(server_uri: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", GEVENT, server_uri], capture_output=True, text=True, timeout=180
+        [sys.executable, "-c", code, server_uri], capture_output=True, text=True, timeout=180
     )
     assert done.stdout.split() == ["15", "6", "True", "9", "9"], done.stderr
 
