@@ -15,7 +15,7 @@ import hypothesis
 import pytest
 from pymongo import AsyncMongoClient
 
-from pool_telemetry import AsyncMongoDBConnectionPool, MongoDBConnectionPool
+from pool_telemetry import AsyncMongoDBConnectionPool, MongoDBConnectionPool, registry
 from pool_telemetry.demo import embedded
 from pool_telemetry.demo.embedded import EmbeddedServer
 from tests.chaos import Chaos
@@ -161,6 +161,8 @@ def nothing_left_over(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in list(os.environ):
         if name.startswith("POOL_TELEMETRY_") or name == "MONGODB_URI":
             monkeypatch.delenv(name)
+    # The tests of a minute make more clients than a service should.
+    monkeypatch.setattr(registry, "_by_wanted", {})
     driver_log = logging.getLogger("pymongo")
     level = driver_log.level
     yield
