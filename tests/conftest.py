@@ -162,7 +162,7 @@ def nothing_left_over(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         if name.startswith("POOL_TELEMETRY_") or name == "MONGODB_URI":
             monkeypatch.delenv(name)
     # The tests of a minute make more clients than a service should.
-    monkeypatch.setattr(registry, "_by_wanted", {})
+    registry._by_wanted.clear()
     driver_log = logging.getLogger("pymongo")
     level = driver_log.level
     yield
