@@ -46,6 +46,8 @@ def service(server_uri: str) -> Iterator[str]:
         server_uri,
         maxPoolSize=2,
         minPoolSize=0,
+        # PyMongo's queue is not fair: on a busy machine some callers are not served for seconds.
+        waitQueueTimeoutMS=60_000,
         appName=APP,
         # One of its own, because the counts of ended clients stay in those of their name.
         telemetry=TelemetryOptions(name=f"{APP}-{next(numbers)}"),
