@@ -34,7 +34,7 @@ class Web:
 
     def get(self, path: str, method: str = "GET", **headers: str) -> Answer:
         """Get a path, or post to it; redirections are not followed."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=180)
         try:
             connection.request(method, path, headers=headers)
             response = connection.getresponse()
