@@ -31,7 +31,7 @@ def client(server_uri: str, monkeypatch: pytest.MonkeyPatch) -> Any:
         client.drop_database(DATABASE)
 
 
-@pytest.mark.crowd
+@pytest.mark.bulk
 def test_200_sessions_at_once(
     client: MongoClient[dict[str, Any]], server_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
