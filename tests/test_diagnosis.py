@@ -78,7 +78,7 @@ def test_the_recommended_options_end_the_trouble(name: str, server: EmbeddedServ
     options = dict(scenario.options)
     left, tried = [finding], [options]
     while left:  # a busy machine may hide a part of the peak; then the next advice has more of it
-        options = options | left[0].change
+        options = {**options, **left[0].change}
         assert options not in tried, left
         tried.append(options)
         after = played(dataclasses.replace(scenario, options=options), server)
