@@ -197,9 +197,8 @@ def parser() -> argparse.ArgumentParser:
     size.add_argument(
         "--processes",
         type=_count,
-        default=1,
         metavar="N",
-        help="how many processes share the server (default: %(default)s)",
+        help="how many processes share the server (default: those that the service names, or 1)",
     )
     size.add_argument(
         "--connection-limit",
