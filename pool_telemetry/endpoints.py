@@ -74,18 +74,13 @@ def health(pool: Pool | None, limits: HealthLimits) -> dict[str, Any]:
     ]
     found.sort(key=lambda pair: worst(pair[1].status))
     return {
-        "status": found[0][1].status,
-        "reasons": [f"{one.label}: {reason}" for one, judged in found for reason in judged.reasons],
+        "status": found[0][1].status if found else "unhealthy",
+        "reasons": [f"{one.label}: {reason}" for one, judged in found for reason in judged.reasons]
+        if found
+        else ["no process answers"],
         **answer,
         "workers": [
-            {
-                "worker": one.worker,
-                "pid": one.pid,
-                "instance": one.instance,
-                "state": one.state,
-                "status": judged.status,
-                "reasons": judged.reasons,
-            }
+            {**_state(one), "status": judged.status, "reasons": judged.reasons}
             for one, judged in found
         ],
     }
@@ -241,10 +236,16 @@ def _identity() -> dict[str, Any]:
 
 
 def _states(parts: Iterable[Part[Any]]) -> list[dict[str, Any]]:
-    return [
-        {"worker": one.worker, "pid": one.pid, "instance": one.instance, "state": one.state}
-        for one in parts
-    ]
+    return list(map(_state, parts))
+
+
+def _state(part: Part[Any]) -> dict[str, Any]:
+    return {
+        "worker": part.worker,
+        "pid": part.pid,
+        "instance": part.instance,
+        "state": part.state,
+    }
 
 
 def _health_of(part: Part[ProcessStats], limits: HealthLimits) -> Health:

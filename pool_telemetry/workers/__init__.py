@@ -8,16 +8,20 @@ is exchanged while nobody asks. The hot path knows nothing of this.
 answers, `exchange` asks, and `wire` is the format.
 """
 
+from pool_telemetry.workers.directory import VARIABLE
 from pool_telemetry.workers.exchange import Part, ask, own_identity, own_part, parts_of
 from pool_telemetry.workers.membership import (
     STATS,
     answers,
+    directory_of,
     folder,
     identity,
     is_member,
+    is_observer,
     is_shared,
     join,
     leave,
+    observe,
     predecessor,
     turn_off,
     wait,
@@ -26,16 +30,20 @@ from pool_telemetry.workers.wire import convert
 
 __all__ = [
     "STATS",
+    "VARIABLE",
     "Part",
     "answers",
     "ask",
     "convert",
+    "directory_of",
     "folder",
     "identity",
     "is_member",
+    "is_observer",
     "is_shared",
     "join",
     "leave",
+    "observe",
     "own_identity",
     "own_part",
     "parts_of",

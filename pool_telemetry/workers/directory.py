@@ -134,6 +134,11 @@ def is_shared(path: Path) -> bool:
     return numbers(path) not in ([], [0])
 
 
+def is_used(path: Path) -> bool:
+    """Return whether a process has a number in a directory now."""
+    return any(_is_taken(path, number) for number in numbers(path))
+
+
 def socket_of(path: Path, number: int) -> Path:
     """Return the file of a member's socket."""
     return path / f"{number}.sock"
@@ -159,7 +164,7 @@ def _sweep(ours: Path) -> None:
     """Remove the directories of services that have ended, with what crashes left there."""
     for path in every_directory():
         other = path.name not in (ours.name, _NAMED) and not service.may_live(path.name)
-        if other and not any(_is_taken(path, number) for number in numbers(path)):
+        if other and not is_used(path):
             shutil.rmtree(path, ignore_errors=True)
 
 

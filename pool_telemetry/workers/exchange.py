@@ -70,7 +70,7 @@ def own_part(question: str) -> Part[Any]:
 
 
 def ask(question: str, kind: Any) -> list[Part[Any]]:
-    """Return the answers of all processes of this service, by number; the own one is there.
+    """Return the answers of all processes of this service, by number, with this one's own.
 
     Callers that ask the same at the same time share the answers.
 
@@ -91,8 +91,9 @@ def ask(question: str, kind: Any) -> list[Part[Any]]:
         assert running is not None
         return running.result()
     try:
-        own = own_part(question)
-        parts = [own, *parts_of(path, question, kind, without=own.worker)]
+        own = [] if membership.is_observer() else [own_part(question)]
+        others = parts_of(path, question, kind, without=membership.number())
+        parts = [*own, *others]
         mine.set_result(sorted(parts, key=_order))
     except BaseException as error:
         mine.set_exception(error)

@@ -18,6 +18,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
 
+from pool_telemetry.errors import PoolTelemetryError
 from pool_telemetry.log_lines import ProcessLog, set_prefix
 from pool_telemetry.process import ProcessLock, after_fork, notice_fork
 from pool_telemetry.standstill import sleep
@@ -56,6 +57,7 @@ class _Member:
 
 _member: _Member | None = None
 _instance = ""
+_observed: Path | None = None
 _is_off = False
 _failed = False  # to join; said once
 
@@ -108,6 +110,8 @@ def predecessor() -> wire.Document | None:
 
 def folder() -> Path | None:
     """Return the directory of this process's service; None if it has none yet, or is turned off."""
+    if _observed is not None:
+        return _observed
     if _is_off:
         return None
     if (member := _member) is not None:
@@ -122,7 +126,42 @@ def folder() -> Path | None:
 
 def is_shared() -> bool:
     """Return whether this service has or had several processes, so that answers name them."""
-    return (path := folder()) is not None and directory.is_shared(path)
+    return _observed is not None or ((path := folder()) is not None and directory.is_shared(path))
+
+
+def observe(path: Path) -> None:
+    """Ask the processes that share a directory, without being one of them."""
+    global _observed
+    _observed = path
+
+
+def directory_of(named: str | None) -> Path:
+    """Return the directory of the processes that an observer may ask.
+
+    Args:
+        named: The value of POOL_TELEMETRY_DIR of these processes; None or empty: the only service
+            of this user.
+
+    Raises:
+        PoolTelemetryError: Several services run, or none.
+    """
+    if named:
+        return directory.named(named)
+    running = [path for path in directory.every_directory() if directory.is_used(path)]
+    if len(running) == 1:
+        return running[0]
+    words = "set POOL_TELEMETRY_DIR to one folder there and here"
+    if not running:
+        raise PoolTelemetryError(f"no service of this user has several processes: {words}")
+    raise PoolTelemetryError(
+        f"{len(running)} services of this user have several processes, and their workers have the "
+        f"same numbers: {words}"
+    )
+
+
+def is_observer() -> bool:
+    """Return whether this process only asks others."""
+    return _observed is not None
 
 
 def turn_off() -> None:
@@ -140,7 +179,7 @@ def join(*, as_root: bool = False) -> None:
     """
     global _member, _failed
     notice_fork()
-    if _is_off or _failed or _member is not None:
+    if _is_off or _failed or _observed is not None or _member is not None:
         return
     if not hasattr(socket, "AF_UNIX"):
         return
