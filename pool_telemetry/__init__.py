@@ -33,6 +33,7 @@ Where to read on:
 
 from typing import TYPE_CHECKING, Any
 
+from pool_telemetry import endpoints as endpoints  # answers the other processes of a service
 from pool_telemetry import presets
 from pool_telemetry.async_pool import AsyncMongoDBConnectionPool
 from pool_telemetry.diagnosis import Diagnosis, Finding, diagnose

@@ -4,7 +4,6 @@
 """
 
 import asyncio
-import logging
 import threading
 from typing import Any, ClassVar, Final
 
@@ -24,6 +23,7 @@ from pool_telemetry.base_pool import (
 )
 from pool_telemetry.client_options import ASYNC_DEFAULTS, WAIT_LIMITS_BREAK_ASYNC_POOLS, wait_limits
 from pool_telemetry.errors import PoolNotInitializedError
+from pool_telemetry.log_lines import ProcessLog
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.process import after_fork, notice_fork
 from pool_telemetry.registry import take_over_name
@@ -36,7 +36,7 @@ LEAVE_SECONDS: Final = CLOSE_SECONDS + 1.0
 # Seconds more that `close()` waits for replaced clients, which it closes at the same time.
 DRAIN_SECONDS: Final = 1.0
 
-_log = logging.getLogger("pool_telemetry.telemetry")
+_log: Final = ProcessLog("pool_telemetry.telemetry")
 _closing: set["asyncio.Task[None]"] = set()  # a loop alone would let them be collected
 
 

@@ -4,7 +4,6 @@ There is no I/O here; `pool.py` and `async_pool.py` add it.
 """
 
 import contextlib
-import logging
 import os
 import threading
 import time
@@ -16,6 +15,7 @@ from pymongo.errors import ConnectionFailure
 
 from pool_telemetry.client_options import DEFAULT_URI, DEFAULTS, client_kwargs, pool_config
 from pool_telemetry.errors import PoolConfigurationError, PoolNotInitializedError
+from pool_telemetry.log_lines import ProcessLog
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.process import notice_fork
 from pool_telemetry.ranges import shown
@@ -38,7 +38,7 @@ VERSION_PAUSES: Final = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 QUIET_SECONDS: Final = 5.0
 POLL_SECONDS: Final = 0.05
 
-_log = logging.getLogger("pool_telemetry.telemetry")
+_log: Final = ProcessLog("pool_telemetry.telemetry")
 
 _EMPTY: Final = ClientStats(name="", pools=(), operations=(), telemetry_errors=0)
 

@@ -119,6 +119,10 @@ def _nothing(*_: Any) -> None:
     """Put nothing back: another metric has it, or the text has only a part of it."""
 
 
+def _of_no_client(_: ClientStats) -> Points:
+    yield from ()
+
+
 def _value(
     field: str,
     kind: Callable[[Any], Any] = int,
@@ -614,3 +618,19 @@ CATALOG: Final = (
         _of_client("stood_still", float),
     ),
 )
+
+WORKER: Final = "worker"
+"""On every metric of a scrape, if the service has several processes: the number of the process.
+
+The conventions have no attribute for it. Over OTLP each process has a `service.instance.id`.
+"""
+
+PROCESS_UP: Final = Metric(
+    "mongodb.client.process.up",
+    "updowncounter",
+    "{process}",
+    "1 if this process of the service answers the others, 0 if it is silent or gone.",
+    Reading(_of_no_client, _nothing),
+    ("service.instance.id", "process.pid"),
+)
+"""In a scrape only, without POOL_ATTRIBUTES. Only samples of one instance can be compared."""

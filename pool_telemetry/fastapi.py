@@ -1,15 +1,16 @@
 """Health, metrics and the diagnosis over HTTP, for the application that owns the pool.
 
-The endpoints run on the event loop and do no I/O, so that they answer while every connection and
-every worker thread is in use. Reachability is the result of the last heartbeat.
+The endpoints ask no database and need no thread of an executor, so that they answer while every
+connection and every worker thread is in use. Reachability is the result of the last heartbeat.
 """
 
 import asyncio
 import contextlib
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 try:
     import fastapi.routing
@@ -24,21 +25,17 @@ except ImportError as error:
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import REGISTRY
 
-from pool_telemetry import prometheus
+from pool_telemetry import endpoints, prometheus, workers
 from pool_telemetry.async_pool import AsyncMongoDBConnectionPool
-from pool_telemetry.diagnosis import Finding, diagnose, recommend, worst_first
-from pool_telemetry.health import Health, HealthLimits, assess
+from pool_telemetry.endpoints import Pool
+from pool_telemetry.health import HealthLimits
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.owners import MAX_OWNER, owner
 from pool_telemetry.pool import MongoDBConnectionPool
-from pool_telemetry.registry import active, recently_closed
-from pool_telemetry.report import PoolReport, pool_lines
-from pool_telemetry.stats import ClientStats, printable
+from pool_telemetry.stats import printable
 
-Pool = type[MongoDBConnectionPool] | type[AsyncMongoDBConnectionPool]
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
-
-_NOT_INITIALIZED = Health("unhealthy", ("the pool is not initialized",))
+T = TypeVar("T")
 
 
 def create_router(
@@ -51,6 +48,7 @@ def create_router(
     """Return a router with the routes for health, metrics and the diagnosis.
 
     `/health`, `/health/live`, `/health/ready`, `/metrics`, `/metrics/mongodb`, `/pool/diagnosis`.
+    If the service has several processes, each answers for all, except at `/health/ready`.
 
     Args:
         pool: The singleton to report. By default the singleton that is initialized at the time of
@@ -63,22 +61,13 @@ def create_router(
     prometheus.register(registry)
     router = APIRouter()
 
-    def chosen() -> Pool:
-        return pool or (
-            AsyncMongoDBConnectionPool
-            if AsyncMongoDBConnectionPool.get_telemetry()
-            else MongoDBConnectionPool
-        )
-
-    def current() -> tuple[PoolReport, ClientStats | None, Health]:
-        report, stats = chosen().read()
-        return report, stats, assess(stats, limits) if stats else _NOT_INITIALIZED
+    async def json(answer: Callable[[], Any]) -> JSONResponse:
+        return JSONResponse(await _answered(answer))
 
     @router.get("/health", response_model=None)
     async def health() -> JSONResponse:
-        """Return the pool's status and all its numbers, always with HTTP status 200."""
-        report, _, judged = current()
-        return JSONResponse({"status": judged.status, "reasons": judged.reasons, "mongodb": report})
+        """Return the status of all processes, and this one's numbers; the HTTP status is 200."""
+        return await json(lambda: endpoints.health(pool, limits))
 
     @router.get("/health/live", response_model=None)
     async def live() -> JSONResponse:
@@ -87,71 +76,50 @@ def create_router(
 
     @router.get("/health/ready", response_model=None)
     async def ready() -> JSONResponse:
-        """Return whether to send requests here: 503 while unhealthy, otherwise 200."""
-        judged = current()[2]
-        return JSONResponse(
-            {"status": judged.status, "reasons": judged.reasons},
-            status_code=503 if judged.status == "unhealthy" else 200,
-        )
+        """Return whether to send requests to this process: 503 while unhealthy, otherwise 200."""
+        answer, status = endpoints.ready(pool, limits)
+        return JSONResponse(answer, status_code=status)
 
     @router.get("/metrics", response_model=None)
     async def metrics(request: Request) -> Response:
         """Return the registry in Prometheus' text format, or as OpenMetrics if accepted."""
-        body, content_type = prometheus.generate(request.headers.get("accept", ""), registry)
+        accept = request.headers.get("accept", "")
+        body, content_type = await _answered(lambda: prometheus.generate(accept, registry))
         return Response(body, media_type=content_type)
 
     @router.get("/metrics/mongodb", response_model=None)
     async def metrics_mongodb() -> JSONResponse:
         """Return the live numbers of the pool as JSON, with recommendations."""
-        report, stats, _ = current()
-        telemetry = chosen().get_telemetry()
-        config = report["pool_config"]
-        return JSONResponse(
-            {
-                "connection_pool": {
-                    "status": report["status"],
-                    "server_version": report["server_version"],
-                    "max_pool_size": config.get("maxPoolSize"),
-                    "min_pool_size": config.get("minPoolSize"),
-                    **report["pool"],
-                    "checkouts": report["checkouts"],
-                    "wait_time": report["wait_time"],
-                    "use_time": report["use_time"],
-                },
-                "recommendations": recommend(
-                    diagnose(stats, telemetry.history() if telemetry else ())
-                )
-                if stats
-                else {
-                    "increase_pool": False,
-                    "check_connection": True,
-                    "reasons": list(_NOT_INITIALIZED.reasons),
-                },
-            }
-        )
+        return await json(lambda: endpoints.mongodb(pool))
 
     @router.get("/pool/diagnosis", response_model=None)
     async def pool_diagnosis() -> JSONResponse:
-        """Return the diagnosis of every pool of the process: problems, numbers, and changes."""
-        # Each request may have a client of its own, which is closed by now.
-        every, closed = active(), recently_closed()[-1:]
-        if not every and not any(diagnose(one).findings for one in closed):
-            return JSONResponse({"detail": _NOT_INITIALIZED.reasons[0]}, status_code=503)
-        found, lines = list[Finding](), list[str]()
-        for telemetry in (*every, *closed):
-            stats = telemetry.stats()
-            found += diagnose(stats, telemetry.history()).findings
-            lines += pool_lines(stats)
-        return JSONResponse({**worst_first(found).as_dict(), "pools": lines})
+        """Return the diagnosis of every pool of the service: problems, numbers, and changes."""
+        answer, status = await _answered(endpoints.diagnosis)
+        return JSONResponse(answer, status_code=status)
 
     async def pool_holders() -> JSONResponse:
-        """Return the holders and waiters of the pool, the longest checkout and wait first."""
-        report = chosen().get_pool_stats(detail=True)
-        return JSONResponse({key: report[key] for key in ("pool", "holders", "waiters")})
+        """Return the holders and waiters, the longest checkout and wait first."""
+        return await json(endpoints.holders)
 
     if holders:
         router.add_api_route("/pool/holders", pool_holders, response_model=None)
     return router
+
+
+async def _answered(answer: Callable[[], T]) -> T:
+    """Return an answer: at once if this process is alone, else without blocking the event loop.
+
+    A thread of its own asks the other processes, because the threads of an executor may all wait
+    for connections.
+    """
+    if workers.folder() is None:
+        return answer()
+    executor = ThreadPoolExecutor(1, thread_name_prefix="pool_telemetry-ask")
+    try:
+        return await asyncio.get_running_loop().run_in_executor(executor, answer)
+    finally:
+        executor.shutdown(wait=False)
 
 
 class OwnerMiddleware:

@@ -58,6 +58,11 @@ class Health:
 _RANK = {"unhealthy": 0, "degraded": 1, "healthy": 2}
 
 
+def worst(status: Status) -> int:
+    """Return a key that sorts the worst status first."""
+    return _RANK[status]
+
+
 def assess(
     stats: ClientStats | HasStats,
     limits: HealthLimits = HealthLimits(),  # frozen
@@ -95,7 +100,7 @@ def assess(
         reasons += _reasons(pool, limits)
         if reachable and pool.up is False:
             reasons.append(("degraded", pool.outage_text))
-    reasons.sort(key=lambda reason: _RANK[reason[0]])
+    reasons.sort(key=lambda reason: worst(reason[0]))
     status = reasons[0][0] if reasons else "healthy"
     return Health(status, tuple(text for _, text in reasons))
 

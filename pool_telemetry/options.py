@@ -81,6 +81,9 @@ class TelemetryOptions:
         on_recovered: The same, for the end of each exhaustion that `on_exhausted` was called for:
             the pool has not been exhausted for a second, and connections are returned.
             Default: none.
+        workers: Whether the processes of one service find each other, so that whoever is asked
+            answers for all. It needs `watch`. If one client of a process says false, the process
+            answers for itself only, and the others do not show it. Default: true.
         owner_metrics: Whether there are metrics for each `owner()`, at most 100. Default: false.
 
     Raises:
@@ -108,6 +111,7 @@ class TelemetryOptions:
     notice_seconds: float = _from_env("NOTICE_SECONDS", 60.0, float, "a number of seconds")
     on_exhausted: OnEpisode | None = None
     on_recovered: OnEpisode | None = None
+    workers: bool = _flag_from_env("WORKERS", default=True)
     owner_metrics: bool = _flag_from_env("OWNER_METRICS", default=False)
 
     @staticmethod
@@ -128,7 +132,7 @@ class TelemetryOptions:
         if not fits or "@" in name:
             words = f"a printable text of at most {_MAX_NAME} characters, without '@'"
             raise PoolConfigurationError(f"name is {shown(name)}: use {words}")
-        for key in ("operations", "query_text", "watch", "owner_metrics"):
+        for key in ("operations", "query_text", "watch", "workers", "owner_metrics"):
             if not isinstance(value := getattr(self, key), bool):
                 raise PoolConfigurationError(f"{key} is {shown(value)}: use True or False")
         wanted: Any = self.command_spans

@@ -1,12 +1,16 @@
-"""The catalog for Prometheus: one collector covers every client of the process.
+"""The catalog for Prometheus: one collector covers every client of the process, or of the service.
 
 Names are the standard translation of OpenTelemetry's: dots become underscores, `_seconds` and
 `_total` are appended. The collector reads at scrape time; between scrapes it costs nothing.
 """
 
+import contextlib
+import os
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any, Final
 
@@ -21,14 +25,17 @@ from prometheus_client.metrics_core import (
 from prometheus_client.metrics_core import (
     Metric as Family,
 )
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
 
-from pool_telemetry import stats
-from pool_telemetry.catalog import CATALOG, POOL_ATTRIBUTES, Metric
+from pool_telemetry import stats, totals, watch, workers
+from pool_telemetry.catalog import CATALOG, POOL_ATTRIBUTES, PROCESS_UP, WORKER, Metric
+from pool_telemetry.log_lines import ProcessLog
 from pool_telemetry.process import ProcessLock
 from pool_telemetry.registry import ClosedClients, clients_to_report
-from pool_telemetry.stats import HistogramStats
+from pool_telemetry.stats import HistogramStats, ProcessStats
+from pool_telemetry.workers import STATS, Part
 
 # A push that failed is repeated in this time, and two Prometheus may scrape the process.
 LAST_SECONDS: Final = 15.0
@@ -36,6 +43,10 @@ LAST_SECONDS: Final = 15.0
 _registered: "weakref.WeakKeyDictionary[CollectorRegistry, PoolCollector]"
 _registered = weakref.WeakKeyDictionary()
 _lock: Final = ProcessLock()
+_log: Final = ProcessLog("pool_telemetry.prometheus")
+_MULTIPROCESS: Final = "PROMETHEUS_MULTIPROC_DIR"
+_of_all: ContextVar[bool] = ContextVar("pool_telemetry_of_all", default=False)
+"""Whether collections in this context show all processes of the service."""
 
 
 class PoolCollector(Collector):
@@ -45,38 +56,80 @@ class PoolCollector(Collector):
     after its close, and in those of the next 15 s, so that a job may close its pool and then push.
 
     Args:
+        workers: Whether it shows all processes of the service, and not in `generate()` only.
         clock: Monotonic seconds.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, *, workers: bool = False, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._workers = workers
         self._closed = ClosedClients(LAST_SECONDS, clock=clock)
 
     def describe(self) -> Iterator[Family]:
         """Yield the families without samples, so that registering reads no client."""
-        return (_family(metric) for metric in CATALOG)
+        return (_family(metric) for metric in (*CATALOG, PROCESS_UP))
 
     def collect(self) -> Iterator[Family]:
         """Yield the families with samples; each client is read once."""
-        clients = clients_to_report(self._closed)
+        parts, shared = self._parts()
+        names = (WORKER,) if shared else ()
         for metric in CATALOG:
-            family = _family(metric)
-            for client in clients:
-                for labels, value in metric.read(client):
-                    if isinstance(value, HistogramStats):
-                        family.add_metric(labels, _buckets(value), value.sum)
-                    else:
-                        family.add_metric(labels, value)
+            family = _family(metric, names)
+            for part in parts:
+                own = (str(part.worker),) if shared else ()
+                for client in part.body.clients if part.body else ():
+                    for labels, value in metric.read(client):
+                        if isinstance(value, HistogramStats):
+                            family.add_metric((*labels, *own), _buckets(value), value.sum)
+                        else:
+                            family.add_metric((*labels, *own), value)
             yield family
+        family = _family(PROCESS_UP, names)
+        for part in parts:
+            if part.state != "ended":
+                labels = (part.instance, str(part.pid), *((str(part.worker),) if shared else ()))
+                family.add_metric(labels, part.state == "answers")
+        yield family
+
+    def _parts(self) -> tuple[list[Part[ProcessStats]], bool]:
+        """Return the processes to show, and whether they need names."""
+        if self._workers or _of_all.get():
+            watch.take_part()
+            if workers.is_shared():
+                return [_counts_of_ended(part) for part in workers.ask(STATS, ProcessStats)], True
+        clients = tuple(clients_to_report(self._closed))
+        return [
+            replace(workers.own_identity(), body=ProcessStats(main=None, clients=clients))
+        ], False
 
 
-def register(registry: CollectorRegistry = REGISTRY) -> PoolCollector:
-    """Add every client's metrics, present and future, to a registry; a repeat changes nothing."""
+def _counts_of_ended(part: Part[ProcessStats]) -> Part[ProcessStats]:
+    """Return a process without the state of its pools, if it has ended."""
+    if part.state in ("answers", "silent") or part.body is None:
+        return part
+    counts = tuple(map(totals.counts_of, part.body.clients))
+    return replace(part, body=replace(part.body, clients=counts))
+
+
+def register(registry: CollectorRegistry = REGISTRY, *, workers: bool = False) -> PoolCollector:
+    """Add every client's metrics, present and future, to a registry; a repeat changes nothing.
+
+    Args:
+        registry: The registry.
+        workers: Whether the registry shows all processes of the service, whoever generates its
+            text. Do that only if they share the port on which the text is served; otherwise each
+            process would be counted several times. `generate()` shows all in any case.
+    """
     with _lock:
-        if registry not in _registered:
-            collector = PoolCollector()
-            registry.register(collector)
-            _registered[registry] = collector
-        return _registered[registry]
+        if (collector := _registered.get(registry)) is not None:
+            _restore(registry, collector)
+            return collector
+        collector = PoolCollector(workers=workers)
+        registry.register(collector)
+        _registered[registry] = collector
+        _warn_of_multiprocess_mode(registry)
+        return collector
 
 
 def unregister(registry: CollectorRegistry = REGISTRY) -> None:
@@ -87,13 +140,51 @@ def unregister(registry: CollectorRegistry = REGISTRY) -> None:
             registry.unregister(collector)
 
 
-def generate(accept: str = "", registry: CollectorRegistry = REGISTRY) -> tuple[bytes, str]:
+def generate(
+    accept: str = "", registry: CollectorRegistry = REGISTRY, *, workers: bool = True
+) -> tuple[bytes, str]:
     """Return the registry's text and its content type, as the Accept header asks.
 
-    The format is OpenMetrics if the header accepts it, otherwise Prometheus' text format.
+    The format is OpenMetrics if the header accepts it, otherwise Prometheus' text format. With
+    PROMETHEUS_MULTIPROC_DIR the default registry's text has the application's metrics of all
+    processes, too.
+
+    Args:
+        accept: The request's Accept header.
+        registry: The registry, to which `register()` added the pools' metrics.
+        workers: Whether the pools' metrics are those of all processes of the service.
     """
     encode, content_type = choose_encoder(accept)
-    return encode(registry), content_type
+    shown = registry
+    with _lock:
+        if (collector := _registered.get(registry)) is not None:
+            _restore(registry, collector)
+            if registry is REGISTRY and _MULTIPROCESS in os.environ:
+                shown = CollectorRegistry()
+                MultiProcessCollector(shown)  # type: ignore[no-untyped-call]  # untyped
+                shown.register(collector)
+    token = _of_all.set(workers)
+    try:
+        return encode(shown), content_type
+    finally:
+        _of_all.reset(token)
+
+
+def _restore(registry: CollectorRegistry, collector: PoolCollector) -> None:
+    """Register a collector again if the application has emptied the registry."""
+    with contextlib.suppress(ValueError):  # it is there
+        registry.register(collector)
+
+
+def _warn_of_multiprocess_mode(registry: CollectorRegistry) -> None:
+    if registry is REGISTRY and _MULTIPROCESS in os.environ:
+        _log.warning(
+            "%s is set, and prometheus_client then shows no collector of the default registry: "
+            "serve pool_telemetry.prometheus.generate(), which shows the pools of all processes "
+            "and the application's own metrics, or call register(registry, workers=True) with the "
+            "registry that has the MultiProcessCollector",
+            _MULTIPROCESS,
+        )
 
 
 def prometheus_name(metric: Metric) -> str:
@@ -110,11 +201,12 @@ def _family_name(metric: Metric) -> str:
     return metric.name.replace(".", "_") + ("_seconds" if metric.unit == "s" else "")
 
 
-def _family(metric: Metric) -> Any:
+def _family(metric: Metric, more: Sequence[str] = ()) -> Any:
     kind: Any = {"counter": CounterMetricFamily, "histogram": HistogramMetricFamily}.get(
         metric.instrument, GaugeMetricFamily
     )
-    labels = [prometheus_label(name) for name in (*POOL_ATTRIBUTES, *metric.attributes)]
+    of_pool = () if metric is PROCESS_UP else POOL_ATTRIBUTES
+    labels = [prometheus_label(name) for name in (*of_pool, *metric.attributes, *more)]
     unit = "seconds" if metric.unit == "s" else ""
     return kind(_family_name(metric), metric.description, labels=labels, unit=unit)
 

@@ -6,20 +6,21 @@ process used little CPU, the process stood still. Modules that keep ages registe
 the time out.
 """
 
-import logging
-import threading
 from collections.abc import Callable
 from time import monotonic, process_time
-from typing import Final
+from typing import Final, TypeVar
 
+from pool_telemetry.log_lines import ProcessLog
 from pool_telemetry.process import ProcessLock, after_fork
+
+T = TypeVar("T")
 
 STANDSTILL_SECONDS: Final = 2.0
 """A shorter delay of the watching thread is no standstill: a busy machine delays threads, too."""
 MAX_CPU_SHARE: Final = 0.25
 """A process that used more of a CPU was busy: one of its threads kept Python's lock."""
 
-_log: Final = logging.getLogger("pool_telemetry.watch")
+_log: Final = ProcessLog("pool_telemetry.watch")
 _lock: Final = ProcessLock()
 _hooks: Final[list[Callable[[float], None]]] = []
 # When the watching thread should wake up, and the CPU seconds of the process when it fell asleep;
@@ -46,14 +47,14 @@ def on_standstill(hook: Callable[[float], None]) -> Callable[[float], None]:
     return hook
 
 
-def sleep(pause: threading.Event, seconds: float) -> bool:
-    """Wait for an event, and notice a standstill; return whether the event is set."""
+def sleep(pause: Callable[[float], T], seconds: float) -> T:
+    """Call a function that waits for so long at most, and notice a standstill meanwhile."""
     global _asleep
     _asleep = monotonic() + seconds, process_time()
-    is_set = pause.wait(seconds)
+    found = pause(seconds)
     notice_standstill()
     _asleep = None
-    return is_set
+    return found
 
 
 def notice_standstill() -> None:

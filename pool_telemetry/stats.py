@@ -466,6 +466,20 @@ class ClientStats:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessStats:
+    """All clients of one process, one for each name."""
+
+    main: str | None  # the name of the singleton's client; None before `initialize()`
+    clients: tuple[ClientStats, ...]
+
+    @property
+    def judged(self) -> tuple[ClientStats, ...]:
+        """Return the singleton's client, or else every client."""
+        main = tuple(one for one in self.clients if one.name == self.main)
+        return main or self.clients
+
+
 class HasStats(Protocol):
     """A source of stats that readers accept in their place: a `PoolTelemetry`."""
 

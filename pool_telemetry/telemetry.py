@@ -5,7 +5,6 @@
 """
 
 import asyncio
-import logging
 import threading
 import time
 import weakref
@@ -23,6 +22,7 @@ from pool_telemetry.events.listeners import (
     Pools,
 )
 from pool_telemetry.events.sharing import Sharing, app_name_of_new_pool
+from pool_telemetry.log_lines import ProcessLog
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.process import notice_fork, threads_are_known
 from pool_telemetry.registry import active, recently_closed, telemetry_of
@@ -51,7 +51,7 @@ from pool_telemetry.stats import (
 from pool_telemetry.watch.callbacks import Callbacks
 from pool_telemetry.watch.history import History
 
-_log = logging.getLogger("pool_telemetry.telemetry")
+_log: Final = ProcessLog("pool_telemetry.telemetry")
 
 _MAX_CLOSED_POOLS: Final = 50
 """Closed pools of one client that are kept: in a cluster, hosts of a replica set come and go."""

@@ -161,6 +161,8 @@ def nothing_left_over(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in list(os.environ):
         if name.startswith("POOL_TELEMETRY_") or name == "MONGODB_URI":
             monkeypatch.delenv(name)
+    # Children that a test forks would find each other; tests/test_workers.py is about that.
+    monkeypatch.setenv("POOL_TELEMETRY_WORKERS", "false")
     # The tests of a minute make more clients than a service should.
     registry._by_wanted.clear()
     driver_log = logging.getLogger("pymongo")

@@ -119,7 +119,7 @@ def _installed() -> Iterator[str]:
 def _logs() -> Iterator[str]:
     for file in (ROOT / "pool_telemetry").rglob("*.py"):
         text = file.read_text(encoding="utf-8")
-        for name in re.findall(r'getLogger\("(pool_telemetry[\w.]*)"\)', text):
+        for name in re.findall(r'(?:getLogger|ProcessLog)\("(pool_telemetry[\w.]*)"\)', text):
             yield f"logger {name}"
         for name in re.findall(r'name="(pool_telemetry-[\w-]+)"', text):
             yield f"thread {name}"

@@ -387,7 +387,8 @@ def test_metrics_are_read_back_as_what_they_were(server_uri: str) -> None:
     registry = CollectorRegistry()
     prometheus.register(registry)
     stats = telemetry.stats()
-    found = read(prometheus.generate(registry=registry)[0].decode(), stats.at)
+    (process,) = read(prometheus.generate(registry=registry)[0].decode(), stats.at)
+    found = process.clients
     (client_read,) = [one for one in found if one.name == "read-back"]
     (pool, was) = client_read.pools[0], stats.pools[0]
     for field in dataclasses.fields(PoolStats):

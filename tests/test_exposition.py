@@ -58,7 +58,7 @@ def test_every_row_is_read_back_as_it_was(
     telemetry.agents.add(turns=3, operations=5, conflicts=2)
     assert listeners
     was = telemetry.stats()
-    (client,) = read(text_of(telemetry, monkeypatch), was.at)
+    ((client,),) = (one.clients for one in read(text_of(telemetry, monkeypatch), was.at))
     assert points(metric, was)
     if metric in UNTOLD:
         assert points(metric, client) == []
@@ -159,7 +159,7 @@ def test_a_constant_duration_is_told_as_it_is(monkeypatch: pytest.MonkeyPatch) -
     state.heartbeat(up=True)
     texts.append(text_of(telemetry, monkeypatch))
     ((before,), (now,)) = (
-        read(text, at) for text, at in zip(texts, (began, clock.now), strict=True)
+        read(text, at)[0].clients for text, at in zip(texts, (began, clock.now), strict=True)
     )
     first, last = replace(first, at=began), replace(telemetry.stats(), at=clock.now)
     for stats, history in ((now, [before]), (last, [first])):

@@ -41,7 +41,9 @@ def test_a_process_without_a_pool_is_alive_and_not_ready() -> None:
         )
         ready = web.get("/health/ready")
         assert ready.status == 503
-        assert ready.json() == {"status": "unhealthy", "reasons": ["the pool is not initialized"]}
+        answer = ready.json()
+        assert (answer["status"], answer["worker"]) == ("unhealthy", None)
+        assert answer["reasons"] == ["the pool is not initialized"]
         health = web.get("/health")
         assert (health.status, health.json()["status"]) == (200, "unhealthy")
         assert health.json()["mongodb"]["status"] == "not_initialized"
@@ -53,7 +55,7 @@ def test_a_process_without_a_pool_is_alive_and_not_ready() -> None:
 def test_a_client_for_each_request_is_found_although_all_are_closed(
     server_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pool_telemetry.fastapi.active", list)  # other tests' clients may be open
+    monkeypatch.setattr("pool_telemetry.endpoints.active", list)  # other tests' clients may be open
     for _ in range(30):
         listeners = PoolTelemetry("each").listeners
         with MongoClient[dict[str, Any]](server_uri, event_listeners=listeners) as client:

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from pymongo import MongoClient
 
-from pool_telemetry import PoolTelemetry, __version__, prometheus, standstill
+from pool_telemetry import PoolTelemetry, __version__, prometheus, standstill, workers
 from pool_telemetry.catalog import CATALOG
 from tests.everything import replay
 from tests.needs import needs
@@ -42,6 +42,8 @@ def exposition(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_the_exposition_equals_the_recorded_text(exposition: Any) -> None:
     text, content_type = exposition()
     text = text.replace(__version__, "OURS").replace(pymongo.version, "PYMONGOS")
+    own = workers.own_identity()
+    text = text.replace(own.instance, "INSTANCE").replace(f'"{own.pid}"', '"PID"')
     if os.environ.get("UPDATE_GOLDEN"):
         GOLDEN.write_text(text)
     assert content_type.startswith("text/plain")

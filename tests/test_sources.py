@@ -1,6 +1,7 @@
 """The meaning of an address, and whether two readings are of one process."""
 
 import re
+import time
 from typing import Any
 
 import pytest
@@ -92,6 +93,8 @@ class Process:
         self.state.connection_created(HOLDER, 1)
         self.state.connection_ready(1)
         self.started = started
+        self.instance = ""  # an older version reports none
+        self.worker = ""
         self._monkeypatch = monkeypatch
 
     def use(self, times: int) -> None:
@@ -105,14 +108,19 @@ class Process:
         registry = CollectorRegistry()
         registry.register(PoolCollector())
         told = "" if self.started is None else f"process_start_time_seconds {self.started!r}\n"
-        return generate_latest(registry).decode() + told
+        text = re.sub("mongodb_client_process_up{.*\n", "", generate_latest(registry).decode())
+        worker = f',worker="{self.worker}"' if self.worker else ""
+        if self.instance:
+            text += f'mongodb_client_process_up{{service_instance_id="{self.instance}"}} 1\n'
+        return text.replace("} ", f"{worker}}} ") + told
 
 
 def look_twice(first: str, second: str) -> list[Any]:
     texts = iter([first, second])
     page = type("Page", (_Page,), {"text": property(lambda _: next(texts))})
     with serving_pages(page) as server:
-        return sources.scrape(f"http://127.0.0.1:{server.server_port}/metrics", 0.05)
+        found = sources.scrape(f"http://127.0.0.1:{server.server_port}/metrics", 0.05)
+        return [one.samples for one in found]
 
 
 @pytest.mark.parametrize(
@@ -147,18 +155,57 @@ def restarted(monkeypatch: pytest.MonkeyPatch) -> tuple[Process, str]:
 
 
 def test_a_restart_is_seen_by_the_time_of_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    old, new = Process(monkeypatch, 5e8), Process(monkeypatch, 5e8 + 1.0)
+    began = time.time() + 1.0
+    old, new = Process(monkeypatch, 5e8), Process(monkeypatch, began)
     new.use(20)  # more than before
     ((one,),) = look_twice(old.text(), new.text())
-    assert one.since == 5e8 + 1.0
+    assert one.since == began
     (window,) = intervals([one], ADDRESS)
     assert window.whole_life
 
 
-def test_a_restart_is_seen_by_counters_that_fall(restarted: tuple[Process, str]) -> None:
+@pytest.mark.parametrize("started", [5e8, 5e8 + 0.05, 5e8 + 60.0])
+def test_several_processes_of_an_older_version_are_named(
+    restarted: tuple[Process, str], started: float
+) -> None:
+    """Counters fell, or the start differs, and the other process began before the first look."""
     new, before = restarted
-    ((one,),) = look_twice(before, new.text())
-    assert one.since == 5e8
+    new.started = started
+    with pytest.raises(SourceError, match=r"several processes answer at .*, each for itself"):
+        look_twice(before, new.text())
+
+
+def test_processes_that_do_not_find_each_other_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = Process(monkeypatch, 5e8), Process(monkeypatch, 5e8)
+    one.instance, other.instance = "one", "other"
+    one.use(10)
+    other.use(20)
+    with pytest.raises(SourceError, match=r"several processes answer at .*, each for itself"):
+        look_twice(one.text(), other.text())
+
+
+def test_a_new_instance_is_a_restart_although_its_counters_are_higher(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    old, new = Process(monkeypatch, 5e8), Process(monkeypatch, time.time() + 1.0)
+    old.instance, new.instance = "old", "new"
+    new.use(20)
+    ((one,),) = look_twice(old.text(), new.text())
+    assert one.since == new.started
+
+
+def test_each_worker_is_compared_with_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second worker was replaced meanwhile, and the third one is new."""
+    workers = [Process(monkeypatch, None) for _ in range(3)]
+    for number, one in enumerate(workers):
+        one.worker, one.instance = str(number), f"first {number}"
+        one.use(10 * (number + 1))
+    first = "".join(one.text() for one in workers[:2])
+    workers[0].use(5)
+    workers[1].use(500)
+    workers[1].instance = "second 1"
+    ((before, now),) = look_twice(first, "".join(one.text() for one in workers))
+    assert intervals([before, now], ADDRESS)[-1].checkouts["ok"] == 5
 
 
 def test_a_restart_without_a_time_can_not_be_told(restarted: tuple[Process, str]) -> None:

@@ -7,6 +7,7 @@ the service's metrics.
 import json
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from pool_telemetry.cli.sources import (
@@ -62,9 +63,13 @@ def _diagnose(target: str, seconds: float) -> tuple[Diagnosis, list[str]]:
         return (facts, []) if isinstance(facts, Diagnosis) else _of_server(facts)
     if (own := own_diagnosis(target)) is not None:
         return own
-    clients = scrape(target, seconds)
-    found = worst_first(one for *before, now in clients for one in diagnose(now, before).findings)
-    return found, [line for *_, now in clients for line in pool_lines(now)]
+    found, lines = list[Finding](), list[str]()
+    for measured in scrape(target, seconds):
+        *before, now = measured.samples
+        found += (replace(one, worker=measured.worker) for one in diagnose(now, before).findings)
+        worker = "" if measured.worker is None else f"worker {measured.worker}: "
+        lines += (f"{worker}{line}" for line in pool_lines(now))
+    return worst_first(found), lines
 
 
 def describe(
@@ -84,7 +89,7 @@ in_words = describe
 def _paragraph(finding: Finding) -> str:
     ended = "" if finding.ended is None else f" (ended {finding.ended:.0f} s ago)"
     head = finding.severity.upper() if finding.ended is None else "EARLIER"
-    lines = [printable(f"{head}: {finding.verdict}, {finding.pool}{ended}")]
+    lines = [printable(f"{head}: {finding.verdict}, {finding.pool}{_process(finding)}{ended}")]
     for title, text in (("why", finding.because), ("do", finding.advice)):
         indent = f"  {title:<5}"
         lines += textwrap.wrap(
@@ -96,6 +101,13 @@ def _paragraph(finding: Finding) -> str:
         values = ", ".join(f"{k}={v}" for k, v in finding.change.items())
         lines.append(f"  {label:<4} {values}")
     return "\n".join([*lines, ""])
+
+
+def _process(finding: Finding) -> str:
+    if finding.worker is None or finding.verdict == "silent worker":  # its pool is the worker
+        return ""
+    pid = "" if finding.pid is None else f" (pid {finding.pid})"
+    return f", worker {finding.worker}{pid}"
 
 
 # A server

@@ -95,6 +95,13 @@ def _size(options: argparse.Namespace) -> int:
     return 0
 
 
+def _serve(options: argparse.Namespace) -> int:
+    from pool_telemetry.cli import serve
+
+    serve.run(host=options.host, port=options.port, folder=options.dir)
+    return 0
+
+
 def _dashboards(options: argparse.Namespace) -> int:
     written = files.dashboards(
         datasource=options.datasource,
@@ -197,9 +204,8 @@ def parser() -> argparse.ArgumentParser:
     size.add_argument(
         "--processes",
         type=_count,
-        default=1,
         metavar="N",
-        help="how many processes share the server (default: %(default)s)",
+        help="how many processes share the server (default: those that the service names, or 1)",
     )
     size.add_argument(
         "--connection-limit",
@@ -217,6 +223,28 @@ def parser() -> argparse.ArgumentParser:
             help="how long to measure if the service keeps no history (default: %(default)s)",
         )
         command.add_argument("--json", action="store_true", help="print JSON, for programs")
+    serve = commands.add_parser(
+        "serve",
+        help="serve the metrics of processes that serve no HTTP",
+        description="Serve the routes of pool_telemetry.fastapi for processes without HTTP, such "
+        "as workers of Celery or RQ, cron jobs and scripts. They have a common parent, or the same "
+        "POOL_TELEMETRY_DIR.",
+    )
+    serve.add_argument(
+        "--port",
+        type=_port,
+        default=9464,
+        help="the port (default: %(default)s; 0 is any free one)",
+    )
+    serve.add_argument(
+        "--host", default="127.0.0.1", help="the address to listen at (default: %(default)s)"
+    )
+    serve.add_argument(
+        "--dir",
+        help="the processes' POOL_TELEMETRY_DIR (default: the variable here, or else the only "
+        "service of this user on this host)",
+    )
+    serve.set_defaults(run=_serve)
     boards = commands.add_parser(
         "dashboards",
         help="write the Grafana dashboards",

@@ -5,12 +5,20 @@ All names are the catalog's: each row of the catalog reads its own values back.
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from pool_telemetry.catalog import CATALOG, POOL_ATTRIBUTES, Fields, Metric
+from pool_telemetry.catalog import (
+    CATALOG,
+    POOL_ATTRIBUTES,
+    PROCESS_UP,
+    WORKER,
+    Fields,
+    Metric,
+)
 from pool_telemetry.prometheus import prometheus_label, prometheus_name
 from pool_telemetry.state.histogram import POOL_BOUNDS
 from pool_telemetry.stats import (
@@ -26,6 +34,7 @@ from pool_telemetry.stats import (
 _Labels = tuple[str, ...]
 _Key = tuple[str, str, str]
 """The values of POOL_ATTRIBUTES."""
+_Points = dict[Metric, list[tuple[_Labels, Any]]]
 
 _PARTS: Final = ("_bucket", "_sum", "_count")
 _OWN: Final = {
@@ -33,18 +42,48 @@ _OWN: Final = {
     for metric in CATALOG
     for part in (_PARTS if metric.instrument == "histogram" else ("",))
 }
+_PROCESS_UP: Final = prometheus_name(PROCESS_UP)
+_INSTANCE: Final = prometheus_label(PROCESS_UP.attributes[0])
 _STARTED: Final = "process_start_time_seconds"  # prometheus_client's own collector has it
 _NO_TIMES: Final = HistogramStats(POOL_BOUNDS, (0,) * (len(POOL_BOUNDS) + 1), 0.0, 0.0)
 
 
-def read(text: str, at: float) -> list[ClientStats]:
-    """Return the clients of a process from its `/metrics`; values missing there are unknown.
+@dataclass(frozen=True, slots=True)
+class ScrapedProcess:
+    """The clients of one process on a page.
+
+    Attributes:
+        worker: Its number; empty if the page is of one process only.
+        instance: Its identity; empty if its version of pool_telemetry reports none.
+        clients: Its clients; values missing in the text are unknown.
+    """
+
+    worker: str
+    instance: str
+    clients: list[ClientStats]
+
+
+def read(text: str, at: float) -> list[ScrapedProcess]:
+    """Return the processes of a `/metrics` page that have a client.
 
     Args:
         text: The page, in Prometheus' text format.
         at: The Unix time of the scrape.
     """
-    points, started = _points(text)
+    points, instances, started = _points(text)
+    found = [
+        ScrapedProcess(
+            worker,
+            instances.get(worker, ""),
+            # The page has one start only, of the process that answered.
+            _clients(points[worker], 0.0 if worker else started, at),
+        )
+        for worker in sorted(points, key=lambda one: (len(one), one))
+    ]
+    return [one for one in found if one.clients]
+
+
+def _clients(points: _Points, started: float, at: float) -> list[ClientStats]:
     found: dict[_Key, Fields] = defaultdict(dict)
     for metric in CATALOG:
         for labels, value in points[metric]:
@@ -76,31 +115,35 @@ def _client(
     )
 
 
-def _points(text: str) -> tuple[dict[Metric, list[tuple[_Labels, Any]]], float]:
-    """Return each metric's values by its labels, and when the process began; 0.0: unknown."""
+def _points(text: str) -> tuple[dict[str, _Points], dict[str, str], float]:
+    """Return each worker's values and identity, and when the process began; 0.0: unknown."""
     started = 0.0
-    points: dict[Metric, list[tuple[_Labels, Any]]] = defaultdict(list)
-    buckets: dict[tuple[Metric, _Labels], list[tuple[float, float]]] = defaultdict(list)
-    sums: dict[tuple[Metric, _Labels], float] = {}
+    points: dict[str, _Points] = defaultdict(lambda: defaultdict(list))
+    instances: dict[str, str] = {}
+    buckets: dict[tuple[str, Metric, _Labels], list[tuple[float, float]]] = defaultdict(list)
+    sums: dict[tuple[str, Metric, _Labels], float] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
+            worker = sample.labels.get(WORKER, "")
             if sample.name == _STARTED:
                 started = sample.value
+            elif sample.name == _PROCESS_UP:
+                instances[worker] = sample.labels.get(_INSTANCE, "")
             elif sample.name in _OWN:
                 metric, part = _OWN[sample.name]
                 names = map(prometheus_label, (*POOL_ATTRIBUTES, *metric.attributes))
                 labels = tuple(sample.labels.get(name, "") for name in names)
                 if part == "_bucket":
                     bucket = float(sample.labels["le"]), sample.value
-                    buckets[metric, labels].append(bucket)
+                    buckets[worker, metric, labels].append(bucket)
                 elif part == "_sum":
-                    sums[metric, labels] = sample.value
+                    sums[worker, metric, labels] = sample.value
                 elif not part:
-                    points[metric].append((labels, sample.value))
-    for (metric, labels), below in buckets.items():
-        total = sums.get((metric, labels), 0.0)
-        points[metric].append((labels, histogram_of(below, total)))
-    return points, started
+                    points[worker][metric].append((labels, sample.value))
+    for (worker, metric, labels), below in buckets.items():
+        total = sums.get((worker, metric, labels), 0.0)
+        points[worker][metric].append((labels, histogram_of(below, total)))
+    return points, instances, started
 
 
 def _pool(key: _Key, fields: Fields) -> PoolStats:

@@ -6,13 +6,15 @@ the connections that the server has for each process.
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from pool_telemetry.cli import sources
 from pool_telemetry.cli.sources import SourceError
 from pool_telemetry.diagnosis import Finding, diagnose
-from pool_telemetry.diagnosis.intervals import intervals
+from pool_telemetry.diagnosis.intervals import Interval, intervals
 from pool_telemetry.diagnosis.queueing import (
     Load,
     WaitPrediction,
@@ -22,6 +24,7 @@ from pool_telemetry.diagnosis.queueing import (
     recommend_size,
 )
 from pool_telemetry.diagnosis.thresholds import MAX_POOL_SIZE, TARGET_WAIT_PROBABILITY
+from pool_telemetry.stats import PoolStats
 
 MONITORING: Final = 3
 """Connections that each client opens besides the pool, to monitor a server."""
@@ -69,7 +72,7 @@ def run(
     seconds: float,
     rate: float | None = None,
     use_seconds: float | None = None,
-    processes: int = 1,
+    processes: int | None = None,
     limit: int | None = None,
     as_json: bool = False,
 ) -> str:
@@ -80,7 +83,8 @@ def run(
         seconds: How long to measure.
         rate: Callers per second of one process, instead of the measured value.
         use_seconds: How long a caller holds a connection, instead of the measured value.
-        processes: The number of processes that share the server.
+        processes: The number of processes that share the server; None: those that a service
+            names, or else one.
         limit: The connections that the server accepts; a MongoDB target is asked for it.
         as_json: Whether the text is JSON.
 
@@ -88,7 +92,6 @@ def run(
         SourceError: The target does not answer, or the pool was not used.
     """
     target = None if target is None else sources.validate_target(target)
-    budget = None if limit is None else _per_process(limit, processes)
     given = None
     if rate is not None and use_seconds is not None:
         given = Load.exponential(rate, use_seconds)
@@ -100,19 +103,21 @@ def run(
         facts = sources.ask_server(target, seconds)
         if not isinstance(facts, sources.ServerFacts):
             raise SourceError(f"{facts.findings[0].because} {facts.findings[0].advice}")
-        if limit is None and facts.limit is not None:
-            budget = _per_process(facts.limit, processes)
+        limit = facts.limit if limit is None else limit
         if not (rate or facts.operations_per_second):
             raise SourceError(f"the server ran no operation for {seconds:g} s: give --rate")
         if not (use_seconds or facts.operation_seconds):
             raise SourceError(
                 "the server does not report how long operations take: give --use-time"
             )
-        found = [_of_server(facts, rate, use_seconds, processes, seconds)]
+        found = [_of_server(facts, rate, use_seconds, processes or 1, seconds)]
     elif sources.is_prometheus(target):
         found = [_of_prometheus(one) for one in sources.busiest_processes(target)]
     else:
-        found = _of_service(target, seconds)
+        found, seen = _of_service(target, seconds)
+        processes = processes or seen
+    processes = processes or 1
+    budget = None if limit is None else _per_process(limit, processes)
     if given is not None:
         found = [SizingInput(one.pool, given, one.max_size, "as given") for one in found]
     for one in found:
@@ -140,36 +145,26 @@ def _per_process(limit: int, processes: int) -> int:
     return budget
 
 
-def _of_service(target: str, seconds: float) -> list[SizingInput]:
+def _of_service(target: str, seconds: float) -> tuple[list[SizingInput], int]:
+    """Return the load of each pool in its busiest process, and the number of processes."""
     own = sources.own_diagnosis(target)
-    found, every = list[SizingInput](), list[Finding]()
-    for *history, client in sources.scrape(target, seconds):
-        told = (own[0] if own else diagnose(client, history)).current
+    found, every = defaultdict[str, list[SizingInput]](list), list[Finding]()
+    workers = set[int | None]()
+    for measured in sources.scrape(target, seconds):
+        *history, client = measured.samples
+        workers.add(measured.worker)
+        told = [
+            one
+            for one in (own[0] if own else diagnose(client, history)).current
+            if not own or one.worker == measured.worker
+        ]
         every += told
         for pool in client.open_pools:
             window = intervals([*history, client], (pool.host, pool.port))[-1]
             name = client.pool_name(pool)
             if window.use_time.count and window.rate:
                 mine = [one for one in told if one.pool == name]
-                trouble = (one.verdict for one in mine if one.verdict in _NOT_MENDED_BY_SIZE)
-                # The measured waits lack the callers that timed out and those that still wait.
-                few = TARGET_WAIT_PROBABILITY * window.ended_checkouts
-                times = window.wait_time if window.checkouts["timeout"] <= few else None
-                wait = times.quantile(1.0 - TARGET_WAIT_PROBABILITY) if times else None
-                if wait is not None and pool.waiting > few:
-                    wait = max(wait, pool.oldest_wait)
-                found.append(
-                    SizingInput(
-                        name,
-                        Load.from_histogram(window.rate, window.use_time),
-                        pool.max_size,
-                        source=f"measured for {window.seconds:.0f} s",
-                        at_least=max((one.change.get("maxPoolSize", 1) for one in mine), default=1),
-                        measured_p95=wait,
-                        never_exhausted=not window.exhausted_seconds,
-                        trouble=", ".join(trouble),
-                    )
-                )
+                found[name].append(_of_pool(name, pool, window, mine))
     if not found:
         why = (
             f", and the doctor reports: {every[0].verdict}"
@@ -177,7 +172,42 @@ def _of_service(target: str, seconds: float) -> list[SizingInput]:
             else ": give a longer --seconds"
         )
         raise SourceError(f"no connection was used for {seconds:g} s{why}")
-    return found
+    return [_busiest(one, len(workers)) for one in found.values()], len(workers)
+
+
+def _of_pool(
+    name: str, pool: PoolStats, window: Interval, findings: Sequence[Finding]
+) -> SizingInput:
+    trouble = (one.verdict for one in findings if one.verdict in _NOT_MENDED_BY_SIZE)
+    # The measured waits lack the callers that timed out and those that still wait.
+    few = TARGET_WAIT_PROBABILITY * window.ended_checkouts
+    times = window.wait_time if window.checkouts["timeout"] <= few else None
+    wait = times.quantile(1.0 - TARGET_WAIT_PROBABILITY) if times else None
+    if wait is not None and pool.waiting > few:
+        wait = max(wait, pool.oldest_wait)
+    return SizingInput(
+        name,
+        Load.from_histogram(window.rate, window.use_time),
+        pool.max_size,
+        source=f"measured for {window.seconds:.0f} s",
+        at_least=max((one.change.get("maxPoolSize", 1) for one in findings), default=1),
+        measured_p95=wait,
+        never_exhausted=not window.exhausted_seconds,
+        trouble=", ".join(trouble),
+    )
+
+
+def _busiest(processes: Sequence[SizingInput], count: int) -> SizingInput:
+    """Return the process that needs most connections: every process has the same settings."""
+    busiest = max(processes, key=lambda one: one.required_size)
+    if count == 1:
+        return busiest
+    rate = sum(one.load.rate for one in processes)
+    source = (
+        f"{busiest.source} in the busiest of {count} processes; all of them have {rate:.1f} "
+        "callers per second; sizes are of one process's pool"
+    )
+    return replace(busiest, source=source)
 
 
 def _of_prometheus(busiest: sources.BusiestProcess) -> SizingInput:

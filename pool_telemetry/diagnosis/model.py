@@ -21,6 +21,7 @@ Verdict = Literal[
     "handshakes stall",
     "lost pool",
     "driver stands still",
+    "silent worker",
 ]
 Severity = Literal["healthy", "notice", "warning", "critical"]
 
@@ -43,6 +44,9 @@ class Finding:
         id: The verdict and its cause, such as `undersized.closed_workload`. It never changes its
             meaning, so that programs can rely on it.
         runbook: The section of `dashboards/runbooks.md` that explains more; empty without one.
+        worker: The number of the process that has the pool, among those of its service; None if it
+            is the only one.
+        pid: That process's id; None if only one process was asked.
     """
 
     verdict: Verdict
@@ -55,6 +59,8 @@ class Finding:
     ended: float | None = None
     id: str = ""
     runbook: str = ""
+    worker: int | None = None
+    pid: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

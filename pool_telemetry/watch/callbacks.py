@@ -6,12 +6,12 @@ them.
 
 import asyncio
 import inspect
-import logging
 import threading
 from collections import deque
 from concurrent import futures
 from typing import Any, Final
 
+from pool_telemetry.log_lines import ProcessLog
 from pool_telemetry.options import OnEpisode
 from pool_telemetry.stats import Episode
 
@@ -20,7 +20,7 @@ LOOP_SECONDS: Final = 1.0
 
 _MAX_DUE: Final = 10  # calls that may queue behind a callback that does not return
 
-_log = logging.getLogger("pool_telemetry.callbacks")
+_log: Final = ProcessLog("pool_telemetry.callbacks")
 
 
 class Callbacks:

@@ -4,15 +4,15 @@ The watching thread calls `check()` twice a second. Exhaustions that are short, 
 last report too soon, are counted only; a later line has their number.
 """
 
-import logging
 from typing import Final
 
+from pool_telemetry.log_lines import ProcessLog
 from pool_telemetry.state.exhaustion import NOTEWORTHY_SECONDS, RECOVERED_SECONDS
 from pool_telemetry.state.pool_state import PoolState
 from pool_telemetry.stats import CallerStats, Episode, PoolStats, pool_name
 from pool_telemetry.watch.watched import TOP_HOLDERS, Watched
 
-_log: Final = logging.getLogger("pool_telemetry.watch")
+_log: Final = ProcessLog("pool_telemetry.watch")
 
 
 class ExhaustionLog:

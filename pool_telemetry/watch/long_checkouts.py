@@ -4,10 +4,10 @@ The watching thread calls `check()` twice a second. Holders at the same place sh
 getMore that waits for news is not long before its cursor's `max_await_time_ms` has passed.
 """
 
-import logging
 import time
 from typing import Final
 
+from pool_telemetry.log_lines import ProcessLog
 from pool_telemetry.standstill import later
 from pool_telemetry.state.connections import Checkout
 from pool_telemetry.state.frames import stack_of
@@ -18,7 +18,7 @@ from pool_telemetry.watch.watched import TOP_HOLDERS, Watched
 MAX_STACKS: Final = 100
 """Stacks that one check reads: each takes about 0.1 ms, and thousands may be in use."""
 
-_log: Final = logging.getLogger("pool_telemetry.watch")
+_log: Final = ProcessLog("pool_telemetry.watch")
 
 
 class LongCheckouts:

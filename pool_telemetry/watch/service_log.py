@@ -4,16 +4,16 @@ The watching thread calls `check()` twice a second. An exhaustion has a report o
 names the holders.
 """
 
-import logging
 from typing import Final
 
+from pool_telemetry.log_lines import ProcessLog
 from pool_telemetry.stats import LOST_SECONDS, SELECTION_SECONDS, PoolStats, pool_name
 from pool_telemetry.watch.watched import Watched
 
 UNSERVED_SECONDS: Final = 5.0
 """Callers that were not served for this long are reported; opening a connection takes less."""
 
-_log: Final = logging.getLogger("pool_telemetry.watch")
+_log: Final = ProcessLog("pool_telemetry.watch")
 
 
 class ServiceLog:

@@ -1,8 +1,9 @@
 """One sleeping thread that checks every pool, because no event reports that time passes.
 
-It calls the reporters of each pool and keeps the history that a diagnosis reads. It starts with
-the first pool and ends with the last; a forked child that uses its client has a thread of its own.
-Nothing here is on the hot path.
+It calls the reporters of each pool and keeps the history that a diagnosis reads. Between two checks
+it answers the other processes of the service. It starts with the first pool and ends with the last,
+except if others may ask; a forked child that uses its client has a thread of its own. Nothing here
+is on the hot path.
 """
 
 import contextlib
@@ -11,8 +12,9 @@ import weakref
 from _thread import start_new_thread
 from typing import Final
 
+from pool_telemetry import workers
 from pool_telemetry.process import ProcessLock, after_fork, threads_are_known
-from pool_telemetry.standstill import on_standstill, sleep
+from pool_telemetry.standstill import on_standstill
 from pool_telemetry.state.pool_state import PoolState
 from pool_telemetry.watch.exhaustion_log import ExhaustionLog
 from pool_telemetry.watch.long_checkouts import LongCheckouts
@@ -37,15 +39,34 @@ _watched: "weakref.WeakSet[Watched]" = weakref.WeakSet()
 _reports: "weakref.WeakKeyDictionary[PoolState, _PoolReports]" = weakref.WeakKeyDictionary()
 _selections: "weakref.WeakKeyDictionary[Watched, SelectionLog]" = weakref.WeakKeyDictionary()
 _thread: threading.Thread | None = None
+_is_unwatched = False  # a client wants no thread
 
 
 def watch(watched: Watched) -> None:
     """Watch a client's pools from now on if its options say so; a second call changes nothing."""
+    global _is_unwatched
+    if not watched.options.workers:
+        workers.turn_off()
+    if watched.options.watch:
+        with _lock:
+            _watched.add(watched)
+        _begin()
+    else:
+        _is_unwatched = True
+
+
+def take_part() -> None:
+    """Answer the other processes of this service from now on, if there are any."""
+    if not _is_unwatched:
+        workers.join()
+        if workers.is_member():
+            _begin()
+
+
+def _begin() -> None:
+    """Start the watching thread, except if it runs already."""
     global _thread
-    if not watched.options.watch:
-        return
     with _lock:
-        _watched.add(watched)
         if _thread is None or (threads_are_known() and not _thread.is_alive()):
             thread = threading.Thread(target=_run, name="pool_telemetry-watch", daemon=True)
             try:
@@ -62,12 +83,12 @@ def watch(watched: Watched) -> None:
 
 def _run() -> None:
     global _thread
-    pause = threading.Event()
-    while not sleep(pause, CHECK_SECONDS):
+    while True:
+        workers.wait(CHECK_SECONDS)
         with contextlib.suppress(Exception):  # a log handler of the application may fail
             check_all()
         with _lock:
-            if not _watched:
+            if not _watched and not workers.is_member():
                 _thread = None
                 return
 

@@ -21,6 +21,7 @@ from tests.benchmarks.memory import run_memory
 from tests.benchmarks.reading import run_reading
 from tests.benchmarks.spans import run_spans
 from tests.benchmarks.traffic import DATABASE, connected, run_checkout, run_find_one
+from tests.benchmarks.workers import run_workers
 
 
 def main() -> None:
@@ -46,6 +47,7 @@ def main() -> None:
         run_in_place(effort, uri)
         goals += run_spans(effort, uri)
         goals += [*run_memory(effort), *run_reading(effort, uri), *run_crowd(effort, uri)]
+        run_workers(effort, uri)
         goals += run_import(effort)
     show_goals(goals)
     print(f"\n{time.monotonic() - began:.0f} s")

@@ -8,10 +8,11 @@ failed, which address, and what to do. The commands import this room; it imports
 from pool_telemetry.cli.sources.http import SourceError, is_server, validate_target
 from pool_telemetry.cli.sources.prometheus import BusiestProcess, busiest_processes, is_prometheus
 from pool_telemetry.cli.sources.server import ServerFacts, ask_server
-from pool_telemetry.cli.sources.service import own_diagnosis, scrape
+from pool_telemetry.cli.sources.service import Measured, own_diagnosis, scrape
 
 __all__ = [
     "BusiestProcess",
+    "Measured",
     "ServerFacts",
     "SourceError",
     "ask_server",

@@ -1,14 +1,15 @@
 """A service as a source: its own diagnosis, or two scrapes of its metrics."""
 
+import contextlib
 import json
 import time
 import urllib.parse
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
 from pool_telemetry.catalog import CATALOG, Value
-from pool_telemetry.cli.prometheus_text import read
+from pool_telemetry.cli.prometheus_text import ScrapedProcess, read
 from pool_telemetry.cli.sources.http import NotFoundError, SourceError, get
 from pool_telemetry.diagnosis import Diagnosis, Finding, worst_first
 from pool_telemetry.stats import ClientStats, HistogramStats
@@ -19,6 +20,7 @@ _ROUTES: Final = (
     *(_DIAGNOSIS, "/pool/holders", "/metrics/mongodb"),
     *("/health", "/health/live", "/health/ready"),
 )
+_SCRAPES: Final = 8  # one of two processes answers all of them once in 128 times
 _SAME_START_SECONDS: Final = 0.1
 """Two start times that differ by less, in seconds, belong to one process: steps are of 10 ms."""
 
@@ -36,8 +38,22 @@ def _is_metrics(url: str) -> bool:
     return urllib.parse.urlsplit(url).path.rstrip("/").endswith("metrics")
 
 
-def scrape(url: str, seconds: float) -> list[list[ClientStats]]:
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Samples of one client of one process, the oldest first.
+
+    Attributes:
+        worker: The number of the process; None if the service has only one.
+    """
+
+    worker: int | None
+    samples: list[ClientStats]
+
+
+def scrape(url: str, seconds: float) -> list[Measured]:
     """Return two samples of each client of a service, or the second alone after a restart.
+
+    Samples of two processes are never compared. A worker that began between the two is left out.
 
     Args:
         url: The address of the service, or of its metrics page.
@@ -45,30 +61,56 @@ def scrape(url: str, seconds: float) -> list[list[ClientStats]]:
 
     Raises:
         SourceError: The service does not answer or shows no pool; or its counters restarted and
-            it does not report when.
+            it does not report when; or several processes of an older version answer.
     """
-    first = {client.name: client for client in _scrape(url)}
-    began = max(client.at for client in first.values())
+    first = {(one.worker, one.instance): one for one in _scrape(url)}
+    began = max(client.at for one in first.values() for client in one.clients)
     time.sleep(seconds)
-    return [_samples(first.get(now.name), now, began, url) for now in _scrape(url)]
+    found = list[Measured]()
+    for one in _scrape(url):
+        known = first.get((one.worker, one.instance))
+        if known is None and one.worker:
+            continue
+        before = {client.name: client for client in known.clients} if known else {}
+        for now in one.clients:
+            if known is None and one.instance and not now.since >= began:
+                raise SourceError(_several(url))
+            samples = _samples(before.get(now.name), now, began, url, is_known=bool(one.instance))
+            found.append(Measured(int(one.worker) if one.worker else None, samples))
+    if not found:
+        raise SourceError(
+            f"every process of {mask_uri(url)} was replaced between two scrapes: run the command "
+            "again"
+        )
+    return found
 
 
 def _samples(
-    before: ClientStats | None, now: ClientStats, began: float, url: str
+    before: ClientStats | None, now: ClientStats, began: float, url: str, *, is_known: bool
 ) -> list[ClientStats]:
     if before is None:
         return [replace(now, since=now.since or began)]
     both_known = before.since and now.since
     same_start = not both_known or abs(now.since - before.since) <= _SAME_START_SECONDS
-    if same_start and not _any_counter_fell(before, now):
+    if is_known or (same_start and not _any_counter_fell(before, now)):
         since = before.since or now.since
         return [replace(before, since=since), replace(now, since=since)]
+    if now.since and now.since < began:
+        raise SourceError(_several(url))
     if not now.since:
         raise SourceError(
             f"the counters of {mask_uri(url)} restarted between two scrapes, and it does not "
             "report when (process_start_time_seconds): run the command again, on one process only"
         )
     return [now]
+
+
+def _several(url: str) -> str:
+    return (
+        f"several processes answer at {mask_uri(url)}, each for itself: their version of "
+        "pool_telemetry is too old, or they have workers=False or watch=False. Update it, or ask "
+        "each process at an address of its own"
+    )
 
 
 def _any_counter_fell(before: ClientStats, now: ClientStats) -> bool:
@@ -86,10 +128,10 @@ def _count(value: Value) -> float:
     return value.count if isinstance(value, HistogramStats) else value
 
 
-def _scrape(url: str) -> list[ClientStats]:
+def _scrape(url: str) -> list[ScrapedProcess]:
     page = url if _is_metrics(url) else base_url(url) + "/metrics"
     try:
-        clients = read(get(page), time.time())
+        found = read(get(page), time.time())
     except NotFoundError as error:
         raise NotFoundError(
             f"{error}: give the address of a service that serves /metrics"
@@ -99,12 +141,12 @@ def _scrape(url: str) -> list[ClientStats]:
             f"{mask_uri(page)} is not in Prometheus' text format: give the address of a service "
             "that serves /metrics"
         ) from error
-    if not clients:
+    if not found:
         raise SourceError(
             f"{mask_uri(page)} has no metrics of a pool: check that the service uses "
             "pool_telemetry and has run an operation (for a Prometheus use pool-telemetry size)"
         )
-    return clients
+    return found
 
 
 def own_diagnosis(url: str) -> tuple[Diagnosis, list[str]] | None:
@@ -122,7 +164,21 @@ def own_diagnosis(url: str) -> tuple[Diagnosis, list[str]] | None:
         answer = json.loads(get(page))
     except (ValueError, NotFoundError):
         return None
-    return _parse(answer, page) if isinstance(answer, dict) and "findings" in answer else None
+    if not isinstance(answer, dict) or "findings" not in answer:
+        return None
+    diagnosis, lines = _parse(answer, page)
+    if "instance" not in answer and _have_several_starts(base_url(url) + "/metrics"):
+        lines.append(f"{_several(url)}. This is the answer of one of them.")
+    return diagnosis, lines
+
+
+def _have_several_starts(page: str) -> bool:
+    """Return whether processes with different starts answer, as far as a few scrapes show."""
+    starts = list[float]()
+    with contextlib.suppress(SourceError, ValueError):
+        for _ in range(_SCRAPES):
+            starts += [client.since for one in read(get(page), 0.0) for client in one.clients]
+    return bool(starts) and max(starts) - min(starts) > _SAME_START_SECONDS
 
 
 def _parse(answer: Mapping[str, Any], page: str) -> tuple[Diagnosis, list[str]]:

@@ -1,0 +1,355 @@
+"""This process among those of its service: its number, its identity, and its answers.
+
+The watching thread calls `wait()` instead of sleeping. A process joins if it is a worker of some
+other process, if POOL_TELEMETRY_DIR names a directory, or as soon as one of its workers has joined.
+So a process that is alone makes no file.
+"""
+
+import contextlib
+import os
+import secrets
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Final
+
+from pool_telemetry.errors import PoolTelemetryError
+from pool_telemetry.log_lines import ProcessLog, set_prefix
+from pool_telemetry.process import ProcessLock, after_fork, notice_fork
+from pool_telemetry.standstill import sleep
+from pool_telemetry.version import __version__
+from pool_telemetry.workers import directory, wire
+from pool_telemetry.workers.service import Service, service
+
+STATS: Final = "stats"
+"""The question whose answers are kept: they are what is known of a process that answers no more."""
+
+REQUEST_SECONDS: Final = 0.2
+"""The longest time that one member holds another one up, in seconds."""
+
+GONE_SECONDS: Final = 300.0
+"""A process that has ended is shown this long, with its last counts, in seconds."""
+
+_BACKLOG: Final = 128
+_MAX_QUESTION: Final = 64  # bytes
+_MAX_ADDRESS: Final = 100  # bytes of a socket's address; Linux has room for 107
+
+_log: Final = ProcessLog("pool_telemetry.workers")
+_lock: Final = ProcessLock()
+_answers: Final[dict[str, Callable[[], Any]]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """The place of this process in the directory."""
+
+    path: Path
+    number: int
+    lock_file: int
+    listener: socket.socket
+    predecessor: wire.Document | None  # the last answer of the process that had the number before
+
+
+_member: _Member | None = None
+_instance = ""
+_observed: Path | None = None
+_is_off = False
+_failed = False  # to join; said once
+
+
+def answers(question: str) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
+    """Register the function that answers a question with dataclasses and JSON's values."""
+
+    def register(answer: Callable[[], Any]) -> Callable[[], Any]:
+        _answers[question] = answer
+        return answer
+
+    return register
+
+
+def answer_of(question: str) -> Any:
+    """Return this process's own answer."""
+    return _answers[question]()
+
+
+def identity() -> str:
+    """Return a text that no other process has or had: 16 random hexadecimal digits.
+
+    A forked process has a new identity, because its counters begin anew.
+    """
+    global _instance
+    notice_fork()
+    if not _instance:
+        _instance = secrets.token_hex(8)
+    return _instance
+
+
+def is_member() -> bool:
+    """Return whether other processes can ask this one."""
+    return _member is not None
+
+
+def number() -> int | None:
+    """Return this process's number among those of its service; None without one."""
+    notice_fork()
+    return None if (member := _member) is None else member.number
+
+
+def predecessor() -> wire.Document | None:
+    """Return the last answer to STATS of the process that had this one's number before.
+
+    None without one, and if it is so old that it was not shown any more.
+    """
+    return None if (member := _member) is None else member.predecessor
+
+
+def folder() -> Path | None:
+    """Return the directory of this process's service; None if it has none yet, or is turned off."""
+    if _observed is not None:
+        return _observed
+    if _is_off:
+        return None
+    if (member := _member) is not None:
+        return member.path
+    try:
+        path = directory.path_of(_service(os.getpid()))
+        directory.check(path)
+    except (OSError, directory.UnusableError):
+        return None
+    return path
+
+
+def is_shared() -> bool:
+    """Return whether this service has or had several processes, so that answers name them."""
+    return _observed is not None or ((path := folder()) is not None and directory.is_shared(path))
+
+
+def observe(path: Path) -> None:
+    """Ask the processes that share a directory, without being one of them."""
+    global _observed
+    _observed = path
+
+
+def directory_of(named: str | None) -> Path:
+    """Return the directory of the processes that an observer may ask.
+
+    Args:
+        named: The value of POOL_TELEMETRY_DIR of these processes; None or empty: the only service
+            of this user.
+
+    Raises:
+        PoolTelemetryError: Several services run, or none.
+    """
+    if named:
+        return directory.named(named)
+    running = [path for path in directory.every_directory() if directory.is_used(path)]
+    if len(running) == 1:
+        return running[0]
+    words = "set POOL_TELEMETRY_DIR to one folder there and here"
+    if not running:
+        raise PoolTelemetryError(f"no service of this user has several processes: {words}")
+    raise PoolTelemetryError(
+        f"{len(running)} services of this user have several processes, and their workers have the "
+        f"same numbers: {words}"
+    )
+
+
+def is_observer() -> bool:
+    """Return whether this process only asks others."""
+    return _observed is not None
+
+
+def turn_off() -> None:
+    """Answer no other process, and ask none, as long as this process lives."""
+    global _is_off
+    _is_off = True
+    leave()
+
+
+def join(*, as_root: bool = False) -> None:
+    """Join the processes of this service, if there is a reason to; a repeat changes nothing.
+
+    Args:
+        as_root: Also if no worker of this process has joined yet.
+    """
+    global _member, _failed
+    notice_fork()
+    if _is_off or _failed or _observed is not None or _member is not None:
+        return
+    if not hasattr(socket, "AF_UNIX"):
+        return
+    found = _service(os.getpid())
+    with _lock:
+        try:
+            path = directory.path_of(found)
+            alone = found.is_root and directory.VARIABLE not in os.environ
+            if alone and not as_root and not path.is_dir():
+                return
+            directory.prepare(path)
+            _member = _member or _new_member(path)  # another thread may have been faster
+            _keep(answer_of(STATS), _member)
+        except (OSError, directory.UnusableError) as error:
+            _failed = True
+            _log.warning(
+                "the processes of this service can't find each other, so each one answers for "
+                "itself only: %s",
+                error,
+            )
+
+
+def leave() -> None:
+    """Keep the last counts of this process, and free its number."""
+    global _member
+    with _lock:
+        member = _member
+        if member is None:
+            return
+        with contextlib.suppress(Exception):  # whatever fails, the process ends
+            _keep(answer_of(STATS), member, ended=True)
+        _member = None
+        with contextlib.suppress(OSError):
+            directory.socket_of(member.path, member.number).unlink()
+        _close(member)
+
+
+def wait(seconds: float) -> None:
+    """Wait as long, and answer other processes meanwhile. Only the watching thread calls this."""
+    join()
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0.0:
+        member = _member
+        if member is None:
+            sleep(time.sleep, left)
+        elif (asked := sleep(partial(_accept, member), left)) is not None:
+            with contextlib.suppress(OSError), asked:  # the other process has gone
+                _answer(asked, member)
+
+
+def read_document(data: bytes) -> wire.Document | None:
+    """Return a document; None if it is cut off or damaged."""
+    try:
+        return wire.decode(data) if len(data) <= wire.MAX_BYTES else None
+    except ValueError:
+        return None
+
+
+@contextlib.contextmanager
+def address_of(path: Path, member: int) -> Iterator[str]:
+    """Yield the address of a member's socket, which is short enough for the system."""
+    whole = str(directory.socket_of(path, member))
+    if len(os.fsencode(whole)) <= _MAX_ADDRESS or sys.platform != "linux":
+        yield whole
+        return
+    opened = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{opened}/{member}.sock"
+    finally:
+        os.close(opened)
+
+
+def document(body: Any, worker: int, *, ended: bool = False) -> wire.Document:
+    """Return an answer of this process, with what tells it from all others."""
+    return wire.Document(
+        worker=worker,
+        pid=os.getpid(),
+        instance=identity(),
+        version=__version__,
+        at=time.time(),
+        ended=ended,
+        body=body,
+    )
+
+
+@cache
+def _service(_: int) -> Service:
+    """Return the service of the process with this id."""
+    return service()
+
+
+def _new_member(path: Path) -> _Member:
+    taken, lock_file = directory.take_number(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        directory.socket_of(path, taken).unlink(missing_ok=True)  # of a process that crashed
+        with address_of(path, taken) as address:
+            listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError:
+        listener.close()
+        os.close(lock_file)
+        raise
+    before = read_document(directory.read_answer(path, taken))
+    if before is not None and time.time() - before.at > GONE_SECONDS:
+        before = None
+    return _Member(path, taken, lock_file, listener, before)
+
+
+def _accept(member: _Member, seconds: float) -> socket.socket | None:
+    try:
+        member.listener.settimeout(seconds)
+        asked, _ = member.listener.accept()
+    except TimeoutError:
+        return None
+    except OSError:  # the process leaves the directory just now, or has too many open files
+        time.sleep(seconds)
+        return None
+    return asked
+
+
+def _answer(asked: socket.socket, member: _Member) -> None:
+    asked.settimeout(REQUEST_SECONDS)
+    if not _is_our_user(asked):
+        return
+    question = asked.recv(_MAX_QUESTION).decode(errors="replace").strip()
+    if question not in _answers:  # of another version
+        return
+    body = answer_of(question)
+    if question == STATS:
+        asked.sendall(_keep(body, member))
+    else:
+        asked.sendall(wire.encode(document(body, member.number)))
+
+
+def _keep(body: Any, member: _Member, *, ended: bool = False) -> bytes:
+    data = wire.encode(document(body, member.number, ended=ended))
+    directory.write_answer(member.path, member.number, data)
+    return data
+
+
+def _is_our_user(asked: socket.socket) -> bool:
+    """Return whether this user's process asks. The directory's mode keeps all others out, too."""
+    if sys.platform != "linux":
+        return True
+    credentials = asked.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _, user, _ = struct.unpack("3i", credentials)
+    return user in (os.geteuid(), 0)
+
+
+def _close(member: _Member) -> None:
+    member.listener.close()
+    os.close(member.lock_file)
+
+
+def _log_prefix() -> str:
+    """Return `worker N (pid P): `, or nothing if the service has one process only."""
+    member = _member
+    if member is None or not directory.is_shared(member.path):
+        return ""
+    return f"worker {member.number} (pid {os.getpid()}): "
+
+
+set_prefix(_log_prefix)
+
+
+@after_fork
+def _restart_in_child() -> None:
+    global _member, _instance, _failed
+    member, _member, _instance, _failed = _member, None, "", False
+    if member is not None:
+        with contextlib.suppress(OSError):
+            _close(member)
