@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +45,11 @@ class Service:
     """The workers' process ids as they were at the start."""
     survivors: list[int] = field(default_factory=list)
     """The processes that SIGTERM to the parent did not end."""
+
+    @property
+    def has_routes(self) -> bool:
+        """Return whether it serves `/health` and the other routes beside `/metrics`."""
+        return self.way in _WITH_ROUTES
 
     @property
     def log(self) -> Path:
@@ -94,6 +99,8 @@ class Way:
     recycle: tuple[str, ...] = ()  # replaces a worker after "{requests}" requests
 
 
+_OURS: Final = "POOL_TELEMETRY_"
+_NO_MORE: Final[Mapping[str, str]] = {}
 _ASGI: Final = "tests.servers.asgi:app"
 _WSGI: Final = "tests.servers.wsgi:application"
 _WORKERS: Final = ("--workers", str(WORKERS))
@@ -143,6 +150,8 @@ HTTP: Final[dict[str, Way]] = {
 }
 """The ways whose workers share a port, or whose parent has one."""
 
+_WITH_ROUTES: Final = {"uvicorn", "gunicorn", "gunicorn-preload", "hypercorn", "granian", "celery"}
+
 CELERY: Final = Way(
     "celery",
     (
@@ -160,7 +169,9 @@ SCRIPT: Final = ("-m", "tests.servers.script")
 
 
 @contextlib.contextmanager
-def start(way: str, uri: str, folder: Path, *, requests: int = 0, **env: str) -> Iterator[Service]:
+def start(
+    way: str, uri: str, folder: Path, *, requests: int = 0, env: Mapping[str, str] = _NO_MORE
+) -> Iterator[Service]:
     """Start the workers of a way and hand them over when all have answered.
 
     Args:
@@ -183,7 +194,7 @@ def start(way: str, uri: str, folder: Path, *, requests: int = 0, **env: str) ->
 
 
 @contextlib.contextmanager
-def start_rq(uri: str, folder: Path, **env: str) -> Iterator[Service]:
+def start_rq(uri: str, folder: Path, env: Mapping[str, str] = _NO_MORE) -> Iterator[Service]:
     """Start four workers of RQ. Each job runs in a process of its own, which ends with the job."""
     _need(RQ)
     needs("redis-server", package="redis-server")
@@ -212,7 +223,7 @@ def start_rq(uri: str, folder: Path, **env: str) -> Iterator[Service]:
         yield service
 
 
-def run_script(uri: str, folder: Path, finds: int, **env: str) -> int:
+def run_script(uri: str, folder: Path, finds: int, env: Mapping[str, str] = _NO_MORE) -> int:
     """Run a script as cron does: it finds so often and ends. Return its process id."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", *SCRIPT, str(finds)],
@@ -226,8 +237,21 @@ def run_script(uri: str, folder: Path, finds: int, **env: str) -> int:
 
 
 @contextlib.contextmanager
+def exporter(folder: Path) -> Iterator[Web]:
+    """Run `pool-telemetry serve` for processes whose POOL_TELEMETRY_DIR is this folder."""
+    port = free_port()
+    serve = ("-m", "pool_telemetry.cli", "serve", "--port", str(port), "--dir", str(folder))
+    with subprocess.Popen([sys.executable, *serve], env=_inherited()) as process:
+        try:
+            wait_for(lambda: _listens(port), "pool-telemetry serve")
+            yield Web(port)
+        finally:
+            process.terminate()
+
+
+@contextlib.contextmanager
 def _running(
-    name: str, way: Way, uri: str, folder: Path, env: dict[str, str], **values: object
+    name: str, way: Way, uri: str, folder: Path, env: Mapping[str, str], **values: object
 ) -> Iterator[Service]:
     _need(way)
     recycle = way.recycle if values.get("requests") else ()
@@ -266,9 +290,15 @@ def _end(service: Service) -> None:
     service.process.wait()
 
 
-def _environment(uri: str, folder: Path, env: dict[str, str]) -> dict[str, str]:
+def _environment(uri: str, folder: Path, env: Mapping[str, str]) -> dict[str, str]:
     given = {"SERVER_URI": uri, "SERVERS_FOLDER": str(folder), "PYTHONUNBUFFERED": "1"}
-    return {**os.environ, **UNMEASURED, **given, **env}
+    return {**_inherited(), **given, **env}
+
+
+def _inherited() -> dict[str, str]:
+    """Return the environment, without what `conftest` turns off."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
+    return {**ours, **UNMEASURED}
 
 
 def _need(way: Way) -> None:

@@ -10,8 +10,8 @@ from typing import Any, Final
 from pool_telemetry import MongoDBConnectionPool
 from tests.support import Gate, wait_for
 
-SIZE: Final = 2
-"""maxPoolSize of each worker."""
+SIZE: Final = 10
+"""maxPoolSize of each worker: more than the tests call at once, so that only `hold` exhausts it."""
 
 GATE: Final = Gate()
 OPTIONS: Final[dict[str, Any]] = {
@@ -43,7 +43,7 @@ def hold(seconds: float) -> int:
     """Exhaust this process's pool until `release` or for a time, and return the process's id."""
     held = ExitStack()
     held.enter_context(GATE.shut())
-    for number in range(2 * SIZE):
+    for number in range(SIZE + 4):
         threading.Thread(target=find, name=f"held-{number}", daemon=True).start()
     wait_for(lambda: MongoDBConnectionPool.get_pool_stats()["pool"]["exhausted"])
 
