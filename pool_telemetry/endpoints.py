@@ -68,7 +68,7 @@ def health(pool: Pool | None, limits: HealthLimits) -> dict[str, Any]:
     if not workers.is_shared():
         return {"status": own.status, "reasons": own.reasons, **answer}
     found = [
-        (one, own if one.instance == workers.identity() else _health_of(one, limits))
+        (one, own if _is_own(one) else _health_of(one, limits))
         for one in parts
         if one.state != "ended"
     ]
@@ -246,6 +246,12 @@ def _state(part: Part[Any]) -> dict[str, Any]:
         "instance": part.instance,
         "state": part.state,
     }
+
+
+def _is_own(part: Part[ProcessStats]) -> bool:
+    """Return whether a part is this process's, and its singleton is what health speaks of."""
+    only_others = part.body is not None and part.body.main is None and part.body.judged
+    return part.instance == workers.identity() and not only_others
 
 
 def _health_of(part: Part[ProcessStats], limits: HealthLimits) -> Health:

@@ -475,9 +475,9 @@ class ProcessStats:
 
     @property
     def judged(self) -> tuple[ClientStats, ...]:
-        """Return the singleton's client, or else every client."""
+        """Return the singleton's client, or else every client that is open."""
         main = tuple(one for one in self.clients if one.name == self.main)
-        return main or self.clients
+        return main or tuple(one for one in self.clients if one.open_pools or one.has_no_server)
 
 
 class HasStats(Protocol):
