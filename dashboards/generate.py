@@ -12,7 +12,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
 from dashboards.fleet import fleet
 from dashboards.pool import pool
-from pool_telemetry.catalog import CATALOG, POOL_ATTRIBUTES, Metric
+from pool_telemetry.catalog import CATALOG, POOL_ATTRIBUTES, PROCESS_UP, WORKER, Metric
 from pool_telemetry.monitoring.files import LAYOUT, rules
 from pool_telemetry.monitoring.thresholds import Thresholds
 from pool_telemetry.prometheus import prometheus_name
@@ -47,11 +47,12 @@ def metrics() -> str:
             "The names follow OpenTelemetry's semantic conventions. `mongodb.client.*` is what the",
             "conventions lack. In Prometheus, underscores replace the dots. Every metric has the",
             f"attributes {every};",
-            "a metric's own attributes are in braces.",
+            "a metric's own attributes are in braces. If a service has several processes, a scrape has",
+            f"the label `{WORKER}` on every metric, and the last row has no other of those attributes.",
             "",
             "| Prometheus | OpenTelemetry | instrument, unit | meaning |",
             "|---|---|---|---|",
-            *map(row, CATALOG),
+            *map(row, (*CATALOG, PROCESS_UP)),
             "",
         )
     )
