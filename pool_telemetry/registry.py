@@ -10,9 +10,10 @@ import weakref
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pool_telemetry import totals
+from pool_telemetry.aging import Aging
 from pool_telemetry.events.listeners import PoolListener
 from pool_telemetry.process import ProcessLock, after_fork
 from pool_telemetry.standstill import on_standstill
@@ -46,6 +47,7 @@ _kept: "deque[PoolTelemetry]" = deque()
 _totals: dict[str, ClientStats] = {}
 # A client's counts so far that are in the totals.
 _in_totals: "weakref.WeakKeyDictionary[PoolTelemetry, ClientStats]" = weakref.WeakKeyDictionary()
+_aging: Final = Aging()
 
 
 class _Wanted:
@@ -108,11 +110,28 @@ class ClosedClients:
         return list({one.name: one for one in shown if one.name not in taken}.values())
 
 
+class Collected(NamedTuple):
+    """All names at one moment, for exporters.
+
+    Attributes:
+        clients: One `ClientStats` for each name, without the unused series.
+        everything: The same with these series.
+    """
+
+    clients: list[ClientStats]
+    everything: list[ClientStats]
+
+
 def clients_to_report(closed: ClosedClients) -> list[ClientStats]:
+    """Return `collect(closed).clients`."""
+    return collect(closed).clients
+
+
+def collect(closed: ClosedClients) -> Collected:
     """Return one `ClientStats` for each name, with the counts of its ended clients.
 
     So a name's counters never fall, whichever of its clients ends. A name that no open client has
-    keeps its counts alone, in `ended`.
+    keeps its counts alone, in `ended`. `aging` decides which series are unused.
 
     Args:
         closed: The reader's closed clients, which still have a state to report.
@@ -128,7 +147,9 @@ def clients_to_report(closed: ClosedClients) -> list[ClientStats]:
                 if not stats.ended:  # it never had a pool
                     continue
             parts.setdefault(telemetry.name, []).append(stats)
-        return [_with_clients(totals.total(one), name) for name, one in parts.items()]
+        everything = [_with_clients(totals.total(one), name) for name, one in parts.items()]
+        names = {telemetry.name for telemetry in with_state}
+        return Collected(_aging.current(everything, names), everything)
 
 
 def count_clients(stats: ClientStats, wanted: str) -> ClientStats:
@@ -279,6 +300,7 @@ def _leave_out(seconds: float) -> None:
 def _restart_in_child() -> None:
     _kept.clear()
     _totals.clear()
+    _aging.forget()
     _in_totals.clear()
     _by_wanted.clear()
     for telemetry in list(_clients):

@@ -288,6 +288,7 @@ class PoolStats:
     silent_time: float = 0.0  # without an event of the server's monitor, if that is too long
     self_blocked: int = 0  # in use by callers that wait for another connection themselves
     self_blocked_by: str = ""  # the name of the first of them
+    since_closed: float | None = None  # age of the pool's close; None while it is open
 
     @property
     def idle(self) -> int:
