@@ -229,12 +229,12 @@ class Episode:
 
 
 class Occupancy(NamedTuple):
-    """How full a pool is: the part of `PoolStats` that a span has."""
+    """How full a pool is, as in `PoolStats`: of one server, or the sum over a client's servers."""
 
-    size: int
+    size: int  # connections, opening ones included
     in_use: int
-    waiting: int
-    max_size: int | None
+    waiting: int  # callers between the start of a checkout and its end
+    max_size: int | None  # None is unlimited
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -420,18 +420,18 @@ class PoolState:
         return None if wait is None else _age(self._clock(), wait[0])
 
     def occupancy(self) -> Occupancy:
-        """Return the occupancy for the span of a failed checkout.
+        """Return how full the pool is, for load shedding and the span of a failed checkout.
 
-        Unlike `stats()` it inspects no callers: thousands may fail at once.
+        It takes no lock and inspects no callers, unlike `stats()`, because thousands may ask at
+        once. Its numbers may be of moments some microseconds apart.
         """
-        with self._lock:
-            limited = self._connections.max_size != UNLIMITED
-            return Occupancy(
-                size=self._connections.size,
-                in_use=len(self._connections.held),
-                waiting=len(self._waiters),
-                max_size=int(self._connections.max_size) if limited else None,
-            )
+        max_size, in_use = self._connections.max_size, len(self._connections.held)
+        return Occupancy(
+            size=max(in_use, self._connections.size),
+            in_use=in_use,
+            waiting=len(self._waiters),
+            max_size=None if max_size == UNLIMITED else int(max_size),
+        )
 
     def waiters(self) -> dict[Actor, Wait]:
         """Return the wait of each caller in the queue."""
