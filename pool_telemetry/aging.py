@@ -1,11 +1,11 @@
 """The unused series, which exporters leave out.
 
 The counts of such a series stay in the state, and the series goes on from them if it returns: no
-counter falls. Ages come from the exporters' readings, so nothing of this is on the hot path. An age
-begins when a reading finds a new count, so a new count is never left out at once.
+counter falls. Ages come from the exporters' readings, so nothing of this is on the hot path. Each
+exporter has its own ages: one begins when that exporter finds a new count, which it shows from then
+on for some time.
 """
 
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, Final
@@ -24,31 +24,22 @@ _Key = tuple[Any, ...]
 """A name; of a pool also its address, and of a series of commands its attributes."""
 
 
-def _running_seconds() -> float:
-    """Return monotonic seconds, without the time for which this process stood still."""
-    return time.monotonic() - total_seconds()
-
-
 def is_shown(pool: PoolStats) -> bool:
     """Return whether `get_pool_stats()` lists a pool: it is open or in use, or it closed lately."""
     return pool.since_closed is None or pool.since_closed < CLOSED_SECONDS or _is_in_use(pool)
 
 
 class Aging:
-    """When the readings of one process last found each series changed.
+    """When the readings of one exporter last found each series changed.
 
     Args:
         clock: Monotonic seconds.
     """
 
-    def __init__(self, clock: Callable[[], float] = _running_seconds) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         # The counts of each series at the last reading, and when a reading first found them.
         self._changed: dict[_Key, tuple[object, float]] = {}
-
-    def forget(self) -> None:
-        """Begin anew, in a forked child."""
-        self._changed.clear()
 
     def current(self, clients: Iterable[ClientStats], with_state: set[str]) -> list[ClientStats]:
         """Return the clients without their unused series, and without unused clients.
@@ -57,7 +48,8 @@ class Aging:
             clients: Each name's stats, of all names.
             with_state: The names that have a client with a state to report.
         """
-        reading = _Reading(self._clock(), self._changed)
+        now = self._clock() - total_seconds()  # nothing could change while the process stood still
+        reading = _Reading(now, self._changed)
         found = [reading.current(client, with_state) for client in clients]
         self._changed = reading.changed
         return [client for client in found if client is not None]

@@ -47,7 +47,6 @@ _kept: "deque[PoolTelemetry]" = deque()
 _totals: dict[str, ClientStats] = {}
 # A client's counts so far that are in the totals.
 _in_totals: "weakref.WeakKeyDictionary[PoolTelemetry, ClientStats]" = weakref.WeakKeyDictionary()
-_aging: Final = Aging()
 
 
 class _Wanted:
@@ -82,17 +81,22 @@ def telemetry_of(client: Any) -> "PoolTelemetry | None":
 
 
 class ClosedClients:
-    """The clients closed since a reader's previous collection, which lacked their last values.
+    """The collections of one reader so far: of closed clients, and of each series' changes.
 
-    Without these the values of a short program would be lost. A closed client is reported by the
-    first collection after its close, and by those of the next `keep_seconds`.
+    The clients closed since the previous collection lacked their last values there. Without these
+    the values of a short program would be lost. A closed client is reported by the first collection
+    after its close, and by those of the next `keep_seconds`.
 
     Args:
         keep_seconds: How long collections repeat a client; 0.0 is one collection.
         clock: Monotonic seconds.
+
+    Attributes:
+        aging: The ages of the series in this reader's collections.
     """
 
     def __init__(self, keep_seconds: float = 0.0, *, clock: Clock = time.monotonic) -> None:
+        self.aging = Aging(clock)
         self._keep_seconds = keep_seconds
         self._clock = clock
         self._first_at: weakref.WeakKeyDictionary[PoolTelemetry, float]
@@ -122,24 +126,29 @@ class Collected(NamedTuple):
     everything: list[ClientStats]
 
 
-def clients_to_report(closed: ClosedClients) -> list[ClientStats]:
-    """Return `collect(closed).clients`."""
-    return collect(closed).clients
+def clients_to_report(
+    closed: ClosedClients, earlier: Iterable[ClientStats] = ()
+) -> list[ClientStats]:
+    """Return `collect(closed, earlier).clients`."""
+    return collect(closed, earlier).clients
 
 
-def collect(closed: ClosedClients) -> Collected:
+def collect(closed: ClosedClients, earlier: Iterable[ClientStats] = ()) -> Collected:
     """Return one `ClientStats` for each name, with the counts of its ended clients.
 
     So a name's counters never fall, whichever of its clients ends. A name that no open client has
     keeps its counts alone, in `ended`. `aging` decides which series are unused.
 
     Args:
-        closed: The reader's closed clients, which still have a state to report.
+        closed: The reader's collections so far.
+        earlier: Counts of another process, from which the counts of this process go on.
     """
     with _lock:
         _move_oldest_to_totals()
         with_state = {*active(), *closed.to_report()}
-        parts = {name: [one] for name, one in _totals.items()}
+        parts = dict[str, list[ClientStats]]()
+        for one in (*earlier, *_totals.values()):
+            parts.setdefault(one.name, []).append(one)
         for telemetry in _every():
             stats = _new_counts(telemetry)
             if telemetry not in with_state:
@@ -149,7 +158,7 @@ def collect(closed: ClosedClients) -> Collected:
             parts.setdefault(telemetry.name, []).append(stats)
         everything = [_with_clients(totals.total(one), name) for name, one in parts.items()]
         names = {telemetry.name for telemetry in with_state}
-        return Collected(_aging.current(everything, names), everything)
+        return Collected(closed.aging.current(everything, names), everything)
 
 
 def count_clients(stats: ClientStats, wanted: str) -> ClientStats:
@@ -300,7 +309,6 @@ def _leave_out(seconds: float) -> None:
 def _restart_in_child() -> None:
     _kept.clear()
     _totals.clear()
-    _aging.forget()
     _in_totals.clear()
     _by_wanted.clear()
     for telemetry in list(_clients):

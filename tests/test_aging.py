@@ -21,9 +21,11 @@ from pymongo import MongoClient
 from pymongo.read_preferences import Secondary
 
 from pool_telemetry import PoolTelemetry, otel, prometheus, registry
-from pool_telemetry.aging import CLOSED_SECONDS, UNUSED_SECONDS, Aging
+from pool_telemetry.aging import CLOSED_SECONDS, UNUSED_SECONDS
 from pool_telemetry.catalog import CATALOG
 from pool_telemetry.otel.exporter import HistogramExporter
+from pool_telemetry.registry import ClosedClients, clients_to_report
+from pool_telemetry.totals import counts_of
 from tests.demoted import Demoted
 from tests.support import prometheus_families, wait_for
 
@@ -55,7 +57,7 @@ def name(request: pytest.FixtureRequest) -> str:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The time by which series age."""
     clock = Clock()
-    monkeypatch.setattr(registry, "_aging", Aging(clock))
+    monkeypatch.setattr(ClosedClients.__init__, "__kwdefaults__", {"clock": clock})
     return clock
 
 
@@ -106,9 +108,10 @@ class Exporter:
 
 
 class OfPrometheus(Exporter):
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
         self._registry = CollectorRegistry()
-        prometheus.register(self._registry)
+        self.collector = prometheus.PoolCollector(clock=clock)
+        self._registry.register(self.collector)
 
     def read(self) -> Counter[Series]:
         self.latest = Counter()
@@ -145,11 +148,11 @@ class OfOtlp(Exporter):
 @pytest.fixture(
     params=["prometheus", "cumulative", "delta", "replayed cumulative", "replayed delta"]
 )
-def exporter(request: pytest.FixtureRequest) -> Iterator[Exporter]:
+def exporter(request: pytest.FixtureRequest, clock: Clock) -> Iterator[Exporter]:
     """Each way out for the metrics."""
     kind: str = request.param
     if kind == "prometheus":
-        yield OfPrometheus()
+        yield OfPrometheus(clock)
         return
     delta = kind.endswith("delta")
     temporality = AggregationTemporality.DELTA if delta else AggregationTemporality.CUMULATIVE
@@ -215,6 +218,7 @@ def test_pool_of_a_member_that_left_ages_out_and_returns(
             assert not {one for one in of_pool(exporter.latest, left) if one[0] == CHECKOUTS}
             if exporter.forgets:
                 assert not of_pool(exporter.latest, left)
+            assert (COMMANDS, name, "t") not in exporter.latest  # nor under the client's name
             assert of_pool(exporter.latest, f"{name}@{new.address}")
             assert of_pool(exporter.latest, f"{name}@{primary.address}")
             assert old.address not in telemetry.live_stats()["servers"]
@@ -281,7 +285,7 @@ def test_pool_that_closed_in_use_is_shown_until_it_is_returned(
     server_uri: str, clock: Clock
 ) -> None:
     telemetry = PoolTelemetry("held", clock=clock)
-    exporter = OfPrometheus()
+    exporter = OfPrometheus(clock)
     with set_of(2, server_uri) as (primary, other):
         primary.members = other.members = [primary, other]
         with Client(
@@ -307,7 +311,7 @@ def test_pool_that_closed_in_use_is_shown_until_it_is_returned(
 
 def test_open_pool_that_nobody_uses_is_shown_for_ever(server_uri: str, clock: Clock) -> None:
     telemetry = PoolTelemetry("quiet", clock=clock)
-    exporter = OfPrometheus()
+    exporter = OfPrometheus(clock)
     with Client(server_uri, event_listeners=telemetry.listeners) as client:
         client["aging"]["t"].find_one()
         for _ in range(3):
@@ -316,12 +320,47 @@ def test_open_pool_that_nobody_uses_is_shown_for_ever(server_uri: str, clock: Cl
 
 
 def test_ages_of_series_that_exist_no_longer_are_forgotten(server_uri: str, clock: Clock) -> None:
-    exporter = OfPrometheus()
+    exporter = OfPrometheus(clock)
     for number in range(2 * registry.MAX_NAMES):
         telemetry = PoolTelemetry(f"name-{number}")
         with Client(server_uri, event_listeners=telemetry.listeners) as client:
             client.admin.command("ping")
     exporter.read()
-    known = {key[0] for key in registry._aging._changed if key[0].startswith("name-")}
+    ages = exporter.collector._closed.aging._changed
+    known = {key[0] for key in ages if key[0].startswith("name-")}
     assert f"name-{2 * registry.MAX_NAMES - 1}" in known
     assert "name-0" not in known
+
+
+def test_each_exporter_has_its_own_ages(server_uri: str, clock: Clock) -> None:
+    """An exporter that reads rarely shows the last values, too."""
+    often, rarely = OfPrometheus(clock), OfPrometheus(clock)
+    with Client(server_uri, event_listeners=PoolTelemetry("ages").listeners) as client:
+        client["aging"]["t"].find_one()
+        rarely.read()
+    for _ in range(3):
+        often.read()
+        clock.ahead += CLOSED_SECONDS / 2.0 + 1.0
+    assert not of_pool(often.read(), "ages@")
+    assert of_pool(rarely.read(), "ages@")
+    clock.ahead += CLOSED_SECONDS + 1.0
+    assert not of_pool(rarely.read(), "ages@")
+
+
+def test_counts_that_go_on_from_another_process_age_out(server_uri: str, clock: Clock) -> None:
+    def finds() -> int:
+        every = clients_to_report(reader, earlier)
+        operations = (one for client in every if client.name == "heir" for one in client.operations)
+        return sum(one.duration.count for one in operations if one.collection == "t")
+
+    reader = ClosedClients()
+    telemetry = PoolTelemetry("heir")
+    with Client(server_uri, event_listeners=telemetry.listeners) as client:
+        client["aging"]["t"].find_one()
+        earlier = [counts_of(telemetry.stats())]
+        client["aging"]["t"].find_one()
+        assert finds() == 3
+        clock.ahead += UNUSED_SECONDS + 1.0
+        assert finds() == 0
+        client["aging"]["t"].find_one()
+        assert finds() == 4
