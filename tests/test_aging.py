@@ -20,11 +20,12 @@ from prometheus_client import CollectorRegistry
 from pymongo import MongoClient
 from pymongo.read_preferences import Secondary
 
-from pool_telemetry import PoolTelemetry, otel, prometheus, registry
+from pool_telemetry import PoolTelemetry, otel, prometheus, registry, standstill
 from pool_telemetry.aging import CLOSED_SECONDS, UNUSED_SECONDS
 from pool_telemetry.catalog import CATALOG
 from pool_telemetry.otel.exporter import HistogramExporter
 from pool_telemetry.registry import ClosedClients, clients_to_report
+from pool_telemetry.state.pool_state import PoolState
 from pool_telemetry.totals import counts_of
 from tests.demoted import Demoted
 from tests.support import prometheus_families, wait_for
@@ -364,3 +365,25 @@ def test_counts_that_go_on_from_another_process_age_out(server_uri: str, clock: 
         assert finds() == 0
         client["aging"]["t"].find_one()
         assert finds() == 4
+
+
+def test_time_for_which_the_process_stood_still_ages_nothing(
+    server_uri: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exporter = OfPrometheus(clock)
+    with Client(server_uri, event_listeners=PoolTelemetry("frozen").listeners) as client:
+        client["aging"]["t"].find_one()
+        exporter.read()
+        clock.ahead += UNUSED_SECONDS + 1.0
+        monkeypatch.setattr(standstill, "_total", standstill.total_seconds() + clock.ahead)
+        assert "t" in {series[2] for series in of_pool(exporter.read(), "frozen@")}
+    now = 0.0
+    state = PoolState(("db", 27017), clock=lambda: now)
+    assert state.stats().since_closed is None
+    state.closed()
+    now = 500.0
+    assert state.stats().since_closed == 500.0
+    state.leave_out(400.0)
+    assert state.stats().since_closed == 100.0
+    state.created(1, 0)
+    assert state.stats().since_closed is None
