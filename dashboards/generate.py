@@ -12,6 +12,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
 from dashboards.fleet import fleet
 from dashboards.pool import pool
+from pool_telemetry.aging import CLOSED_SECONDS, UNUSED_SECONDS
 from pool_telemetry.catalog import CATALOG, POOL_ATTRIBUTES, Metric
 from pool_telemetry.monitoring.files import LAYOUT, rules
 from pool_telemetry.monitoring.thresholds import Thresholds
@@ -48,6 +49,12 @@ def metrics() -> str:
             "conventions lack. In Prometheus, underscores replace the dots. Every metric has the",
             f"attributes {every};",
             "a metric's own attributes are in braces.",
+            "",
+            "Unused series are left out: those of a pool that has been closed for "
+            f"{CLOSED_SECONDS / 60:g} minutes,",
+            f"those of commands {UNUSED_SECONDS / 3600:g} hour after the last one. A series that "
+            "returns",
+            "goes on from its counts.",
             "",
             "| Prometheus | OpenTelemetry | instrument, unit | meaning |",
             "|---|---|---|---|",
