@@ -122,6 +122,7 @@ def from_prometheus() -> Samples:
         (sample.name, frozenset((k, v) for k, v in sample.labels.items() if v)): sample.value
         for family in prometheus_families(text)
         for sample in family.samples
+        if sample.name != prometheus.prometheus_name(catalog.PROCESS_UP)  # OTLP has a resource
     }
 
 
