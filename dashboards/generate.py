@@ -12,7 +12,8 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
 from dashboards.fleet import fleet
 from dashboards.pool import pool
-from pool_telemetry.catalog import CATALOG, POOL_ATTRIBUTES, Metric
+from pool_telemetry.aging import CLOSED_SECONDS, UNUSED_SECONDS
+from pool_telemetry.catalog import CATALOG, POOL_ATTRIBUTES, PROCESS_UP, WORKER, Metric
 from pool_telemetry.monitoring.files import LAYOUT, rules
 from pool_telemetry.monitoring.thresholds import Thresholds
 from pool_telemetry.prometheus import prometheus_name
@@ -49,9 +50,18 @@ def metrics() -> str:
             f"attributes {every};",
             "a metric's own attributes are in braces.",
             "",
+            f"If a service has several processes, scraped metrics have the label `{WORKER}`.",
+            "The last row has no other of those attributes.",
+            "",
+            "Unused series are left out: those of a pool that has been closed for "
+            f"{CLOSED_SECONDS / 60:g} minutes,",
+            f"those of commands {UNUSED_SECONDS / 3600:g} hour after the last one. A series that "
+            "returns",
+            "goes on from its counts.",
+            "",
             "| Prometheus | OpenTelemetry | instrument, unit | meaning |",
             "|---|---|---|---|",
-            *map(row, CATALOG),
+            *map(row, (*CATALOG, PROCESS_UP)),
             "",
         )
     )

@@ -20,6 +20,7 @@ from dashboards.panels import (
     states,
 )
 from pool_telemetry import catalog
+from pool_telemetry.catalog import WORKER
 from pool_telemetry.monitoring.promql import (
     COMMAND,
     ERROR,
@@ -32,7 +33,7 @@ from pool_telemetry.monitoring.promql import (
 )
 from pool_telemetry.monitoring.thresholds import Thresholds
 
-_POOL: Final = legend(POOL)
+_POOL: Final = legend(POOL, WORKER)
 _COMMAND: Final = legend(COMMAND)
 _SERVER: Final = f"{legend(HOST)}:{legend(PORT)}"
 _TYPE: Final = legend(SERVER_TYPE)
@@ -213,7 +214,10 @@ def servers(limits: Thresholds) -> list[Panel]:
             "the event loop is blocked, or threads are deadlocked. Standstill: the process, its "
             "container or its machine was paused.",
             Query(f"max by ({POOL}) ({POOLS.of(catalog.SERVER_SILENCE)})", f"silent {_POOL}"),
-            Query(f"max by (job, instance) ({standstill})", f"stood still {legend('instance')}"),
+            Query(
+                f"max by (job, instance, worker) ({standstill})",
+                f"stood still {legend('instance', WORKER)}",
+            ),
             unit="s",
         ).span(8),
     ]

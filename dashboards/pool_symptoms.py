@@ -21,11 +21,11 @@ from dashboards.panels import (
     warn,
 )
 from pool_telemetry import catalog
-from pool_telemetry.catalog import Metric
+from pool_telemetry.catalog import WORKER, Metric
 from pool_telemetry.monitoring.promql import OWNER, POOL, STATE
 from pool_telemetry.monitoring.thresholds import Thresholds
 
-_POOL: Final = legend(POOL)
+_POOL: Final = legend(POOL, WORKER)
 _OWNER: Final = legend(OWNER)
 
 
@@ -39,7 +39,7 @@ def now(limits: Thresholds) -> list[Panel]:
     # A client that has no server left has no pool that could be ready.
     health = (
         f"8 * (max({unserved} or {selecting}) > bool 1) "
-        f"+ 4 * (min(max by (job, instance, client) ({client})) == bool 0 or vector(0)) "
+        f"+ 4 * (min(max by (job, instance, worker, client) ({client})) == bool 0 or vector(0)) "
         f"+ 2 * max({exhausted}) + (max({waiting}) > bool 0)"
     )
     no_server = ("No server", CRITICAL)

@@ -47,7 +47,7 @@ from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.owners import owner
 from pool_telemetry.pool import MongoDBConnectionPool
 from pool_telemetry.report import PoolReport
-from pool_telemetry.stats import ClientStats, Episode, PoolStats
+from pool_telemetry.stats import ClientStats, Episode, Occupancy, PoolStats
 from pool_telemetry.telemetry import PoolTelemetry
 from pool_telemetry.version import __version__ as __version__
 
@@ -75,6 +75,7 @@ __all__ = [
     "MongoDBSessionManager",
     "MongoDBSessionManagerFactory",
     "MongoDBStorage",
+    "Occupancy",
     "PoolConfigurationError",
     "PoolNotInitializedError",
     "PoolReport",

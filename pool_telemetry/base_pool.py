@@ -21,7 +21,7 @@ from pool_telemetry.process import notice_fork
 from pool_telemetry.ranges import shown
 from pool_telemetry.report import PoolReport, callers, live_stats
 from pool_telemetry.state.frames import call_site
-from pool_telemetry.stats import ClientStats
+from pool_telemetry.stats import ClientStats, Occupancy
 from pool_telemetry.telemetry import PoolTelemetry
 from pool_telemetry.uri import check_credentials, differences, identity, mask_uri, without_secrets
 
@@ -228,6 +228,16 @@ class BaseConnectionPool(Generic[ClientT]):
             holders, waiters = ([], []) if current is None else current.telemetry.callers()
             report["holders"], report["waiters"] = callers(holders), callers(waiters)
         return report
+
+    @classmethod
+    def get_occupancy(cls) -> Occupancy:
+        """Return how full the pool is, for load shedding; zeros without a client.
+
+        It takes some microseconds however many callers wait. `PoolTelemetry.occupancy` describes
+        the callers that it leaves out, and those that it counts for too long.
+        """
+        telemetry = cls.get_telemetry()
+        return Occupancy(0, 0, 0, 0) if telemetry is None else telemetry.occupancy()
 
     @classmethod
     def read(cls) -> tuple[PoolReport, ClientStats | None]:

@@ -14,7 +14,7 @@ from pool_telemetry.async_pool import AsyncMongoDBConnectionPool
 from pool_telemetry.diagnosis import Diagnosis, Finding, diagnose, recommend, worst_first
 from pool_telemetry.health import Health, HealthLimits, assess, worst
 from pool_telemetry.pool import MongoDBConnectionPool
-from pool_telemetry.registry import ClosedClients, active, clients_to_report, recently_closed
+from pool_telemetry.registry import ClosedClients, Collected, active, collect, recently_closed
 from pool_telemetry.report import Caller, PoolReport, callers, live_stats, pool_lines
 from pool_telemetry.stats import ClientStats, ProcessStats
 from pool_telemetry.workers import STATS, Part
@@ -68,7 +68,7 @@ def health(pool: Pool | None, limits: HealthLimits) -> dict[str, Any]:
     if not workers.is_shared():
         return {"status": own.status, "reasons": own.reasons, **answer}
     found = [
-        (one, own if one.instance == workers.identity() else _health_of(one, limits))
+        (one, own if _is_own(one) else _health_of(one, limits))
         for one in parts
         if one.state != "ended"
     ]
@@ -175,10 +175,16 @@ def mongodb(pool: Pool | None) -> dict[str, Any]:
 @workers.answers(STATS)
 def process_stats() -> ProcessStats:
     """Return this process's clients. Their counts go on from those of its predecessor."""
+    return _process_stats(_collect().clients)
+
+
+def _collect() -> Collected:
+    before = workers.predecessor()
+    return collect(_closed, _counts_of(before.instance) if before else ())
+
+
+def _process_stats(clients: Iterable[ClientStats]) -> ProcessStats:
     main = current_pool().get_telemetry()
-    clients = clients_to_report(_closed)
-    if (before := workers.predecessor()) is not None:
-        clients = totals.continued(clients, _counts_of(before.instance))
     return ProcessStats(main=main.name if main else None, clients=tuple(clients))
 
 
@@ -194,7 +200,7 @@ def process_detail() -> ProcessDetail:
         lines += pool_lines(stats)
     held = [telemetry.callers() for telemetry in every]
     return ProcessDetail(
-        stats=process_stats(),
+        stats=_process_stats(_collect().everything),
         has_pools=bool(every) or bool(found),
         findings=tuple(found),
         pools=tuple(lines),
@@ -246,6 +252,12 @@ def _state(part: Part[Any]) -> dict[str, Any]:
         "instance": part.instance,
         "state": part.state,
     }
+
+
+def _is_own(part: Part[ProcessStats]) -> bool:
+    """Return whether a part is this process's, and its singleton is what health speaks of."""
+    only_others = part.body is not None and part.body.main is None and part.body.judged
+    return part.instance == workers.identity() and not only_others
 
 
 def _health_of(part: Part[ProcessStats], limits: HealthLimits) -> Health:

@@ -54,6 +54,7 @@ class PoolCollector(Collector):
 
     A closed client's counts stay in those of its name. Its last state is in the first collection
     after its close, and in those of the next 15 s, so that a job may close its pool and then push.
+    Unused series are left out, as `aging` describes.
 
     Args:
         workers: Whether it shows all processes of the service, and not in `generate()` only.

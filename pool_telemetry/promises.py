@@ -35,7 +35,8 @@ Each client has its own numbers
     client is replaced (a cursor has 5 s between two batches): test_clients.py, test_telemetry.py,
     test_pool.py.
     So has the inner client of automatic encryption: test_encryption.py. The counts of ended
-    clients stay in those of their name, which never fall: test_totals.py.
+    clients stay in those of their name, which never fall: test_totals.py. Unused series
+    leave the exporters, and go on from their counts if they return: test_aging.py.
 Each process has its own numbers
     os.fork; fork, forkserver and spawn of multiprocessing; and forks in C, which Python does not
     notice: test_fork.py. Workers of uWSGI, with threads and without: test_uwsgi.py.

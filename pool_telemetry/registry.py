@@ -10,9 +10,10 @@ import weakref
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pool_telemetry import totals
+from pool_telemetry.aging import Aging
 from pool_telemetry.events.listeners import PoolListener
 from pool_telemetry.process import ProcessLock, after_fork
 from pool_telemetry.standstill import on_standstill
@@ -36,6 +37,9 @@ _MAX_WANTED: Final = 1_000  # names that clients asked for; far above MAX_NAMES
 _KEPT: Final = 10  # clients that closed last
 
 _lock: Final = ProcessLock()
+# Of the set of clients alone: a reader that holds the other lock may wait for the end of a
+# standstill's hooks, and these read the set.
+_clients_lock: Final = ProcessLock()
 _clients: "weakref.WeakKeyDictionary[PoolTelemetry, None]"
 _clients = weakref.WeakKeyDictionary()  # in the order in which they were added
 _by_listener: "weakref.WeakKeyDictionary[PoolListener, PoolTelemetry]"
@@ -80,17 +84,22 @@ def telemetry_of(client: Any) -> "PoolTelemetry | None":
 
 
 class ClosedClients:
-    """The clients closed since a reader's previous collection, which lacked their last values.
+    """The collections of one reader so far: of closed clients, and of each series' changes.
 
-    Without these the values of a short program would be lost. A closed client is reported by the
-    first collection after its close, and by those of the next `keep_seconds`.
+    The clients closed since the previous collection lacked their last values there. Without these
+    the values of a short program would be lost. A closed client is reported by the first collection
+    after its close, and by those of the next `keep_seconds`.
 
     Args:
         keep_seconds: How long collections repeat a client; 0.0 is one collection.
         clock: Monotonic seconds.
+
+    Attributes:
+        aging: The ages of the series in this reader's collections.
     """
 
     def __init__(self, keep_seconds: float = 0.0, *, clock: Clock = time.monotonic) -> None:
+        self.aging = Aging(clock)
         self._keep_seconds = keep_seconds
         self._clock = clock
         self._first_at: weakref.WeakKeyDictionary[PoolTelemetry, float]
@@ -108,19 +117,41 @@ class ClosedClients:
         return list({one.name: one for one in shown if one.name not in taken}.values())
 
 
-def clients_to_report(closed: ClosedClients) -> list[ClientStats]:
+class Collected(NamedTuple):
+    """All names at one moment, for exporters.
+
+    Attributes:
+        clients: One `ClientStats` for each name, without the unused series.
+        everything: The same with these series.
+    """
+
+    clients: list[ClientStats]
+    everything: list[ClientStats]
+
+
+def clients_to_report(
+    closed: ClosedClients, earlier: Iterable[ClientStats] = ()
+) -> list[ClientStats]:
+    """Return `collect(closed, earlier).clients`."""
+    return collect(closed, earlier).clients
+
+
+def collect(closed: ClosedClients, earlier: Iterable[ClientStats] = ()) -> Collected:
     """Return one `ClientStats` for each name, with the counts of its ended clients.
 
     So a name's counters never fall, whichever of its clients ends. A name that no open client has
-    keeps its counts alone, in `ended`.
+    keeps its counts alone, in `ended`. `aging` decides which series are unused.
 
     Args:
-        closed: The reader's closed clients, which still have a state to report.
+        closed: The reader's collections so far.
+        earlier: Counts of another process, from which the counts of this process go on.
     """
     with _lock:
         _move_oldest_to_totals()
         with_state = {*active(), *closed.to_report()}
-        parts = {name: [one] for name, one in _totals.items()}
+        parts = dict[str, list[ClientStats]]()
+        for one in (*earlier, *_totals.values()):
+            parts.setdefault(one.name, []).append(one)
         for telemetry in _every():
             stats = _new_counts(telemetry)
             if telemetry not in with_state:
@@ -128,7 +159,9 @@ def clients_to_report(closed: ClosedClients) -> list[ClientStats]:
                 if not stats.ended:  # it never had a pool
                     continue
             parts.setdefault(telemetry.name, []).append(stats)
-        return [_with_clients(totals.total(one), name) for name, one in parts.items()]
+        everything = [_with_clients(totals.total(one), name) for name, one in parts.items()]
+        names = {telemetry.name for telemetry in with_state}
+        return Collected(closed.aging.current(everything, names), everything)
 
 
 def count_clients(stats: ClientStats, wanted: str) -> ClientStats:
@@ -193,7 +226,8 @@ def add(telemetry: "PoolTelemetry") -> None:
         _move_oldest_to_totals()
         wanted = telemetry.options.name
         telemetry.name = _free_name(wanted, active()) if wanted else ""
-        _clients[telemetry] = None
+        with _clients_lock:
+            _clients[telemetry] = None
 
 
 def add_listener(listener: PoolListener, telemetry: "PoolTelemetry") -> None:
@@ -255,7 +289,7 @@ def inner_name(name: str) -> str:
 
 
 def _every() -> list["PoolTelemetry"]:
-    with _lock:
+    with _clients_lock:
         return list(_clients)
 
 

@@ -6,6 +6,7 @@ Durations and ages are seconds. Within a major version keys are added, never ren
 from collections.abc import Iterable
 from typing import Any, Final, Literal, TypedDict
 
+from pool_telemetry.aging import is_shown
 from pool_telemetry.stats import (
     CLOSE_REASONS,
     OUTCOMES,
@@ -215,8 +216,9 @@ def pool_lines(stats: ClientStats) -> list[str]:
 def live_stats(stats: ClientStats) -> LiveStats:
     """Return the live part of `get_pool_stats()`.
 
-    Totals are sums over servers; `max_size` sums the servers with an open pool, None if
-    unlimited; `exhausted` is true if any server's pool is exhausted; ages are the longest.
+    Totals are sums over servers, also over those that left and are in `servers` no longer;
+    `max_size` sums the servers with an open pool, None if unlimited; `exhausted` is true if any
+    server's pool is exhausted; ages are the longest.
     """
     return {
         **_live(stats.pools),
@@ -231,6 +233,7 @@ def live_stats(stats: ClientStats) -> LiveStats:
                 **_live((pool,)),
             }
             for pool in stats.pools
+            if is_shown(pool)
         },
         "server_selection": {
             "waiting": stats.server_selection.waiting,

@@ -229,12 +229,12 @@ class Episode:
 
 
 class Occupancy(NamedTuple):
-    """How full a pool is: the part of `PoolStats` that a span has."""
+    """How full a pool is, as in `PoolStats`: of one server, or the sum over a client's servers."""
 
-    size: int
+    size: int  # connections, opening ones included
     in_use: int
-    waiting: int
-    max_size: int | None
+    waiting: int  # callers between the start of a checkout and its end
+    max_size: int | None  # None is unlimited
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,6 +288,7 @@ class PoolStats:
     silent_time: float = 0.0  # without an event of the server's monitor, if that is too long
     self_blocked: int = 0  # in use by callers that wait for another connection themselves
     self_blocked_by: str = ""  # the name of the first of them
+    since_closed: float | None = None  # age of the pool's close; None while it is open
 
     @property
     def idle(self) -> int:
@@ -475,9 +476,9 @@ class ProcessStats:
 
     @property
     def judged(self) -> tuple[ClientStats, ...]:
-        """Return the singleton's client, or else every client."""
+        """Return the singleton's client, or else every client that is open."""
         main = tuple(one for one in self.clients if one.name == self.main)
-        return main or self.clients
+        return main or tuple(one for one in self.clients if one.open_pools or one.has_no_server)
 
 
 class HasStats(Protocol):

@@ -43,6 +43,7 @@ from pool_telemetry.stats import (
     Address,
     CallerStats,
     ClientStats,
+    Occupancy,
     PoolStats,
     ServerSelectionStats,
     pool_name,
@@ -261,6 +262,23 @@ class PoolTelemetry:
             held_by_cursors=held.read,
             longest_checkout=min(stats.longest_checkout, held.longest),
         )
+
+    def occupancy(self) -> Occupancy:
+        """Return how full the client's pools are, for load shedding.
+
+        It takes some microseconds however many callers wait, because it inspects none of them. So a
+        caller that was cancelled counts until the next inspection: with `watch` for half a second
+        at most, otherwise until the next `stats()`. Callers in server selection do not count.
+        """
+        size = in_use = waiting = 0
+        max_size: int | None = 0
+        for state in self.states():
+            pool = state.occupancy()
+            size, in_use, waiting = size + pool.size, in_use + pool.in_use, waiting + pool.waiting
+            if state.phase != "closed":
+                limits = max_size, pool.max_size
+                max_size = None if None in limits else sum(filter(None, limits))
+        return Occupancy(size, in_use, waiting, max_size)
 
     def callers(self) -> tuple[list[CallerStats], list[CallerStats]]:
         """Return the holders of connections and the waiters, in both the longest first."""

@@ -51,14 +51,6 @@ def total(clients: Iterable[ClientStats]) -> ClientStats:
     return reduce(_plus, clients)
 
 
-def continued(clients: Iterable[ClientStats], before: Iterable[ClientStats]) -> list[ClientStats]:
-    """Return clients whose counts go on from those of earlier ones with their names."""
-    found = {one.name: one for one in clients}
-    for one in before:
-        found[one.name] = _plus(found[one.name], one) if one.name in found else one
-    return list(found.values())
-
-
 def counts_of(client: ClientStats) -> ClientStats:
     """Return the counts of an ended client, without a state and without exemplars."""
     return replace(

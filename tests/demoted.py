@@ -1,4 +1,4 @@
-"""A proxy that makes its server a secondary of a replica set that has no primary."""
+"""A proxy that makes its server a member of a replica set: a secondary, or the primary."""
 
 import asyncio
 import struct
@@ -16,14 +16,21 @@ _HEADER = struct.Struct("<iiii")
 class Demoted(Proxy):
     """Rewrites the server's answers to `hello` while `demoted` is true: false at first.
 
-    The address in the answers is the proxy's own, so that a client may use the whole set.
+    The address in the answers is the proxy's own, so that a client may use the whole set: this
+    proxy alone, or those of `members`, of which one is not demoted.
     """
 
     demoted = False
+    members: "list[Demoted] | None" = None
+
+    @property
+    def address(self) -> str:
+        """The host and the port by which the set knows this member."""
+        return f"127.0.0.1:{self.port}"
 
     @property
     def uri(self) -> str:
-        """The whole set, which has one member."""
+        """The whole set, found by this member."""
         return f"mongodb://127.0.0.1:{self.port}/?replicaSet={SET_NAME}"
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -46,8 +53,8 @@ class Demoted(Proxy):
             return body
         size = struct.unpack_from("<i", body, skip)[0]
         answer: dict[str, Any] = bson.decode(body[skip : skip + size])
-        here = f"127.0.0.1:{self.port}"
-        answer |= {"me": here, "hosts": [here]}
+        hosts = [member.address for member in self.members or [self]]
+        answer |= {"me": self.address, "hosts": hosts}
         if self.demoted:
             answer |= {"secondary": True}
             answer.pop("primary", None)
@@ -55,5 +62,5 @@ class Demoted(Proxy):
                 if name in answer:
                     answer[name] = False
         else:
-            answer["primary"] = here
+            answer["primary"] = self.address
         return body[:skip] + bson.encode(answer)

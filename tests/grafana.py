@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pool_telemetry.catalog import WORKER
+
 ROOT = Path(__file__).parent.parent
 BOARDS = ("pool", "fleet")
 
@@ -59,7 +61,8 @@ class Question:
             data = prometheus.get("query_range", query=self.expr, start=start, end=end, step=step)
         series = data["result"]
         values = [float(v) for s in series for _, v in s.get("values", [s.get("value")])]
-        wanted = set(re.findall(r"{{\s*(\w+)\s*}}", self.legend))
+        # Only processes that share a port have the label of the worker.
+        wanted = set(re.findall(r"{{\s*(\w+)\s*}}", self.legend)) - {WORKER}
         found = [
             *(["no data"] if not series else []),
             *(["nothing but NaN"] if values and all(map(math.isnan, values)) else []),

@@ -97,7 +97,12 @@ def chart(
         expr = filled(target["expr"], values)
         answer = prometheus.get("query_range", query=expr, start=start, end=end, step=5)
         for one in answer["result"]:
-            name = re.sub(r"{{\s*(\w+)\s*}}", lambda m: one["metric"][m[1]], target["legendFormat"])  # noqa: B023
+            labels = one["metric"]
+            name = re.sub(
+                r"{{\s*(\w+)\s*}}",
+                lambda m: labels.get(m[1], ""),  # noqa: B023
+                target["legendFormat"],
+            )
             series.append((name, [(float(at), float(value)) for at, value in one["values"]]))
     top = max((value for _, line in series for _, value in line), default=1.0) or 1.0
     width, height = _WIDTH - _EDGE - 12, _HEIGHT - 62

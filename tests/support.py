@@ -21,6 +21,7 @@ from pymongo.monitoring import CommandListener, ConnectionPoolListener
 
 from pool_telemetry import PoolTelemetry, prometheus
 from pool_telemetry.otel import collection, start_tracing, stop_tracing
+from pool_telemetry.registry import Collected
 from pool_telemetry.stats import PoolStats
 
 PATIENCE_SECONDS = 60.0
@@ -216,8 +217,8 @@ class Counts:
 
 def hide_other_clients(telemetry: PoolTelemetry, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the exporters see one client alone, whatever else lives or was closed in this process."""
-    for module in (prometheus, collection):
-        monkeypatch.setattr(module, "clients_to_report", lambda _: [telemetry.stats()])
+    monkeypatch.setattr(prometheus, "clients_to_report", lambda _: [telemetry.stats()])
+    monkeypatch.setattr(collection, "collect", lambda _: Collected(*2 * [[telemetry.stats()]]))
 
 
 def logged(caplog: pytest.LogCaptureFixture, words: str) -> list[str]:

@@ -35,6 +35,8 @@ def test_reading_stats_of_a_large_queue_is_quick_and_delays_no_event(server_uri:
     read, hold = asyncio.run(crowd.read_in_a_crowd(server_uri, 10))
     assert read < 10 * crowd.STATS_MILLISECONDS / 1e3
     assert hold < 10 * crowd.LOCK_MICROSECONDS / 1e6
+    read = asyncio.run(crowd.read_occupancy(server_uri, max(crowd.SHED_WAITING), 10))
+    assert read < 10 * crowd.OCCUPANCY_MICROSECONDS / 1e6
 
 
 def test_random_collection_names_make_a_bounded_number_of_series() -> None:

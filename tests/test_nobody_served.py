@@ -379,6 +379,17 @@ def test_client_that_ended_with_its_event_loop_is_not_silent() -> None:
     assert state.stats().silent_time == 0.0
 
 
+def test_server_that_left_is_not_silent() -> None:
+    now = 0.0
+    state = PoolState(("db", 27017), clock=lambda: now)
+    state.created(10, 0)
+    state.heartbeat(up=True)
+    now = 100.0
+    assert state.stats().silent_time == 100.0
+    state.closed()
+    assert state.stats().silent_time == 0.0
+
+
 def test_lost_pool_is_named_and_has_not_recovered(
     server_uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:

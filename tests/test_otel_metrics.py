@@ -34,6 +34,7 @@ from pool_telemetry.catalog import (
     CLIENT_INFO,
     OWNER_SECONDS,
     POOL_ATTRIBUTES,
+    PROCESS_UP,
     SERVER_TYPE,
     Metric,
 )
@@ -122,6 +123,7 @@ def from_prometheus() -> Samples:
         (sample.name, frozenset((k, v) for k, v in sample.labels.items() if v)): sample.value
         for family in prometheus_families(text)
         for sample in family.samples
+        if sample.name != prometheus.prometheus_name(PROCESS_UP)  # OTLP has a resource
     }
 
 

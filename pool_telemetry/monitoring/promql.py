@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pool_telemetry import catalog
-from pool_telemetry.catalog import POOL_ATTRIBUTES, Metric
+from pool_telemetry.catalog import POOL_ATTRIBUTES, WORKER, Metric
 from pool_telemetry.prometheus import prometheus_label, prometheus_name
 
 POOL, HOST, PORT = map(prometheus_label, POOL_ATTRIBUTES)
@@ -18,10 +18,11 @@ OWNER: Final = prometheus_label(catalog.OWNER_SECONDS.attributes[0])
 REASON: Final = prometheus_label(catalog.CLOSED.attributes[0])
 SERVER_TYPE: Final = prometheus_label(catalog.SERVER_TYPE.attributes[0])
 COMMAND, ERROR = map(prometheus_label, catalog.OPERATION_SECONDS.attributes[3:5])
-PROCESS: Final = ("job", "instance")
+PROCESS: Final = ("job", "instance", WORKER)
 """The labels by which Prometheus knows a process.
 
-With OTLP, they are the service's name and its `service.instance.id`.
+With OTLP, they are the service's name and its `service.instance.id`. Only processes that share a
+port have the last one.
 """
 
 

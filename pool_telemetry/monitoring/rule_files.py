@@ -149,12 +149,13 @@ def _grafana(alert: Alert, runbook: str, datasource: str) -> dict[str, Any]:
 def _annotations(
     alert: Alert, runbook: str, value: str, current: Mapping[str, str]
 ) -> dict[str, str]:
-    job, process, pool = (f"{{{{ $labels.{label} }}}}" for label in _SERIES)
+    job, instance, worker, pool = (f"$labels.{label}" for label in _SERIES)
+    of_several = f"{{{{ with {worker} }}}} worker {{{{ . }}}}{{{{ end }}}}"
     shape = _FORMATS.get(alert.unit, "printf `%.3g`")
     words = {
-        "job": job,
-        "process": process,
-        "pool": pool,
+        "job": f"{{{{ {job} }}}}",
+        "process": f"{{{{ {instance} }}}}{of_several}",
+        "pool": f"{{{{ {pool} }}}}",
         "value": f"{{{{ {value} | {shape} }}}}",
         "limit": f"{_exact(100 * alert.limit)}%"
         if alert.unit == "share"

@@ -22,7 +22,7 @@ from opentelemetry.sdk.metrics.export import (
 )
 
 from pool_telemetry.catalog import CATALOG
-from pool_telemetry.otel.collection import SCOPE, Collection, attributes_of
+from pool_telemetry.otel.collection import SCOPE, Collection, SeriesKey, attributes_of
 from pool_telemetry.stats import HistogramStats
 
 
@@ -49,7 +49,7 @@ class HistogramExporter(MetricExporter):
         self._temporality = (self._preferred_temporality or {}).get(
             SdkHistogram, AggregationTemporality.CUMULATIVE
         )
-        self._sent: dict[tuple[str, tuple[str, ...]], tuple[HistogramStats, int]] = {}
+        self._sent: dict[SeriesKey, tuple[HistogramStats, int]] = {}
         self.collection = Collection()
 
     def export(
@@ -79,7 +79,7 @@ class HistogramExporter(MetricExporter):
         )
 
     def _histograms(self) -> Iterator[Metric]:
-        now, sent = time.time_ns(), {}
+        now, sent = time.time_ns(), self.collection.of_known(self._sent)
         delta = self._temporality is AggregationTemporality.DELTA
         for metric in CATALOG:
             points = []

@@ -89,6 +89,7 @@ class PoolState:
         self._inspect_at = 0.0
         self._cleared = 0
         self._long_checkouts = 0
+        self._closed_at: float | None = None
         self._latest = clock()
         self._heartbeat = Heartbeat(self._latest)
         self.monitor_times = MonitorTimes()
@@ -121,7 +122,7 @@ class PoolState:
         with self._lock:
             self._connections.begin_pool()
             self._exhaustion.forget()
-            self.phase = "paused"
+            self.phase, self._closed_at = "paused", None
             self._connections.max_size = UNLIMITED if max_size is None else max_size
             self._min_size = min_size
             self._update_exhaustion()
@@ -148,15 +149,16 @@ class PoolState:
 
     def closed(self) -> None:
         """Close the pool. Connections in use stay counted until they are checked in."""
+        now = self._clock()
         with self._lock:
-            self.phase = "closed"
+            self.phase, self._closed_at = "closed", now
             self._connections.end_pool()
 
     def abandoned(self) -> None:
         """Close the pool of a client that was dropped: no further event will come."""
         now = self._clock()
         with self._lock:
-            self.phase = "closed"
+            self.phase, self._closed_at = "closed", now
             self._connections.abandon(now)
             self._exhaustion.forget()
             self._queue.cancel_all()
@@ -401,6 +403,8 @@ class PoolState:
             self._heartbeat = self._heartbeat.without(seconds, now)
             if self._queue.last_timeout_at is not None:
                 self._queue.last_timeout_at = later(self._queue.last_timeout_at, seconds, now)
+            if self._closed_at is not None:
+                self._closed_at = later(self._closed_at, seconds, now)
 
     def count_long_checkout(self) -> None:
         """Count a checkout that has lasted for too long."""
@@ -416,18 +420,18 @@ class PoolState:
         return None if wait is None else _age(self._clock(), wait[0])
 
     def occupancy(self) -> Occupancy:
-        """Return the occupancy for the span of a failed checkout.
+        """Return how full the pool is, for load shedding and the span of a failed checkout.
 
-        Unlike `stats()` it inspects no callers: thousands may fail at once.
+        It takes no lock and inspects no callers, unlike `stats()`, because thousands may ask at
+        once. Its numbers may be of moments some microseconds apart.
         """
-        with self._lock:
-            limited = self._connections.max_size != UNLIMITED
-            return Occupancy(
-                size=self._connections.size,
-                in_use=len(self._connections.held),
-                waiting=len(self._waiters),
-                max_size=int(self._connections.max_size) if limited else None,
-            )
+        max_size, in_use = self._connections.max_size, len(self._connections.held)
+        return Occupancy(
+            size=max(in_use, self._connections.size),
+            in_use=in_use,
+            waiting=len(self._waiters),
+            max_size=None if max_size == UNLIMITED else int(max_size),
+        )
 
     def waiters(self) -> dict[Actor, Wait]:
         """Return the wait of each caller in the queue."""
@@ -460,6 +464,7 @@ class PoolState:
             now = self._latest
             waits = [since for since, _ in waiters.values()]
             phase, max_size, min_size = self.phase, connections.max_size, self._min_size
+            closed_at = self._closed_at
             checkouts = [since for _, since, _ in connections.held.values()]
             openings = [since for _, since in connections.opening.values()]
             size = connections.size
@@ -524,7 +529,8 @@ class PoolState:
             since_served=_age(now, self._service.served_at),
             lost=lost,
             server_type=heartbeat.server_type,
-            silent_time=self._silent_seconds(heartbeat, now),
+            silent_time=0.0 if phase == "closed" else self._silent_seconds(heartbeat, now),
+            since_closed=_age(now, closed_at),
         )
 
     def _silent_seconds(self, heartbeat: Heartbeat, now: float) -> float:

@@ -11,8 +11,10 @@ answers, `exchange` asks, and `wire` is the format.
 from pool_telemetry.workers.directory import VARIABLE
 from pool_telemetry.workers.exchange import Part, ask, own_identity, own_part, parts_of
 from pool_telemetry.workers.membership import (
+    REQUEST_SECONDS,
     STATS,
     answers,
+    come_back,
     directory_of,
     folder,
     identity,
@@ -29,11 +31,13 @@ from pool_telemetry.workers.membership import (
 from pool_telemetry.workers.wire import convert
 
 __all__ = [
+    "REQUEST_SECONDS",
     "STATS",
     "VARIABLE",
     "Part",
     "answers",
     "ask",
+    "come_back",
     "convert",
     "directory_of",
     "folder",

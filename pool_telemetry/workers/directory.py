@@ -134,6 +134,11 @@ def is_shared(path: Path) -> bool:
     return numbers(path) not in ([], [0])
 
 
+def is_complete(path: Path, number: int) -> bool:
+    """Return whether others can still find a member."""
+    return socket_of(path, number).exists() and (path / f"{number}.lock").exists()
+
+
 def is_used(path: Path) -> bool:
     """Return whether a process has a number in a directory now."""
     return any(_is_taken(path, number) for number in numbers(path))

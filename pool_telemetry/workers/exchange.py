@@ -14,7 +14,9 @@ from pool_telemetry.process import ProcessLock, after_fork
 from pool_telemetry.workers import directory, membership, wire
 from pool_telemetry.workers.membership import GONE_SECONDS, REQUEST_SECONDS, STATS
 
-_MOST_SECONDS: Final = 5.0  # for all answers, while they come in
+MOST_SECONDS: Final = 5.0
+"""The limit for all answers, while they come in, in seconds."""
+
 _CHUNK: Final = 1024 * 1024
 
 T = TypeVar("T")
@@ -158,21 +160,21 @@ def _collect(
     began = time.monotonic()
     with contextlib.ExitStack() as opened, selectors.DefaultSelector() as selector:
         for number in numbers:
-            connection = opened.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-            connection.setblocking(False)
             try:
+                connection = opened.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+                connection.setblocking(False)
                 with membership.address_of(path, number) as address:
                     connection.connect(address)
                 connection.sendall(f"{question}\n".encode())
-            except BlockingIOError:  # many wait there already
-                silent.add(number)
-            except OSError:  # nobody listens
+            except (ConnectionRefusedError, FileNotFoundError):  # it has ended
                 continue
+            except OSError:  # many wait there already, or this process has too many open files
+                silent.add(number)
             else:
                 selector.register(connection, selectors.EVENT_READ, number)
                 received[number] = []
         until = began + REQUEST_SECONDS
-        while received and (left := min(until, began + _MOST_SECONDS) - time.monotonic()) > 0.0:
+        while received and (left := min(until, began + MOST_SECONDS) - time.monotonic()) > 0.0:
             for key, _ in selector.select(left):
                 number = key.data
                 try:
@@ -182,7 +184,7 @@ def _collect(
                 except OSError:
                     chunk = b""
                 until = time.monotonic() + REQUEST_SECONDS
-                if chunk:
+                if chunk and sum(map(len, received[number])) <= wire.MAX_BYTES:
                     received[number].append(chunk)
                     continue
                 selector.unregister(key.fileobj)

@@ -59,7 +59,9 @@ _member: _Member | None = None
 _instance = ""
 _observed: Path | None = None
 _is_off = False
+_has_left = False
 _failed = False  # to join; said once
+_has_failed = False  # to answer; said once
 
 
 def answers(question: str) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
@@ -171,54 +173,61 @@ def turn_off() -> None:
     leave()
 
 
-def join(*, as_root: bool = False) -> None:
-    """Join the processes of this service, if there is a reason to; a repeat changes nothing.
-
-    Args:
-        as_root: Also if no worker of this process has joined yet.
-    """
+def join() -> None:
+    """Join the processes of this service, if there is a reason to; a repeat changes nothing."""
     global _member, _failed
     notice_fork()
-    if _is_off or _failed or _observed is not None or _member is not None:
+    if _is_off or _failed or _has_left or _observed is not None or _member is not None:
         return
     if not hasattr(socket, "AF_UNIX"):
         return
-    found = _service(os.getpid())
-    with _lock:
-        try:
-            path = directory.path_of(found)
-            alone = found.is_root and directory.VARIABLE not in os.environ
-            if alone and not as_root and not path.is_dir():
-                return
-            directory.prepare(path)
-            _member = _member or _new_member(path)  # another thread may have been faster
-            _keep(answer_of(STATS), _member)
-        except (OSError, directory.UnusableError) as error:
-            _failed = True
-            _log.warning(
-                "the processes of this service can't find each other, so each one answers for "
-                "itself only: %s",
-                error,
-            )
+    try:
+        found = _service(os.getpid())
+        path = directory.path_of(found)
+        alone = found.is_root and directory.VARIABLE not in os.environ
+        if alone and not path.is_dir():
+            return
+        with _lock:
+            if _member is None:
+                directory.prepare(path)
+                _member = _new_member(path)
+            member = _member
+        _keep(answer_of(STATS), member)
+    except Exception as error:
+        _failed = True
+        _log.warning(
+            "the processes of this service can't find each other, so each one answers for itself "
+            "only: %s",
+            error,
+        )
 
 
 def leave() -> None:
-    """Keep the last counts of this process, and free its number."""
-    global _member
+    """Keep the last counts of this process, and free its number until it has a new pool."""
+    global _member, _has_left
+    _has_left = True
+    member = _member
+    if member is None:
+        return
+    with contextlib.suppress(Exception):  # whatever fails, the process ends
+        _keep(answer_of(STATS), member, ended=True)
     with _lock:
-        member = _member
-        if member is None:
-            return
-        with contextlib.suppress(Exception):  # whatever fails, the process ends
-            _keep(answer_of(STATS), member, ended=True)
-        _member = None
-        with contextlib.suppress(OSError):
-            directory.socket_of(member.path, member.number).unlink()
-        _close(member)
+        if _member is member:
+            _member = None
+            with contextlib.suppress(OSError):
+                directory.socket_of(member.path, member.number).unlink()
+            _close(member)
+
+
+def come_back() -> None:
+    """Let this process join again after it has left, because it goes on."""
+    global _has_left
+    _has_left = False
 
 
 def wait(seconds: float) -> None:
     """Wait as long, and answer other processes meanwhile. Only the watching thread calls this."""
+    _forget_removed_files()
     join()
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0.0:
@@ -226,8 +235,13 @@ def wait(seconds: float) -> None:
         if member is None:
             sleep(time.sleep, left)
         elif (asked := sleep(partial(_accept, member), left)) is not None:
-            with contextlib.suppress(OSError), asked:  # the other process has gone
-                _answer(asked, member)
+            try:
+                with asked:
+                    _answer(asked, member)
+            except OSError:  # the other process does not wait any more
+                pass
+            except Exception as error:
+                _log_once(error)
 
 
 def read_document(data: bytes) -> wire.Document | None:
@@ -269,6 +283,23 @@ def document(body: Any, worker: int, *, ended: bool = False) -> wire.Document:
 def _service(_: int) -> Service:
     """Return the service of the process with this id."""
     return service()
+
+
+def _forget_removed_files() -> None:
+    """End the membership if its files were removed, as temporary files are at times."""
+    global _member
+    member = _member
+    if member is not None and not directory.is_complete(member.path, member.number):
+        with _lock:
+            _member = None
+            _close(member)
+
+
+def _log_once(error: Exception) -> None:
+    global _has_failed
+    if not _has_failed:
+        _has_failed = True
+        _log.error("this process can't answer the others of its service", exc_info=error)
 
 
 def _new_member(path: Path) -> _Member:
@@ -348,8 +379,9 @@ set_prefix(_log_prefix)
 
 @after_fork
 def _restart_in_child() -> None:
-    global _member, _instance, _failed
-    member, _member, _instance, _failed = _member, None, "", False
+    global _member, _instance, _has_left, _failed, _has_failed
+    member, _member, _instance = _member, None, ""
+    _has_left = _failed = _has_failed = False
     if member is not None:
         with contextlib.suppress(OSError):
             _close(member)
