@@ -41,6 +41,7 @@ _MAX_ADDRESS: Final = 100  # bytes of a socket's address; Linux has room for 107
 
 _log: Final = ProcessLog("pool_telemetry.workers")
 _lock: Final = ProcessLock()
+_keeping: Final = ProcessLock()
 _answers: Final[dict[str, Callable[[], Any]]] = {}
 
 
@@ -75,7 +76,14 @@ def answers(question: str) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
 
 
 def answer_of(question: str) -> Any:
-    """Return this process's own answer."""
+    """Return this process's own answer.
+
+    An answer to STATS is kept for others, because a count that was shown must not fall if this
+    process is silent or gone at the next question.
+    """
+    if question == STATS and (member := _member) is not None:
+        with contextlib.suppress(OSError):  # the answer is right all the same
+            return _keep(member)[0]
     return _answers[question]()
 
 
@@ -192,7 +200,7 @@ def join() -> None:
                 directory.prepare(path)
                 _member = _new_member(path)
             member = _member
-        _keep(answer_of(STATS), member)
+        _keep(member)
     except Exception as error:
         _failed = True
         _log.warning(
@@ -210,7 +218,7 @@ def leave() -> None:
     if member is None:
         return
     with contextlib.suppress(Exception):  # whatever fails, the process ends
-        _keep(answer_of(STATS), member, ended=True)
+        _keep(member, ended=True)
     with _lock:
         if _member is member:
             _member = None
@@ -339,17 +347,19 @@ def _answer(asked: socket.socket, member: _Member) -> None:
     question = asked.recv(_MAX_QUESTION).decode(errors="replace").strip()
     if question not in _answers:  # of another version
         return
-    body = answer_of(question)
     if question == STATS:
-        asked.sendall(_keep(body, member))
+        asked.sendall(_keep(member)[1])
     else:
-        asked.sendall(wire.encode(document(body, member.number)))
+        asked.sendall(wire.encode(document(answer_of(question), member.number)))
 
 
-def _keep(body: Any, member: _Member, *, ended: bool = False) -> bytes:
-    data = wire.encode(document(body, member.number, ended=ended))
-    directory.write_answer(member.path, member.number, data)
-    return data
+def _keep(member: _Member, *, ended: bool = False) -> tuple[Any, bytes]:
+    """Keep this process's answer to STATS, and return it, also as the text that others read."""
+    with _keeping:  # so that an older answer replaces no newer one
+        body = _answers[STATS]()
+        data = wire.encode(document(body, member.number, ended=ended))
+        directory.write_answer(member.path, member.number, data)
+    return body, data
 
 
 def _is_our_user(asked: socket.socket) -> bool:
