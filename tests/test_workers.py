@@ -103,6 +103,26 @@ def test_a_process_that_ends_in_good_order_leaves_its_last_counts(
     assert [one["worker"] for one in first("health()")["workers"]] == [0]
 
 
+def test_a_process_that_comes_back_is_counted_once(server_uri: str, start: Any) -> None:
+    first, second = start(), start()
+    for one in (first, second):
+        one(f"use({server_uri!r}, 4)")
+        one("joined()")
+    first("workers.leave()")
+    for asked in (first, second):
+        assert sum(asked("scrape()")["finds"].values()) == 8
+    third = start()  # it takes the number over, and its counts go on
+    third(f"use({server_uri!r}, 1)")
+    assert third("joined()") == 0
+    first(f"use({server_uri!r}, 1, 'again')")
+    assert first("joined()") == 2
+    first("workers.leave()")
+    first(f"use({server_uri!r}, 1, 'again')")
+    assert first("joined()") == 2
+    for asked in (first, second, third):
+        assert asked("scrape()")["finds"] == {"0": 5, "1": 4, "2": 6}
+
+
 def test_a_frozen_process_is_silent_then_gone_and_delays_nobody(
     server_uri: str, start: Any
 ) -> None:
