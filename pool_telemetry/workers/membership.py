@@ -52,15 +52,13 @@ class _Member:
     number: int
     lock_file: int
     listener: socket.socket
-    predecessor: wire.Document | None  # the last answer of the process that had the number before
 
 
 _member: _Member | None = None
 _instance = ""
-_last: _Member | None = None  # the place that this process has left
+_predecessor: wire.Document | None = None
 _observed: Path | None = None
 _is_off = False
-_has_left = False
 _failed = False  # to join; said once
 _has_failed = False  # to answer; said once
 
@@ -108,7 +106,7 @@ def predecessor() -> wire.Document | None:
 
     None without one, and if it is so old that it was not shown any more.
     """
-    return None if (member := _member) is None else member.predecessor
+    return _predecessor
 
 
 def folder() -> Path | None:
@@ -176,9 +174,9 @@ def turn_off() -> None:
 
 def join() -> None:
     """Join the processes of this service, if there is a reason to; a repeat changes nothing."""
-    global _member, _failed
+    global _member, _predecessor, _failed
     notice_fork()
-    if _is_off or _failed or _has_left or _observed is not None or _member is not None:
+    if _is_off or _failed or _observed is not None or _member is not None:
         return
     if not hasattr(socket, "AF_UNIX"):
         return
@@ -192,6 +190,7 @@ def join() -> None:
             if _member is None:
                 directory.prepare(path)
                 _member = _new_member(path)
+                _predecessor = _predecessor or _predecessor_of(_member)
             member = _member
         _keep(answer_of(STATS), member)
     except Exception as error:
@@ -203,27 +202,23 @@ def join() -> None:
         )
 
 
+def keep_last() -> None:
+    """Keep the counts of this process, which are its last ones if it ends now."""
+    if (member := _member) is not None:
+        with contextlib.suppress(Exception):  # whatever fails, the process ends
+            _keep(answer_of(STATS), member, ended=True)
+
+
 def leave() -> None:
-    """Keep the last counts of this process, and free its number until it has a new pool."""
-    global _member, _last, _has_left
-    _has_left = True
-    member = _member
-    if member is None:
-        return
-    with contextlib.suppress(Exception):  # whatever fails, the process ends
-        _keep(answer_of(STATS), member, ended=True)
+    """Keep the counts of this process, and free its number."""
+    global _member
+    keep_last()
     with _lock:
-        if _member is member:
-            _member, _last = None, member
+        member, _member = _member, None
+        if member is not None:
             with contextlib.suppress(OSError):
                 directory.socket_of(member.path, member.number).unlink()
             _close(member)
-
-
-def come_back() -> None:
-    """Let this process join again after it has left, because it goes on."""
-    global _has_left
-    _has_left = False
 
 
 def wait(seconds: float) -> None:
@@ -288,11 +283,11 @@ def _service(_: int) -> Service:
 
 def _forget_removed_files() -> None:
     """End the membership if its files were removed, as temporary files are at times."""
-    global _member, _last
+    global _member
     member = _member
     if member is not None and not directory.is_complete(member.path, member.number):
         with _lock:
-            _member, _last = None, member
+            _member = None
             _close(member)
 
 
@@ -315,25 +310,14 @@ def _new_member(path: Path) -> _Member:
         listener.close()
         os.close(lock_file)
         raise
-    return _Member(path, taken, lock_file, listener, _predecessor_at(path, taken))
+    return _Member(path, taken, lock_file, listener)
 
 
-def _predecessor_at(path: Path, taken: int) -> wire.Document | None:
-    """Return the last answer of another process that had a number; this one may have left it."""
-    last = _last
-    if last is not None and last.number != taken:
-        old = read_document(directory.read_answer(path, last.number))
-        if old is not None and old.instance == identity():
-            directory.remove_answer(path, last.number)
-    before = read_document(directory.read_answer(path, taken))
-    if (
-        last is not None
-        and last.number == taken
-        and (before is None or before.instance == identity())
-    ):
-        return last.predecessor
-    is_shown = before is not None and time.time() - before.at <= GONE_SECONDS
-    return before if is_shown else None
+def _predecessor_of(member: _Member) -> wire.Document | None:
+    before = read_document(directory.read_answer(member.path, member.number))
+    if before is None or before.instance == identity():  # this process has come back
+        return None
+    return before if time.time() - before.at <= GONE_SECONDS else None
 
 
 def _accept(member: _Member, seconds: float) -> socket.socket | None:
@@ -395,9 +379,9 @@ set_prefix(_log_prefix)
 
 @after_fork
 def _restart_in_child() -> None:
-    global _member, _last, _instance, _has_left, _failed, _has_failed
-    member, _member, _last, _instance = _member, None, None, ""
-    _has_left = _failed = _has_failed = False
+    global _member, _predecessor, _instance, _failed, _has_failed
+    member, _member, _predecessor, _instance = _member, None, None, ""
+    _failed = _has_failed = False
     if member is not None:
         with contextlib.suppress(OSError):
             _close(member)
