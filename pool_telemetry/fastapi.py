@@ -6,7 +6,6 @@ every worker thread is in use. Reachability is the result of the last heartbeat.
 
 import asyncio
 import contextlib
-import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -31,6 +30,7 @@ from pool_telemetry.health import Health, HealthLimits, assess
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.owners import MAX_OWNER, owner
 from pool_telemetry.pool import MongoDBConnectionPool
+from pool_telemetry.process_end import end
 from pool_telemetry.registry import active, recently_closed
 from pool_telemetry.report import PoolReport, pool_lines
 from pool_telemetry.stats import ClientStats, printable
@@ -51,6 +51,8 @@ def create_router(
     """Return a router with the routes for health, metrics and the diagnosis.
 
     `/health`, `/health/live`, `/health/ready`, `/metrics`, `/metrics/mongodb`, `/pool/diagnosis`.
+    The end of the application's lifespan sends the remaining metrics and spans, whatever lifespan
+    the application has (FastAPI from 0.112.2).
 
     Args:
         pool: The singleton to report. By default the singleton that is initialized at the time of
@@ -61,7 +63,7 @@ def create_router(
             threads, tasks, owners and collections.
     """
     prometheus.register(registry)
-    router = APIRouter()
+    router = APIRouter(lifespan=_ending)
 
     def chosen() -> Pool:
         return pool or (
@@ -154,6 +156,15 @@ def create_router(
     return router
 
 
+@asynccontextmanager
+async def _ending(_: FastAPI) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        # uvicorn raises the signal again after its shutdown, so atexit does not run.
+        await asyncio.to_thread(end)
+
+
 class OwnerMiddleware:
     """Makes the template of a request's route, such as `/orders/{id}`, the owner of its checkouts.
 
@@ -201,7 +212,7 @@ def pool_lifespan(
 ) -> Lifespan:
     """Return a lifespan that initializes the pool at the start and closes it at the end.
 
-    If `configure_otlp()` was called, the lifespan then sends the remaining metrics and spans.
+    The pool's `close()` also sends the remaining metrics and spans.
 
         app = FastAPI(lifespan=pool_lifespan("mongodb://localhost:27017/", maxPoolSize=50))
 
@@ -227,8 +238,5 @@ def pool_lifespan(
                 await pool.close()
             else:
                 await asyncio.to_thread(pool.close)
-            # uvicorn raises the signal again after its shutdown, so atexit does not run.
-            if (otel := sys.modules.get("pool_telemetry.otel")) is not None:
-                await asyncio.to_thread(otel.flush)
 
     return lifespan

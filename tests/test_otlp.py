@@ -15,7 +15,7 @@ import pytest
 
 from pool_telemetry import PoolConfigurationError
 from pool_telemetry.otel import configure_otlp
-from pool_telemetry.otel.configure import _address
+from pool_telemetry.otel.endpoint import address_of
 from tests.otlp import PROTOCOLS, receiver
 from tests.support import UNMEASURED
 
@@ -196,8 +196,7 @@ def test_a_forked_child_sends_its_own(server_uri: str, protocol: str, fork: str)
         finds = counted_finds(received)
         assert finds["parent"]
         assert finds["child"]
-        if fork != "os.fork":  # over which SDKs before 1.44 keep the instance
-            assert finds["child"].isdisjoint(finds["parent"] | finds["t"])
+        assert finds["child"].isdisjoint(finds["parent"] | finds["t"])
 
 
 def counted_finds(received: Any) -> dict[str, set[str]]:
@@ -301,9 +300,9 @@ def test_a_collector_behind_a_proxy_has_the_whole_time(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     given = ("http/protobuf", "METRICS", "https://collector.example/otlp")
-    assert _address(*given) == ("collector.example", 443)
+    assert address_of(*given) == ("collector.example", 443)
     monkeypatch.setenv(name, "http://proxy.example:3128")
-    assert _address(*given) is None
+    assert address_of(*given) is None
 
 
 MEASURE = """
