@@ -274,6 +274,25 @@ def test_flush_and_close_respect_their_time_limit(server_uri: str, protocol: str
         )
 
 
+ONCE = """
+from pool_telemetry import process_end
+otlp.flush(1.0)
+began = time.monotonic()
+process_end.end()  # else it would wait for 5 s
+assert time.monotonic() - began < 4.0
+"""
+
+
+def test_a_process_with_several_ends_waits_once_for_a_collector_that_hangs(server_uri: str) -> None:
+    with dead("hangs") as port:
+        run(
+            server_uri,
+            after=ONCE,
+            OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{port}",
+            OTEL_EXPORTER_OTLP_TIMEOUT="120",
+        )
+
+
 PATIENT = """
 began = time.monotonic()
 otlp.flush(30.0)
