@@ -199,6 +199,36 @@ def test_a_forked_child_sends_its_own(server_uri: str, protocol: str, fork: str)
         assert finds["child"].isdisjoint(finds["parent"] | finds["t"])
 
 
+ELSEWHERE = """
+import os
+from opentelemetry.sdk.trace import TracerProvider
+from pool_telemetry import otel
+otel.start_tracing(TracerProvider())
+otel.unregister(otlp.meter_provider)
+pid = os.fork()
+if pid == 0:
+    client["otlp"]["child"].find_one()
+    otel.flush()
+    os._exit(0)
+os.waitpid(pid, 0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_reports_nothing_that_its_parent_turned_off(server_uri: str) -> None:
+    with receiver("http/protobuf") as received:
+        run(
+            server_uri,
+            after=ELSEWHERE,
+            PYTHONWARNINGS="ignore",  # PyMongo's, of forks
+            OTEL_EXPORTER_OTLP_ENDPOINT=received.endpoint,
+            OTEL_EXPORTER_OTLP_PROTOCOL="http/protobuf",
+        )
+        assert "find t" in [span.name for span in received.spans]
+        assert "find child" not in [span.name for span in received.spans]
+        assert not counted_finds(received)["child"]
+
+
 def counted_finds(received: Any) -> dict[str, set[str]]:
     """Return which instances have counted finds in each collection."""
     found: dict[str, set[str]] = {"t": set(), "parent": set(), "child": set()}

@@ -5,6 +5,7 @@ themselves: endpoint, headers, timeout, compression, resource, export interval, 
 """
 
 import atexit
+import logging
 import math
 import os
 import threading
@@ -45,6 +46,8 @@ FLUSH_SECONDS: Final = 5.0
 # A process may have several ends, such as `close()` and atexit. After an end at which no collector
 # answered, the next ones do not wait for it again.
 FORGET_SECONDS: Final = 30.0
+
+_log = logging.getLogger("pool_telemetry.otel")
 
 _lock: Final = ProcessLock()
 _current: "Otlp | None" = None
@@ -92,16 +95,17 @@ class Otlp:
         renewed = {**self._resource.attributes, **_instance().attributes}
         # In place, because SDKs before 1.44 keep the parent's in the providers that there are.
         Resource.__init__(self._resource, renewed, self._resource.schema_url)
-        if self.tracer_provider is not None:
-            our_spans.stop_tracing(self.tracer_provider)
-        if self.meter_provider is not None:
+        # The application may have turned one off, or sent the spans elsewhere.
+        metrics = self.meter_provider in our_metrics.registered_providers()
+        traces = self.tracer_provider is our_spans.current_provider()
+        if metrics:
             our_metrics.unregister(self.meter_provider)
         if not threads_are_known():  # the SDK notices no fork in C: its threads are not there
             self._meter_providers.clear()
             self._tracer_providers.clear()
-        self._begin()
+        self._begin(metrics=metrics, traces=traces)
 
-    def _begin(self) -> None:
+    def _begin(self, *, metrics: bool = True, traces: bool = True) -> None:
         if self._make_span_exporter is not None:
             # Raises if an OTEL_BSP_* variable is invalid.
             batches = _Batches(self._make_span_exporter())
@@ -110,12 +114,14 @@ class Otlp:
             reader = PeriodicExportingMetricReader(exporter)
             self.meter_provider = MeterProvider([reader], self._resource, shutdown_on_exit=False)
             self._meter_providers.append(self.meter_provider)
-            our_metrics.register(self.meter_provider, exporter)
+            if metrics:
+                our_metrics.register(self.meter_provider, exporter)
         if self._make_span_exporter is not None:
             self.tracer_provider = TracerProvider(resource=self._resource, shutdown_on_exit=False)
             self.tracer_provider.add_span_processor(batches)
             self._tracer_providers.append((self.tracer_provider, batches))
-            our_spans.start_tracing(self.tracer_provider)
+            if traces:
+                our_spans.start_tracing(self.tracer_provider)
 
     def flush(self, timeout_seconds: float = FLUSH_SECONDS) -> None:
         """Send all metrics and spans now; return after about this time at the latest.
@@ -240,8 +246,12 @@ def _instance() -> Resource:
 
 @after_fork
 def _begin_anew() -> None:
-    if _current is not None:
+    if _current is None:
+        return
+    try:
         _current.begin_in_child()
+    except Exception:  # noqa: BLE001  # such as a certificate that this process may not read
+        _log.warning("OTLP: this forked process sends no metrics and spans", exc_info=True)
 
 
 def _wanted(given: bool | None, signal: str) -> bool:

@@ -43,7 +43,9 @@ def register(
 ) -> bool:
     """Add every client's metrics, present and future, to a provider; a repeat changes nothing.
 
-    Returns whether the metrics were added now.
+    Returns whether the metrics were added now. A forked process counts from 0, but SDKs before 1.44
+    keep its parent's `service.instance.id`. With these, make the provider after the fork, such as
+    in gunicorn's `post_fork`.
 
     Args:
         meter_provider: By default the global one, even if it is set later.
