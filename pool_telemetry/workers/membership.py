@@ -5,6 +5,7 @@ other process, if POOL_TELEMETRY_DIR names a directory, or as soon as one of its
 So a process that is alone makes no file.
 """
 
+import atexit
 import contextlib
 import os
 import secrets
@@ -21,6 +22,7 @@ from typing import Any, Final
 from pool_telemetry.errors import PoolTelemetryError
 from pool_telemetry.log_lines import ProcessLog, set_prefix
 from pool_telemetry.process import ProcessLock, after_fork, notice_fork
+from pool_telemetry.process_end import on_end
 from pool_telemetry.standstill import sleep
 from pool_telemetry.version import __version__
 from pool_telemetry.workers import directory, wire
@@ -190,6 +192,7 @@ def join() -> None:
             if _member is None:
                 directory.prepare(path)
                 _member = _new_member(path)
+                atexit.register(keep_last)
                 _predecessor = _predecessor or _predecessor_of(_member)
             member = _member
         _keep(answer_of(STATS), member)
@@ -202,6 +205,7 @@ def join() -> None:
         )
 
 
+@on_end
 def keep_last() -> None:
     """Keep the counts of this process, which are its last ones if it ends now."""
     if (member := _member) is not None:
