@@ -95,7 +95,8 @@ def test_a_process_that_ends_in_good_order_leaves_its_last_counts(
     second("joined()")
     assert first("scrape()")["finds"] == {"0": 1, "1": 1}
     second("find(6)")
-    second("workers.leave()")
+    second("workers.keep_last()")
+    second.kill()
     seen = first("scrape()")
     assert (seen["finds"], seen["up"]) == ({"0": 1, "1": 7}, {"0": 1})
     assert "db_client_connection_count{" in seen["text"]

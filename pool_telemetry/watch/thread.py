@@ -47,7 +47,6 @@ def watch(watched: Watched) -> None:
     global _is_unwatched
     if not watched.options.workers:
         workers.turn_off()
-    workers.come_back()
     if watched.options.watch:
         with _lock:
             _watched.add(watched)

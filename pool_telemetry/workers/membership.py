@@ -5,6 +5,7 @@ other process, if POOL_TELEMETRY_DIR names a directory, or as soon as one of its
 So a process that is alone makes no file.
 """
 
+import atexit
 import contextlib
 import os
 import secrets
@@ -21,6 +22,7 @@ from typing import Any, Final
 from pool_telemetry.errors import PoolTelemetryError
 from pool_telemetry.log_lines import ProcessLog, set_prefix
 from pool_telemetry.process import ProcessLock, after_fork, notice_fork
+from pool_telemetry.process_end import on_end
 from pool_telemetry.standstill import sleep
 from pool_telemetry.version import __version__
 from pool_telemetry.workers import directory, wire
@@ -53,14 +55,13 @@ class _Member:
     number: int
     lock_file: int
     listener: socket.socket
-    predecessor: wire.Document | None  # the last answer of the process that had the number before
 
 
 _member: _Member | None = None
 _instance = ""
+_predecessor: wire.Document | None = None
 _observed: Path | None = None
 _is_off = False
-_has_left = False
 _failed = False  # to join; said once
 _has_failed = False  # to answer; said once
 
@@ -115,7 +116,7 @@ def predecessor() -> wire.Document | None:
 
     None without one, and if it is so old that it was not shown any more.
     """
-    return None if (member := _member) is None else member.predecessor
+    return _predecessor
 
 
 def folder() -> Path | None:
@@ -183,9 +184,9 @@ def turn_off() -> None:
 
 def join() -> None:
     """Join the processes of this service, if there is a reason to; a repeat changes nothing."""
-    global _member, _failed
+    global _member, _predecessor, _failed
     notice_fork()
-    if _is_off or _failed or _has_left or _observed is not None or _member is not None:
+    if _is_off or _failed or _observed is not None or _member is not None:
         return
     if not hasattr(socket, "AF_UNIX"):
         return
@@ -199,6 +200,8 @@ def join() -> None:
             if _member is None:
                 directory.prepare(path)
                 _member = _new_member(path)
+                atexit.register(keep_last)
+                _predecessor = _predecessor or _predecessor_of(_member)
             member = _member
         _keep(member)
     except Exception as error:
@@ -210,27 +213,24 @@ def join() -> None:
         )
 
 
+@on_end
+def keep_last() -> None:
+    """Keep the counts of this process, which are its last ones if it ends now."""
+    if (member := _member) is not None:
+        with contextlib.suppress(Exception):  # whatever fails, the process ends
+            _keep(member, ended=True)
+
+
 def leave() -> None:
-    """Keep the last counts of this process, and free its number until it has a new pool."""
-    global _member, _has_left
-    _has_left = True
-    member = _member
-    if member is None:
-        return
-    with contextlib.suppress(Exception):  # whatever fails, the process ends
-        _keep(member, ended=True)
+    """Keep the counts of this process, and free its number."""
+    global _member
+    keep_last()
     with _lock:
-        if _member is member:
-            _member = None
+        member, _member = _member, None
+        if member is not None:
             with contextlib.suppress(OSError):
                 directory.socket_of(member.path, member.number).unlink()
             _close(member)
-
-
-def come_back() -> None:
-    """Let this process join again after it has left, because it goes on."""
-    global _has_left
-    _has_left = False
 
 
 def wait(seconds: float) -> None:
@@ -322,10 +322,14 @@ def _new_member(path: Path) -> _Member:
         listener.close()
         os.close(lock_file)
         raise
-    before = read_document(directory.read_answer(path, taken))
-    if before is not None and time.time() - before.at > GONE_SECONDS:
-        before = None
-    return _Member(path, taken, lock_file, listener, before)
+    return _Member(path, taken, lock_file, listener)
+
+
+def _predecessor_of(member: _Member) -> wire.Document | None:
+    before = read_document(directory.read_answer(member.path, member.number))
+    if before is None or before.instance == identity():  # this process has come back
+        return None
+    return before if time.time() - before.at <= GONE_SECONDS else None
 
 
 def _accept(member: _Member, seconds: float) -> socket.socket | None:
@@ -389,9 +393,9 @@ set_prefix(_log_prefix)
 
 @after_fork
 def _restart_in_child() -> None:
-    global _member, _instance, _has_left, _failed, _has_failed
-    member, _member, _instance = _member, None, ""
-    _has_left = _failed = _has_failed = False
+    global _member, _predecessor, _instance, _failed, _has_failed
+    member, _member, _predecessor, _instance = _member, None, None, ""
+    _failed = _has_failed = False
     if member is not None:
         with contextlib.suppress(OSError):
             _close(member)
