@@ -126,7 +126,7 @@ def test_prometheus_sees_the_load_no_reset_and_the_true_alert(
         (up,) = found.get("query", query=f'mongodb_client_process_up{{process_pid="{pid}"}}')[
             "result"
         ]
-        figures.append(f"the alert of one exhausted worker of four: {fired}")
+        assert [one["worker"] for one in fired] == [up["metric"]["worker"]]
         exhausted = found.get("query", query="mongodb_client_pool_exhausted == 1")["result"]
         assert [one["metric"]["worker"] for one in exhausted] == [up["metric"]["worker"]]
         service.release(pid)

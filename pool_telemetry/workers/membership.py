@@ -199,9 +199,11 @@ def join() -> None:
         with _lock:
             if _member is None:
                 directory.prepare(path)
-                _member = _new_member(path)
+                member = _new_member(path)
                 atexit.register(keep_last)
-                _predecessor = _predecessor or _predecessor_of(_member)
+                # First, because an answer of a member goes on from its counts.
+                _predecessor = _predecessor or _predecessor_of(member)
+                _member = member
             member = _member
         _keep(member)
     except Exception as error:
@@ -216,6 +218,7 @@ def join() -> None:
 @on_end
 def keep_last() -> None:
     """Keep the counts of this process, which are its last ones if it ends now."""
+    join()  # a short job may end before its watching thread has joined
     if (member := _member) is not None:
         with contextlib.suppress(Exception):  # whatever fails, the process ends
             _keep(member, ended=True)
