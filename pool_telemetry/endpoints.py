@@ -12,6 +12,7 @@ from typing import Any, Final
 from pool_telemetry import totals, watch, workers
 from pool_telemetry.async_pool import AsyncMongoDBConnectionPool
 from pool_telemetry.diagnosis import Diagnosis, Finding, diagnose, recommend, worst_first
+from pool_telemetry.diagnosis.rules import silent_worker
 from pool_telemetry.health import Health, HealthLimits, assess, worst
 from pool_telemetry.pool import MongoDBConnectionPool
 from pool_telemetry.registry import ClosedClients, Collected, active, collect, recently_closed
@@ -279,22 +280,9 @@ def _findings(parts: Iterable[Part[ProcessDetail]]) -> Iterator[Finding]:
 
 
 def _silent(parts: Iterable[Part[Any]]) -> Iterator[Finding]:
-    for part in parts:
-        if part.state == "silent":
-            yield Finding(
-                id="silent_worker.no_answer",
-                verdict="silent worker",
-                severity="warning",
-                pool=part.label,
-                because=f"This process exists, but it has not answered the other processes of its "
-                f"service for {part.silent_seconds:.0f} s.",
-                advice=f"Look at what it does, for example by `py-spy dump --pid {part.pid}`. It "
-                "is stopped, or one of its threads keeps Python's lock. Restart it if it does not "
-                "come back.",
-                evidence={"silent_seconds": part.silent_seconds},
-                worker=part.worker,
-                pid=part.pid,
-            )
+    for one in parts:
+        if one.state == "silent":
+            yield silent_worker.finding(one.label, one.worker, one.pid, one.silent_seconds)
 
 
 def _details(parts: Iterable[Part[ProcessDetail]]) -> list[ProcessDetail]:
