@@ -16,6 +16,10 @@ from tests.servers.page import scrape
 from tests.servers.ways import HTTP, WORKERS, Service, exporter, run_script, start, start_rq
 from tests.support import wait_for
 
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/stat").exists(), reason="it finds a server's processes in /proc"
+)
+
 SCRAPES = 20
 QUICK = ("fork", "gunicorn-preload")  # the parent imports everything for its workers
 WAYS = [one if one in QUICK else pytest.param(one, marks=pytest.mark.workers) for one in HTTP]

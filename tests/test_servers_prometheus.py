@@ -17,7 +17,12 @@ from tests.servers.ways import Service, start
 from tests.support import free_port, prometheus_families, wait_for
 from tests.web import Web
 
-pytestmark = pytest.mark.stack
+pytestmark = [
+    pytest.mark.stack,
+    pytest.mark.skipif(
+        not Path("/proc/self/stat").exists(), reason="it finds a server's processes in /proc"
+    ),
+]
 
 CALM_SECONDS = 120.0
 SCRAPE_SECONDS = 2
