@@ -24,10 +24,10 @@ from tests.support import UNMEASURED
 from tests.verdicts import Judged, confusion
 
 ASYNCHRONOUS = (AsyncMongoClient, AsyncMongoDBConnectionPool, Chaos)
-# The same examples each time. `make test-bulk` has five times as many.
+# The same examples each time. `make test-bulk` has three times as many.
 # To search: --hypothesis-profile=default --hypothesis-seed=random
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None, max_examples=100)
-hypothesis.settings.register_profile("many", derandomize=True, deadline=None, max_examples=500)
+hypothesis.settings.register_profile("many", derandomize=True, deadline=None, max_examples=300)
 hypothesis.settings.load_profile("same")
 # A shell's & has SIGINT ignored, which tests send and what they start inherits.
 signal.signal(signal.SIGINT, signal.default_int_handler)
