@@ -39,6 +39,9 @@ from tests.scenarios import (
 
 pytestmark = pytest.mark.load
 
+MOMENTARY = "few open for many"
+"""Its peak lasts a moment, so that it differs from play to play, and so does the advice."""
+
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[EmbeddedServer]:
@@ -83,8 +86,11 @@ def played(scenario: Scenario, server: EmbeddedServer) -> Diagnosis:
 )
 def test_the_recommended_options_end_the_trouble(name: str, server: EmbeddedServer) -> None:
     scenario = the_scenario(name)
-    samples = recorded()[name].samples
-    finding = diagnose(samples[-1], samples).findings[0]
+    if name == MOMENTARY:
+        finding = played(scenario, server).findings[0]
+    else:
+        samples = recorded()[name].samples
+        finding = diagnose(samples[-1], samples).findings[0]
     assert finding.verdict == scenario.verdict
     options = dict(scenario.options)
     left, tried = [finding], [options]
