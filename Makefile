@@ -3,8 +3,10 @@
 #                   (ARGS=tests/test_watch.py for a part of them, COVERAGE=yes for the lines, too)
 # CI runs these, too:
 # make scenarios    every trouble, live, and the share of right verdicts  (ARGS="--runs 5")
-# make test-load    tests that make a load or measure time, and more random examples
+# make test-load    tests whose load has to keep its times, and measurements
+# make test-bulk   tests whose load may take its time, and more random examples
 # make test-stack   a service, Prometheus, Alertmanager, and the dashboards in a browser
+# make test-workers servers with four workers each, however they are started
 # make test-strands Strands' own tests over our session repository
 # make test-driver  PyMongo's own tests with our telemetry in every client  (ARGS=--all: all of them)
 # make soak         150,000 operations behind a broken network  (ARGS="--seed 7")
@@ -24,9 +26,9 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-DETERMINISTIC := -m pytest -m "not load and not stack" --numprocesses=4 --dist=worksteal
+DETERMINISTIC := -m pytest -m "not bulk and not load and not stack and not workers" --numprocesses=4 --dist=worksteal
 
-.PHONY: dashboards demo pictures stack-local test test-load test-stack test-strands test-driver test-tools test-matrix scenarios record-scenarios soak lint bench clean
+.PHONY: dashboards demo pictures stack-local test test-load test-bulk test-stack test-workers test-strands test-driver test-tools test-matrix scenarios record-scenarios soak lint bench clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/pool-telemetry demo $(ARGS)
@@ -45,11 +47,17 @@ endif
 
 test-load: $(VENV)/.dev
 	$(BIN)/python -m pytest -m load $(ARGS)
+
+test-bulk: $(VENV)/.dev
+	$(BIN)/python -m pytest -m bulk $(ARGS)
 	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=many --numprocesses=2 \
 		tests/test_findings.py tests/test_listeners.py tests/test_machine.py tests/test_secrets.py
 
 test-stack: $(VENV)/.dev
 	$(BIN)/python -m pytest -m stack $(ARGS)
+
+test-workers: $(VENV)/.dev
+	$(BIN)/python -m pytest -m workers $(ARGS)
 
 test-strands: $(VENV)/.dev
 	@$(BIN)/python -m tests.strands_own

@@ -24,7 +24,7 @@ from tests.support import UNMEASURED
 from tests.verdicts import Judged, confusion
 
 ASYNCHRONOUS = (AsyncMongoClient, AsyncMongoDBConnectionPool, Chaos)
-# The same examples each time, and more of them in `make test-load`.
+# The same examples each time. `make test-bulk` has five times as many.
 # To search: --hypothesis-profile=default --hypothesis-seed=random
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None, max_examples=100)
 hypothesis.settings.register_profile("many", derandomize=True, deadline=None, max_examples=500)

@@ -44,7 +44,7 @@ def tally() -> Iterator[Tally]:
         yield tally
 
 
-@pytest.mark.load
+@pytest.mark.bulk
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="it counts descriptors in /proc")
 @pytest.mark.skipif(
     pymongo.version_tuple < (4, 20), reason="PyMongo loses count of cancelled tasks before 4.20"

@@ -31,12 +31,12 @@ def client(server_uri: str, monkeypatch: pytest.MonkeyPatch) -> Any:
         client.drop_database(DATABASE)
 
 
-@pytest.mark.load
+@pytest.mark.bulk
 def test_200_sessions_at_once(
     client: MongoClient[dict[str, Any]], server_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # 200 requests at once on two busy cores wait longer than the default time limit.
-    monkeypatch.setenv("MONGODB_URI", server_uri + "?waitQueueTimeoutMS=60000")
+    monkeypatch.setenv("MONGODB_URI", server_uri + "?waitQueueTimeoutMS=120000")
 
     def converse(number: int) -> list[tuple[int, Any]]:
         return [

@@ -1060,7 +1060,7 @@ def test_spans_name_the_conversation_and_metrics_do_not(chat: Chat) -> None:
     assert "Concierge" not in text
 
 
-@pytest.mark.load
+@pytest.mark.bulk
 def test_1000_sessions_at_once_on_a_pool_of_20(
     server_uri: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -29,12 +29,13 @@ class Answer:
 class Web:
     """An HTTP client of one server."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, seconds: float = 180.0) -> None:
         self.port = port
+        self.seconds = seconds  # for an answer
 
     def get(self, path: str, method: str = "GET", **headers: str) -> Answer:
         """Get a path, or post to it; redirections are not followed."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=self.seconds)
         try:
             connection.request(method, path, headers=headers)
             response = connection.getresponse()

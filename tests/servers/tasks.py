@@ -1,0 +1,66 @@
+"""The tasks of Celery's workers, and the jobs of RQ's."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from celery import Celery
+from celery.signals import worker_process_init, worker_process_shutdown
+
+from pool_telemetry import MongoDBConnectionPool
+from tests.servers import work
+
+
+def celery_app(folder: Path) -> Any:
+    """Return Celery's application whose queue and results are files in a folder."""
+    queue, results = folder / "queue", folder / "results"
+    for one in (queue, results):
+        one.mkdir(exist_ok=True)
+    app = Celery("servers", broker="filesystem://", backend=f"file://{results}")
+    app.conf.broker_transport_options = {
+        "data_folder_in": str(queue),
+        "data_folder_out": str(queue),
+        "control_folder": str(folder / "control"),
+        "polling_interval": 0.02,
+    }
+    app.conf.broker_connection_retry_on_startup = True
+    return app
+
+
+app = celery_app(Path(os.environ["SERVERS_FOLDER"])) if "SERVERS_FOLDER" in os.environ else None
+
+
+def call(name: str, **numbers: float) -> int:
+    """Call a function of `work`, as a task of Celery."""
+    result: int = getattr(work, name)(**numbers)
+    return result
+
+
+def job(name: str, **numbers: float) -> int:
+    """Call a function of `work`, as a job of RQ, whose process ends with the job."""
+    work.initialize()
+    try:
+        result = call(name, **numbers)
+        if name == "hold":
+            time.sleep(numbers["seconds"])
+        return result
+    finally:
+        MongoDBConnectionPool.close()
+
+
+def begin(**_: Any) -> None:
+    """Initialize the pool in a process of Celery's."""
+    work.initialize()
+
+
+def end(**_: Any) -> None:
+    """Close the pool at the end of a process of Celery's."""
+    MongoDBConnectionPool.close()
+
+
+if app is not None:
+    app.task(name="call")(call)
+
+    worker_process_init.connect(begin)
+    worker_process_shutdown.connect(end)

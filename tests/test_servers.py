@@ -1,0 +1,175 @@
+"""Four workers behind one port, however they were started: whoever is asked answers for all."""
+
+import os
+import re
+import signal
+import statistics
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pool_telemetry import cli
+from tests.servers.load import Load, Scrapes
+from tests.servers.page import scrape
+from tests.servers.ways import HTTP, WORKERS, Service, exporter, run_script, start, start_rq
+from tests.support import wait_for
+
+SCRAPES = 20
+QUICK = ("fork", "gunicorn-preload")  # the parent imports everything for its workers
+WAYS = [one if one in QUICK else pytest.param(one, marks=pytest.mark.workers) for one in HTTP]
+
+
+def find_in_all(service: Service) -> Counter[int]:
+    """Return the finds that each worker answered; each has answered at least one."""
+    finds = Counter[int]()
+    with ThreadPoolExecutor(8) as callers:
+
+        def all_found() -> bool:
+            finds.update(callers.map(lambda _: service.call("find"), range(16)))
+            return len(finds) >= WORKERS
+
+        wait_for(all_found, "a find of each worker")
+    return finds
+
+
+def each_scrape_is_complete_and_exact(service: Service) -> None:
+    finds = find_in_all(service)
+    for _ in range(SCRAPES):
+        seen = scrape(service).values()
+        assert {one.pid: one.finds for one in seen if one.finds} == finds
+        assert all(one.answers for one in seen)
+
+
+def an_exhausted_worker_is_seen(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    assert service.web
+    pid = service.call("hold", seconds=120)
+    (worker,) = (one.worker for one in scrape(service).values() if one.pid == pid)
+    name = f"worker {worker} (pid {pid})"
+    for _ in range(SCRAPES):
+        exhausted = [one.pid for one in scrape(service).values() if one.exhausted]
+        assert exhausted == [pid]
+    page = f"http://127.0.0.1:{service.web.port}"
+    if service.has_routes:
+        for _ in range(SCRAPES):
+            health = service.web.get("/health").json()
+            assert health["status"] == "degraded"
+            assert {one.partition(":")[0] for one in health["reasons"]} == {name}
+            assert len(health["workers"]) == WORKERS
+            first = health["workers"][0]
+            assert (first["pid"], first["status"]) == (pid, "degraded")
+            diagnosis = service.web.get("/pool/diagnosis").json()
+            assert {one["pid"] for one in diagnosis["findings"]} == {pid}
+            held = service.web.get("/pool/holders").json()["holders"]
+            assert {str(one["worker"]) for one in held} == {worker}
+    else:
+        page += "/metrics"
+    wait_for(lambda: f"{name}: pool" in service.log.read_text(), "the log's line", pause=0.1)
+    for _ in range(3):
+        code = cli.main(["doctor", page, "--seconds", "1"])
+        told = capsys.readouterr().out
+        assert code in (1, 2), told
+        assert re.search(rf"worker {worker}\b", told), told
+    service.release(pid)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_answer_is_that_of_all_workers(
+    way: str, server_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with start(way, server_uri, tmp_path) as service:
+        assert len(service.pids) == WORKERS
+        assert service.pids <= set(service.members())
+        each_scrape_is_complete_and_exact(service)
+        an_exhausted_worker_is_seen(service, capsys)
+    assert service.survivors == []
+
+
+@pytest.mark.workers
+def test_an_exporter_shows_the_processes_of_celery(
+    server_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    variable = {"POOL_TELEMETRY_DIR": str(tmp_path)}
+    with start("celery", server_uri, tmp_path, env=variable) as service, exporter(tmp_path) as web:
+        service.web = web
+        each_scrape_is_complete_and_exact(service)
+        an_exhausted_worker_is_seen(service, capsys)
+    assert service.survivors == []
+
+
+@pytest.mark.workers
+def test_an_exporter_shows_the_jobs_of_rq_that_have_ended(server_uri: str, tmp_path: Path) -> None:
+    with start_rq(server_uri, tmp_path, {"POOL_TELEMETRY_DIR": str(tmp_path)}) as service:
+        finds = [service.call("find") for _ in range(5)]
+        assert not service.pids & set(finds)  # each job has a process of its own
+        with exporter(tmp_path) as service.web:
+            assert sum(one.finds for one in scrape(service).values()) == len(finds)
+    assert service.survivors == []
+
+
+@pytest.mark.workers
+def test_web_workers_show_scripts_that_have_ended(server_uri: str, tmp_path: Path) -> None:
+    variable = {"POOL_TELEMETRY_DIR": str(tmp_path)}
+    with start("gunicorn-preload", server_uri, tmp_path, env=variable) as service:
+        before = find_in_all(service).total()
+        pids = {run_script(server_uri, tmp_path, 3, variable) for _ in range(2)}
+        assert len(pids) == 2
+        assert sum(one.finds for one in scrape(service).values()) == before + 6
+
+
+REPLACED = ["uvicorn", "gunicorn", "gunicorn-gthread", "uwsgi"]
+
+
+@pytest.mark.workers
+@pytest.mark.parametrize("way", REPLACED)
+def test_a_worker_that_stops_or_dies_is_shown_and_delays_nobody(
+    way: str, server_uri: str, tmp_path: Path, figures: list[str]
+) -> None:
+    with (
+        start(way, server_uri, tmp_path) as service,
+        Load(service) as load,
+        Scrapes(service) as scrapes,
+    ):
+        wait_for(lambda: len(load.answered) >= WORKERS, "a find of each worker")
+        before = [one.seconds for one in scrapes.more(10)]
+        victim = min(service.pids)
+        (worker,) = (one.worker for one in scrapes.done[-1].seen.values() if one.pid == victim)
+
+        os.kill(victim, signal.SIGSTOP)
+        try:
+            wait_for(lambda: not scrapes.last(worker).answers, "a silent worker")
+            silent = [one.seconds for one in scrapes.more(10)]
+            assert scrapes.last(worker).pid == victim
+            assert scrapes.last(worker).finds > 0
+        finally:
+            os.kill(victim, signal.SIGCONT)
+        wait_for(lambda: scrapes.last(worker).answers, "a worker that answers again")
+
+        os.kill(victim, signal.SIGKILL)
+        wait_for(lambda: scrapes.last(worker).pid != victim, "another process with its number")
+        wait_for(lambda: scrapes.last(worker).answers, "an answer of it")
+        after = scrapes.more(5)[-1].seen
+        assert len([one for one in after.values() if one.finds]) == WORKERS
+    assert scrapes.falls() == []
+    delay = statistics.median(silent) - statistics.median(before)
+    figures.append(
+        f"{way}: a scrape took {statistics.median(before) * 1e3:.0f} ms, and {delay * 1e3:.0f} ms "
+        f"more with a stopped worker"
+    )
+    assert delay < 0.5  # 0.2 s, and what two cores need meanwhile
+
+
+@pytest.mark.workers
+@pytest.mark.parametrize("way", REPLACED)
+def test_workers_that_are_recycled_lose_no_count(way: str, server_uri: str, tmp_path: Path) -> None:
+    with start(way, server_uri, tmp_path, requests=120) as service:
+        with Load(service) as load, Scrapes(service) as scrapes:
+            wait_for(lambda: len(load.answered) >= 2 * WORKERS, "recycled workers")
+        found = service.ask_all()
+        assert not found & service.pids
+        seen = scrape(service)
+        assert set(seen) == {str(number) for number in range(len(seen))}
+        total = sum(one.finds for one in seen.values())
+        assert load.answered.total() <= total <= load.answered.total() + load.unanswered
+    assert scrapes.falls() == []
