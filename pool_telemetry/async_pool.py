@@ -26,6 +26,7 @@ from pool_telemetry.errors import PoolNotInitializedError
 from pool_telemetry.log_lines import ProcessLog
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.process import after_fork, notice_fork
+from pool_telemetry.process_end import end
 from pool_telemetry.registry import take_over_name
 
 _Client = AsyncMongoClient[dict[str, Any]]
@@ -218,6 +219,9 @@ class AsyncMongoDBConnectionPool(BaseConnectionPool[_Client]):
         A client that PyMongo can't close by then is left behind, with a WARNING. A client whose
         `close()` is cancelled is closed all the same.
 
+        Then it sends what OpenTelemetry has not sent yet, on another thread, because atexit does
+        not run in every process: 1 s more if no collector listens, 5 s if it hangs.
+
         Raises:
             PoolNotInitializedError: The client belongs to another event loop that still runs.
         """
@@ -231,6 +235,8 @@ class AsyncMongoDBConnectionPool(BaseConnectionPool[_Client]):
             await current.close()
         if draining:
             await asyncio.wait([task for _, task in draining], timeout=DRAIN_SECONDS)
+        if current is not None:
+            await asyncio.to_thread(end)
 
 
 @after_fork

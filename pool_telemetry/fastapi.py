@@ -6,7 +6,6 @@ connection and every worker thread is in use. Reachability is the result of the 
 
 import asyncio
 import contextlib
-import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -32,6 +31,7 @@ from pool_telemetry.health import HealthLimits
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.owners import MAX_OWNER, owner
 from pool_telemetry.pool import MongoDBConnectionPool
+from pool_telemetry.process_end import end
 from pool_telemetry.stats import printable
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -49,6 +49,8 @@ def create_router(
 
     `/health`, `/health/live`, `/health/ready`, `/metrics`, `/metrics/mongodb`, `/pool/diagnosis`.
     If the service has several processes, each answers for all, except at `/health/ready`.
+    The end of the application's lifespan sends the remaining metrics and spans, whatever lifespan
+    the application has (FastAPI from 0.112.2).
 
     Args:
         pool: The singleton to report. By default the singleton that is initialized at the time of
@@ -59,7 +61,7 @@ def create_router(
             threads, tasks, owners and collections.
     """
     prometheus.register(registry)
-    router = APIRouter()
+    router = APIRouter(lifespan=_ending)
 
     async def json(answer: Callable[[], Any]) -> JSONResponse:
         return JSONResponse(await _answered(answer))
@@ -122,6 +124,15 @@ async def _answered(answer: Callable[[], T]) -> T:
         executor.shutdown(wait=False)
 
 
+@asynccontextmanager
+async def _ending(_: FastAPI) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        # uvicorn raises the signal again after its shutdown, so atexit does not run.
+        await asyncio.to_thread(end)
+
+
 class OwnerMiddleware:
     """Makes the template of a request's route, such as `/orders/{id}`, the owner of its checkouts.
 
@@ -169,7 +180,7 @@ def pool_lifespan(
 ) -> Lifespan:
     """Return a lifespan that initializes the pool at the start and closes it at the end.
 
-    If `configure_otlp()` was called, the lifespan then sends the remaining metrics and spans.
+    The pool's `close()` also sends the remaining metrics and spans.
 
         app = FastAPI(lifespan=pool_lifespan("mongodb://localhost:27017/", maxPoolSize=50))
 
@@ -195,8 +206,5 @@ def pool_lifespan(
                 await pool.close()
             else:
                 await asyncio.to_thread(pool.close)
-            # uvicorn raises the signal again after its shutdown, so atexit does not run.
-            if (otel := sys.modules.get("pool_telemetry.otel")) is not None:
-                await asyncio.to_thread(otel.flush)
 
     return lifespan

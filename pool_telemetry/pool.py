@@ -24,6 +24,7 @@ from pool_telemetry.base_pool import (
 from pool_telemetry.errors import PoolNotInitializedError
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.process import after_fork, notice_fork
+from pool_telemetry.process_end import end
 from pool_telemetry.registry import take_over_name
 
 _Client = MongoClient[dict[str, Any]]
@@ -156,7 +157,11 @@ class MongoDBConnectionPool(BaseConnectionPool[_Client]):
 
     @classmethod
     def close(cls) -> None:
-        """Close the client, within 5 s even when its pool is exhausted. Again is no error."""
+        """Close the client, within 5 s even when its pool is exhausted. Again is no error.
+
+        Then it sends what OpenTelemetry has not sent yet, because atexit does not run in every
+        process: 1 s more if no collector listens, 5 s if it hangs.
+        """
         notice_fork()
         deadline = time.monotonic() + 2 * CLOSE_SECONDS
         with cls._lock:
@@ -169,6 +174,8 @@ class MongoDBConnectionPool(BaseConnectionPool[_Client]):
             current.close()
         for _, thread in draining:
             thread.join(max(0.0, deadline - time.monotonic()))
+        if current is not None:
+            end()
 
 
 @after_fork

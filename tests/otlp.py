@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from concurrent import futures
 from dataclasses import dataclass, field
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -16,7 +17,8 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as trace_pb
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as trace_grpc
 from opentelemetry.sdk.resources import Resource
 
-from pool_telemetry.otel import configure
+from pool_telemetry.otel import Otlp
+from pool_telemetry.otel.endpoint import metric_exporter
 
 PROTOCOLS = ("grpc", "http/protobuf")
 
@@ -139,8 +141,8 @@ def _over_http() -> Iterator[Received]:
 def exported(protocol: str) -> Received:
     """Return one export over a real connection, without the process's global provider."""
     with receiver(protocol) as received:
-        exporter = configure._metric_exporter(protocol, received.endpoint)
-        otlp = configure.Otlp(Resource.create({"service.name": "shop"}), exporter)
+        make = partial(metric_exporter, protocol, received.endpoint)
+        otlp = Otlp(Resource.create({"service.name": "shop"}), make)
         otlp.flush()
         otlp.close()
         return received

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -38,7 +39,8 @@ from pool_telemetry.catalog import (
     SERVER_TYPE,
     Metric,
 )
-from pool_telemetry.otel import collection, configure
+from pool_telemetry.otel import collection
+from pool_telemetry.otel.endpoint import metric_exporter
 from tests.everything import replay
 from tests.otlp import PROTOCOLS, Received, attributes, exported, receiver
 from tests.support import hide_other_clients, prometheus_families
@@ -300,8 +302,8 @@ def test_an_exporter_that_prefers_delta_temporality_gets_it(
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta")
     with receiver("grpc") as received:
-        exporter = configure._metric_exporter("grpc", received.endpoint)
-        otlp = configure.Otlp(Resource({}), exporter)
+        make = partial(metric_exporter, "grpc", received.endpoint)
+        otlp = otel.Otlp(Resource({}), make)
         options = TelemetryOptions(name="delta")
         client = MongoDBConnectionPool.initialize(server_uri, telemetry=options)
         counts, ends = [], []

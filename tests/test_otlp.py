@@ -15,7 +15,7 @@ import pytest
 
 from pool_telemetry import PoolConfigurationError
 from pool_telemetry.otel import configure_otlp
-from pool_telemetry.otel.configure import _address
+from pool_telemetry.otel.endpoint import address_of
 from tests.otlp import PROTOCOLS, receiver
 from tests.support import UNMEASURED
 
@@ -196,8 +196,37 @@ def test_a_forked_child_sends_its_own(server_uri: str, protocol: str, fork: str)
         finds = counted_finds(received)
         assert finds["parent"]
         assert finds["child"]
-        if fork != "os.fork":  # over which SDKs before 1.44 keep the instance
-            assert finds["child"].isdisjoint(finds["parent"] | finds["t"])
+        assert finds["child"].isdisjoint(finds["parent"] | finds["t"])
+
+
+ELSEWHERE = """
+import os
+from opentelemetry.sdk.trace import TracerProvider
+from pool_telemetry import otel
+otel.start_tracing(TracerProvider())
+otel.unregister(otlp.meter_provider)
+pid = os.fork()
+if pid == 0:
+    client["otlp"]["child"].find_one()
+    otel.flush()
+    os._exit(0)
+os.waitpid(pid, 0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_reports_nothing_that_its_parent_turned_off(server_uri: str) -> None:
+    with receiver("http/protobuf") as received:
+        run(
+            server_uri,
+            after=ELSEWHERE,
+            PYTHONWARNINGS="ignore",  # PyMongo's, of forks
+            OTEL_EXPORTER_OTLP_ENDPOINT=received.endpoint,
+            OTEL_EXPORTER_OTLP_PROTOCOL="http/protobuf",
+        )
+        assert "find t" in [span.name for span in received.spans]
+        assert "find child" not in [span.name for span in received.spans]
+        assert not counted_finds(received)["child"]
 
 
 def counted_finds(received: Any) -> dict[str, set[str]]:
@@ -275,6 +304,25 @@ def test_flush_and_close_respect_their_time_limit(server_uri: str, protocol: str
         )
 
 
+ONCE = """
+from pool_telemetry import process_end
+otlp.flush(1.0)
+began = time.monotonic()
+process_end.end()  # else it would wait for 5 s
+assert time.monotonic() - began < 4.0
+"""
+
+
+def test_a_process_with_several_ends_waits_once_for_a_collector_that_hangs(server_uri: str) -> None:
+    with dead("hangs") as port:
+        run(
+            server_uri,
+            after=ONCE,
+            OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{port}",
+            OTEL_EXPORTER_OTLP_TIMEOUT="120",
+        )
+
+
 PATIENT = """
 began = time.monotonic()
 otlp.flush(30.0)
@@ -301,9 +349,9 @@ def test_a_collector_behind_a_proxy_has_the_whole_time(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     given = ("http/protobuf", "METRICS", "https://collector.example/otlp")
-    assert _address(*given) == ("collector.example", 443)
+    assert address_of(*given) == ("collector.example", 443)
     monkeypatch.setenv(name, "http://proxy.example:3128")
-    assert _address(*given) is None
+    assert address_of(*given) is None
 
 
 MEASURE = """

@@ -11,6 +11,7 @@ import sys
 import sysconfig
 import tomllib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from opentelemetry.sdk.resources import Resource
 from packaging.requirements import Requirement
 
 from pool_telemetry.catalog import CATALOG
-from pool_telemetry.otel import Otlp, configure
+from pool_telemetry.otel import Otlp
+from pool_telemetry.otel.endpoint import metric_exporter, span_exporter
 from tests.everything import replay
 from tests.needs import lacks
 from tests.otlp import PROTOCOLS, receiver
@@ -124,9 +126,8 @@ def test_a_collector_forwards_our_messages_unchanged(
         collector(program, tmp_path / "rotel.log", behind.endpoint, leaves) as endpoints,
     ):
         to_both: Any = (enters, direct.endpoint, endpoints[enters])
-        metrics: Any = Twice(configure._metric_exporter, *to_both)
-        spans: Any = Twice(configure._span_exporter, *to_both)
-        with contextlib.closing(Otlp(Resource({"service.name": "shop"}), metrics, spans)) as otlp:
+        makes: Any = [partial(Twice, make, *to_both) for make in (metric_exporter, span_exporter)]
+        with contextlib.closing(Otlp(Resource({"service.name": "shop"}), *makes)) as otlp:
             assert otlp.tracer_provider is not None
             tracer = otlp.tracer_provider.get_tracer("application")
             with tracer.start_as_current_span("request"):

@@ -11,6 +11,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from pymongo.errors import OperationFailure, PyMongoError, WaitQueueTimeoutError
 from pool_telemetry import PoolTelemetry, TelemetryOptions, otel, prometheus
 from pool_telemetry.demo.embedded import EmbeddedServer
 from pool_telemetry.events import tracing
-from pool_telemetry.otel import configure
+from pool_telemetry.otel.endpoint import metric_exporter, span_exporter
 from pool_telemetry.otel.query_text import MAX_CHARACTERS, query_text
 from tests.conftest import need_embedded_server
 from tests.otlp import PROTOCOLS, attributes, receiver
@@ -113,10 +114,10 @@ def test_every_span_and_attribute_arrives(server_uri: str, protocol: str) -> Non
     """One application span around a batch, a failing command and a checkout that times out."""
     host, port = "127.0.0.1", 0
     with receiver(protocol) as received:
-        otlp = configure.Otlp(
+        otlp = otel.Otlp(
             Resource.create({"service.name": "shop"}),
-            configure._metric_exporter(protocol, received.endpoint),
-            configure._span_exporter(protocol, received.endpoint),
+            partial(metric_exporter, protocol, received.endpoint),
+            partial(span_exporter, protocol, received.endpoint),
         )
         assert otlp.tracer_provider is not None
         tracer = otlp.tracer_provider.get_tracer("application")

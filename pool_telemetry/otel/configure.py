@@ -5,17 +5,19 @@ themselves: endpoint, headers, timeout, compression, resource, export interval, 
 """
 
 import atexit
-import contextlib
+import logging
+import math
 import os
-import socket
 import threading
 import time
 import uuid
-from typing import Final, Literal, get_args
-from urllib.parse import urlsplit
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
 
 from opentelemetry import metrics as metrics_api
 from opentelemetry import trace
+from opentelemetry.sdk import resources
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import MetricExporter, PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
@@ -23,30 +25,33 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 
 from pool_telemetry.errors import PoolConfigurationError
+from pool_telemetry.otel import metrics as our_metrics
+from pool_telemetry.otel import spans as our_spans
+from pool_telemetry.otel.endpoint import (
+    DEAD_SECONDS,
+    Address,
+    Protocol,
+    address_of,
+    metric_exporter,
+    patience_for,
+    protocol_of,
+    span_exporter,
+)
 from pool_telemetry.otel.exporter import HistogramExporter
-from pool_telemetry.otel.metrics import register, unregister
-from pool_telemetry.otel.spans import start_tracing, stop_tracing
 from pool_telemetry.process import ProcessLock, after_fork, threads_are_known
+from pool_telemetry.process_end import on_end
 from pool_telemetry.ranges import shown
 
-Protocol = Literal["grpc", "http/protobuf"]
-
 FLUSH_SECONDS: Final = 5.0
-# For a collector that takes no TCP connection. An exporter learns it from its first attempt, and
-# then retry for 10 s; this is enough for that attempt.
-DEAD_SECONDS: Final = 0.5
-CONNECT_SECONDS: Final = 0.5
+# A process may have several ends, such as `close()` and atexit. After an end at which no collector
+# answered, the next ones do not wait for it again.
+FORGET_SECONDS: Final = 30.0
 
-Address = tuple[str, int]
-_PROXIES: Final = [
-    form
-    for name in ("grpc_proxy", "http_proxy", "https_proxy", "all_proxy")
-    for form in (name, name.upper())
-]
+_log = logging.getLogger("pool_telemetry.otel")
 
 _lock: Final = ProcessLock()
 _current: "Otlp | None" = None
-_service_name: str | None = None
+_unanswered_at = -math.inf  # monotonic
 
 
 class Otlp:
@@ -62,59 +67,75 @@ class Otlp:
     def __init__(
         self,
         resource: Resource,
-        metric_exporter: MetricExporter | None = None,
-        span_exporter: SpanExporter | None = None,
+        make_metric_exporter: Callable[[], MetricExporter] | None = None,
+        make_span_exporter: Callable[[], SpanExporter] | None = None,
         *,
         metric_address: Address | None = None,
         span_address: Address | None = None,
     ) -> None:
         self._closed = False
+        self._resource = resource
+        self._make_metric_exporter = make_metric_exporter
+        self._make_span_exporter = make_span_exporter
         self._metric_address, self._span_address = metric_address, span_address
         self.meter_provider: MeterProvider | None = None
         self.tracer_provider: TracerProvider | None = None
-        self._batches: _Batches | None = None
-        self._metric_exporter, self._span_exporter = metric_exporter, span_exporter
-        self.begin(resource)
+        # The providers of this process, and before them those of the processes it was forked from:
+        # the application's own instruments and tracers may still use them.
+        self._meter_providers: list[MeterProvider] = []
+        self._tracer_providers: list[tuple[TracerProvider, _Batches]] = []
+        self._begin()
         atexit.register(self.close)
 
-    def begin(self, resource: Resource) -> None:
-        """Make the providers: once more in a process that was forked in C.
+    def begin_in_child(self) -> None:
+        """Make new providers and exporters in a forked process, whose counts begin at 0.
 
-        There the SDK's threads do not exist, and nobody told it: what it counted is the parent's.
+        The SDK would count on from its parent's numbers, and use its parent's connections.
         """
-        if self.tracer_provider is not None:
-            stop_tracing(self.tracer_provider)
-        if self.meter_provider is not None:
-            unregister(self.meter_provider)
-        metric_exporter, span_exporter = self._metric_exporter, self._span_exporter
-        if span_exporter is not None:
-            self._batches = _Batches(span_exporter)  # raises if an OTEL_BSP_* variable is invalid
-        if metric_exporter is not None:
-            exporter = HistogramExporter(metric_exporter)
+        renewed = {**self._resource.attributes, **_instance().attributes}
+        # In place, because SDKs before 1.44 keep the parent's in the providers that there are.
+        Resource.__init__(self._resource, renewed, self._resource.schema_url)
+        # The application may have turned one off, or sent the spans elsewhere.
+        metrics = self.meter_provider in our_metrics.registered_providers()
+        traces = self.tracer_provider is our_spans.current_provider()
+        if metrics:
+            our_metrics.unregister(self.meter_provider)
+        if not threads_are_known():  # the SDK notices no fork in C: its threads are not there
+            self._meter_providers.clear()
+            self._tracer_providers.clear()
+        self._begin(metrics=metrics, traces=traces)
+
+    def _begin(self, *, metrics: bool = True, traces: bool = True) -> None:
+        if self._make_span_exporter is not None:
+            # Raises if an OTEL_BSP_* variable is invalid.
+            batches = _Batches(self._make_span_exporter())
+        if self._make_metric_exporter is not None:
+            exporter = HistogramExporter(self._make_metric_exporter())
             reader = PeriodicExportingMetricReader(exporter)
-            self.meter_provider = MeterProvider([reader], resource, shutdown_on_exit=False)
-            register(self.meter_provider, exporter)
-        if self._batches is not None:
-            self.tracer_provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-            self.tracer_provider.add_span_processor(self._batches)
-            start_tracing(self.tracer_provider)
+            self.meter_provider = MeterProvider([reader], self._resource, shutdown_on_exit=False)
+            self._meter_providers.append(self.meter_provider)
+            if metrics:
+                our_metrics.register(self.meter_provider, exporter)
+        if self._make_span_exporter is not None:
+            self.tracer_provider = TracerProvider(resource=self._resource, shutdown_on_exit=False)
+            self.tracer_provider.add_span_processor(batches)
+            self._tracer_providers.append((self.tracer_provider, batches))
+            if traces:
+                our_spans.start_tracing(self.tracer_provider)
 
     def flush(self, timeout_seconds: float = FLUSH_SECONDS) -> None:
         """Send all metrics and spans now; return after about this time at the latest.
 
         If no collector listens, it returns after 1 s.
         """
+        _force_flush(self._providers(timeout_seconds))
+
+    def _providers(self, timeout_seconds: float) -> "dict[_Provider, float]":
+        """Return the providers to flush, with the seconds for all of them."""
         addresses = {self._metric_address, self._span_address}
-        until = time.monotonic() + max(_patience(one, timeout_seconds) for one in addresses)
-        providers = (self.meter_provider, self.tracer_provider)
-        # In threads, because the providers wait for their exporters' timeouts, 10 s by default.
-        threads = [
-            threading.Thread(target=one.force_flush, daemon=True) for one in providers if one
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(max(0.0, until - time.monotonic()))
+        seconds = max(patience_for(one, timeout_seconds) for one in addresses)
+        tracer_providers = [provider for provider, _ in self._tracer_providers]
+        return dict.fromkeys([*self._meter_providers, *tracer_providers], seconds)
 
     def close(self, timeout_seconds: float = FLUSH_SECONDS) -> None:
         """Send the remaining data and shut down within about this time; a repeat does nothing.
@@ -129,28 +150,19 @@ class Otlp:
             if _current is self:
                 _current = None
         atexit.unregister(self.close)
+        if _is_unanswered():
+            timeout_seconds = min(timeout_seconds, DEAD_SECONDS)
         until = time.monotonic() + timeout_seconds
-        if self.tracer_provider is not None and self._batches is not None:
-            stop_tracing(self.tracer_provider)
-            self._batches.seconds = _patience(self._span_address, timeout_seconds)
-            self.tracer_provider.shutdown()
-        if self.meter_provider is not None:
+        for tracer_provider, batches in reversed(self._tracer_providers):
+            our_spans.stop_tracing(tracer_provider)
+            left = max(0.1, until - time.monotonic())
+            batches.seconds = patience_for(self._span_address, left)
+            tracer_provider.shutdown()
+        for meter_provider in reversed(self._meter_providers):
             # A collector that did not accept the spans won't accept the metrics in time either.
             left = max(0.1, until - time.monotonic())
-            self.meter_provider.shutdown(_patience(self._metric_address, left) * 1e3)
-            unregister(self.meter_provider)
-
-
-def _patience(address: Address | None, timeout_seconds: float) -> float:
-    """Return the seconds for a last export: few if nothing listens at the address.
-
-    None, an address that is not known, has the whole time.
-    """
-    if address is None:
-        return timeout_seconds
-    with contextlib.suppress(OSError), socket.create_connection(address, CONNECT_SECONDS):
-        return timeout_seconds
-    return min(timeout_seconds, DEAD_SECONDS)
+            meter_provider.shutdown(patience_for(self._metric_address, left) * 1e3)
+            our_metrics.unregister(meter_provider)
 
 
 class _Batches(BatchSpanProcessor):
@@ -175,6 +187,10 @@ def configure_otlp(
     OpenTelemetry lets them be set only once, so after a `close()` they are not set again. A
     repeated call returns the same providers.
 
+    A process that is forked from this one gets providers and an instance id of its own, and its
+    counts begin at 0. The application's own instruments and tracers keep the parent's providers
+    there, as the SDK does.
+
     A missing collector costs log lines, and about 1 s at the end of the process. A collector that
     accepts connections but does not answer costs 5 s there.
 
@@ -191,36 +207,51 @@ def configure_otlp(
             credentials. Exporters log the endpoint: put credentials into
             OTEL_EXPORTER_OTLP_HEADERS.
     """
-    global _current, _service_name
+    global _current
     if endpoint is not None and ("://" not in endpoint or "@" in endpoint):
         words = "use http://host:port or https://host:port, without credentials"
         raise PoolConfigurationError(f"endpoint is {shown(endpoint)}: {words}")
     with _lock:
         if _current is None:
-            _service_name = service_name
-            by = {signal: _protocol(protocol, signal) for signal in ("METRICS", "TRACES")}
+            makers: dict[str, Any] = {"METRICS": metric_exporter, "TRACES": span_exporter}
+            by = {signal: protocol_of(protocol, signal) for signal in makers}
+            given = {"METRICS": metrics, "TRACES": traces}
+            makes = (
+                partial(make, by[signal], endpoint) if _wanted(given[signal], signal) else None
+                for signal, make in makers.items()
+            )
             _current = Otlp(
-                _resource(),
-                _metric_exporter(by["METRICS"], endpoint) if _wanted(metrics, "METRICS") else None,
-                _span_exporter(by["TRACES"], endpoint) if _wanted(traces, "TRACES") else None,
-                metric_address=_address(by["METRICS"], "METRICS", endpoint),
-                span_address=_address(by["TRACES"], "TRACES", endpoint),
+                _instance().merge(
+                    Resource.create({"service.name": service_name} if service_name else None)
+                ),
+                *makes,
+                metric_address=address_of(by["METRICS"], "METRICS", endpoint),
+                span_address=address_of(by["TRACES"], "TRACES", endpoint),
             )
             _make_global(_current)
         return _current
 
 
-def _resource() -> Resource:
-    # Older SDKs give none, and two processes of a service would write the same series.
-    instance = Resource({"service.instance.id": str(uuid.uuid4())})
-    given = {"service.name": _service_name} if _service_name else None
-    return instance.merge(Resource.create(given))
+def _instance() -> Resource:
+    """Return this process's id, without which two processes of a service write the same series.
+
+    SDKs before 1.44 have none. Later ones renew theirs in a forked process, also an explicit one.
+    """
+    detector: Any = getattr(resources, "ServiceInstanceIdResourceDetector", None)
+    if detector is None:
+        return Resource({"service.instance.id": str(uuid.uuid4())})
+    found: Resource = detector().detect()
+    return found
 
 
 @after_fork
 def _begin_anew() -> None:
-    if _current is not None and not threads_are_known():
-        _current.begin(_resource())
+    if _current is None:
+        return
+    try:
+        _current.begin_in_child()
+    except Exception:  # noqa: BLE001  # such as a certificate that this process may not read
+        _log.warning("OTLP: this forked process sends no metrics and spans", exc_info=True)
 
 
 def _wanted(given: bool | None, signal: str) -> bool:
@@ -238,62 +269,48 @@ def _make_global(otlp: Otlp) -> None:
 
 
 def flush(timeout_seconds: float = FLUSH_SECONDS) -> None:
-    """Send the metrics and spans of `configure_otlp()` now, within about this time.
+    """Send the metrics and spans of all clients now, within about this time.
 
-    Does nothing before `configure_otlp()`. Call it if the process ends without running atexit.
+    It flushes the providers of `configure_otlp()`, of `register()` and of `start_tracing()`, which
+    are the global ones under `opentelemetry-instrument`. Call it if the process ends without
+    running atexit. A pool's `close()` and `fastapi.create_router()` call it.
     """
     with _lock:
         current = _current
+    others = [*our_metrics.registered_providers(), our_spans.current_provider()]
+    providers = {one: timeout_seconds for one in others if hasattr(one, "force_flush")}
     if current is not None:
-        current.flush(timeout_seconds)
+        providers.update(current._providers(timeout_seconds))
+    _force_flush(providers)
 
 
-def _protocol(given: str | None, signal: str) -> str:
-    for name in (f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
-        given = given or os.environ.get(name)
-    given = given or "grpc"
-    if given not in get_args(Protocol):
-        raise PoolConfigurationError(f"protocol is {shown(given)}: use grpc or http/protobuf")
-    return given
+@on_end
+def _flush_at_end() -> None:
+    if not _is_unanswered():
+        flush()
 
 
-def _address(protocol: str, signal: str, endpoint: str | None) -> Address | None:
-    """Return where the exporter of a signal connects to; None if it is not known.
-
-    Behind a proxy, which exporters read from the environment, that is another address.
-    """
-    if any(os.environ.get(name) for name in _PROXIES):
-        return None
-    for name in (f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"):
-        endpoint = endpoint or os.environ.get(name)
-    grpc = protocol == "grpc"
-    url = urlsplit(endpoint or f"http://localhost:{4317 if grpc else 4318}")
-    try:
-        port = url.port or (None if grpc else {"http": 80, "https": 443}.get(url.scheme))
-    except ValueError:
-        return None
-    return (url.hostname, port) if url.hostname and port else None
+def _is_unanswered() -> bool:
+    return time.monotonic() - _unanswered_at < FORGET_SECONDS
 
 
-def _metric_exporter(protocol: str, endpoint: str | None) -> MetricExporter:
-    # Imported on first use, because gRPC alone takes 100 ms to import.
-    if protocol == "grpc":
-        from opentelemetry.exporter.otlp.proto.grpc import metric_exporter as grpc
-
-        return grpc.OTLPMetricExporter(endpoint)
-    from opentelemetry.exporter.otlp.proto.http import metric_exporter as http
-
-    return http.OTLPMetricExporter(endpoint and endpoint.rstrip("/") + "/v1/metrics")
+_Provider = Any  # the SDK's MeterProvider or TracerProvider
 
 
-def _span_exporter(protocol: str, endpoint: str | None) -> SpanExporter:
-    if protocol == "grpc":
-        from opentelemetry.exporter.otlp.proto.grpc import trace_exporter as grpc
-
-        return grpc.OTLPSpanExporter(endpoint)
-    from opentelemetry.exporter.otlp.proto.http import trace_exporter as http
-
-    return http.OTLPSpanExporter(endpoint and endpoint.rstrip("/") + "/v1/traces")
+def _force_flush(providers: dict[_Provider, float]) -> None:
+    """Flush each provider within its seconds."""
+    global _unanswered_at
+    began = time.monotonic()
+    # In threads, because the providers wait for their exporters' timeouts, 10 s by default.
+    threads = {
+        threading.Thread(target=one.force_flush, daemon=True): seconds
+        for one, seconds in providers.items()
+    }
+    for thread in threads:
+        thread.start()
+    for thread, seconds in threads.items():
+        thread.join(max(0.0, began + seconds - time.monotonic()))
+    _unanswered_at = time.monotonic() if any(map(threading.Thread.is_alive, threads)) else -math.inf
 
 
 def _is_unset(provider: object) -> bool:

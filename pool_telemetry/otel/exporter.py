@@ -4,6 +4,7 @@ The SDK has no observable histogram. This exporter saves the SDK from counting e
 """
 
 import time
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -23,7 +24,10 @@ from opentelemetry.sdk.metrics.export import (
 
 from pool_telemetry.catalog import CATALOG
 from pool_telemetry.otel.collection import SCOPE, Collection, SeriesKey, attributes_of
+from pool_telemetry.process import after_fork
 from pool_telemetry.stats import HistogramStats
+
+_exporters: "weakref.WeakSet[HistogramExporter]" = weakref.WeakSet()
 
 
 class HistogramExporter(MetricExporter):
@@ -51,6 +55,7 @@ class HistogramExporter(MetricExporter):
         )
         self._sent: dict[SeriesKey, tuple[HistogramStats, int]] = {}
         self.collection = Collection()
+        _exporters.add(self)
 
     def export(
         self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any
@@ -98,6 +103,12 @@ class HistogramExporter(MetricExporter):
                 data = Histogram(points, self._temporality)
                 yield Metric(metric.name, metric.description, metric.unit, data)
         self._sent = sent
+
+
+@after_fork
+def _begin_anew() -> None:
+    for exporter in list(_exporters):
+        exporter._sent = {}  # the next delta is not that to the parent's counts
 
 
 def _point(

@@ -25,6 +25,7 @@ from opentelemetry.trace import (
     TracerProvider,
     get_current_span,
     get_tracer,
+    get_tracer_provider,
     set_span_in_context,
 )
 
@@ -373,3 +374,11 @@ def stop_tracing(tracer_provider: TracerProvider | None = None) -> None:
         if _note_collection in gc.callbacks:
             gc.callbacks.remove(_note_collection)
         _collector = 0
+
+
+def current_provider() -> TracerProvider | None:
+    """Return the provider of the spans; None without spans."""
+    with _lock:
+        if tracing.spans is None:
+            return None
+        return get_tracer_provider() if _provider is None else _provider

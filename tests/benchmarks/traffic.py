@@ -105,7 +105,7 @@ def run_find_one(effort: Effort, uri: str) -> list[Goal]:
     telemetry = PoolTelemetry()
     registry = CollectorRegistry()
     prometheus.register(registry)
-    handed_over = Otlp(Resource({}), Encoder())
+    handed_over = Otlp(Resource({}), Encoder)
     others = {
         "prometheus_client with .labels()": listeners.straightforward(),
         "OpenTelemetry's command spans": listeners.command_spans(),
