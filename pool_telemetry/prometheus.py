@@ -78,7 +78,7 @@ class PoolCollector(Collector):
         for metric in CATALOG:
             family = _family(metric, names)
             for part in parts:
-                own = (str(part.worker),) if shared else ()
+                own = (_number(part),) if shared else ()
                 for client in part.body.clients if part.body else ():
                     for labels, value in metric.read(client):
                         if isinstance(value, HistogramStats):
@@ -89,7 +89,7 @@ class PoolCollector(Collector):
         family = _family(PROCESS_UP, names)
         for part in parts:
             if part.state != "ended":
-                labels = (part.instance, str(part.pid), *((str(part.worker),) if shared else ()))
+                labels = (part.instance, str(part.pid), *((_number(part),) if shared else ()))
                 family.add_metric(labels, part.state == "answers")
         yield family
 
@@ -103,6 +103,10 @@ class PoolCollector(Collector):
         return [
             replace(workers.own_identity(), body=ProcessStats(main=None, clients=clients))
         ], False
+
+
+def _number(part: Part[Any]) -> str:
+    return "" if part.worker is None else str(part.worker)
 
 
 def _counts_of_ended(part: Part[ProcessStats]) -> Part[ProcessStats]:

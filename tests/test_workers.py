@@ -10,15 +10,19 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from pool_telemetry import prometheus, workers
+from pool_telemetry import diagnose, prometheus, workers
+from pool_telemetry.endpoints import ProcessDetail
+from pool_telemetry.stats import Exemplar, ProcessStats
 from pool_telemetry.workers import directory, exchange, wire
 from tests.member import members
+from tests.recordings import Recording, recordings
 from tests.support import wait_for
 from tests.web import Web
 
@@ -97,6 +101,26 @@ def test_a_process_that_ends_in_good_order_leaves_its_last_counts(
     assert "db_client_connection_count{" in seen["text"]
     assert not re.search(r'db_client_connection_count{.*worker="1"', seen["text"])
     assert [one["worker"] for one in first("health()")["workers"]] == [0]
+
+
+def test_a_process_that_comes_back_is_counted_once(server_uri: str, start: Any) -> None:
+    first, second = start(), start()
+    for one in (first, second):
+        one(f"use({server_uri!r}, 4)")
+        one("joined()")
+    first("workers.leave()")
+    for asked in (first, second):
+        assert sum(asked("scrape()")["finds"].values()) == 8
+    third = start()  # it takes the number over, and its counts go on
+    third(f"use({server_uri!r}, 1)")
+    assert third("joined()") == 0
+    first(f"use({server_uri!r}, 1, 'again')")
+    assert first("joined()") == 2
+    first("workers.leave()")
+    first(f"use({server_uri!r}, 1, 'again')")
+    assert first("joined()") == 2
+    for asked in (first, second, third):
+        assert asked("scrape()")["finds"] == {"0": 5, "1": 4, "2": 6}
 
 
 def test_a_frozen_process_is_silent_then_gone_and_delays_nobody(
@@ -456,6 +480,33 @@ def test_directories_of_ended_services_are_removed(server_uri: str, tmp_path: Pa
         (left,) = services()
         assert left != crashed
         second("end_children()")
+
+
+@pytest.mark.parametrize("recording", recordings(), ids=lambda one: one.name)
+def test_what_is_exchanged_is_what_was_said(recording: Recording) -> None:
+    """The stats and findings of every recorded scenario, with an exemplar's 128 bits."""
+    *history, client = recording.samples
+    exemplar = Exemplar((2**128 - 1, 2**64 - 1), 0.5, 1e9)
+    pools = tuple(
+        replace(pool, wait_time=replace(pool.wait_time, exemplars={3: exemplar}))
+        for pool in client.pools
+    )
+    stats = ProcessStats(main=None, clients=(replace(client, pools=pools),))
+    detail = ProcessDetail(
+        stats=stats,
+        has_pools=True,
+        findings=diagnose(client, history).findings,
+        pools=(),
+        holders=(),
+        waiters=(),
+    )
+    received = wire.decode(wire.encode(workers.membership.document(detail, 3)))
+    assert (received.worker, received.pid, received.instance) == (
+        3,
+        os.getpid(),
+        workers.identity(),
+    )
+    assert wire.convert(received.body, ProcessDetail) == detail
 
 
 def test_a_document_that_is_too_large_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ class Part(Generic[T]):
     """The answer of one process of the service.
 
     Attributes:
-        worker: Its number; None if this process has none, because it is alone.
+        worker: Its number; None if this process has none, because it is alone or has left.
         pid: Its process id; 0 if unknown.
         instance: Its identity; empty if unknown.
         state: Whether it answers. If not, it is silent if it exists, ended after an orderly end,
@@ -47,6 +47,8 @@ class Part(Generic[T]):
     @property
     def label(self) -> str:
         """Return the process's name in a text."""
+        if self.worker is None:
+            return f"a process without a number (pid {self.pid})"
         return f"worker {self.worker} (pid {self.pid or 'unknown'})"
 
 
@@ -95,7 +97,8 @@ def ask(question: str, kind: Any) -> list[Part[Any]]:
     try:
         own = [] if membership.is_observer() else [own_part(question)]
         others = parts_of(path, question, kind, without=membership.number())
-        parts = [*own, *others]
+        # This process may have left the directory, and its last answer there.
+        parts = [*own, *(one for one in others if one.instance != membership.identity())]
         mine.set_result(sorted(parts, key=_order))
     except BaseException as error:
         mine.set_exception(error)

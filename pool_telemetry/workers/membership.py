@@ -57,6 +57,7 @@ class _Member:
 
 _member: _Member | None = None
 _instance = ""
+_last: _Member | None = None  # the place that this process has left
 _observed: Path | None = None
 _is_off = False
 _has_left = False
@@ -204,7 +205,7 @@ def join() -> None:
 
 def leave() -> None:
     """Keep the last counts of this process, and free its number until it has a new pool."""
-    global _member, _has_left
+    global _member, _last, _has_left
     _has_left = True
     member = _member
     if member is None:
@@ -213,7 +214,7 @@ def leave() -> None:
         _keep(answer_of(STATS), member, ended=True)
     with _lock:
         if _member is member:
-            _member = None
+            _member, _last = None, member
             with contextlib.suppress(OSError):
                 directory.socket_of(member.path, member.number).unlink()
             _close(member)
@@ -287,11 +288,11 @@ def _service(_: int) -> Service:
 
 def _forget_removed_files() -> None:
     """End the membership if its files were removed, as temporary files are at times."""
-    global _member
+    global _member, _last
     member = _member
     if member is not None and not directory.is_complete(member.path, member.number):
         with _lock:
-            _member = None
+            _member, _last = None, member
             _close(member)
 
 
@@ -314,10 +315,25 @@ def _new_member(path: Path) -> _Member:
         listener.close()
         os.close(lock_file)
         raise
+    return _Member(path, taken, lock_file, listener, _predecessor_at(path, taken))
+
+
+def _predecessor_at(path: Path, taken: int) -> wire.Document | None:
+    """Return the last answer of another process that had a number; this one may have left it."""
+    last = _last
+    if last is not None and last.number != taken:
+        old = read_document(directory.read_answer(path, last.number))
+        if old is not None and old.instance == identity():
+            directory.remove_answer(path, last.number)
     before = read_document(directory.read_answer(path, taken))
-    if before is not None and time.time() - before.at > GONE_SECONDS:
-        before = None
-    return _Member(path, taken, lock_file, listener, before)
+    if (
+        last is not None
+        and last.number == taken
+        and (before is None or before.instance == identity())
+    ):
+        return last.predecessor
+    is_shown = before is not None and time.time() - before.at <= GONE_SECONDS
+    return before if is_shown else None
 
 
 def _accept(member: _Member, seconds: float) -> socket.socket | None:
@@ -379,8 +395,8 @@ set_prefix(_log_prefix)
 
 @after_fork
 def _restart_in_child() -> None:
-    global _member, _instance, _has_left, _failed, _has_failed
-    member, _member, _instance = _member, None, ""
+    global _member, _last, _instance, _has_left, _failed, _has_failed
+    member, _member, _last, _instance = _member, None, None, ""
     _has_left = _failed = _has_failed = False
     if member is not None:
         with contextlib.suppress(OSError):
