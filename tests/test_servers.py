@@ -101,10 +101,12 @@ def test_an_exporter_shows_the_processes_of_celery(
 @pytest.mark.workers
 def test_an_exporter_shows_the_jobs_of_rq_that_have_ended(server_uri: str, tmp_path: Path) -> None:
     with start_rq(server_uri, tmp_path, {"POOL_TELEMETRY_DIR": str(tmp_path)}) as service:
-        finds = [service.call("find") for _ in range(5)]
-        assert not service.pids & set(finds)  # each job has a process of its own
+        with ThreadPoolExecutor(WORKERS) as callers:
+            pids = set(callers.map(lambda _: service.call("find"), range(WORKERS)))
+        assert len(pids) == WORKERS  # each job has a process of its own
         with exporter(tmp_path) as service.web:
-            assert sum(one.finds for one in scrape(service).values()) == len(finds)
+            seen = scrape(service)
+            assert sum(one.finds for one in seen.values()) == WORKERS, seen
     assert service.survivors == []
 
 

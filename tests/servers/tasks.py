@@ -1,7 +1,6 @@
-"""The tasks of Celery's workers, and the jobs of RQ's."""
+"""The task of Celery's workers."""
 
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +34,6 @@ def call(name: str, **numbers: float) -> int:
     """Call a function of `work`, as a task of Celery."""
     result: int = getattr(work, name)(**numbers)
     return result
-
-
-def job(name: str, **numbers: float) -> int:
-    """Call a function of `work`, as a job of RQ, whose process ends with the job."""
-    work.initialize()
-    try:
-        result = call(name, **numbers)
-        if name == "hold":
-            time.sleep(numbers["seconds"])
-        return result
-    finally:
-        MongoDBConnectionPool.close()
 
 
 def begin(**_: Any) -> None:

@@ -212,14 +212,13 @@ def start_rq(uri: str, folder: Path, env: Mapping[str, str] = _NO_MORE) -> Itera
         queue = rq.Queue(connection=connection)
 
         def call(name: str, **numbers: float) -> Any:
-            job = queue.enqueue("tests.servers.tasks.job", name, **numbers)
+            job = queue.enqueue("tests.servers.jobs.job", name, **numbers)
             done = (rq.job.JobStatus.FINISHED, rq.job.JobStatus.FAILED)
             wait_for(lambda: job.get_status() in done, f"{name} of RQ")
             return job.return_value(refresh=True)
 
         service = stack.enter_context(_running("rq", RQ, uri, folder, env, url=url))
         service.call = call
-        service.pids = service.ask_all()
         yield service
 
 
@@ -266,6 +265,12 @@ def _running(
             stderr=subprocess.STDOUT,
             start_new_session=True,  # its process group has its workers, however they are started
         )
+        # Reads a pipe that ends when this process does, however that is ended.
+        watchdog = subprocess.Popen(
+            ["/bin/sh", "-c", 'read -r _; kill -9 -- "-$1"', "sh", str(process.pid)],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
     service = Service(name, process, folder)
     try:
         yield service
@@ -274,6 +279,8 @@ def _running(
         raise
     finally:
         _end(service)
+        watchdog.kill()
+        watchdog.communicate()
 
 
 def _end(service: Service) -> None:
