@@ -5,12 +5,14 @@ Celery end by `os._exit()`. So the singletons' `close()`, the router's lifespan 
 these workers call `end()`. This module imports no other library.
 """
 
-import contextlib
+import logging
 import sys
 from collections.abc import Callable
 from typing import Any, Final
 
 from pool_telemetry.process import after_fork, notice_fork
+
+_log = logging.getLogger("pool_telemetry.telemetry")
 
 _hooks: Final[list[Callable[[], None]]] = []
 
@@ -25,11 +27,13 @@ def on_end(hook: Callable[[], None]) -> Callable[[], None]:
 
 
 def end() -> None:
-    """Run all hooks, even if one of them raises. It may block for seconds."""
+    """Run all hooks. It may block for seconds. A failure is logged, because the end goes on."""
     notice_fork()
-    with contextlib.ExitStack() as stack:
-        for hook in _hooks:
-            stack.callback(hook)
+    for hook in reversed(_hooks):
+        try:
+            hook()
+        except Exception:  # noqa: BLE001  # whatever fails, the process ends
+            _log.exception("a hook for the end of the process failed")
 
 
 _is_after_fork_registered = False

@@ -39,7 +39,9 @@ Each client has its own numbers
     leave the exporters, and go on from their counts if they return: test_aging.py.
 Each process has its own numbers
     os.fork; fork, forkserver and spawn of multiprocessing; and forks in C, which Python does not
-    notice: test_fork.py. Workers of uWSGI, with threads and without: test_uwsgi.py.
+    notice: test_fork.py. Workers of uWSGI, with threads and without: test_uwsgi.py. So it is over
+    OTLP, cumulative and delta, whoever made the provider: test_otlp_forks.py. The last numbers of a
+    process arrive, also if atexit does not run in it: test_process_end.py.
 The telemetry never hurts the application
     A failure inside a listener reaches no caller, is logged once, and is counted:
     test_listeners.py, test_field_notes.py (14). Inspecting callers stops no thread: test_actor.py.

@@ -189,7 +189,8 @@ def configure_otlp(
 
     A process that is forked from this one gets providers and an instance id of its own, and its
     counts begin at 0. The application's own instruments and tracers keep the parent's providers
-    there, as the SDK does.
+    there, as the SDK does. Forks while another thread exports are safer over http/protobuf, because
+    gRPC does not prepare itself for these.
 
     A missing collector costs log lines, and about 1 s at the end of the process. A collector that
     accepts connections but does not answer costs 5 s there.
