@@ -14,7 +14,14 @@ from pool_telemetry.async_pool import AsyncMongoDBConnectionPool
 from pool_telemetry.diagnosis import Diagnosis, Finding, diagnose, recommend, worst_first
 from pool_telemetry.health import Health, HealthLimits, assess, worst
 from pool_telemetry.pool import MongoDBConnectionPool
-from pool_telemetry.registry import ClosedClients, Collected, active, collect, recently_closed
+from pool_telemetry.registry import (
+    MAX_NAMES,
+    ClosedClients,
+    Collected,
+    active,
+    collect,
+    recently_closed,
+)
 from pool_telemetry.report import Caller, PoolReport, callers, live_stats, pool_lines
 from pool_telemetry.stats import ClientStats, ProcessStats
 from pool_telemetry.workers import STATS, Part
@@ -217,7 +224,7 @@ def _counts_of(_: str) -> tuple[ClientStats, ...]:
         stats: ProcessStats = workers.convert(before.body if before else None, ProcessStats)
     except ValueError:  # of another version
         return ()
-    return tuple(map(totals.counts_of, stats.clients))
+    return totals.of_predecessor(stats.clients, MAX_NAMES)
 
 
 def _own_diagnosis(pool: Pool | None, stats: ClientStats | None) -> Diagnosis:
