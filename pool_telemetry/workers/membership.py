@@ -6,6 +6,7 @@ So a process that is alone makes no file.
 """
 
 import contextlib
+import math
 import os
 import secrets
 import socket
@@ -35,12 +36,19 @@ REQUEST_SECONDS: Final = 0.2
 GONE_SECONDS: Final = 300.0
 """A process that has ended is shown this long, with its last counts, in seconds."""
 
+_PREDECESSOR_SECONDS: Final = 8 * 24 * 3_600.0
+"""Counts go on from a last answer that is at most so old: of a job that runs once a week."""
+
+_ENDING_SECONDS: Final = 10.0
+"""A process that still answers so long after `end()` goes on after all, in seconds."""
+
 _BACKLOG: Final = 128
 _MAX_QUESTION: Final = 64  # bytes
 _MAX_ADDRESS: Final = 100  # bytes of a socket's address; Linux has room for 107
 
 _log: Final = ProcessLog("pool_telemetry.workers")
 _lock: Final = ProcessLock()
+_keeping: Final = ProcessLock()
 _answers: Final[dict[str, Callable[[], Any]]] = {}
 
 
@@ -61,8 +69,10 @@ _last: _Member | None = None  # the place that this process has left
 _observed: Path | None = None
 _is_off = False
 _has_left = False
+_end_began_at = -math.inf  # monotonic
 _failed = False  # to join; said once
 _has_failed = False  # to answer; said once
+_has_kept_nothing = False  # said once
 
 
 def answers(question: str) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
@@ -106,7 +116,7 @@ def number() -> int | None:
 def predecessor() -> wire.Document | None:
     """Return the last answer to STATS of the process that had this one's number before.
 
-    None without one, and if it is so old that it was not shown any more.
+    None without one, and if that answer is older than 8 days.
     """
     return None if (member := _member) is None else member.predecessor
 
@@ -193,7 +203,7 @@ def join() -> None:
                 directory.prepare(path)
                 _member = _new_member(path)
             member = _member
-        _keep(answer_of(STATS), member)
+        _keep(member)
     except Exception as error:
         _failed = True
         _log.warning(
@@ -201,6 +211,19 @@ def join() -> None:
             "only: %s",
             error,
         )
+
+
+def end() -> None:
+    """Keep the last counts of this process, which is about to end.
+
+    It joins for that if it ends so soon that the watching thread could not. It keeps its number
+    until it has ended, because it may go on all the same.
+    """
+    global _end_began_at
+    join()
+    if (member := _member) is not None:
+        _end_began_at = time.monotonic()
+        _keep(member)
 
 
 def leave() -> None:
@@ -211,7 +234,7 @@ def leave() -> None:
     if member is None:
         return
     with contextlib.suppress(Exception):  # whatever fails, the process ends
-        _keep(answer_of(STATS), member, ended=True)
+        _keep(member, ended=True)
     with _lock:
         if _member is member:
             _member, _last = None, member
@@ -268,14 +291,17 @@ def address_of(path: Path, member: int) -> Iterator[str]:
 
 
 def document(body: Any, worker: int, *, ended: bool = False) -> wire.Document:
-    """Return an answer of this process, with what tells it from all others."""
+    """Return an answer of this process, with what tells it from all others.
+
+    Others read `ended` if it answers no more: an answer may be asked for while it ends.
+    """
     return wire.Document(
         worker=worker,
         pid=os.getpid(),
         instance=identity(),
         version=__version__,
         at=time.time(),
-        ended=ended,
+        ended=ended or time.monotonic() - _end_began_at < _ENDING_SECONDS,
         body=body,
     )
 
@@ -294,6 +320,15 @@ def _forget_removed_files() -> None:
         with _lock:
             _member, _last = None, member
             _close(member)
+
+
+def _warn_once(error: OSError) -> None:
+    global _has_kept_nothing
+    if not _has_kept_nothing:
+        _has_kept_nothing = True
+        _log.warning(
+            "the last counts of this process can't be kept, so they are lost at its end: %s", error
+        )
 
 
 def _log_once(error: Exception) -> None:
@@ -332,8 +367,8 @@ def _predecessor_at(path: Path, taken: int) -> wire.Document | None:
         and (before is None or before.instance == identity())
     ):
         return last.predecessor
-    is_shown = before is not None and time.time() - before.at <= GONE_SECONDS
-    return before if is_shown else None
+    is_recent = before is not None and time.time() - before.at <= _PREDECESSOR_SECONDS
+    return before if is_recent else None
 
 
 def _accept(member: _Member, seconds: float) -> socket.socket | None:
@@ -355,16 +390,20 @@ def _answer(asked: socket.socket, member: _Member) -> None:
     question = asked.recv(_MAX_QUESTION).decode(errors="replace").strip()
     if question not in _answers:  # of another version
         return
-    body = answer_of(question)
     if question == STATS:
-        asked.sendall(_keep(body, member))
+        asked.sendall(_keep(member))
     else:
-        asked.sendall(wire.encode(document(body, member.number)))
+        asked.sendall(wire.encode(document(answer_of(question), member.number)))
 
 
-def _keep(body: Any, member: _Member, *, ended: bool = False) -> bytes:
-    data = wire.encode(document(body, member.number, ended=ended))
-    directory.write_answer(member.path, member.number, data)
+def _keep(member: _Member, *, ended: bool = False) -> bytes:
+    """Return this process's answer to STATS, which becomes its last one."""
+    with _keeping:  # or an older answer of another thread would replace this one
+        data = wire.encode(document(answer_of(STATS), member.number, ended=ended))
+        try:
+            directory.write_answer(member.path, member.number, data)
+        except OSError as error:  # such as a full disk: it answers all the same
+            _warn_once(error)
     return data
 
 
@@ -395,9 +434,11 @@ set_prefix(_log_prefix)
 
 @after_fork
 def _restart_in_child() -> None:
-    global _member, _last, _instance, _has_left, _failed, _has_failed
+    global _member, _last, _instance, _has_left, _end_began_at
+    global _failed, _has_failed, _has_kept_nothing
     member, _member, _last, _instance = _member, None, None, ""
-    _has_left = _failed = _has_failed = False
+    _has_left = _failed = _has_failed = _has_kept_nothing = False
+    _end_began_at = -math.inf
     if member is not None:
         with contextlib.suppress(OSError):
             _close(member)
