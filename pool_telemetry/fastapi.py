@@ -48,9 +48,9 @@ def create_router(
     """Return a router with the routes for health, metrics and the diagnosis.
 
     `/health`, `/health/live`, `/health/ready`, `/metrics`, `/metrics/mongodb`, `/pool/diagnosis`.
-    If the service has several processes, each answers for all, except at `/health/ready`.
-    The end of the application's lifespan sends the remaining metrics and spans, whatever lifespan
-    the application has (FastAPI from 0.112.2).
+    If the service has several processes, each answers for all, except at `/health/ready`. The end
+    of the application's lifespan sends the remaining metrics and spans, whatever lifespan the
+    application has (FastAPI from 0.112.2).
 
     Args:
         pool: The singleton to report. By default the singleton that is initialized at the time of

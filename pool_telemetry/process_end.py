@@ -5,14 +5,14 @@ Celery end by `os._exit()`. So the singletons' `close()`, the router's lifespan 
 these workers call `end()`. This module imports no other library.
 """
 
-import logging
 import sys
 from collections.abc import Callable
 from typing import Any, Final
 
+from pool_telemetry.log_lines import ProcessLog
 from pool_telemetry.process import after_fork, notice_fork
 
-_log = logging.getLogger("pool_telemetry.telemetry")
+_log: Final = ProcessLog("pool_telemetry.telemetry")
 
 _hooks: Final[list[Callable[[], None]]] = []
 

@@ -104,8 +104,10 @@ def points_of(metric: Any) -> dict[str, list[int]]:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-@pytest.mark.parametrize("fork", ["os.fork", "ctypes.PyDLL(None).fork"])
-@pytest.mark.parametrize("temporality", ["cumulative", "delta"])
+@pytest.mark.parametrize(
+    ("fork", "temporality"),
+    [("os.fork", "cumulative"), ("os.fork", "delta"), ("ctypes.PyDLL(None).fork", "delta")],
+)
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_counts_of_a_forked_process_begin_at_zero(
     server_uri: str, provider: str, temporality: str, fork: str

@@ -17,12 +17,11 @@ from tests.otlp import Received, receiver
 from tests.support import PATIENCE_SECONDS, UNMEASURED, free_port, wait_for
 from tests.test_otlp_forks import sums
 
-GUNICORN = ["gunicorn", "-b127.0.0.1:{port}", "-w2", "-kuvicorn_worker.UvicornWorker"]
+GUNICORN = ["gunicorn", "--bind=127.0.0.1:{port}", "--workers=2", "--preload"]
 SERVERS = {
     "uvicorn": ["uvicorn", "--port={port}"],
     "uvicorn's workers": ["uvicorn", "--port={port}", "--workers=2"],
-    "gunicorn": GUNICORN,
-    "gunicorn's preload": [*GUNICORN, "--preload"],
+    "gunicorn": [*GUNICORN, "--worker-class=uvicorn_worker.UvicornWorker"],
 }
 
 

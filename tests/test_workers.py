@@ -95,7 +95,8 @@ def test_a_process_that_ends_in_good_order_leaves_its_last_counts(
     second("joined()")
     assert first("scrape()")["finds"] == {"0": 1, "1": 1}
     second("find(6)")
-    second("workers.leave()")
+    second("workers.keep_last()")
+    second.kill()
     seen = first("scrape()")
     assert (seen["finds"], seen["up"]) == ({"0": 1, "1": 7}, {"0": 1})
     assert "db_client_connection_count{" in seen["text"]
@@ -185,26 +186,6 @@ def test_a_process_that_used_no_client_takes_no_number(server_uri: str, start: A
     first("joined()")
     first("fork_idly()")
     assert first("scrape()")["finds"] == {"": 1}
-
-
-def test_a_process_that_comes_back_is_counted_once(server_uri: str, start: Any) -> None:
-    first, second = start(), start()
-    for one in (first, second):
-        one(f"use({server_uri!r}, 4)")
-        one("joined()")
-    first("workers.leave()")
-    for asked in (first, second):
-        assert sum(asked("scrape()")["finds"].values()) == 8
-    third = start()  # it takes the number over, and its counts go on
-    third(f"use({server_uri!r}, 1)")
-    assert third("joined()") == 0
-    first(f"use({server_uri!r}, 1, 'again')")
-    assert first("joined()") == 2
-    first("workers.leave()")
-    first(f"use({server_uri!r}, 1, 'again')")
-    assert first("joined()") == 2
-    for asked in (first, second, third):
-        assert asked("scrape()")["finds"] == {"0": 5, "1": 4, "2": 6}
 
 
 def test_a_frozen_process_is_silent_then_gone_and_delays_nobody(

@@ -51,7 +51,6 @@ def watch(watched: Watched) -> None:
     _is_used = True
     if not watched.options.workers:
         workers.turn_off()
-    workers.come_back()
     if watched.options.watch:
         with _lock:
             _watched.add(watched)
@@ -74,7 +73,8 @@ def keep_last_counts() -> None:
     """Keep this process's counts for the other processes of its service, if it used a client."""
     notice_fork()
     if _is_used and not _is_unwatched:
-        workers.end()
+        workers.join()  # a short process ends before its watching thread could
+        workers.keep_last()
 
 
 def _begin() -> None:

@@ -129,11 +129,6 @@ def numbers(path: Path) -> list[int]:
         return []
 
 
-def remove_answer(path: Path, number: int) -> None:
-    """Remove a member's last answer."""
-    (path / f"{number}.json").unlink(missing_ok=True)
-
-
 def is_shared(path: Path) -> bool:
     """Return whether a directory has or had several members, so that they need names."""
     return numbers(path) not in ([], [0])

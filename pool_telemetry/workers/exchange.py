@@ -28,7 +28,7 @@ class Part(Generic[T]):
     """The answer of one process of the service.
 
     Attributes:
-        worker: Its number; None if this process has none, because it is alone or has left.
+        worker: Its number; None if this process has none, because it is alone.
         pid: Its process id; 0 if unknown.
         instance: Its identity; empty if unknown.
         state: Whether it answers. If not, it is silent if it exists, ended after an orderly end,
@@ -97,7 +97,7 @@ def ask(question: str, kind: Any) -> list[Part[Any]]:
     try:
         own = [] if membership.is_observer() else [own_part(question)]
         others = parts_of(path, question, kind, without=membership.number())
-        # This process may have left the directory, and its last answer there.
+        # This process may have had another number, and its last answer is still there.
         parts = [*own, *(one for one in others if one.instance != membership.identity())]
         mine.set_result(sorted(parts, key=_order))
     except BaseException as error:

@@ -40,7 +40,7 @@ _PREDECESSOR_SECONDS: Final = 8 * 24 * 3_600.0
 """Counts go on from a last answer that is at most so old: of a job that runs once a week."""
 
 _ENDING_SECONDS: Final = 10.0
-"""A process that still answers so long after `end()` goes on after all, in seconds."""
+"""A process that still answers so long after `keep_last()` goes on after all, in seconds."""
 
 _BACKLOG: Final = 128
 _MAX_QUESTION: Final = 64  # bytes
@@ -60,15 +60,13 @@ class _Member:
     number: int
     lock_file: int
     listener: socket.socket
-    predecessor: wire.Document | None  # the last answer of the process that had the number before
 
 
 _member: _Member | None = None
 _instance = ""
-_last: _Member | None = None  # the place that this process has left
+_predecessor: wire.Document | None = None
 _observed: Path | None = None
 _is_off = False
-_has_left = False
 _end_began_at = -math.inf  # monotonic
 _failed = False  # to join; said once
 _has_failed = False  # to answer; said once
@@ -118,7 +116,7 @@ def predecessor() -> wire.Document | None:
 
     None without one, and if that answer is older than 8 days.
     """
-    return None if (member := _member) is None else member.predecessor
+    return _predecessor
 
 
 def folder() -> Path | None:
@@ -186,9 +184,9 @@ def turn_off() -> None:
 
 def join() -> None:
     """Join the processes of this service, if there is a reason to; a repeat changes nothing."""
-    global _member, _failed
+    global _member, _predecessor, _failed
     notice_fork()
-    if _is_off or _failed or _has_left or _observed is not None or _member is not None:
+    if _is_off or _failed or _observed is not None or _member is not None:
         return
     if not hasattr(socket, "AF_UNIX"):
         return
@@ -202,6 +200,7 @@ def join() -> None:
             if _member is None:
                 directory.prepare(path)
                 _member = _new_member(path)
+                _predecessor = _predecessor or _predecessor_of(_member)
             member = _member
         _keep(member)
     except Exception as error:
@@ -213,40 +212,28 @@ def join() -> None:
         )
 
 
-def end() -> None:
-    """Keep the last counts of this process, which is about to end.
+def keep_last() -> None:
+    """Keep the counts of this process, which are its last ones if it ends now.
 
-    It joins for that if it ends so soon that the watching thread could not. It keeps its number
-    until it has ended, because it may go on all the same.
+    It keeps its number, because it may go on all the same.
     """
     global _end_began_at
-    join()
     if (member := _member) is not None:
         _end_began_at = time.monotonic()
-        _keep(member)
+        with contextlib.suppress(Exception):  # whatever fails, the process ends
+            _keep(member)
 
 
 def leave() -> None:
-    """Keep the last counts of this process, and free its number until it has a new pool."""
-    global _member, _last, _has_left
-    _has_left = True
-    member = _member
-    if member is None:
-        return
-    with contextlib.suppress(Exception):  # whatever fails, the process ends
-        _keep(member, ended=True)
+    """Keep the counts of this process, and free its number."""
+    global _member
+    keep_last()
     with _lock:
-        if _member is member:
-            _member, _last = None, member
+        member, _member = _member, None
+        if member is not None:
             with contextlib.suppress(OSError):
                 directory.socket_of(member.path, member.number).unlink()
             _close(member)
-
-
-def come_back() -> None:
-    """Let this process join again after it has left, because it goes on."""
-    global _has_left
-    _has_left = False
 
 
 def wait(seconds: float) -> None:
@@ -290,7 +277,7 @@ def address_of(path: Path, member: int) -> Iterator[str]:
         os.close(opened)
 
 
-def document(body: Any, worker: int, *, ended: bool = False) -> wire.Document:
+def document(body: Any, worker: int) -> wire.Document:
     """Return an answer of this process, with what tells it from all others.
 
     Others read `ended` if it answers no more: an answer may be asked for while it ends.
@@ -301,7 +288,7 @@ def document(body: Any, worker: int, *, ended: bool = False) -> wire.Document:
         instance=identity(),
         version=__version__,
         at=time.time(),
-        ended=ended or time.monotonic() - _end_began_at < _ENDING_SECONDS,
+        ended=time.monotonic() - _end_began_at < _ENDING_SECONDS,
         body=body,
     )
 
@@ -314,11 +301,11 @@ def _service(_: int) -> Service:
 
 def _forget_removed_files() -> None:
     """End the membership if its files were removed, as temporary files are at times."""
-    global _member, _last
+    global _member
     member = _member
     if member is not None and not directory.is_complete(member.path, member.number):
         with _lock:
-            _member, _last = None, member
+            _member = None
             _close(member)
 
 
@@ -350,25 +337,14 @@ def _new_member(path: Path) -> _Member:
         listener.close()
         os.close(lock_file)
         raise
-    return _Member(path, taken, lock_file, listener, _predecessor_at(path, taken))
+    return _Member(path, taken, lock_file, listener)
 
 
-def _predecessor_at(path: Path, taken: int) -> wire.Document | None:
-    """Return the last answer of another process that had a number; this one may have left it."""
-    last = _last
-    if last is not None and last.number != taken:
-        old = read_document(directory.read_answer(path, last.number))
-        if old is not None and old.instance == identity():
-            directory.remove_answer(path, last.number)
-    before = read_document(directory.read_answer(path, taken))
-    if (
-        last is not None
-        and last.number == taken
-        and (before is None or before.instance == identity())
-    ):
-        return last.predecessor
-    is_recent = before is not None and time.time() - before.at <= _PREDECESSOR_SECONDS
-    return before if is_recent else None
+def _predecessor_of(member: _Member) -> wire.Document | None:
+    before = read_document(directory.read_answer(member.path, member.number))
+    if before is None or before.instance == identity():  # this process has come back
+        return None
+    return before if time.time() - before.at <= _PREDECESSOR_SECONDS else None
 
 
 def _accept(member: _Member, seconds: float) -> socket.socket | None:
@@ -396,10 +372,10 @@ def _answer(asked: socket.socket, member: _Member) -> None:
         asked.sendall(wire.encode(document(answer_of(question), member.number)))
 
 
-def _keep(member: _Member, *, ended: bool = False) -> bytes:
+def _keep(member: _Member) -> bytes:
     """Return this process's answer to STATS, which becomes its last one."""
     with _keeping:  # or an older answer of another thread would replace this one
-        data = wire.encode(document(answer_of(STATS), member.number, ended=ended))
+        data = wire.encode(document(answer_of(STATS), member.number))
         try:
             directory.write_answer(member.path, member.number, data)
         except OSError as error:  # such as a full disk: it answers all the same
@@ -434,10 +410,10 @@ set_prefix(_log_prefix)
 
 @after_fork
 def _restart_in_child() -> None:
-    global _member, _last, _instance, _has_left, _end_began_at
+    global _member, _predecessor, _instance, _end_began_at
     global _failed, _has_failed, _has_kept_nothing
-    member, _member, _last, _instance = _member, None, None, ""
-    _has_left = _failed = _has_failed = _has_kept_nothing = False
+    member, _member, _predecessor, _instance = _member, None, None, ""
+    _failed = _has_failed = _has_kept_nothing = False
     _end_began_at = -math.inf
     if member is not None:
         with contextlib.suppress(OSError):
