@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -65,6 +66,7 @@ elif os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
 
         app = Celery(broker="filesystem://")
         app.conf.broker_transport_options = {
-            f"data_folder_{way}": os.environ["ENDING_DIR"] for way in ("in", "out")
+            **{f"data_folder_{way}": os.environ["ENDING_DIR"] for way in ("in", "out")},
+            "control_folder": str(Path(os.environ["ENDING_DIR"]) / "control"),
         }
         app.task(name="find")(find)

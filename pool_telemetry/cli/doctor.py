@@ -63,12 +63,15 @@ def _diagnose(target: str, seconds: float) -> tuple[Diagnosis, list[str]]:
         return (facts, []) if isinstance(facts, Diagnosis) else _of_server(facts)
     if (own := own_diagnosis(target)) is not None:
         return own
-    found, lines = list[Finding](), list[str]()
+    found, lines, workers = list[Finding](), list[str](), set[int | None]()
     for measured in scrape(target, seconds):
         *before, now = measured.samples
         found += (replace(one, worker=measured.worker) for one in diagnose(now, before).findings)
         worker = "" if measured.worker is None else f"worker {measured.worker}: "
         lines += (f"{worker}{line}" for line in pool_lines(now))
+        workers.add(measured.worker)
+    if len(workers) > 1:
+        lines.append(f"{len(workers)} processes of this service")
     return worst_first(found), lines
 
 

@@ -48,6 +48,7 @@ class SizingInput:
             arrivals; with regular ones the present size may suffice although the formula asks
             for more.
         trouble: The doctor's verdicts on this pool that a larger pool does not mend.
+        processes: How many processes have such a pool; the load is that of the busiest.
     """
 
     pool: str
@@ -58,6 +59,7 @@ class SizingInput:
     measured_p95: float | None = None
     never_exhausted: bool = False
     trouble: str = ""
+    processes: int = 1
 
     @property
     def required_size(self) -> int:
@@ -204,10 +206,10 @@ def _busiest(processes: Sequence[SizingInput], count: int) -> SizingInput:
         return busiest
     rate = sum(one.load.rate for one in processes)
     source = (
-        f"{busiest.source} in the busiest of {count} processes; all of them have {rate:.1f} "
-        "callers per second; sizes are of one process's pool"
+        f"{busiest.source} in the busiest of {count} processes, which have {rate:.1f} callers per "
+        "second together"
     )
-    return replace(busiest, source=source)
+    return replace(busiest, source=source, processes=count)
 
 
 def _of_prometheus(busiest: sources.BusiestProcess) -> SizingInput:
@@ -216,7 +218,14 @@ def _of_prometheus(busiest: sources.BusiestProcess) -> SizingInput:
         "of the last hour"
     )
     load = Load.from_histogram(busiest.rate, busiest.use_time)
-    return SizingInput(busiest.pool, load, busiest.max_size, source, busiest.at_least)
+    return SizingInput(
+        busiest.pool,
+        load,
+        busiest.max_size,
+        source,
+        busiest.at_least,
+        processes=busiest.processes,
+    )
 
 
 def _of_server(
@@ -243,6 +252,7 @@ def _as_dict(measured: SizingInput, budget: int | None) -> dict[str, Any]:
     return {
         "pool": measured.pool,
         "source": measured.source,
+        "processes": measured.processes,
         "rate_per_second": load.rate,
         "use_seconds": load.use_seconds,
         "connections_in_use": load.connections,
@@ -294,6 +304,8 @@ def describe(measured: SizingInput, budget: int | None) -> str:
             "Callers wait longer than the table predicts. The table assumes random arrivals; these "
             "callers arrive in bursts, or each returns as soon as it is served."
         )
+    if measured.processes > 1:
+        lines.append(f"Each size is that of one process's pool, of {measured.processes}.")
     if measured.trouble:
         lines.append(f"Mend this first: {measured.trouble} (see pool-telemetry doctor).")
     if budget is not None and required > budget:

@@ -167,9 +167,22 @@ def own_diagnosis(url: str) -> tuple[Diagnosis, list[str]] | None:
     if not isinstance(answer, dict) or "findings" not in answer:
         return None
     diagnosis, lines = _parse(answer, page)
+    if (summary := _processes(answer.get("workers"))) is not None:
+        lines.append(summary)
     if "instance" not in answer and _have_several_starts(base_url(url) + "/metrics"):
         lines.append(f"{_several(url)}. This is the answer of one of them.")
     return diagnosis, lines
+
+
+def _processes(workers: Any) -> str | None:
+    """Return how many processes a service has, and how many do not answer; None: only one."""
+    if not isinstance(workers, list):
+        return None
+    states = [one.get("state") for one in workers if isinstance(one, dict)]
+    counts = {state: states.count(state) for state in ("answers", "silent", "gone")}
+    parts = [f"{count} {state}" for state, count in counts.items() if count and state != "answers"]
+    total = sum(counts.values())
+    return ", ".join([f"{total} process{'es' if total > 1 else ''} of this service", *parts])
 
 
 def _have_several_starts(page: str) -> bool:
