@@ -269,9 +269,11 @@ def _is_own(part: Part[ProcessStats]) -> bool:
 
 def _health_of(part: Part[ProcessStats], limits: HealthLimits) -> Health:
     if part.state == "silent":
-        return Health("degraded", (f"it has not answered for {part.silent_seconds:.1f} s",))
+        words = f"it does not answer; its last counts are {part.silent_seconds:.1f} s old"
+        return Health("degraded", (words,))
     if part.state == "gone":
-        return Health("degraded", ("it has ended without a word, and none has its number",))
+        words = "it was killed or crashed, and no new process has its number"
+        return Health("degraded", (words,))
     judged = [assess(one, limits) for one in part.body.judged] if part.body else []
     if not judged:
         return Health("healthy", ("it has no client",))
@@ -293,11 +295,13 @@ def _silent(parts: Iterable[Part[Any]]) -> Iterator[Finding]:
                 verdict="silent worker",
                 severity="warning",
                 pool=part.label,
-                because=f"This process exists, but it has not answered the other processes of its "
-                f"service for {part.silent_seconds:.0f} s.",
-                advice=f"Look at what it does, for example by `py-spy dump --pid {part.pid}`. It "
-                "is stopped, or one of its threads keeps Python's lock. Restart it if it does not "
-                "come back.",
+                because="The process exists, but does not answer the others within "
+                f"{workers.REQUEST_SECONDS:g} s. Its numbers are {part.silent_seconds:.0f} s old. "
+                "Its requests probably hang, too.",
+                advice=f"Ask again. If it stays silent, see where it is: `py-spy dump --pid "
+                f"{part.pid}`. A process that is stopped (state T in `ps`) goes on by `kill -CONT "
+                f"{part.pid}`. One that computes keeps Python's lock. End it by `kill {part.pid}`, "
+                "with -9 if it ignores that; its server then starts a new one.",
                 evidence={"silent_seconds": part.silent_seconds},
                 worker=part.worker,
                 pid=part.pid,

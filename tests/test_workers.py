@@ -205,10 +205,12 @@ def test_a_frozen_process_is_silent_then_gone_and_delays_nobody(
     health = first("health()")
     assert (health["status"], health["workers"][0]["state"]) == ("degraded", "silent")
     assert re.match(
-        rf"worker 1 \(pid {second.pid}\): it has not answered for ", health["reasons"][0]
+        rf"worker 1 \(pid {second.pid}\): it does not answer; its last counts are [\d.]+ s old$",
+        health["reasons"][0],
     )
     (finding,) = first("endpoints.diagnosis()")[0]["findings"]
     assert (finding["verdict"], finding["worker"]) == ("silent worker", 1)
+    assert f"py-spy dump --pid {second.pid}" in finding["advice"]
     second.send(signal.SIGCONT)
     assert wait_for(lambda: first("scrape()")["up"]["1"])
     second.kill()
@@ -216,6 +218,7 @@ def test_a_frozen_process_is_silent_then_gone_and_delays_nobody(
     assert (seen["up"], seen["finds"]["1"]) == ({"0": 1, "1": 0, "2": 1}, 4)
     health = first("health()")
     assert (health["status"], health["workers"][0]["state"]) == ("degraded", "gone")
+    assert "it was killed or crashed" in health["reasons"][0]
 
 
 def test_a_process_that_is_alone_makes_no_file(server_uri: str, tmp_path: Path) -> None:
