@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,24 @@ def test_jobs_that_run_in_a_process_each_lose_no_count(server_uri: str, start: A
     seen = first("scrape()")
     assert (seen["finds"], seen["up"]) == ({"0": 3, "1": sum(range(20))}, {"0": 1})
     assert [one["worker"] for one in first("health()")["workers"]] == [0]
+
+
+@pytest.mark.bulk
+def test_numbers_that_many_jobs_take_over_lose_no_count(server_uri: str, start: Any) -> None:
+    asked, parents, count = start(), [start() for _ in range(4)], 25
+    asked(f"use({server_uri!r}, 1)")
+    asked("joined()")
+    seen: dict[str, int] = {}
+    with ThreadPoolExecutor(len(parents)) as threads:
+        done = [threads.submit(one, f"jobs({count}, {server_uri!r})") for one in parents]
+        while not all(one.done() for one in done):
+            now = asked("scrape()")["finds"]
+            seen.pop("", None)  # it was alone
+            assert all(now[worker] >= finds for worker, finds in seen.items()), (seen, now)
+            seen = now
+        for one in done:
+            one.result()
+    assert sum(asked("scrape()")["finds"].values()) == 1 + len(parents) * sum(range(count))
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])

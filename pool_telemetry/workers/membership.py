@@ -199,8 +199,10 @@ def join() -> None:
         with _lock:
             if _member is None:
                 directory.prepare(path)
-                _member = _new_member(path)
-                _predecessor = _predecessor or _predecessor_of(_member)
+                member = _new_member(path)
+                # First, because another thread keeps an answer as soon as it finds the member.
+                _predecessor = _predecessor or _predecessor_of(member)
+                _member = member
             member = _member
         _keep(member)
     except Exception as error:
