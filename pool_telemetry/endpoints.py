@@ -15,7 +15,14 @@ from pool_telemetry.diagnosis import Diagnosis, Finding, diagnose, recommend, wo
 from pool_telemetry.diagnosis.rules import silent_worker
 from pool_telemetry.health import Health, HealthLimits, assess, worst
 from pool_telemetry.pool import MongoDBConnectionPool
-from pool_telemetry.registry import ClosedClients, Collected, active, collect, recently_closed
+from pool_telemetry.registry import (
+    MAX_NAMES,
+    ClosedClients,
+    Collected,
+    active,
+    collect,
+    recently_closed,
+)
 from pool_telemetry.report import Caller, PoolReport, callers, live_stats, pool_lines
 from pool_telemetry.stats import ClientStats, ProcessStats
 from pool_telemetry.workers import STATS, Part
@@ -218,7 +225,7 @@ def _counts_of(_: str) -> tuple[ClientStats, ...]:
         stats: ProcessStats = workers.convert(before.body if before else None, ProcessStats)
     except ValueError:  # of another version
         return ()
-    return tuple(map(totals.counts_of, stats.clients))
+    return totals.of_predecessor(stats.clients, MAX_NAMES)
 
 
 def _own_diagnosis(pool: Pool | None, stats: ClientStats | None) -> Diagnosis:
@@ -263,9 +270,11 @@ def _is_own(part: Part[ProcessStats]) -> bool:
 
 def _health_of(part: Part[ProcessStats], limits: HealthLimits) -> Health:
     if part.state == "silent":
-        return Health("degraded", (f"it has not answered for {part.silent_seconds:.1f} s",))
+        words = f"it does not answer; its last counts are {part.silent_seconds:.1f} s old"
+        return Health("degraded", (words,))
     if part.state == "gone":
-        return Health("degraded", ("it has ended without a word, and none has its number",))
+        words = "it was killed or crashed, and no new process has its number"
+        return Health("degraded", (words,))
     judged = [assess(one, limits) for one in part.body.judged] if part.body else []
     if not judged:
         return Health("healthy", ("it has no client",))

@@ -42,6 +42,12 @@ Each process has its own numbers
     notice: test_fork.py. Workers of uWSGI, with threads and without: test_uwsgi.py. So it is over
     OTLP, cumulative and delta, whoever made the provider: test_otlp_forks.py. The last numbers of a
     process arrive, also if atexit does not run in it: test_process_end.py.
+Several processes are one service
+    Each answers for all. At a quiet moment the sums are exact under every server: test_servers.py,
+    test_recipes.py. The end of a process loses no count, except by SIGKILL. The process that takes
+    its number over goes on from its counters, so none falls, and jobs that each run in a new
+    process lose none. A process that hangs or died delays no answer by more than 0.2 s:
+    test_workers.py.
 The telemetry never hurts the application
     A failure inside a listener reaches no caller, is logged once, and is counted:
     test_listeners.py, test_field_notes.py (14). Inspecting callers stops no thread: test_actor.py.
@@ -85,6 +91,8 @@ Limits: facts that the numbers can't know
     even if the caller was served in that moment.
     A process that stood still for less than two seconds counts that time. So does one without the
     watching thread, or with gevent or Eventlet: there another greenlet may have blocked the thread.
+    A process that is killed, or that ends by os._exit() outside of multiprocessing and Celery,
+    loses what it counted after the last scrape.
     A client keeps the last 50 pools of servers that left it. Its totals lose older pools' counts.
     If a caller holds several connections, its activity is shown for the latest one.
     Without a baseline the usual duration of a command is unknown: 0.1 s and more then counts as

@@ -70,6 +70,19 @@ def bounded(counts: ClientStats) -> ClientStats:
     return replace(counts, ended=counts.ended[-_MAX_POOLS:], operations=operations)
 
 
+def of_predecessor(clients: Iterable[ClientStats], max_names: int) -> tuple[ClientStats, ...]:
+    """Return the counts of another process's clients in bounded memory.
+
+    Jobs may each have a name of their own, and pass the counts on for ever: the first names beyond
+    the limit share one.
+    """
+    counts = [bounded(counts_of(one)) for one in clients]
+    first, kept = counts[:-max_names], counts[-max_names:]
+    if not first:
+        return tuple(kept)
+    return (bounded(total(replace(one, name=OVERFLOW) for one in first)), *kept)
+
+
 def since(client: ClientStats, before: ClientStats) -> ClientStats:
     """Return a client's stats with the counts since an earlier sample, and its present state."""
     pools = {one.address: one for one in before.all_pools}

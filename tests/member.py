@@ -13,6 +13,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,11 @@ from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
 from pool_telemetry import (
+    MongoDBConnectionPool,
     PoolTelemetry,
     TelemetryOptions,
     endpoints,
+    process_end,
     prometheus,
     registry,
     workers,
@@ -120,6 +124,48 @@ def end_children() -> None:
     for process, ours in _children:
         ours.send(None)
         process.join()
+
+
+def jobs(count: int, uri: str) -> None:
+    """Run jobs as RQ does: each in a forked process, which ends by `os._exit()`."""
+    for number in range(count):
+        if (pid := os.fork()) == 0:
+            MongoDBConnectionPool.initialize(uri, minPoolSize=0)
+            find_by_singleton(number)
+            MongoDBConnectionPool.close()
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+
+
+def find_by_singleton(count: int) -> None:
+    for _ in range(count):
+        MongoDBConnectionPool.get_client()["shop"]["orders"].find_one()
+
+
+def find_in_workers(method: str, counts: list[int], uri: str) -> None:
+    """Find in the two workers of a pool of processes, which close no client at their end."""
+    context: Any = multiprocessing.get_context(method)
+    with ProcessPoolExecutor(2, context) as executor:
+        list(executor.map(partial(use, uri), counts))
+    with context.Pool(2) as pool:
+        pool.map(partial(use, uri), counts)
+        pool.close()
+        pool.join()
+
+
+def fill_disk() -> None:
+    """Let all writes to files fail from now on."""
+    import resource  # not on Windows
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+
+
+def fork_idly() -> None:
+    """Fork a process that uses no client and ends in good order."""
+    if (pid := os.fork()) == 0:
+        process_end.end()
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
 
 
 def _serve_parent(control: Connection, uri: str) -> None:

@@ -5,6 +5,7 @@ import gc
 import random
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from pool_telemetry import (
     otel,
     prometheus,
     registry,
+    totals,
 )
 from pool_telemetry.catalog import CATALOG, Metric
 from pool_telemetry.prometheus import PoolCollector
@@ -257,3 +259,13 @@ def test_rate_of_new_clients_covers_the_last_minute(
         assert telemetry.stats().clients_made_lately == 0
         monkeypatch.undo()
         assert telemetry.stats().clients_made == 1
+
+
+def test_counts_that_processes_pass_on_are_bounded_and_lose_none() -> None:
+    passed_on: tuple[ClientStats, ...] = ()
+    stats = everything.replay()[0].stats()
+    for number in range(20):
+        job = replace(stats, name=f"job-{number}", telemetry_errors=1)
+        passed_on = totals.of_predecessor((*passed_on, job), 5)
+    assert [one.name for one in passed_on] == [OVERFLOW, *(f"job-{n}" for n in range(15, 20))]
+    assert [one.telemetry_errors for one in passed_on] == [15, 1, 1, 1, 1, 1]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,108 @@ def test_a_count_that_a_process_showed_itself_does_not_fall_when_it_is_silent_or
     assert first("scrape()")["finds"] == {"0": 4, "1": 10}
 
 
+def test_jobs_that_run_in_a_process_each_lose_no_count(server_uri: str, start: Any) -> None:
+    first = start()
+    first(f"use({server_uri!r}, 3)")
+    first("joined()")
+    first(f"jobs(20, {server_uri!r})")
+    seen = first("scrape()")
+    assert (seen["finds"], seen["up"]) == ({"0": 3, "1": sum(range(20))}, {"0": 1})
+    assert [one["worker"] for one in first("health()")["workers"]] == [0]
+
+
+@pytest.mark.bulk
+def test_numbers_that_many_jobs_take_over_lose_no_count(server_uri: str, start: Any) -> None:
+    asked, parents, count = start(), [start() for _ in range(4)], 25
+    asked(f"use({server_uri!r}, 1)")
+    asked("joined()")
+    seen: dict[str, int] = {}
+    with ThreadPoolExecutor(len(parents)) as threads:
+        done = [threads.submit(one, f"jobs({count}, {server_uri!r})") for one in parents]
+        while not all(one.done() for one in done):
+            now = asked("scrape()")["finds"]
+            seen.pop("", None)  # it was alone
+            assert all(now[worker] >= finds for worker, finds in seen.items()), (seen, now)
+            seen = now
+        for one in done:
+            one.result()
+    assert sum(asked("scrape()")["finds"].values()) == 1 + len(parents) * sum(range(count))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_workers_of_multiprocessing_leave_their_last_counts(
+    server_uri: str, start: Any, method: str
+) -> None:
+    first, counts = start(), [*range(1, 7)]
+    first(f"use({server_uri!r}, 3)")
+    first("joined()")
+    first(f"find_in_workers({method!r}, {counts}, {server_uri!r})")
+    seen = first("scrape()")
+    assert (seen["finds"].pop("0"), seen["up"]) == (3, {"0": 1})
+    assert sum(seen["finds"].values()) == 2 * sum(counts)
+
+
+def test_a_script_leaves_its_last_counts(server_uri: str, start: Any) -> None:
+    first = start()
+    first(f"use({server_uri!r}, 1)")
+    first("joined()")
+    for number in range(3):
+        script = start()
+        script(f"use({server_uri!r}, {number})")
+        assert script.log() == ""
+    seen = first("scrape()")
+    assert (seen["finds"], seen["up"]) == ({"0": 1, "1": 3}, {"0": 1})
+
+
+def test_the_counts_of_a_rare_job_go_on(server_uri: str, start: Any, tmp_path: Path) -> None:
+    first = start()
+    first(f"use({server_uri!r}, 1)")
+    first("joined()")
+    for days, finds, shown in ((0, 2, 2), (7, 3, 5), (9, 3, 3)):
+        kept = the_folder(tmp_path) / "1.json"
+        if kept.exists():
+            answer = json.loads(kept.read_text())
+            kept.write_text(json.dumps({**answer, "at": answer["at"] - days * 86_400}))
+            assert first("scrape()")["finds"] == {"0": 1}
+        job = start()
+        job(f"use({server_uri!r}, {finds})")
+        job.log()
+        assert first("scrape()")["finds"] == {"0": 1, "1": shown}
+
+
+def test_a_full_disk_silences_nobody(server_uri: str, start: Any) -> None:
+    first, second = start(), start()
+    for one in (first, second):
+        one(f"use({server_uri!r}, 1)")
+        one("joined()")
+    second("fill_disk()")
+    second("find(2)")
+    for _ in range(2):
+        seen = first("scrape()")
+        assert (seen["finds"], seen["up"]) == ({"0": 1, "1": 3}, {"0": 1, "1": 1})
+    assert second.log().count("the last counts of this process can't be kept") == 1
+
+
+def test_a_process_that_closed_its_pool_goes_on(server_uri: str, start: Any) -> None:
+    first, second = start(), start()
+    for one in (first, second):
+        one(f"use({server_uri!r}, 1)")
+        one("joined()")
+    second(f"MongoDBConnectionPool.initialize({server_uri!r}) and None")
+    second("MongoDBConnectionPool.close()")
+    second("find(2)")
+    seen = first("scrape()")
+    assert (seen["finds"], seen["up"]) == ({"0": 1, "1": 3}, {"0": 1, "1": 1})
+
+
+def test_a_process_that_used_no_client_takes_no_number(server_uri: str, start: Any) -> None:
+    first = start()
+    first(f"use({server_uri!r}, 1)")
+    first("joined()")
+    first("fork_idly()")
+    assert first("scrape()")["finds"] == {"": 1}
+
+
 def test_a_frozen_process_is_silent_then_gone_and_delays_nobody(
     server_uri: str, start: Any
 ) -> None:
@@ -137,10 +240,12 @@ def test_a_frozen_process_is_silent_then_gone_and_delays_nobody(
     health = first("health()")
     assert (health["status"], health["workers"][0]["state"]) == ("degraded", "silent")
     assert re.match(
-        rf"worker 1 \(pid {second.pid}\): it has not answered for ", health["reasons"][0]
+        rf"worker 1 \(pid {second.pid}\): it does not answer; its last counts are [\d.]+ s old$",
+        health["reasons"][0],
     )
     (finding,) = first("endpoints.diagnosis()")[0]["findings"]
     assert (finding["verdict"], finding["worker"]) == ("silent worker", 1)
+    assert f"py-spy dump --pid {second.pid}" in finding["advice"]
     second.send(signal.SIGCONT)
     assert wait_for(lambda: first("scrape()")["up"]["1"])
     second.kill()
@@ -148,6 +253,7 @@ def test_a_frozen_process_is_silent_then_gone_and_delays_nobody(
     assert (seen["up"], seen["finds"]["1"]) == ({"0": 1, "1": 0, "2": 1}, 4)
     health = first("health()")
     assert (health["status"], health["workers"][0]["state"]) == ("degraded", "gone")
+    assert "it was killed or crashed" in health["reasons"][0]
 
 
 def test_a_process_that_is_alone_makes_no_file(server_uri: str, tmp_path: Path) -> None:

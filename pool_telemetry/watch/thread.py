@@ -6,6 +6,7 @@ except if others may ask; a forked child that uses its client has a thread of it
 is on the hot path.
 """
 
+import atexit
 import contextlib
 import threading
 import weakref
@@ -13,7 +14,8 @@ from _thread import start_new_thread
 from typing import Final
 
 from pool_telemetry import workers
-from pool_telemetry.process import ProcessLock, after_fork, threads_are_known
+from pool_telemetry.process import ProcessLock, after_fork, notice_fork, threads_are_known
+from pool_telemetry.process_end import on_end
 from pool_telemetry.standstill import on_standstill
 from pool_telemetry.state.pool_state import PoolState
 from pool_telemetry.watch.exhaustion_log import ExhaustionLog
@@ -39,12 +41,14 @@ _watched: "weakref.WeakSet[Watched]" = weakref.WeakSet()
 _reports: "weakref.WeakKeyDictionary[PoolState, _PoolReports]" = weakref.WeakKeyDictionary()
 _selections: "weakref.WeakKeyDictionary[Watched, SelectionLog]" = weakref.WeakKeyDictionary()
 _thread: threading.Thread | None = None
+_is_used = False  # a client has or had a pool
 _is_unwatched = False  # a client wants no thread
 
 
 def watch(watched: Watched) -> None:
     """Watch a client's pools from now on if its options say so; a second call changes nothing."""
-    global _is_unwatched
+    global _is_used, _is_unwatched
+    _is_used = True
     if not watched.options.workers:
         workers.turn_off()
     if watched.options.watch:
@@ -61,6 +65,16 @@ def take_part() -> None:
         workers.join()
         if workers.is_member():
             _begin()
+
+
+@atexit.register
+@on_end
+def keep_last_counts() -> None:
+    """Keep this process's counts for the other processes of its service, if it used a client."""
+    notice_fork()
+    if _is_used and not _is_unwatched:
+        workers.join()  # a short process ends before its watching thread could
+        workers.keep_last()
 
 
 def _begin() -> None:
@@ -132,8 +146,8 @@ def _leave_out(seconds: float) -> None:
 
 @after_fork
 def _restart_in_child() -> None:
-    global _thread
-    _thread = None
+    global _thread, _is_used
+    _thread, _is_used = None, False
     _watched.clear()
     _reports.clear()
     _selections.clear()

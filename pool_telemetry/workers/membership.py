@@ -5,8 +5,8 @@ other process, if POOL_TELEMETRY_DIR names a directory, or as soon as one of its
 So a process that is alone makes no file.
 """
 
-import atexit
 import contextlib
+import math
 import os
 import secrets
 import socket
@@ -22,7 +22,6 @@ from typing import Any, Final
 from pool_telemetry.errors import PoolTelemetryError
 from pool_telemetry.log_lines import ProcessLog, set_prefix
 from pool_telemetry.process import ProcessLock, after_fork, notice_fork
-from pool_telemetry.process_end import on_end
 from pool_telemetry.standstill import sleep
 from pool_telemetry.version import __version__
 from pool_telemetry.workers import directory, wire
@@ -36,6 +35,12 @@ REQUEST_SECONDS: Final = 0.2
 
 GONE_SECONDS: Final = 300.0
 """A process that has ended is shown this long, with its last counts, in seconds."""
+
+_PREDECESSOR_SECONDS: Final = 8 * 24 * 3_600.0
+"""Counts go on from a last answer that is at most so old: of a job that runs once a week."""
+
+_ENDING_SECONDS: Final = 10.0
+"""A process that still answers so long after `keep_last()` goes on after all, in seconds."""
 
 _BACKLOG: Final = 128
 _MAX_QUESTION: Final = 64  # bytes
@@ -62,8 +67,10 @@ _instance = ""
 _predecessor: wire.Document | None = None
 _observed: Path | None = None
 _is_off = False
+_end_began_at = -math.inf  # monotonic
 _failed = False  # to join; said once
 _has_failed = False  # to answer; said once
+_has_kept_nothing = False  # said once
 
 
 def answers(question: str) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
@@ -83,8 +90,7 @@ def answer_of(question: str) -> Any:
     process is silent or gone at the next question.
     """
     if question == STATS and (member := _member) is not None:
-        with contextlib.suppress(OSError):  # the answer is right all the same
-            return _keep(member)[0]
+        return _keep(member)[0]
     return _answers[question]()
 
 
@@ -114,7 +120,7 @@ def number() -> int | None:
 def predecessor() -> wire.Document | None:
     """Return the last answer to STATS of the process that had this one's number before.
 
-    None without one, and if it is so old that it was not shown any more.
+    None without one, and if that answer is older than 8 days.
     """
     return _predecessor
 
@@ -200,8 +206,7 @@ def join() -> None:
             if _member is None:
                 directory.prepare(path)
                 member = _new_member(path)
-                atexit.register(keep_last)
-                # First, because an answer of a member goes on from its counts.
+                # First, because another thread keeps an answer as soon as it finds the member.
                 _predecessor = _predecessor or _predecessor_of(member)
                 _member = member
             member = _member
@@ -215,13 +220,16 @@ def join() -> None:
         )
 
 
-@on_end
 def keep_last() -> None:
-    """Keep the counts of this process, which are its last ones if it ends now."""
-    join()  # a short job may end before its watching thread has joined
+    """Keep the counts of this process, which are its last ones if it ends now.
+
+    It keeps its number, because it may go on all the same.
+    """
+    global _end_began_at
     if (member := _member) is not None:
+        _end_began_at = time.monotonic()
         with contextlib.suppress(Exception):  # whatever fails, the process ends
-            _keep(member, ended=True)
+            _keep(member)
 
 
 def leave() -> None:
@@ -277,15 +285,18 @@ def address_of(path: Path, member: int) -> Iterator[str]:
         os.close(opened)
 
 
-def document(body: Any, worker: int, *, ended: bool = False) -> wire.Document:
-    """Return an answer of this process, with what tells it from all others."""
+def document(body: Any, worker: int) -> wire.Document:
+    """Return an answer of this process, with what tells it from all others.
+
+    Others read `ended` if it answers no more: an answer may be asked for while it ends.
+    """
     return wire.Document(
         worker=worker,
         pid=os.getpid(),
         instance=identity(),
         version=__version__,
         at=time.time(),
-        ended=ended,
+        ended=time.monotonic() - _end_began_at < _ENDING_SECONDS,
         body=body,
     )
 
@@ -304,6 +315,15 @@ def _forget_removed_files() -> None:
         with _lock:
             _member = None
             _close(member)
+
+
+def _warn_once(error: OSError) -> None:
+    global _has_kept_nothing
+    if not _has_kept_nothing:
+        _has_kept_nothing = True
+        _log.warning(
+            "the last counts of this process can't be kept, so they are lost at its end: %s", error
+        )
 
 
 def _log_once(error: Exception) -> None:
@@ -332,7 +352,7 @@ def _predecessor_of(member: _Member) -> wire.Document | None:
     before = read_document(directory.read_answer(member.path, member.number))
     if before is None or before.instance == identity():  # this process has come back
         return None
-    return before if time.time() - before.at <= GONE_SECONDS else None
+    return before if time.time() - before.at <= _PREDECESSOR_SECONDS else None
 
 
 def _accept(member: _Member, seconds: float) -> socket.socket | None:
@@ -360,12 +380,15 @@ def _answer(asked: socket.socket, member: _Member) -> None:
         asked.sendall(wire.encode(document(answer_of(question), member.number)))
 
 
-def _keep(member: _Member, *, ended: bool = False) -> tuple[Any, bytes]:
-    """Keep this process's answer to STATS, and return it, also as the text that others read."""
-    with _keeping:  # so that an older answer replaces no newer one
+def _keep(member: _Member) -> tuple[Any, bytes]:
+    """Return this process's answer to STATS, also as others read it. It becomes its last one."""
+    with _keeping:  # or an older answer of another thread would replace this one
         body = _answers[STATS]()
-        data = wire.encode(document(body, member.number, ended=ended))
-        directory.write_answer(member.path, member.number, data)
+        data = wire.encode(document(body, member.number))
+        try:
+            directory.write_answer(member.path, member.number, data)
+        except OSError as error:  # such as a full disk: it answers all the same
+            _warn_once(error)
     return body, data
 
 
@@ -396,9 +419,11 @@ set_prefix(_log_prefix)
 
 @after_fork
 def _restart_in_child() -> None:
-    global _member, _predecessor, _instance, _failed, _has_failed
+    global _member, _predecessor, _instance, _end_began_at
+    global _failed, _has_failed, _has_kept_nothing
     member, _member, _predecessor, _instance = _member, None, None, ""
-    _failed = _has_failed = False
+    _failed = _has_failed = _has_kept_nothing = False
+    _end_began_at = -math.inf
     if member is not None:
         with contextlib.suppress(OSError):
             _close(member)

@@ -20,10 +20,12 @@ def finding(label: str, worker: int | None, pid: int, silent_seconds: float) -> 
         verdict="silent worker",
         severity="warning",
         pool=label,
-        because="This process exists, but it has not answered the other processes of its service "
-        f"for {silent_seconds:.0f} s.",
-        advice=f"Look at what it does, for example by `py-spy dump --pid {pid}`. It is stopped, or "
-        "one of its threads keeps Python's lock. Restart it if it does not come back.",
+        because=f"The process exists, but does not answer the others. Its numbers are "
+        f"{silent_seconds:.0f} s old. Its requests probably hang, too.",
+        advice=f"Ask again. If it stays silent, see where it is: `py-spy dump --pid {pid}`. A "
+        f"process that is stopped (state T in `ps`) goes on by `kill -CONT {pid}`. One that "
+        f"computes keeps Python's lock. End it by `kill {pid}`, with -9 if it ignores that; its "
+        "server then starts a new one.",
         evidence={"silent_seconds": silent_seconds},
         worker=worker,
         pid=pid,
