@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry
 
 from pool_telemetry import diagnose, prometheus, workers
 from pool_telemetry.endpoints import ProcessDetail
+from pool_telemetry.errors import PoolTelemetryError
 from pool_telemetry.stats import Exemplar, ProcessStats
 from pool_telemetry.workers import directory, exchange, wire
 from tests.member import members
@@ -477,6 +478,15 @@ def test_the_exporter_shows_processes_without_http(
         assert web.get("/other").status == 404
         first.kill()
         assert web.get("/health").json()["workers"][0]["state"] == "gone"
+
+
+def test_the_exporter_of_another_user_says_so(tmp_path: Path) -> None:
+    other = os.geteuid() + 1
+    (tmp_path / f"pool_telemetry-{other}").mkdir()
+    with pytest.raises(PoolTelemetryError, match=f"have the user id {other}, .* the same user"):
+        workers.directory_of(str(tmp_path))
+    the_folder(tmp_path).mkdir(parents=True)
+    assert workers.directory_of(str(tmp_path)) == the_folder(tmp_path)
 
 
 def test_applications_metrics_of_multiprocess_mode_are_there_too(

@@ -154,10 +154,16 @@ def directory_of(named: str | None) -> Path:
             of this user.
 
     Raises:
-        PoolTelemetryError: Several services run, or none.
+        PoolTelemetryError: Several services run, or none, or another user's.
     """
     if named:
-        return directory.named(named)
+        path = directory.named(named)
+        if not path.exists() and (others := directory.other_users(named)):
+            raise PoolTelemetryError(
+                f"the processes in {named} have the user id {' and '.join(others)}, and this one "
+                f"has {os.geteuid()}: run it as the same user"
+            )
+        return path
     running = [path for path in directory.every_directory() if directory.is_used(path)]
     if len(running) == 1:
         return running[0]
