@@ -4,8 +4,8 @@
 # CI runs these, too:
 # make scenarios    every trouble, live, and the share of right verdicts  (ARGS="--runs 5")
 # make test-load    tests whose load has to keep its times, and measurements
-# make test-bulk   tests whose load may take its time, and more random examples
-# make test-stack   a service, Prometheus, Alertmanager, and the dashboards in a browser
+# make test-bulk    tests whose load may take its time, and more random examples
+# make test-stack   Prometheus: a service, Alertmanager, the dashboards in a browser; four workers
 # make test-workers servers with four workers each, however they are started
 # make test-strands Strands' own tests over our session repository
 # make test-driver  PyMongo's own tests with our telemetry in every client  (ARGS=--all: all of them)
@@ -54,10 +54,10 @@ test-bulk: $(VENV)/.dev
 		tests/test_findings.py tests/test_listeners.py tests/test_machine.py tests/test_secrets.py
 
 test-stack: $(VENV)/.dev
-	$(BIN)/python -m pytest -m stack $(ARGS)
+	$(BIN)/python -m pytest -m stack --numprocesses=2 --dist=loadfile $(ARGS)
 
 test-workers: $(VENV)/.dev
-	$(BIN)/python -m pytest -m workers $(ARGS)
+	$(BIN)/python -m pytest -m workers --numprocesses=2 --dist=worksteal $(ARGS)
 
 test-strands: $(VENV)/.dev
 	@$(BIN)/python -m tests.strands_own

@@ -12,6 +12,7 @@ from typing import Any, Final
 from pool_telemetry import totals, watch, workers
 from pool_telemetry.async_pool import AsyncMongoDBConnectionPool
 from pool_telemetry.diagnosis import Diagnosis, Finding, diagnose, recommend, worst_first
+from pool_telemetry.diagnosis.rules import silent_worker
 from pool_telemetry.health import Health, HealthLimits, assess, worst
 from pool_telemetry.pool import MongoDBConnectionPool
 from pool_telemetry.registry import (
@@ -288,24 +289,9 @@ def _findings(parts: Iterable[Part[ProcessDetail]]) -> Iterator[Finding]:
 
 
 def _silent(parts: Iterable[Part[Any]]) -> Iterator[Finding]:
-    for part in parts:
-        if part.state == "silent":
-            yield Finding(
-                id="silent_worker.no_answer",
-                verdict="silent worker",
-                severity="warning",
-                pool=part.label,
-                because="The process exists, but does not answer the others within "
-                f"{workers.REQUEST_SECONDS:g} s. Its numbers are {part.silent_seconds:.0f} s old. "
-                "Its requests probably hang, too.",
-                advice=f"Ask again. If it stays silent, see where it is: `py-spy dump --pid "
-                f"{part.pid}`. A process that is stopped (state T in `ps`) goes on by `kill -CONT "
-                f"{part.pid}`. One that computes keeps Python's lock. End it by `kill {part.pid}`, "
-                "with -9 if it ignores that; its server then starts a new one.",
-                evidence={"silent_seconds": part.silent_seconds},
-                worker=part.worker,
-                pid=part.pid,
-            )
+    for one in parts:
+        if one.state == "silent":
+            yield silent_worker.finding(one.label, one.worker, one.pid, one.silent_seconds)
 
 
 def _details(parts: Iterable[Part[ProcessDetail]]) -> list[ProcessDetail]:

@@ -208,6 +208,22 @@ def test_a_process_that_used_no_client_takes_no_number(server_uri: str, start: A
     assert first("scrape()")["finds"] == {"": 1}
 
 
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_count_that_a_process_showed_itself_does_not_fall_when_it_is_silent_or_gone(
+    number: signal.Signals, server_uri: str, start: Any
+) -> None:
+    first, second = start(), start()
+    for one in (first, second):
+        one(f"use({server_uri!r}, 4)")
+        one("joined()")
+    assert first("scrape()")["finds"] == {"0": 4, "1": 4}
+    second("find(6)")
+    assert second("scrape()")["finds"] == {"0": 4, "1": 10}
+    second.send(number)
+    wait_for(lambda: not first("scrape()")["up"]["1"])
+    assert first("scrape()")["finds"] == {"0": 4, "1": 10}
+
+
 def test_a_frozen_process_is_silent_then_gone_and_delays_nobody(
     server_uri: str, start: Any
 ) -> None:

@@ -84,7 +84,13 @@ def answers(question: str) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
 
 
 def answer_of(question: str) -> Any:
-    """Return this process's own answer."""
+    """Return this process's own answer.
+
+    An answer to STATS is kept for others, because a count that was shown must not fall if this
+    process is silent or gone at the next question.
+    """
+    if question == STATS and (member := _member) is not None:
+        return _keep(member)[0]
     return _answers[question]()
 
 
@@ -206,7 +212,7 @@ def join() -> None:
             if _member is None:
                 directory.prepare(path)
                 member = _new_member(path)
-                # First, because another thread keeps an answer as soon as it finds the member.
+                # First, because an answer of a member goes on from its counts.
                 _predecessor = _predecessor or _predecessor_of(member)
                 _member = member
             member = _member
@@ -375,20 +381,21 @@ def _answer(asked: socket.socket, member: _Member) -> None:
     if question not in _answers:  # of another version
         return
     if question == STATS:
-        asked.sendall(_keep(member))
+        asked.sendall(_keep(member)[1])
     else:
         asked.sendall(wire.encode(document(answer_of(question), member.number)))
 
 
-def _keep(member: _Member) -> bytes:
-    """Return this process's answer to STATS, which becomes its last one."""
-    with _keeping:  # or an older answer of another thread would replace this one
-        data = wire.encode(document(answer_of(STATS), member.number))
+def _keep(member: _Member) -> tuple[Any, bytes]:
+    """Keep this process's answer to STATS, and return it, also as the text that others read."""
+    with _keeping:  # so that an older answer replaces no newer one
+        body = _answers[STATS]()
+        data = wire.encode(document(body, member.number))
         try:
             directory.write_answer(member.path, member.number, data)
         except OSError as error:  # such as a full disk: it answers all the same
             _warn_once(error)
-    return data
+    return body, data
 
 
 def _is_our_user(asked: socket.socket) -> bool:

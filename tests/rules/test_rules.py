@@ -11,12 +11,12 @@ from tests.rules.evidence import WELL
 ROOT = Path(__file__).parents[2]
 
 
-OF_CLIENTS = {"no server fits", "client per request"}
-"""Verdicts on a client as a whole, which may have no pool."""
+OF_NO_POOL = {"no server fits", "client per request", "silent worker"}
+"""Verdicts on a client or a process, which may have no pool."""
 
 
 def test_every_verdict_has_one_rule_in_a_file_of_its_name() -> None:
-    verdicts = {one.verdict for one in RULES} | OF_CLIENTS
+    verdicts = {one.verdict for one in RULES} | OF_NO_POOL
     assert verdicts | {"healthy"} == {*get_args(Verdict)}
     files = {path.stem for path in Path(rules.__file__).parent.glob("*.py")}
     assert files - {"__init__", "rule", "wording"} == {

@@ -1,4 +1,4 @@
-"""What a page of `/metrics` says of each process of the service."""
+"""The processes of a service, as a page of `/metrics` shows them."""
 
 from dataclasses import dataclass, field
 
