@@ -322,9 +322,23 @@ def test_without_a_folder_each_process_answers_for_itself(
         one(f"use({server_uri!r}, 2)")
         seen = wait_for(lambda: one("scrape()"))
         assert seen["finds"] == {"": 2}
-        one("wait_for(lambda: workers.membership._failed)")
+        one("wait_for(lambda: workers.membership._failed_at > 0)")
         log = one.log()
     assert log.count("the processes of this service can't find each other") == 1, log
+
+
+def test_a_process_joins_as_soon_as_its_folder_is_usable(server_uri: str, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.touch()
+    with members(folder) as start:
+        one = start()
+        one("setattr(workers.membership, '_RETRY_SECONDS', 0.1)")
+        one(f"use({server_uri!r}, 2)")
+        one("wait_for(lambda: workers.membership._failed_at > 0)")
+        assert one("workers.is_member()") is False
+        folder.unlink()
+        assert one("joined()") == 0
+        assert one.log().count("can't find each other") == 1
 
 
 def test_what_others_left_there_harms_nobody(server_uri: str, start: Any, tmp_path: Path) -> None:
