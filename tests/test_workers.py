@@ -106,6 +106,22 @@ def test_a_process_that_ends_in_good_order_leaves_its_last_counts(
     assert [one["worker"] for one in first("health()")["workers"]] == [0]
 
 
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_count_that_a_process_showed_itself_does_not_fall_when_it_is_silent_or_gone(
+    number: signal.Signals, server_uri: str, start: Any
+) -> None:
+    first, second = start(), start()
+    for one in (first, second):
+        one(f"use({server_uri!r}, 4)")
+        one("joined()")
+    assert first("scrape()")["finds"] == {"0": 4, "1": 4}
+    second("find(6)")
+    assert second("scrape()")["finds"] == {"0": 4, "1": 10}
+    second.send(number)
+    wait_for(lambda: not first("scrape()")["up"]["1"])
+    assert first("scrape()")["finds"] == {"0": 4, "1": 10}
+
+
 def test_jobs_that_run_in_a_process_each_lose_no_count(server_uri: str, start: Any) -> None:
     first = start()
     first(f"use({server_uri!r}, 3)")
@@ -206,22 +222,6 @@ def test_a_process_that_used_no_client_takes_no_number(server_uri: str, start: A
     first("joined()")
     first("fork_idly()")
     assert first("scrape()")["finds"] == {"": 1}
-
-
-@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
-def test_a_count_that_a_process_showed_itself_does_not_fall_when_it_is_silent_or_gone(
-    number: signal.Signals, server_uri: str, start: Any
-) -> None:
-    first, second = start(), start()
-    for one in (first, second):
-        one(f"use({server_uri!r}, 4)")
-        one("joined()")
-    assert first("scrape()")["finds"] == {"0": 4, "1": 4}
-    second("find(6)")
-    assert second("scrape()")["finds"] == {"0": 4, "1": 10}
-    second.send(number)
-    wait_for(lambda: not first("scrape()")["up"]["1"])
-    assert first("scrape()")["finds"] == {"0": 4, "1": 10}
 
 
 def test_a_frozen_process_is_silent_then_gone_and_delays_nobody(

@@ -215,7 +215,7 @@ def join() -> None:
             if _member is None:
                 directory.prepare(path)
                 member = _new_member(path)
-                # First, because an answer of a member goes on from its counts.
+                # First, because another thread keeps an answer as soon as it finds the member.
                 _predecessor = _predecessor or _predecessor_of(member)
                 _member = member
             member = _member
@@ -391,8 +391,8 @@ def _answer(asked: socket.socket, member: _Member) -> None:
 
 
 def _keep(member: _Member) -> tuple[Any, bytes]:
-    """Keep this process's answer to STATS, and return it, also as the text that others read."""
-    with _keeping:  # so that an older answer replaces no newer one
+    """Return this process's answer to STATS, also as others read it. It becomes its last one."""
+    with _keeping:  # or an older answer of another thread would replace this one
         body = _answers[STATS]()
         data = wire.encode(document(body, member.number))
         try:

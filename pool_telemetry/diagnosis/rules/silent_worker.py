@@ -20,8 +20,8 @@ def finding(label: str, worker: int | None, pid: int, silent_seconds: float) -> 
         verdict="silent worker",
         severity="warning",
         pool=label,
-        because="The process exists, but does not answer the others of its service. Its numbers "
-        f"are {silent_seconds:.0f} s old. Its requests probably hang, too.",
+        because=f"The process exists, but does not answer the others. Its numbers are "
+        f"{silent_seconds:.0f} s old. Its requests probably hang, too.",
         advice=f"Ask again. If it stays silent, see where it is: `py-spy dump --pid {pid}`. A "
         f"process that is stopped (state T in `ps`) goes on by `kill -CONT {pid}`. One that "
         f"computes keeps Python's lock. End it by `kill {pid}`, with -9 if it ignores that; its "
