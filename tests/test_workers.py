@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry
 
 from pool_telemetry import diagnose, prometheus, workers
 from pool_telemetry.endpoints import ProcessDetail
+from pool_telemetry.errors import PoolTelemetryError
 from pool_telemetry.stats import Exemplar, ProcessStats
 from pool_telemetry.workers import directory, exchange, wire
 from tests.member import members
@@ -321,9 +322,23 @@ def test_without_a_folder_each_process_answers_for_itself(
         one(f"use({server_uri!r}, 2)")
         seen = wait_for(lambda: one("scrape()"))
         assert seen["finds"] == {"": 2}
-        one("wait_for(lambda: workers.membership._failed)")
+        one("wait_for(lambda: workers.membership._failed_at > 0)")
         log = one.log()
     assert log.count("the processes of this service can't find each other") == 1, log
+
+
+def test_a_process_joins_as_soon_as_its_folder_is_usable(server_uri: str, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.touch()
+    with members(folder) as start:
+        one = start()
+        one("setattr(workers.membership, '_RETRY_SECONDS', 0.1)")
+        one(f"use({server_uri!r}, 2)")
+        one("wait_for(lambda: workers.membership._failed_at > 0)")
+        assert one("workers.is_member()") is False
+        folder.unlink()
+        assert one("joined()") == 0
+        assert one.log().count("can't find each other") == 1
 
 
 def test_what_others_left_there_harms_nobody(server_uri: str, start: Any, tmp_path: Path) -> None:
@@ -493,6 +508,15 @@ def test_the_exporter_shows_processes_without_http(
         assert web.get("/other").status == 404
         first.kill()
         assert web.get("/health").json()["workers"][0]["state"] == "gone"
+
+
+def test_the_exporter_of_another_user_says_so(tmp_path: Path) -> None:
+    other = os.geteuid() + 1
+    (tmp_path / f"pool_telemetry-{other}").mkdir()
+    with pytest.raises(PoolTelemetryError, match=f"have the user id {other}, .* the same user"):
+        workers.directory_of(str(tmp_path))
+    the_folder(tmp_path).mkdir(parents=True)
+    assert workers.directory_of(str(tmp_path)) == the_folder(tmp_path)
 
 
 def test_applications_metrics_of_multiprocess_mode_are_there_too(

@@ -53,6 +53,12 @@ def named(folder: str) -> Path:
     return Path(folder) / f"pool_telemetry-{os.geteuid()}" / _NAMED
 
 
+def other_users(folder: str) -> list[str]:
+    """Return the ids of other users whose processes have this folder in POOL_TELEMETRY_DIR."""
+    found = (one.name.rpartition("-")[2] for one in Path(folder).glob("pool_telemetry-*"))
+    return sorted(one for one in found if one.isdecimal() and int(one) != os.geteuid())
+
+
 def every_directory() -> list[Path]:
     """Return the directories of all services of this user."""
     try:

@@ -42,6 +42,9 @@ _PREDECESSOR_SECONDS: Final = 8 * 24 * 3_600.0
 _ENDING_SECONDS: Final = 10.0
 """A process that still answers so long after `keep_last()` goes on after all, in seconds."""
 
+_RETRY_SECONDS: Final = 30.0
+"""A process that could not join tries again after so long, in seconds: a full disk may be freed."""
+
 _BACKLOG: Final = 128
 _MAX_QUESTION: Final = 64  # bytes
 _MAX_ADDRESS: Final = 100  # bytes of a socket's address; Linux has room for 107
@@ -68,7 +71,7 @@ _predecessor: wire.Document | None = None
 _observed: Path | None = None
 _is_off = False
 _end_began_at = -math.inf  # monotonic
-_failed = False  # to join; said once
+_failed_at = -math.inf  # to join, monotonic; said once
 _has_failed = False  # to answer; said once
 _has_kept_nothing = False  # said once
 
@@ -160,10 +163,16 @@ def directory_of(named: str | None) -> Path:
             of this user.
 
     Raises:
-        PoolTelemetryError: Several services run, or none.
+        PoolTelemetryError: Several services run, or none, or another user's.
     """
     if named:
-        return directory.named(named)
+        path = directory.named(named)
+        if not path.exists() and (others := directory.other_users(named)):
+            raise PoolTelemetryError(
+                f"the processes in {named} have the user id {' and '.join(others)}, and this one "
+                f"has {os.geteuid()}: run it as the same user"
+            )
+        return path
     running = [path for path in directory.every_directory() if directory.is_used(path)]
     if len(running) == 1:
         return running[0]
@@ -190,11 +199,11 @@ def turn_off() -> None:
 
 def join() -> None:
     """Join the processes of this service, if there is a reason to; a repeat changes nothing."""
-    global _member, _predecessor, _failed
+    global _member, _predecessor, _failed_at
     notice_fork()
-    if _is_off or _failed or _observed is not None or _member is not None:
+    if _is_off or _observed is not None or _member is not None:
         return
-    if not hasattr(socket, "AF_UNIX"):
+    if not hasattr(socket, "AF_UNIX") or time.monotonic() - _failed_at < _RETRY_SECONDS:
         return
     try:
         found = _service(os.getpid())
@@ -212,12 +221,13 @@ def join() -> None:
             member = _member
         _keep(member)
     except Exception as error:
-        _failed = True
-        _log.warning(
-            "the processes of this service can't find each other, so each one answers for itself "
-            "only: %s",
-            error,
-        )
+        if _failed_at == -math.inf:
+            _log.warning(
+                "the processes of this service can't find each other, so each one answers for "
+                "itself only: %s",
+                error,
+            )
+        _failed_at = time.monotonic()
 
 
 def keep_last() -> None:
@@ -420,10 +430,10 @@ set_prefix(_log_prefix)
 @after_fork
 def _restart_in_child() -> None:
     global _member, _predecessor, _instance, _end_began_at
-    global _failed, _has_failed, _has_kept_nothing
+    global _failed_at, _has_failed, _has_kept_nothing
     member, _member, _predecessor, _instance = _member, None, None, ""
-    _failed = _has_failed = _has_kept_nothing = False
-    _end_began_at = -math.inf
+    _has_failed = _has_kept_nothing = False
+    _end_began_at = _failed_at = -math.inf
     if member is not None:
         with contextlib.suppress(OSError):
             _close(member)

@@ -13,7 +13,7 @@ def finding(label: str, worker: int | None, pid: int, silent_seconds: float) -> 
         label: Its name in a text.
         worker: Its number.
         pid: Its process id.
-        silent_seconds: How long ago it answered last.
+        silent_seconds: The age of its last counts. Nobody may have asked it in between.
     """
     return Finding(
         id="silent_worker.no_answer",
