@@ -81,11 +81,12 @@ def health(pool: Pool | None, limits: HealthLimits) -> dict[str, Any]:
         if one.state != "ended"
     ]
     found.sort(key=lambda pair: worst(pair[1].status))
+    status, reasons = found[0][1].status if found else "healthy", ["no process runs now"]
+    if found:
+        reasons = [f"{one.label}: {text}" for one, judged in found for text in judged.reasons]
     return {
-        "status": found[0][1].status if found else "unhealthy",
-        "reasons": [f"{one.label}: {reason}" for one, judged in found for reason in judged.reasons]
-        if found
-        else ["no process answers"],
+        "status": status,
+        "reasons": reasons,
         **answer,
         "workers": [
             {**_state(one), "status": judged.status, "reasons": judged.reasons}
@@ -106,7 +107,8 @@ def diagnosis() -> tuple[dict[str, Any], int]:
     parts = _ask(DETAIL, ProcessDetail)
     details = [one.body for one in parts if one.body is not None]
     found = [*_findings(parts), *_silent(parts)]
-    if not any(one.has_pools for one in details) and not found:
+    has_pools = any(one.has_pools for one in details) or workers.is_observer()
+    if not has_pools and not found:
         return {"detail": NOT_INITIALIZED.reasons[0], **_identity()}, 503
     several = workers.is_shared()
     lines = [
@@ -270,7 +272,7 @@ def _is_own(part: Part[ProcessStats]) -> bool:
 
 def _health_of(part: Part[ProcessStats], limits: HealthLimits) -> Health:
     if part.state == "silent":
-        words = f"it does not answer; its last counts are {part.silent_seconds:.1f} s old"
+        words = f"it has not answered for {part.silent_seconds:.1f} s"
         return Health("degraded", (words,))
     if part.state == "gone":
         words = "it was killed or crashed, and no new process has its number"

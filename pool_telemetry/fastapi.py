@@ -24,7 +24,7 @@ except ImportError as error:
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import REGISTRY
 
-from pool_telemetry import endpoints, prometheus, workers
+from pool_telemetry import endpoints, prometheus, watch, workers
 from pool_telemetry.async_pool import AsyncMongoDBConnectionPool
 from pool_telemetry.endpoints import Pool
 from pool_telemetry.health import HealthLimits
@@ -60,8 +60,8 @@ def create_router(
         holders: Whether to add `/pool/holders`. It lists holders and waiters with the names of
             threads, tasks, owners and collections.
     """
-    prometheus.register(registry)
-    router = APIRouter(lifespan=_ending)
+    prometheus.add_to(registry)
+    router = APIRouter(lifespan=_taking_part)
 
     async def json(answer: Callable[[], Any]) -> JSONResponse:
         return JSONResponse(await _answered(answer))
@@ -125,7 +125,8 @@ async def _answered(answer: Callable[[], T]) -> T:
 
 
 @asynccontextmanager
-async def _ending(_: FastAPI) -> AsyncIterator[None]:
+async def _taking_part(_: FastAPI) -> AsyncIterator[None]:
+    watch.take_part()  # a worker whose client was made before the fork has not used it yet
     try:
         yield
     finally:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import replace
 from itertools import accumulate
+from pathlib import Path
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
@@ -90,7 +91,7 @@ class PoolCollector(Collector):
         for part in parts:
             if part.state != "ended":
                 labels = (part.instance, str(part.pid), *((_number(part),) if shared else ()))
-                family.add_metric(labels, part.state == "answers")
+                family.add_metric(labels, part.state in ("answers", "late"))
         yield family
 
     def _parts(self) -> tuple[list[Part[ProcessStats]], bool]:
@@ -111,7 +112,7 @@ def _number(part: Part[Any]) -> str:
 
 def _counts_of_ended(part: Part[ProcessStats]) -> Part[ProcessStats]:
     """Return a process without the state of its pools, if it has ended."""
-    if part.state in ("answers", "silent") or part.body is None:
+    if part.state not in ("ended", "gone") or part.body is None:
         return part
     counts = tuple(map(totals.counts_of, part.body.clients))
     return replace(part, body=replace(part.body, clients=counts))
@@ -127,13 +128,27 @@ def register(registry: CollectorRegistry = REGISTRY, *, workers: bool = False) -
             process would be counted several times. `generate()` shows all in any case.
     """
     with _lock:
+        is_new = registry not in _registered
+        collector = add_to(registry, workers=workers)
+        if is_new and registry is REGISTRY and _is_multiprocess():
+            _log.warning(
+                "%s is set: the pools' metrics are not among those of a MultiProcessCollector. "
+                "create_router() and pool_telemetry.prometheus.generate() show both. So does a "
+                "registry that has a MultiProcessCollector after register(registry, workers=True)",
+                _MULTIPROCESS,
+            )
+        return collector
+
+
+def add_to(registry: CollectorRegistry, *, workers: bool = False) -> PoolCollector:
+    """Do what `register()` does, without a word about multiprocess mode: for `generate()`."""
+    with _lock:
         if (collector := _registered.get(registry)) is not None:
             _restore(registry, collector)
             return collector
         collector = PoolCollector(workers=workers)
         registry.register(collector)
         _registered[registry] = collector
-        _warn_of_multiprocess_mode(registry)
         return collector
 
 
@@ -164,7 +179,7 @@ def generate(
     with _lock:
         if (collector := _registered.get(registry)) is not None:
             _restore(registry, collector)
-            if registry is REGISTRY and _MULTIPROCESS in os.environ:
+            if registry is REGISTRY and _is_multiprocess():
                 shown = CollectorRegistry()
                 MultiProcessCollector(shown)  # type: ignore[no-untyped-call]  # untyped
                 shown.register(collector)
@@ -181,15 +196,9 @@ def _restore(registry: CollectorRegistry, collector: PoolCollector) -> None:
         registry.register(collector)
 
 
-def _warn_of_multiprocess_mode(registry: CollectorRegistry) -> None:
-    if registry is REGISTRY and _MULTIPROCESS in os.environ:
-        _log.warning(
-            "%s is set, and prometheus_client then shows no collector of the default registry: "
-            "serve pool_telemetry.prometheus.generate(), which shows the pools of all processes "
-            "and the application's own metrics, or call register(registry, workers=True) with the "
-            "registry that has the MultiProcessCollector",
-            _MULTIPROCESS,
-        )
+def _is_multiprocess() -> bool:
+    """Return whether prometheus_client's metrics are files in a directory, and it is there."""
+    return Path(os.environ.get(_MULTIPROCESS) or "/dev/null").is_dir()
 
 
 def prometheus_name(metric: Metric) -> str:

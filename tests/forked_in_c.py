@@ -222,12 +222,12 @@ def locks(uri: str) -> Any:
     every += [sys.modules["pool_telemetry.registry"]._lock]
     with held_by_another_thread(every):
         gc.disable()
-        frames._gc_is_paused = True
+        frames._is_paused = True
         try:
             return in_c_child(child)
         finally:
             gc.enable()
-            frames._gc_is_paused = False
+            frames._is_paused = False
 
 
 def unused(uri: str) -> Any:

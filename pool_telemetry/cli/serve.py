@@ -11,6 +11,8 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 
+from prometheus_client import REGISTRY
+
 from pool_telemetry import endpoints, prometheus, workers
 from pool_telemetry.errors import PoolTelemetryError
 from pool_telemetry.health import HealthLimits
@@ -30,7 +32,7 @@ def run(*, host: str, port: int, folder: str | None) -> None:
     """
     path = workers.directory_of(folder or os.environ.get(workers.VARIABLE))
     workers.observe(path)
-    prometheus.register()
+    prometheus.add_to(REGISTRY)
     try:
         server = ThreadingHTTPServer((host, port), _Routes)
     except OSError as error:
@@ -46,7 +48,7 @@ def run(*, host: str, port: int, folder: str | None) -> None:
 def _ready() -> tuple[Any, int]:
     answer = endpoints.health(None, HealthLimits())
     every = answer["workers"]
-    is_ready = any(one["status"] != "unhealthy" for one in every)
+    is_ready = not every or any(one["status"] != "unhealthy" for one in every)
     return {"status": answer["status"], "reasons": answer["reasons"]}, 200 if is_ready else 503
 
 

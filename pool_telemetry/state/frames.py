@@ -11,6 +11,7 @@ frames of the application has the innermost frames of installed packages, else t
 It has no source text and no values: a line of code may contain a secret literal.
 """
 
+import contextlib
 import gc
 import re
 import sys
@@ -67,7 +68,8 @@ _NAMELESS = frozenset(
 
 _LOST = object()  # stands for an object that was held until a moment ago
 _frames_lock = RLock()
-_gc_is_paused = False
+_pauses = 0  # that are open, one inside the other
+_is_paused = False  # and has to be enabled again
 
 
 def still_in_pool(actors: Iterable[Actor]) -> set[Actor]:
@@ -78,14 +80,16 @@ def still_in_pool(actors: Iterable[Actor]) -> set[Actor]:
     read, a live thread counts as inside until its next event.
     """
     everyone = set(actors)
-    inside = _inspect(_is_pool, everyone)
-    # An actor may move during an inspection, so two of them have to find it outside.
-    return inside | _inspect(_is_pool, everyone - inside)
+    with without_collections():
+        inside = _inspect(_is_pool, everyone)
+        # An actor may move during an inspection, so two of them have to find it outside.
+        return inside | _inspect(_is_pool, everyone - inside)
 
 
 def in_an_operation(actors: Iterable[Actor]) -> set[Actor]:
     """Return the actors that are inside an operation of a client; none if frames can't be read."""
-    return _inspect(is_client, set(actors)) if threads_are_known() else set()
+    with without_collections():
+        return _inspect(is_client, set(actors)) if threads_are_known() else set()
 
 
 def calling_client() -> Any:
@@ -121,17 +125,18 @@ def stack_of(actor: Actor) -> list[str]:
     Each frame is `file:line in function`. The stack of a suspended task is its await chain, which
     ends at an awaitable of a compiled library.
     """
-    if (one := referent(actor)) is None:
-        frames = []
-    elif isinstance(one, ThreadActor):
-        if (threads := current_frames()) is None:
-            return [UNKNOWN]
-        frames = _stack(threads.get(one.ident or 0))
-    elif is_greenlet(one):
-        frames = _stack(one.gr_frame)
-    else:
-        frames = _of_coroutine(one.get_coro())
-    return [_place(frame) for frame in _worth_showing(frames)]
+    with without_collections():
+        if (one := referent(actor)) is None:
+            frames = []
+        elif isinstance(one, ThreadActor):
+            if (threads := current_frames()) is None:
+                return [UNKNOWN]
+            frames = _stack(threads.get(one.ident or 0))
+        elif is_greenlet(one):
+            frames = _stack(one.gr_frame)
+        else:
+            frames = _of_coroutine(one.get_coro())
+        return [_place(frame) for frame in _worth_showing(frames)]
 
 
 def call_site() -> str:
@@ -189,35 +194,49 @@ def _stack(innermost: FrameType | None) -> list[FrameType]:
 def current_frames() -> dict[int, FrameType] | None:
     """Return each thread's frame; None if a fork in C may have left frames of dead threads.
 
-    Before Python 3.12 a garbage collection inside `sys._current_frames()` may run Python code
-    while the interpreter's own lock is held. Another thread that needs that lock then stops the
-    process for good.
+    Walk from them inside `without_collections()`.
     """
-    global _gc_is_paused
     notice_fork()
     if not threads_are_known():
         return None
-    if sys.version_info >= (3, 12):
+    with without_collections():
         return sys._current_frames()
+
+
+@contextlib.contextmanager
+def without_collections() -> Iterator[None]:
+    """Pause the garbage collector while frames of other threads are read, before Python 3.12.
+
+    There, each step from frame to frame may collect garbage, and run Python code meanwhile: the
+    other thread goes on, and the step then reads a frame that is no more (SIGSEGV, seen on 3.11.7).
+    A collection inside `sys._current_frames()` may stop the process for good.
+    """
+    global _pauses, _is_paused
+    if sys.version_info >= (3, 12):
+        yield
+        return
     with _frames_lock:
-        _gc_is_paused = gc.isenabled()
-        gc.disable()
+        if not _pauses:
+            _is_paused = gc.isenabled()
+            gc.disable()
+        _pauses += 1
         try:
-            return sys._current_frames()
+            yield
         finally:
-            if _gc_is_paused:
+            _pauses -= 1
+            if not _pauses and _is_paused:
+                _is_paused = False
                 gc.enable()
-            _gc_is_paused = False
 
 
 @after_fork
 def _begin_anew() -> None:
     """Undo what a thread of the parent left behind: its lock, and the paused collections."""
-    global _frames_lock, _gc_is_paused
-    _frames_lock = RLock()
-    if _gc_is_paused:
+    global _frames_lock, _pauses, _is_paused
+    _frames_lock, _pauses = RLock(), 0
+    if _is_paused:
         gc.enable()
-        _gc_is_paused = False
+        _is_paused = False
 
 
 def _inspect(module: _Matches, actors: set[Actor]) -> set[Actor]:

@@ -17,6 +17,7 @@ from pool_telemetry.state.frames import (
     is_client,
     is_topology,
     outward,
+    without_collections,
 )
 from pool_telemetry.stats import ServerSelectionStats
 
@@ -40,7 +41,8 @@ def selections(loops: Iterable[asyncio.AbstractEventLoop], now: float) -> list[S
         loops: The event loops whose tasks are looked at.
         now: Monotonic seconds.
     """
-    every = (_selection(caller, stack) for caller, stack in _stacks(loops))
+    with without_collections():
+        every = [_selection(caller, stack) for caller, stack in _stacks(loops)]
     return [one for one in every if one is not None and now - one.since >= MIN_WAIT_SECONDS]
 
 

@@ -51,6 +51,7 @@ def watch(watched: Watched) -> None:
     _is_used = True
     if not watched.options.workers:
         workers.turn_off()
+    workers.go_on()
     if watched.options.watch:
         with _lock:
             _watched.add(watched)

@@ -10,6 +10,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Final
 
@@ -30,13 +31,20 @@ class UnusableError(Exception):
     """The directory can't be used; the text says why."""
 
 
+def is_named() -> bool:
+    """Return whether POOL_TELEMETRY_DIR names the folder; empty is as good as unset."""
+    return bool(os.environ.get(VARIABLE))
+
+
 def parent_folder() -> Path:
     """Return the folder that has the directories of all services of this user.
 
     Raises:
-        UnusableError: There is no folder for temporary files.
+        UnusableError: There is no folder for temporary files, or the named one is relative.
     """
     named = os.environ.get(VARIABLE)
+    if named and not Path(named).is_absolute():
+        raise UnusableError(f"{VARIABLE} is {named!r}: use an absolute path")
     try:
         return Path(named or tempfile.gettempdir()) / f"pool_telemetry-{os.geteuid()}"
     except FileNotFoundError:
@@ -45,12 +53,12 @@ def parent_folder() -> Path:
 
 def path_of(found: service.Service) -> Path:
     """Return the directory of a service, which need not exist."""
-    return parent_folder() / (_NAMED if os.environ.get(VARIABLE) else found.name)
+    return parent_folder() / (_NAMED if is_named() else found.name)
 
 
 def named(folder: str) -> Path:
     """Return the directory of the processes that have this folder in POOL_TELEMETRY_DIR."""
-    return Path(folder) / f"pool_telemetry-{os.geteuid()}" / _NAMED
+    return Path(folder).absolute() / f"pool_telemetry-{os.geteuid()}" / _NAMED
 
 
 def other_users(folder: str) -> list[str]:
@@ -74,7 +82,7 @@ def prepare(path: Path) -> None:
         UnusableError: It can't be made, or belongs to another user, or others may use it.
     """
     try:
-        if os.environ.get(VARIABLE):
+        if is_named():
             path.parent.parent.mkdir(parents=True, exist_ok=True)
         for folder in (path.parent, path):
             with contextlib.suppress(FileExistsError):
@@ -100,6 +108,12 @@ def check(folder: Path) -> None:
         raise UnusableError(f"{folder} belongs to another user")
     if found.st_mode & 0o077:
         raise UnusableError(f"other users may use {folder}: set its mode to 0700")
+
+
+def check_service(path: Path) -> None:
+    """Check a service's directory, and the folder that has it, as `check()` does."""
+    for folder in (path.parent, path):
+        check(folder)
 
 
 def take_number(path: Path) -> tuple[int, int]:
@@ -133,6 +147,23 @@ def numbers(path: Path) -> list[int]:
         return sorted(int(one.stem) for one in path.glob("*.lock") if one.stem.isdecimal())
     except OSError:
         return []
+
+
+def missed_seconds(path: Path, number: int) -> float:
+    """Return for how long a member has answered nobody, who asked; note that it just did not."""
+    noted = path / f"{number}.missed"
+    try:
+        with contextlib.suppress(FileExistsError):
+            noted.touch(mode=0o600, exist_ok=False)
+        return max(0.0, time.time() - noted.stat().st_mtime)
+    except OSError:  # a full disk
+        return 0.0
+
+
+def note_answer(path: Path, number: int) -> None:
+    """Note that a member answers again."""
+    with contextlib.suppress(OSError):
+        (path / f"{number}.missed").unlink(missing_ok=True)
 
 
 def is_shared(path: Path) -> bool:

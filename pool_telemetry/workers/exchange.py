@@ -14,13 +14,16 @@ from pool_telemetry.process import ProcessLock, after_fork
 from pool_telemetry.workers import directory, membership, wire
 from pool_telemetry.workers.membership import GONE_SECONDS, REQUEST_SECONDS, STATS
 
+SILENT_SECONDS: Final = 2.0
+"""A process that computes, or whose machine is busy, may be late for so long, in seconds."""
+
 MOST_SECONDS: Final = 5.0
 """The limit for all answers, while they come in, in seconds."""
 
 _CHUNK: Final = 1024 * 1024
 
 T = TypeVar("T")
-State = Literal["answers", "silent", "gone", "ended"]
+State = Literal["answers", "late", "silent", "gone", "ended"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,9 +34,9 @@ class Part(Generic[T]):
         worker: Its number; None if this process has none, because it is alone.
         pid: Its process id; 0 if unknown.
         instance: Its identity; empty if unknown.
-        state: Whether it answers. If not, it is silent if it exists, ended after an orderly end,
-            and otherwise gone.
-        silent_seconds: How long ago it answered last, if it does not now; otherwise 0.0.
+        state: Whether it answers. If not, but it exists, it is late, and silent after
+            SILENT_SECONDS. If it does not exist, it is ended after an orderly end, else gone.
+        silent_seconds: For how long it has answered nobody, if it is late or silent; else 0.0.
         body: Its answer, or its last one (only to the question for stats); None if unknown.
     """
 
@@ -125,12 +128,17 @@ def parts_of(
     parts = []
     for number in numbers:
         known = answered.get(number)
-        state: State = "answers" if known else "silent" if number in silent else "gone"
         document = known or membership.read_document(directory.read_answer(path, number))
-        age = 0.0 if known or document is None else max(0.0, time.time() - document.at)
-        if state == "gone":
-            if document is None or age > GONE_SECONDS:
-                continue
+        state: State = "answers"
+        missed = 0.0
+        if known:
+            directory.note_answer(path, number)
+        elif number in silent:
+            missed = directory.missed_seconds(path, number)
+            state = "silent" if missed >= SILENT_SECONDS else "late"
+        elif document is None or time.time() - document.at > GONE_SECONDS:
+            continue
+        else:
             state = "ended" if document.ended else "gone"
         body = None
         if document is not None and (known or question == STATS):
@@ -142,7 +150,7 @@ def parts_of(
                 pid=document.pid if document else 0,
                 instance=document.instance if document else "",
                 state=state,
-                silent_seconds=age,
+                silent_seconds=missed,
                 body=body,
             )
         )

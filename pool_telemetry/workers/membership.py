@@ -39,9 +39,6 @@ GONE_SECONDS: Final = 300.0
 _PREDECESSOR_SECONDS: Final = 8 * 24 * 3_600.0
 """Counts go on from a last answer that is at most so old: of a job that runs once a week."""
 
-_ENDING_SECONDS: Final = 10.0
-"""A process that still answers so long after `keep_last()` goes on after all, in seconds."""
-
 _RETRY_SECONDS: Final = 30.0
 """A process that could not join tries again after so long, in seconds: a full disk may be freed."""
 
@@ -70,7 +67,7 @@ _instance = ""
 _predecessor: wire.Document | None = None
 _observed: Path | None = None
 _is_off = False
-_end_began_at = -math.inf  # monotonic
+_is_ending = False
 _failed_at = -math.inf  # to join, monotonic; said once
 _has_failed = False  # to answer; said once
 _has_kept_nothing = False  # said once
@@ -138,7 +135,7 @@ def folder() -> Path | None:
         return member.path
     try:
         path = directory.path_of(_service(os.getpid()))
-        directory.check(path)
+        directory.check_service(path)
     except (OSError, directory.UnusableError):
         return None
     return path
@@ -172,10 +169,10 @@ def directory_of(named: str | None) -> Path:
                 f"the processes in {named} have the user id {' and '.join(others)}, and this one "
                 f"has {os.geteuid()}: run it as the same user"
             )
-        return path
+        return _checked(path)
     running = [path for path in directory.every_directory() if directory.is_used(path)]
     if len(running) == 1:
-        return running[0]
+        return _checked(running[0])
     words = "set POOL_TELEMETRY_DIR to one folder there and here"
     if not running:
         raise PoolTelemetryError(f"no service of this user has several processes: {words}")
@@ -183,6 +180,15 @@ def directory_of(named: str | None) -> Path:
         f"{len(running)} services of this user have several processes, and their workers have the "
         f"same numbers: {words}"
     )
+
+
+def _checked(path: Path) -> Path:
+    with contextlib.suppress(FileNotFoundError):  # no process has joined yet
+        try:
+            directory.check_service(path)
+        except directory.UnusableError as error:
+            raise PoolTelemetryError(str(error)) from None
+    return path
 
 
 def is_observer() -> bool:
@@ -208,7 +214,7 @@ def join() -> None:
     try:
         found = _service(os.getpid())
         path = directory.path_of(found)
-        alone = found.is_root and directory.VARIABLE not in os.environ
+        alone = found.is_root and not directory.is_named()
         if alone and not path.is_dir():
             return
         with _lock:
@@ -233,13 +239,19 @@ def join() -> None:
 def keep_last() -> None:
     """Keep the counts of this process, which are its last ones if it ends now.
 
-    It keeps its number, because it may go on all the same.
+    It keeps its number, because it may go on all the same: see `go_on()`.
     """
-    global _end_began_at
+    global _is_ending
+    _is_ending = True
     if (member := _member) is not None:
-        _end_began_at = time.monotonic()
         with contextlib.suppress(Exception):  # whatever fails, the process ends
             _keep(member)
+
+
+def go_on() -> None:
+    """Take back that this process may end now: it has a new pool."""
+    global _is_ending
+    _is_ending = False
 
 
 def leave() -> None:
@@ -306,7 +318,7 @@ def document(body: Any, worker: int) -> wire.Document:
         instance=identity(),
         version=__version__,
         at=time.time(),
-        ended=time.monotonic() - _end_began_at < _ENDING_SECONDS,
+        ended=_is_ending,
         body=body,
     )
 
@@ -429,11 +441,11 @@ set_prefix(_log_prefix)
 
 @after_fork
 def _restart_in_child() -> None:
-    global _member, _predecessor, _instance, _end_began_at
+    global _member, _predecessor, _instance, _is_ending
     global _failed_at, _has_failed, _has_kept_nothing
     member, _member, _predecessor, _instance = _member, None, None, ""
-    _has_failed = _has_kept_nothing = False
-    _end_began_at = _failed_at = -math.inf
+    _is_ending = _has_failed = _has_kept_nothing = False
+    _failed_at = -math.inf
     if member is not None:
         with contextlib.suppress(OSError):
             _close(member)

@@ -8,6 +8,9 @@ import json
 from dataclasses import dataclass
 from typing import Any, Final
 
+# Not on first use: a fork while the watching thread imports it would leave the child its lock.
+import msgspec
+
 MAX_BYTES: Final = 32 * 1024 * 1024
 """The largest document that is read: 5,000 series of commands are 2 MB."""
 
@@ -37,8 +40,6 @@ class Document:
 
 def encode(document: Document) -> bytes:
     """Return a document as bytes; its body may contain the stats' dataclasses."""
-    import msgspec  # here, because a process that is alone never needs it, and it takes 10 ms
-
     # The identities of traces have 128 bits: too many for the fast encoder.
     plain = msgspec.to_builtins(document, str_keys=True)
     return json.dumps(plain, separators=(",", ":")).encode()
@@ -50,8 +51,6 @@ def decode(data: bytes) -> Document:
     Raises:
         ValueError: It is cut off, or no document.
     """
-    import msgspec
-
     try:
         return msgspec.convert(json.loads(data), type=Document)
     except msgspec.MsgspecError as error:
@@ -64,8 +63,6 @@ def convert(body: Any, kind: Any) -> Any:
     Raises:
         ValueError: It does not fit the type.
     """
-    import msgspec
-
     try:
         return msgspec.convert(body, type=kind, str_keys=True)
     except msgspec.MsgspecError as error:

@@ -15,17 +15,18 @@ def finding(label: str, worker: int | None, pid: int, silent_seconds: float) -> 
         pid: Its process id.
         silent_seconds: The age of its last counts. Nobody may have asked it in between.
     """
+    process = str(pid) if pid else "PID"
     return Finding(
         id="silent_worker.no_answer",
         verdict="silent worker",
         severity="warning",
         pool=label,
-        because=f"The process exists, but does not answer the others. Its numbers are "
-        f"{silent_seconds:.0f} s old. Its requests probably hang, too.",
-        advice=f"Ask again. If it stays silent, see where it is: `py-spy dump --pid {pid}`. A "
-        f"process that is stopped (state T in `ps`) goes on by `kill -CONT {pid}`. One that "
-        f"computes keeps Python's lock. End it by `kill {pid}`, with -9 if it ignores that; its "
-        "server then starts a new one.",
+        because="The process exists, but has not answered the others for "
+        f"{silent_seconds:.0f} s. Its requests probably hang, too.",
+        advice=f"See where it is: `py-spy dump --pid {process}`. A process that is stopped (state "
+        f"T in `ps`) goes on by `kill -CONT {process}`. One that computes keeps Python's lock. End "
+        f"it by `kill {process}`, with -9 if it ignores that; the server of a worker then starts a "
+        "new one.",
         evidence={"silent_seconds": silent_seconds},
         worker=worker,
         pid=pid,
