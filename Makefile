@@ -6,7 +6,7 @@
 # make test-load    tests whose load has to keep its times, and measurements
 # make test-bulk    tests whose load may take its time, and more random examples
 # make test-stack   Prometheus: a service, Alertmanager, the dashboards in a browser; four workers
-# make test-workers servers with four workers each, however they are started
+# make test-workers services of several processes, however they are started
 # make test-strands Strands' own tests over our session repository
 # make test-driver  PyMongo's own tests with our telemetry in every client  (ARGS=--all: all of them)
 # make soak         150,000 operations behind a broken network  (ARGS="--seed 7")

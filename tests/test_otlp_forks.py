@@ -15,6 +15,8 @@ import pytest
 
 from tests.otlp import Received, attributes, receiver
 
+pytestmark = pytest.mark.workers
+
 PARENT, CHILDREN = 100, (20, 130)  # finds: fewer and more than the parent's
 PROVIDERS = {
     "configure_otlp": "otel.configure_otlp()",

@@ -17,6 +17,7 @@ from tests.otlp import Received, receiver
 from tests.support import PATIENCE_SECONDS, UNMEASURED, free_port, wait_for
 from tests.test_otlp_forks import sums
 
+pytestmark = pytest.mark.workers
 GUNICORN = ["gunicorn", "--bind=127.0.0.1:{port}", "--workers=2", "--preload"]
 SERVERS = {
     "uvicorn": ["uvicorn", "--port={port}"],

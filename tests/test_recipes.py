@@ -205,6 +205,7 @@ def test_rq(server_uri: str, tmp_path: Path) -> None:
             server.terminate()
 
 
+@pytest.mark.workers
 def test_cron(server_uri: str, tmp_path: Path) -> None:
     line = re.sub(r"(?:\S+ ){5}(POOL_TELEMETRY_DIR)=\S+ (?=python)", "", line_of(r"\*/10"))
     environ = {"MONGODB_URI": server_uri, "POOL_TELEMETRY_DIR": str(tmp_path)}

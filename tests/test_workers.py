@@ -32,6 +32,7 @@ pytestmark = pytest.mark.skipif(
     not hasattr(socket, "AF_UNIX"), reason="this system has no Unix sockets"
 )
 
+SPAWNING = ("spawn", "forkserver")
 CEILING_SECONDS = 10 * workers.REQUEST_SECONDS
 
 
@@ -106,6 +107,7 @@ def test_a_process_that_ends_in_good_order_leaves_its_last_counts(
     assert [one["worker"] for one in first("health()")["workers"]] == [0]
 
 
+@pytest.mark.workers
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
 def test_a_count_that_a_process_showed_itself_does_not_fall_when_it_is_silent_or_gone(
     number: signal.Signals, server_uri: str, start: Any
@@ -150,6 +152,7 @@ def test_numbers_that_many_jobs_take_over_lose_no_count(server_uri: str, start: 
     assert sum(asked("scrape()")["finds"].values()) == 1 + len(parents) * sum(range(count))
 
 
+@pytest.mark.workers
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_workers_of_multiprocessing_leave_their_last_counts(
     server_uri: str, start: Any, method: str
@@ -163,6 +166,7 @@ def test_workers_of_multiprocessing_leave_their_last_counts(
     assert sum(seen["finds"].values()) == 2 * sum(counts)
 
 
+@pytest.mark.workers
 def test_a_script_leaves_its_last_counts(server_uri: str, start: Any) -> None:
     first = start()
     first(f"use({server_uri!r}, 1)")
@@ -175,6 +179,7 @@ def test_a_script_leaves_its_last_counts(server_uri: str, start: Any) -> None:
     assert (seen["finds"], seen["up"]) == ({"0": 1, "1": 3}, {"0": 1})
 
 
+@pytest.mark.workers
 def test_the_counts_of_a_rare_job_go_on(server_uri: str, start: Any, tmp_path: Path) -> None:
     first = start()
     first(f"use({server_uri!r}, 1)")
@@ -268,7 +273,9 @@ def test_a_process_that_is_alone_makes_no_file(server_uri: str, tmp_path: Path) 
         assert "worker=" not in one("scrape()")["text"]
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize(
+    "method", ["fork", *(pytest.param(one, marks=pytest.mark.workers) for one in SPAWNING)]
+)
 def test_children_find_their_parent_and_no_other_service(
     server_uri: str, tmp_path: Path, method: str
 ) -> None:
@@ -398,6 +405,7 @@ def test_a_socket_that_answers_something_else_is_silent(
     assert seen["seconds"] < exchange.MOST_SECONDS + CEILING_SECONDS
 
 
+@pytest.mark.workers
 def test_nothing_is_written_while_nobody_asks(server_uri: str, start: Any, tmp_path: Path) -> None:
     first, second = start(), start()
     for one in (first, second):
@@ -549,6 +557,7 @@ def test_multiprocess_mode_without_a_folder_is_off(
         prometheus.unregister()
 
 
+@pytest.mark.workers
 def test_an_exporter_without_a_process_is_well(server_uri: str, start: Any, tmp_path: Path) -> None:
     with serve("--port", "0", "--dir", str(tmp_path)) as web:
         for _ in range(2):
@@ -624,6 +633,7 @@ class _Serving:
         self._process.stdout.close()
 
 
+@pytest.mark.workers
 @pytest.mark.parametrize("running", [0, 2])
 def test_the_exporter_needs_one_service(server_uri: str, tmp_path: Path, running: int) -> None:
     with members(TMPDIR=str(tmp_path)) as start:
@@ -644,6 +654,7 @@ def test_the_exporter_needs_one_service(server_uri: str, tmp_path: Path, running
     )
 
 
+@pytest.mark.workers
 def test_directories_of_ended_services_are_removed(server_uri: str, tmp_path: Path) -> None:
     def services() -> list[Path]:
         return [one for folder in tmp_path.iterdir() for one in folder.iterdir()]
