@@ -196,6 +196,7 @@ def test_the_counts_of_a_rare_job_go_on(server_uri: str, start: Any, tmp_path: P
         assert first("scrape()")["finds"] == {"0": 1, "1": shown}
 
 
+@pytest.mark.workers
 def test_a_full_disk_silences_nobody(server_uri: str, start: Any) -> None:
     first, second = start(), start()
     for one in (first, second):
@@ -209,6 +210,7 @@ def test_a_full_disk_silences_nobody(server_uri: str, start: Any) -> None:
     assert second.log().count("the last counts of this process can't be kept") == 1
 
 
+@pytest.mark.workers
 def test_a_process_that_closed_its_pool_goes_on(server_uri: str, start: Any) -> None:
     first, second = start(), start()
     for one in (first, second):
@@ -221,6 +223,7 @@ def test_a_process_that_closed_its_pool_goes_on(server_uri: str, start: Any) -> 
     assert (seen["finds"], seen["up"]) == ({"0": 1, "1": 3}, {"0": 1, "1": 1})
 
 
+@pytest.mark.workers
 def test_a_process_that_used_no_client_takes_no_number(server_uri: str, start: Any) -> None:
     first = start()
     first(f"use({server_uri!r}, 1)")
@@ -306,6 +309,7 @@ def test_a_forked_child_has_an_identity_of_its_own() -> None:
     assert child != before == workers.identity()
 
 
+@pytest.mark.workers
 @pytest.mark.parametrize("trouble", ["others may use it", "a link", "no folder", "a file"])
 def test_without_a_folder_each_process_answers_for_itself(
     server_uri: str, tmp_path: Path, trouble: str
@@ -371,6 +375,7 @@ def test_what_others_left_there_harms_nobody(server_uri: str, start: Any, tmp_pa
     assert one("scrape()")["finds"] == {"0": 2, "1": 3}
 
 
+@pytest.mark.workers
 @pytest.mark.parametrize("said", [b"", b"{", b"x" * 100_000, None])
 def test_a_socket_that_answers_something_else_is_silent(
     server_uri: str, start: Any, tmp_path: Path, said: bytes | None
@@ -454,6 +459,7 @@ def test_no_secret_is_in_the_files(server_uri: str, start: Any, tmp_path: Path) 
         assert "4111" not in text
 
 
+@pytest.mark.workers
 @pytest.mark.parametrize("off", ["workers", "watch"])
 def test_a_process_can_stay_out(server_uri: str, start: Any, off: str) -> None:
     first, second = start(), start()
@@ -466,6 +472,7 @@ def test_a_process_can_stay_out(server_uri: str, start: Any, off: str) -> None:
         assert second("health()")["worker"] is None
 
 
+@pytest.mark.workers
 def test_a_removed_folder_is_made_again(server_uri: str, start: Any, tmp_path: Path) -> None:
     first, second = start(), start()
     for one in (first, second):
@@ -477,6 +484,7 @@ def test_a_removed_folder_is_made_again(server_uri: str, start: Any, tmp_path: P
     wait_for(lambda: first("scrape()")["finds"] == {"0": 1, "1": 1})
 
 
+@pytest.mark.workers
 def test_a_long_path_is_no_obstacle(server_uri: str, tmp_path: Path) -> None:
     if sys.platform != "linux":
         pytest.skip("only Linux has /proc/self/fd for a shorter address")
@@ -497,6 +505,7 @@ def test_log_lines_name_the_process(server_uri: str, start: Any) -> None:
     assert f"pool_telemetry.watch worker 1 (pid {second.pid}): something" in second.log()
 
 
+@pytest.mark.workers
 def test_the_exporter_shows_processes_without_http(
     server_uri: str, start: Any, tmp_path: Path
 ) -> None:
@@ -527,6 +536,7 @@ def test_the_exporter_of_another_user_says_so(tmp_path: Path) -> None:
     assert workers.directory_of(str(tmp_path)) == the_folder(tmp_path)
 
 
+@pytest.mark.workers
 def test_applications_metrics_of_multiprocess_mode_are_there_too(
     server_uri: str, start: Any, tmp_path: Path
 ) -> None:
@@ -579,6 +589,7 @@ def test_an_exporter_reads_no_folder_that_others_may_use(tmp_path: Path) -> None
         workers.directory_of(str(tmp_path))
 
 
+@pytest.mark.workers
 @pytest.mark.parametrize(("named", "told"), [("relative", 1), ("", 0)])
 def test_a_relative_folder_is_refused_and_an_empty_one_is_none(
     server_uri: str, tmp_path: Path, named: str, told: int
@@ -592,6 +603,7 @@ def test_a_relative_folder_is_refused_and_an_empty_one_is_none(
         assert one.log().count("use an absolute path") == told
 
 
+@pytest.mark.workers
 def test_forks_while_the_parent_joins_lose_no_count(server_uri: str, start: Any) -> None:
     """The watching thread of the parent makes and answers, while the others fork."""
     parent = start()
