@@ -168,7 +168,7 @@ def test_celery(server_uri: str, tmp_path: Path) -> None:
             log = tmp_path / "log"
             wait_for(lambda: log.read_text().count(" succeeded in ") == 4, "the last task")
         assert sum(finds(web).values()) == 4
-        assert web.get("/health").json()["reasons"] == ["no process answers"]
+        assert web.get("/health").json()["reasons"] == ["no process runs now"]
 
 
 @pytest.mark.workers

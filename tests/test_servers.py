@@ -1,5 +1,6 @@
 """Four workers behind one port, however they were started: whoever is asked answers for all."""
 
+import contextlib
 import os
 import re
 import signal
@@ -147,14 +148,17 @@ def test_a_worker_that_stops_or_dies_is_shown_and_delays_nobody(
         os.kill(victim, signal.SIGSTOP)
         try:
             wait_for(lambda: not scrapes.last(worker).answers, "a silent worker")
-            silent = [one.seconds for one in scrapes.more(10)]
-            assert scrapes.last(worker).pid == victim
-            assert scrapes.last(worker).finds > 0
+            stopped = scrapes.last(worker)
+            assert (stopped.pid, stopped.finds > 0) == (victim, True)
+            silent = [one.seconds for one in scrapes.more(5)]
         finally:
-            os.kill(victim, signal.SIGCONT)
+            # After 5 s uvicorn itself replaces a worker that is stopped.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGCONT)
         wait_for(lambda: scrapes.last(worker).answers, "a worker that answers again")
 
-        os.kill(victim, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGKILL)
         wait_for(lambda: scrapes.last(worker).pid != victim, "another process with its number")
         wait_for(lambda: scrapes.last(worker).answers, "an answer of it")
         after = scrapes.more(5)[-1].seen

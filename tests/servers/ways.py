@@ -26,6 +26,8 @@ from tests.support import PATIENCE_SECONDS, UNMEASURED, free_port, wait_for
 from tests.web import Web
 
 WORKERS: Final = 4
+CALLERS: Final = 40
+"""More than the threads of all workers but one, so that none of them is left out."""
 STOP_SECONDS: Final = 20.0
 PAUSE_SECONDS: Final = 0.05
 """A worker that tells its id takes no other request for so long."""
@@ -78,10 +80,10 @@ class Service:
 
         def all_answered() -> bool:
             assert self.process.poll() is None, f"{self.way} ended"
-            list(callers.map(ask, range(2 * WORKERS)))
+            list(callers.map(ask, range(CALLERS)))
             return len(seen) >= count
 
-        with ThreadPoolExecutor(2 * WORKERS) as callers:
+        with ThreadPoolExecutor(CALLERS) as callers:
             wait_for(all_answered, f"{count} workers of {self.way}", pause=0.1)
         return frozenset(seen)
 
