@@ -103,10 +103,14 @@ def _idle_churn(evidence: Evidence, churn: IdleChurnEvidence) -> Finding:
 
 
 def _min_pool_size(evidence: Evidence, window: Interval) -> int:
-    """Return the connections to keep open: those in use on average, or for a peak of callers."""
+    """Return the connections to keep open: those in use on average, or for a peak of callers.
+
+    Callers waited for new ones, so those that there are by now were all in use.
+    """
     pool = evidence.period.pool
     busy = math.ceil(window.use_time.sum / window.seconds) if window.seconds else 1
-    peak = max(pool.peak_waiting, pool.in_use + pool.waiting, evidence.churn.peak_demand)
+    demand = pool.in_use + pool.waiting, evidence.churn.peak_demand, pool.size
+    peak = max(pool.peak_waiting, *demand)
     least = max(1, pool.min_size, busy, min(peak, MAX_MIN_POOL_SIZE))
     return min(least, pool.max_size or least, evidence.connection_budget or least)
 
