@@ -85,7 +85,6 @@ def ask(question: str, kind: Any) -> list[Part[Any]]:
         question: A name that `membership.answers()` registered.
         kind: The type of an answer's body.
     """
-    membership.join()
     path = membership.folder()
     if path is None:
         return [own_part(question)]
