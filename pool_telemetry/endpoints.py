@@ -71,10 +71,11 @@ def own_health(pool: Pool | None, limits: HealthLimits) -> tuple[Health, PoolRep
 def health(pool: Pool | None, limits: HealthLimits) -> dict[str, Any]:
     """Return the status of the service: that of its worst process, and each process's own."""
     own, report = own_health(pool, limits)
-    parts = _ask(STATS, ProcessStats)
+    watch.take_part()
     answer = {**_identity(), "mongodb": report}
     if not workers.is_shared():
         return {"status": own.status, "reasons": own.reasons, **answer}
+    parts = workers.ask(STATS, ProcessStats)
     found = [
         (one, own if _is_own(one) else _health_of(one, limits))
         for one in parts
@@ -105,9 +106,8 @@ def ready(pool: Pool | None, limits: HealthLimits) -> tuple[dict[str, Any], int]
 def diagnosis() -> tuple[dict[str, Any], int]:
     """Return the diagnosis of every pool of the service, and the HTTP status."""
     parts = _ask(DETAIL, ProcessDetail)
-    details = [one.body for one in parts if one.body is not None]
     found = [*_findings(parts), *_silent(parts)]
-    has_pools = any(one.has_pools for one in details) or workers.is_observer()
+    has_pools = any(one.has_pools for one in _details(parts)) or workers.is_observer()
     if not has_pools and not found:
         return {"detail": NOT_INITIALIZED.reasons[0], **_identity()}, 503
     several = workers.is_shared()
