@@ -179,9 +179,9 @@ def _processes(workers: Any) -> str | None:
     if not isinstance(workers, list):
         return None
     states = [one.get("state") for one in workers if isinstance(one, dict)]
-    counts = {state: states.count(state) for state in ("answers", "silent", "gone")}
-    parts = [f"{count} {state}" for state, count in counts.items() if count and state != "answers"]
-    total = sum(counts.values())
+    counts = {state: states.count(state) for state in ("silent", "gone")}
+    parts = [f"{count} {state}" for state, count in counts.items() if count]
+    total = len(states) - states.count("ended")
     return ", ".join([f"{total} process{'es' if total > 1 else ''} of this service", *parts])
 
 
