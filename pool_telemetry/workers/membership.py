@@ -6,6 +6,7 @@ So a process that is alone makes no file.
 """
 
 import contextlib
+import logging
 import math
 import os
 import secrets
@@ -68,9 +69,8 @@ _predecessor: wire.Document | None = None
 _observed: Path | None = None
 _is_off = False
 _is_ending = False
-_failed_at = -math.inf  # to join, monotonic; said once
-_has_failed = False  # to answer; said once
-_has_kept_nothing = False  # said once
+_failed_at = -math.inf  # to join, monotonic
+_said = set[str]()  # what is said once
 
 
 def answers(question: str) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
@@ -227,12 +227,12 @@ def join() -> None:
             member = _member
         _keep(member)
     except Exception as error:
-        if _failed_at == -math.inf:
-            _log.warning(
-                "the processes of this service can't find each other, so each one answers for "
-                "itself only: %s",
-                error,
-            )
+        _say_once(
+            logging.WARNING,
+            "the processes of this service can't find each other, so each one answers for itself "
+            "only: %s",
+            error,
+        )
         _failed_at = time.monotonic()
 
 
@@ -282,7 +282,8 @@ def wait(seconds: float) -> None:
             except OSError:  # the other process does not wait any more
                 pass
             except Exception as error:
-                _log_once(error)
+                words = "this process can't answer the others of its service"
+                _say_once(logging.ERROR, words, exc_info=error)
 
 
 def read_document(data: bytes) -> wire.Document | None:
@@ -339,20 +340,10 @@ def _forget_removed_files() -> None:
             _close(member)
 
 
-def _warn_once(error: OSError) -> None:
-    global _has_kept_nothing
-    if not _has_kept_nothing:
-        _has_kept_nothing = True
-        _log.warning(
-            "the last counts of this process can't be kept, so they are lost at its end: %s", error
-        )
-
-
-def _log_once(error: Exception) -> None:
-    global _has_failed
-    if not _has_failed:
-        _has_failed = True
-        _log.error("this process can't answer the others of its service", exc_info=error)
+def _say_once(level: int, text: str, *values: object, exc_info: Exception | None = None) -> None:
+    if text not in _said:
+        _said.add(text)
+        _log.log(level, text, *values, exc_info=exc_info)
 
 
 def _new_member(path: Path) -> _Member:
@@ -410,7 +401,11 @@ def _keep(member: _Member) -> tuple[Any, bytes]:
         try:
             directory.write_answer(member.path, member.number, data)
         except OSError as error:  # such as a full disk: it answers all the same
-            _warn_once(error)
+            _say_once(
+                logging.WARNING,
+                "the last counts of this process can't be kept, so they are lost at its end: %s",
+                error,
+            )
     return body, data
 
 
@@ -441,11 +436,10 @@ set_prefix(_log_prefix)
 
 @after_fork
 def _restart_in_child() -> None:
-    global _member, _predecessor, _instance, _is_ending
-    global _failed_at, _has_failed, _has_kept_nothing
+    global _member, _predecessor, _instance, _is_ending, _failed_at
     member, _member, _predecessor, _instance = _member, None, None, ""
-    _is_ending = _has_failed = _has_kept_nothing = False
-    _failed_at = -math.inf
+    _is_ending, _failed_at = False, -math.inf
+    _said.clear()
     if member is not None:
         with contextlib.suppress(OSError):
             _close(member)
