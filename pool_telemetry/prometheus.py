@@ -8,7 +8,7 @@ import contextlib
 import os
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import replace
 from itertools import accumulate
@@ -32,6 +32,7 @@ from prometheus_client.samples import Exemplar
 
 from pool_telemetry import stats, totals, watch, workers
 from pool_telemetry.catalog import CATALOG, POOL_ATTRIBUTES, PROCESS_UP, WORKER, Metric
+from pool_telemetry.exposition import Point, family_lines
 from pool_telemetry.log_lines import ProcessLog
 from pool_telemetry.process import ProcessLock
 from pool_telemetry.registry import ClosedClients, clients_to_report
@@ -46,8 +47,12 @@ _registered = weakref.WeakKeyDictionary()
 _lock: Final = ProcessLock()
 _log: Final = ProcessLog("pool_telemetry.prometheus")
 _MULTIPROCESS: Final = "PROMETHEUS_MULTIPROC_DIR"
+_OPENMETRICS: Final = "application/openmetrics-text"
+_END: Final = b"# EOF\n"
 _of_all: ContextVar[bool] = ContextVar("pool_telemetry_of_all", default=False)
 """Whether collections in this context show all processes of the service."""
+_of_others: ContextVar[bool] = ContextVar("pool_telemetry_of_others", default=False)
+"""Whether collections in this context leave out the pools' metrics."""
 
 
 class PoolCollector(Collector):
@@ -74,25 +79,28 @@ class PoolCollector(Collector):
 
     def collect(self) -> Iterator[Family]:
         """Yield the families with samples; each client is read once."""
-        parts, shared = self._parts()
-        names = (WORKER,) if shared else ()
-        for metric in CATALOG:
+        if _of_others.get():
+            return
+        for metric, names, points in self._read():
+            yield _filled(metric, names, points)
+
+    def lines(self, *, openmetrics: bool) -> Iterator[str]:
+        """Yield the text of all families, in parts."""
+        for metric, names, points in self._read():
             family = _family(metric, names)
-            for part in parts:
-                own = (_number(part),) if shared else ()
-                for client in part.body.clients if part.body else ():
-                    for labels, value in metric.read(client):
-                        if isinstance(value, HistogramStats):
-                            family.add_metric((*labels, *own), _buckets(value), value.sum)
-                        else:
-                            family.add_metric((*labels, *own), value)
-            yield family
-        family = _family(PROCESS_UP, names)
-        for part in parts:
-            if part.state != "ended":
-                labels = (part.instance, str(part.pid), *((_number(part),) if shared else ()))
-                family.add_metric(labels, part.state in ("answers", "late"))
-        yield family
+            yield from family_lines(family, names, points, openmetrics=openmetrics)
+
+    def _read(self) -> Iterator[tuple[Metric, tuple[str, ...], Iterator[Point]]]:
+        """Yield each metric, the names of its labels, and its series."""
+        parts, shared = self._parts()
+        for metric in CATALOG:
+            yield metric, _label_names(metric, shared=shared), _points(metric, parts, shared=shared)
+        running = (
+            ((part.instance, str(part.pid), *_worker(part, shared=shared)), _is_up(part))
+            for part in parts
+            if part.state != "ended"
+        )
+        yield PROCESS_UP, _label_names(PROCESS_UP, shared=shared), running
 
     def _parts(self) -> tuple[list[Part[ProcessStats]], bool]:
         """Return the processes to show, and whether they need names."""
@@ -106,8 +114,24 @@ class PoolCollector(Collector):
         ], False
 
 
-def _number(part: Part[Any]) -> str:
-    return "" if part.worker is None else str(part.worker)
+def _points(
+    metric: Metric, parts: Sequence[Part[ProcessStats]], *, shared: bool
+) -> Iterator[Point]:
+    for part in parts:
+        own = _worker(part, shared=shared)
+        for client in part.body.clients if part.body else ():
+            for labels, value in metric.read(client):
+                yield (*labels, *own), value
+
+
+def _worker(part: Part[Any], *, shared: bool) -> tuple[str, ...]:
+    if not shared:
+        return ()
+    return ("" if part.worker is None else str(part.worker),)
+
+
+def _is_up(part: Part[Any]) -> int:
+    return int(part.state in ("answers", "late"))
 
 
 def _counts_of_ended(part: Part[ProcessStats]) -> Part[ProcessStats]:
@@ -161,21 +185,26 @@ def unregister(registry: CollectorRegistry = REGISTRY) -> None:
 
 
 def generate(
-    accept: str = "", registry: CollectorRegistry = REGISTRY, *, workers: bool = True
+    accept: str = "",
+    registry: CollectorRegistry = REGISTRY,
+    *,
+    workers: bool = True,
+    names: Iterable[str] = (),
 ) -> tuple[bytes, str]:
     """Return the registry's text and its content type, as the Accept header asks.
 
     The format is OpenMetrics if the header accepts it, otherwise Prometheus' text format. With
     PROMETHEUS_MULTIPROC_DIR the default registry's text has the application's metrics of all
-    processes, too.
+    processes, too. A character that UTF-8 lacks becomes a question mark.
 
     Args:
-        accept: The request's Accept header.
+        accept: The request's Accept header; one that nobody understands asks for text.
         registry: The registry, to which `register()` added the pools' metrics.
         workers: Whether the pools' metrics are those of all processes of the service.
+        names: The samples to return, as `name[]` asks for; empty is all.
     """
-    encode, content_type = choose_encoder(accept)
-    shown = registry
+    encode, content_type = _encoder(accept)
+    shown: Any = registry
     with _lock:
         if (collector := _registered.get(registry)) is not None:
             _restore(registry, collector)
@@ -183,11 +212,43 @@ def generate(
                 shown = CollectorRegistry()
                 MultiProcessCollector(shown)  # type: ignore[no-untyped-call]  # untyped
                 shown.register(collector)
-    token = _of_all.set(workers)
+    if names:
+        shown = shown.restricted_registry(names)
+    all_workers = _of_all.set(workers)
+    quickly = collector is not None and not names and _keeps_names(encode)
+    only_others = _of_others.set(quickly)
     try:
-        return encode(shown), content_type
+        text = _encoded(encode, shown)
+        if collector is not None and quickly:
+            openmetrics = content_type.startswith(_OPENMETRICS)
+            text = text.removesuffix(_END)
+            ours = "".join(collector.lines(openmetrics=openmetrics))
+            text += ours.encode("utf-8", "replace") + (_END if openmetrics else b"")
+        return text, content_type
     finally:
-        _of_all.reset(token)
+        _of_others.reset(only_others)
+        _of_all.reset(all_workers)
+
+
+def _encoder(accept: str) -> tuple[Callable[[Any], bytes], str]:
+    """Return prometheus_client's encoder for an Accept header, and its content type."""
+    with contextlib.suppress(TypeError, ValueError):  # of a version that is no version
+        encode, content_type = choose_encoder(accept)
+        if content_type.isascii() and content_type.isprintable():  # it repeats the version
+            return encode, content_type
+    return choose_encoder("")
+
+
+def _keeps_names(encode: Callable[[Any], bytes]) -> bool:
+    """Return whether this encoder writes the names of the catalog as they are."""
+    return getattr(encode, "keywords", {}).get("escaping") not in ("dots", "values")
+
+
+def _encoded(encode: Callable[[Any], bytes], registry: Any) -> bytes:
+    try:
+        return encode(registry)
+    except UnicodeEncodeError as error:  # a lone surrogate in a label of the application
+        return error.object.encode("utf-8", "replace")
 
 
 def _restore(registry: CollectorRegistry, collector: PoolCollector) -> None:
@@ -215,14 +276,30 @@ def _family_name(metric: Metric) -> str:
     return metric.name.replace(".", "_") + ("_seconds" if metric.unit == "s" else "")
 
 
-def _family(metric: Metric, more: Sequence[str] = ()) -> Any:
-    kind: Any = {"counter": CounterMetricFamily, "histogram": HistogramMetricFamily}.get(
-        metric.instrument, GaugeMetricFamily
-    )
+def _label_names(metric: Metric, *, shared: bool) -> tuple[str, ...]:
     of_pool = () if metric is PROCESS_UP else POOL_ATTRIBUTES
-    labels = [prometheus_label(name) for name in (*of_pool, *metric.attributes, *more)]
+    worker = (WORKER,) if shared else ()
+    return tuple(map(prometheus_label, (*of_pool, *metric.attributes, *worker)))
+
+
+def _family(metric: Metric, names: Sequence[str] = ()) -> Family:
+    kind: Any = {
+        "counter": CounterMetricFamily,
+        "histogram": HistogramMetricFamily,
+    }.get(metric.instrument, GaugeMetricFamily)
     unit = "seconds" if metric.unit == "s" else ""
-    return kind(_family_name(metric), metric.description, labels=labels, unit=unit)
+    family: Family = kind(_family_name(metric), metric.description, labels=names, unit=unit)
+    return family
+
+
+def _filled(metric: Metric, names: Sequence[str], points: Iterable[Point]) -> Family:
+    family: Any = _family(metric, names)
+    for labels, value in points:
+        if isinstance(value, HistogramStats):
+            family.add_metric(labels, _buckets(value), value.sum)
+        else:
+            family.add_metric(labels, value)
+    return family
 
 
 def _buckets(histogram: HistogramStats) -> list[tuple[str, float, Exemplar | None]]:

@@ -4,17 +4,24 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pymongo
 import pytest
-from prometheus_client import CollectorRegistry
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from prometheus_client.registry import Collector
 from pymongo import MongoClient
 
 from pool_telemetry import PoolTelemetry, __version__, prometheus, standstill, workers
-from pool_telemetry.catalog import CATALOG
+from pool_telemetry.catalog import CATALOG, Metric, Reading
+from pool_telemetry.exposition import family_lines
+from pool_telemetry.stats import Exemplar, HistogramStats
 from tests.everything import replay
 from tests.needs import needs
 from tests.support import hide_other_clients, prometheus_families
@@ -31,9 +38,9 @@ def exposition(monkeypatch: pytest.MonkeyPatch) -> Any:
     registry = CollectorRegistry()
     prometheus.register(registry)
 
-    def generate(accept: str = "") -> tuple[str, str]:
+    def generate(accept: str = "", names: Sequence[str] = ()) -> tuple[str, str]:
         assert listeners
-        body, content_type = prometheus.generate(accept, registry)
+        body, content_type = prometheus.generate(accept, registry, names=names)
         return body.decode(), content_type
 
     return generate
@@ -68,6 +75,108 @@ def test_openmetrics_has_the_same_samples(exposition: Any) -> None:
     units = {family.name: family.unit for family in prometheus_families(text)}
     assert units["db_client_connection_wait_time_seconds"] == "seconds"
     assert units["db_client_connection_count"] == ""
+
+
+LABELS = ("db_namespace", "server_address", "le_is_between")
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+NUMBERS = st.one_of(st.integers(0, 10**20), st.floats(allow_nan=True), st.booleans())
+EXEMPLARS = st.builds(
+    Exemplar,
+    st.tuples(st.integers(1, 2**128 - 1), st.integers(1, 2**64 - 1)),
+    st.floats(0, 100),
+    st.floats(0, 2e9),
+)
+HISTOGRAMS = st.builds(
+    HistogramStats,
+    st.just((0.00025, 0.5, 10.0)),
+    st.tuples(*[st.integers(0, 10**9)] * 4),
+    st.floats(0, 1e12),
+    st.just(0.0),
+    st.dictionaries(st.integers(0, 3), EXEMPLARS, max_size=2),
+)
+
+
+@given(st.data(), st.sampled_from(["counter", "gauge", "histogram"]), st.integers(0, 3))
+def test_a_family_is_written_as_prometheus_client_writes_it(
+    data: st.DataObject, instrument: Any, count: int
+) -> None:
+    metric = Metric(
+        "a.b", instrument, "s", "What it is.", Reading(lambda _: iter(()), lambda *_: None)
+    )
+    names = LABELS[:count]
+    values = HISTOGRAMS if instrument == "histogram" else NUMBERS
+    points = data.draw(st.lists(st.tuples(st.tuples(*[TEXT] * count), values), max_size=3))
+    theirs = CollectorRegistry(auto_describe=False)
+    theirs.register(Scripted(prometheus._filled(metric, names, points)))
+    for openmetrics, encode in ((False, generate_latest), (True, generate_openmetrics)):
+        lines = family_lines(
+            prometheus._family(metric, names), names, points, openmetrics=openmetrics
+        )
+        expected = encode(theirs).decode().removesuffix("# EOF\n")
+        assert "".join(lines) == expected
+
+
+class Scripted(Collector):
+    """Collects one family."""
+
+    def __init__(self, family: Any) -> None:
+        self._family = family
+
+    def collect(self) -> Any:
+        """Yield the family."""
+        yield self._family
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "application/openmetrics-text; version=wild",
+        "application/openmetrics-text; version=1.0.0.\u0661",
+        "application/openmetrics-text; version=\u0661.0.0",
+        "application/openmetrics-text; version=1.0.0\r\nset-cookie: a",
+        f"application/openmetrics-text; version={'9' * 5_000}",
+        "text/plain; version=.; escaping",
+        ";;;,,,=",
+        "\udcff",
+    ],
+)
+def test_a_malformed_accept_header_gets_text(exposition: Any, accept: str) -> None:
+    text, content_type = exposition(accept)
+    assert content_type.startswith("text/plain")
+    assert content_type.isascii()
+    assert content_type.isprintable()
+    assert text == exposition()[0]
+
+
+@pytest.mark.parametrize("escaping", ["dots", "values", "underscores", "allow-utf-8"])
+@pytest.mark.parametrize("kind", ["application/openmetrics-text", "text/plain"])
+def test_each_escaping_gives_the_same_series(exposition: Any, escaping: str, kind: str) -> None:
+    text, _ = exposition(f"{kind}; version=1.0.0; escaping={escaping}")
+    assert text.count("\n") - text.count("# ") == exposition()[0].count("\n") - exposition()[
+        0
+    ].count("# ")
+
+
+def test_a_character_that_utf_8_lacks_breaks_no_text(exposition: Any) -> None:
+    registry = CollectorRegistry()
+    Gauge("torn", "An application's own.", ["name"], registry=registry).labels("\udcff").set(1)
+    Gauge("whole", "Another.", registry=registry).set(2)
+    prometheus.register(registry)
+    for accept in ("", "application/openmetrics-text"):
+        body, _ = prometheus.generate(accept, registry)
+        text = body.decode()
+        assert 'torn{name="?"} 1.0\n' in text
+        assert "whole 2.0\n" in text
+        assert text.count("# EOF\n") == text.endswith("# EOF\n") == bool(accept)
+        ours = exposition(accept)[0].removesuffix("# EOF\n")
+        assert ours
+        assert ours in text
+
+
+def test_names_choose_the_samples(exposition: Any) -> None:
+    names = ["mongodb_client_pool_waits", "db_client_connection_max"]
+    text, _ = exposition(names=names)
+    assert {line.split("{")[0] for line in text.splitlines() if line[0] != "#"} == {names[1]}
 
 
 def test_every_row_of_the_catalog_is_a_family(exposition: Any) -> None:
