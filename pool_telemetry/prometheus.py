@@ -282,18 +282,17 @@ def _label_names(metric: Metric, *, shared: bool) -> tuple[str, ...]:
     return tuple(map(prometheus_label, (*of_pool, *metric.attributes, *worker)))
 
 
-def _family(metric: Metric, names: Sequence[str] = ()) -> Family:
+def _family(metric: Metric, names: Sequence[str] = ()) -> Any:
     kind: Any = {
         "counter": CounterMetricFamily,
         "histogram": HistogramMetricFamily,
     }.get(metric.instrument, GaugeMetricFamily)
     unit = "seconds" if metric.unit == "s" else ""
-    family: Family = kind(_family_name(metric), metric.description, labels=names, unit=unit)
-    return family
+    return kind(_family_name(metric), metric.description, labels=names, unit=unit)
 
 
-def _filled(metric: Metric, names: Sequence[str], points: Iterable[Point]) -> Family:
-    family: Any = _family(metric, names)
+def _filled(metric: Metric, names: Sequence[str], points: Iterable[Point]) -> Any:
+    family = _family(metric, names)
     for labels, value in points:
         if isinstance(value, HistogramStats):
             family.add_metric(labels, _buckets(value), value.sum)

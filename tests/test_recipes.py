@@ -126,10 +126,15 @@ def test_a_web_server(line: str, server_uri: str, tmp_path: Path) -> None:
             return answered > 0 and len(finds(web)) == WORKERS
 
         wait_for(all_work, "a find of each worker", pause=0.1)
-        for _ in range(5):
+
+        def is_complete() -> bool:
             seen = finds(web)
             assert set(seen) == {"0", "1", "2", "3"}
-            assert sum(seen.values()) == answered
+            assert sum(seen.values()) <= answered  # a worker that is late is shown as it was
+            return sum(seen.values()) == answered
+
+        for _ in range(5):
+            wait_for(is_complete, "the finds of all")
 
 
 @pytest.mark.workers

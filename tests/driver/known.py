@@ -13,7 +13,6 @@ BOUNDED: Final[dict[str, str]] = {
     "test_csot": "WaitQueue or Execution or Cursors or Sessions",
     "test_retryable_reads": "not overload",
     "test_retryable_writes": "not MultipleErrors",
-    "test_encryption": "Simple or Options",
 }
 """The modules that CI runs, with pytest's `-k` for those that take too long as a whole."""
 

@@ -1,7 +1,6 @@
 """The task of Celery's workers."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 from celery import Celery
@@ -11,23 +10,14 @@ from pool_telemetry import MongoDBConnectionPool
 from tests.servers import work
 
 
-def celery_app(folder: Path) -> Any:
-    """Return Celery's application whose queue and results are files in a folder."""
-    queue, results = folder / "queue", folder / "results"
-    for one in (queue, results):
-        one.mkdir(exist_ok=True)
-    app = Celery("servers", broker="filesystem://", backend=f"file://{results}")
-    app.conf.broker_transport_options = {
-        "data_folder_in": str(queue),
-        "data_folder_out": str(queue),
-        "control_folder": str(folder / "control"),
-        "polling_interval": 0.02,
-    }
+def celery_app(url: str) -> Any:
+    """Return Celery's application whose queue and results are in a Redis."""
+    app = Celery("servers", broker=url, backend=url)
     app.conf.broker_connection_retry_on_startup = True
     return app
 
 
-app = celery_app(Path(os.environ["SERVERS_FOLDER"])) if "SERVERS_FOLDER" in os.environ else None
+app = celery_app(os.environ["SERVERS_QUEUE"]) if "SERVERS_QUEUE" in os.environ else None
 
 
 def call(name: str, **numbers: float) -> int:

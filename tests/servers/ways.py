@@ -141,7 +141,8 @@ HTTP: Final[dict[str, Way]] = {
         (
             *("-c", "import pyuwsgi; pyuwsgi.run()", "--http-socket", "127.0.0.1:{port}"),
             *("--module", _WSGI, "--master", "--processes", str(WORKERS), "--threads", "8"),
-            *("--die-on-term", "--need-app"),
+            # Without Python's hooks a lock that PyMongo's monitor holds at the fork stays held.
+            *("--die-on-term", "--need-app", "--py-call-osafterfork"),
         ),
         ("--max-requests", "{requests}"),
     ),
@@ -177,39 +178,41 @@ def start(
     """Start the workers of a way and hand them over when all have answered.
 
     Args:
-        way: A name in HTTP, or "celery".
+        way: A name in HTTP.
         uri: The address of the MongoDB server.
         folder: An empty folder for the log and what else the workers need.
         requests: Replace each worker after so many requests; 0 never does.
         env: More variables of the environment.
     """
-    chosen = CELERY if way == "celery" else HTTP[way]
     port = free_port()
-    with _running(way, chosen, uri, folder, env, port=port, requests=requests) as service:
-        if way == "celery":
-            service.call = _call_of_celery(folder)
-        else:
-            service.web = Web(port)
-            service.call = _call_of_http(service.web)
+    with _running(way, HTTP[way], uri, folder, env, port=port, requests=requests) as service:
+        service.web = Web(port)
+        service.call = _call_of_http(service.web)
         service.pids = service.ask_all()
         yield service
+
+
+@contextlib.contextmanager
+def start_celery(uri: str, folder: Path, env: Mapping[str, str] = _NO_MORE) -> Iterator[Service]:
+    """Start four workers of Celery."""
+    _need(CELERY)
+    with _redis() as url:
+        more = {**env, "SERVERS_QUEUE": url}
+        with _running("celery", CELERY, uri, folder, more) as service:
+            service.call = _call_of_celery(url)
+            service.pids = service.ask_all()
+            yield service
 
 
 @contextlib.contextmanager
 def start_rq(uri: str, folder: Path, env: Mapping[str, str] = _NO_MORE) -> Iterator[Service]:
     """Start four workers of RQ. Each job runs in a process of its own, which ends with the job."""
     _need(RQ)
-    needs("redis-server", package="redis-server")
     import redis
     import rq
 
-    port = free_port()
-    url = f"redis://127.0.0.1:{port}"
-    broker = ("redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "")
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(subprocess.Popen(broker, stdout=subprocess.DEVNULL))
-        stack.callback(server.terminate)
-        wait_for(lambda: _listens(port), "Redis")
+        url = stack.enter_context(_redis())
         connection = stack.enter_context(redis.Redis.from_url(url))
         queue = rq.Queue(connection=connection)
 
@@ -222,6 +225,20 @@ def start_rq(uri: str, folder: Path, env: Mapping[str, str] = _NO_MORE) -> Itera
         service = stack.enter_context(_running("rq", RQ, uri, folder, env, url=url))
         service.call = call
         yield service
+
+
+@contextlib.contextmanager
+def _redis() -> Iterator[str]:
+    """Run a Redis and hand over its address."""
+    needs("redis-server", package="redis-server")
+    port = free_port()
+    command = ("redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "")
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
+        try:
+            wait_for(lambda: _listens(port), "Redis")
+            yield f"redis://127.0.0.1:{port}"
+        finally:
+            server.terminate()
 
 
 def run_script(uri: str, folder: Path, finds: int, env: Mapping[str, str] = _NO_MORE) -> int:
@@ -329,13 +346,13 @@ def _call_of_http(web: Web) -> Callable[..., Any]:
     return call
 
 
-def _call_of_celery(folder: Path) -> Callable[..., Any]:
+def _call_of_celery(url: str) -> Callable[..., Any]:
     from tests.servers.tasks import celery_app
 
-    app = celery_app(folder)
+    app = celery_app(url)
 
     def call(name: str, **numbers: float) -> Any:
         result = app.send_task("call", (name,), numbers)
-        return result.get(PATIENCE_SECONDS, interval=0.02)
+        return result.get(PATIENCE_SECONDS)
 
     return call
