@@ -151,8 +151,6 @@ def test_every_span_and_attribute_arrives(server_uri: str, protocol: str) -> Non
         "db.system.name": "mongodb",
         "server.address": host,
         "server.port": port,
-        "network.peer.address": host,
-        "network.peer.port": port,
     }
     pool_name = {"db.client.connection.pool.name": f"shop@{host}:{port}"}
     orders_of_shop = {"db.namespace": "shop", "db.collection.name": "orders"}
