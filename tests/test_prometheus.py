@@ -101,7 +101,7 @@ def test_a_family_is_written_as_prometheus_client_writes_it(
     data: st.DataObject, instrument: Any, count: int
 ) -> None:
     metric = Metric(
-        "a.b", instrument, "s", "What it is.", Reading(lambda _: iter(()), lambda *_: None)
+        "a.b", instrument, "s", "The meaning.", Reading(lambda _: iter(()), lambda *_: None)
     )
     names = LABELS[:count]
     values = HISTOGRAMS if instrument == "histogram" else NUMBERS

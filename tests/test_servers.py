@@ -66,8 +66,8 @@ def each_scrape_is_complete_and_exact(service: Service) -> None:
 def often(is_right: Callable[[], bool], what: str) -> None:
     """Ask until so many answers were right.
 
-    An answer without a worker that is late, for more than 0.2 s on a busy machine, is not right;
-    one that is wrong fails by itself.
+    On a busy machine a worker may take more than 0.2 s, and then it is shown as it was. Such an
+    answer is not right yet; a wrong answer fails the test itself.
     """
     for _ in range(SCRAPES):
         wait_for(is_right, what)
