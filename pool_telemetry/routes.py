@@ -34,7 +34,7 @@ LIMIT_SECONDS: Final = 30.0
 GZIP_BYTES: Final = 1_000
 """Smaller bodies are not compressed, because they fit into one packet."""
 GZIP_LEVEL: Final = 1
-"""Of 1.8 MB with 500 series level 1 makes a 26th in 11 ms, level 6 a 38th in 22 ms."""
+"""Level 1 compresses the text of 500 series (1.8 MB) 50 times in 5 ms, level 6 65 times in 15 ms."""
 
 _log: Final = ProcessLog("pool_telemetry.routes")
 
