@@ -34,7 +34,7 @@ LIMIT_SECONDS: Final = 30.0
 GZIP_BYTES: Final = 1_000
 """Smaller bodies are not compressed, because they fit into one packet."""
 GZIP_LEVEL: Final = 1
-"""Level 1 compresses the text of 500 series (1.8 MB) 50 times in 5 ms, level 6 65 times in 15 ms."""
+"""Level 1 makes 35 kB of the 1.8 MB of 500 series in 5 ms, level 6 makes 28 kB in 15 ms."""
 
 _log: Final = ProcessLog("pool_telemetry.routes")
 
@@ -54,7 +54,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """What a route has made, before it is encoded."""
+    """An answer before it is encoded."""
 
     status: int
     content_type: str
@@ -63,7 +63,7 @@ class _Made:
 
 @dataclass(frozen=True, slots=True)
 class _Wish:
-    """What a request asks of `/metrics`. Equal ones get the same answer."""
+    """A request's wishes at `/metrics`; requests with equal wishes get the same answer."""
 
     content_type: str = ""
     names: tuple[str, ...] = ()
@@ -239,7 +239,7 @@ def _json(values: Any, status: int = 200) -> _Made:
     return _Made(status, "application/json", text.encode(errors="replace"))
 
 
-# What each route makes
+# The answer of each route
 
 
 def _live(_: Routes, __: _Wish) -> _Made:

@@ -1,4 +1,4 @@
-"""What the routes answer, by every adapter, and on which threads the answers are made."""
+"""The answers of the routes by every adapter, and the threads that make them."""
 
 import asyncio
 import contextlib
@@ -497,7 +497,7 @@ def test_a_value_that_cannot_be_made_raises_for_its_callers() -> None:
     assert thread.ask("a", lambda: 2).result(PATIENCE_SECONDS) == 2
 
 
-# What only one adapter has
+# Of one adapter only
 
 
 def test_dependencies_protect_the_details_of_a_router_and_no_probe() -> None:
