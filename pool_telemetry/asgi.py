@@ -108,13 +108,15 @@ async def wait(future: "Future[Answer]") -> Answer:
     except TimeoutError:
         return routes.late()
     # Many callers share an answer: they go on one in each turn of the loop, not all in one.
-    async with _turns.setdefault(loop, asyncio.Lock()):
+    turn = _turns.setdefault(loop, asyncio.Lock())
+    async with turn:
         await asyncio.sleep(0)
     return future.result()
 
 
-_turns: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock]"
-_turns = weakref.WeakKeyDictionary()
+# A lock keeps its loop alive, so its callers alone keep the lock.
+_turns: "weakref.WeakValueDictionary[asyncio.AbstractEventLoop, asyncio.Lock]"
+_turns = weakref.WeakValueDictionary()
 
 
 async def send_answer(

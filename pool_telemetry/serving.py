@@ -128,6 +128,8 @@ def _close_inherited() -> None:
 class _Handler(BaseHTTPRequestHandler):
     server: PortServer
     timeout = REQUEST_SECONDS
+    server_version = "pool-telemetry"
+    sys_version = ""  # the version of Python is nobody's business
 
     def do_GET(self) -> None:  # http.server's name
         """Answer one request of any method."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import gzip
 import http.client
 import io
@@ -11,6 +12,7 @@ import os
 import socket
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -591,3 +593,21 @@ def test_a_forked_process_closes_the_port_that_it_inherits() -> None:
 
 def child_listens(served: Any, report: Any) -> None:
     report.send(served._server.socket.fileno())
+
+
+def test_a_loop_that_has_ended_is_not_kept_alive(slow: Slow) -> None:
+    slow.may_go_on.set()
+    app = asgi.create_app(registry=registry_of(slow))
+
+    async def scrape_at_once() -> "weakref.ref[asyncio.AbstractEventLoop]":
+        await asyncio.gather(*(asked(app, "/metrics") for _ in range(20)))
+        return weakref.ref(asyncio.get_running_loop())
+
+    loop = asyncio.run(scrape_at_once())
+    gc.collect()
+    assert loop() is None
+
+
+def test_a_port_does_not_say_which_python_it_runs_on() -> None:
+    with ask_port(registry=CollectorRegistry()) as ask:
+        assert ask("/health/live").headers["server"].strip() == "pool-telemetry"
