@@ -24,6 +24,8 @@ from django.core.handlers.wsgi import WSGIHandler
 from django.urls import include
 from django.urls import path as url
 from fastapi import Depends, FastAPI, HTTPException
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.core import GaugeMetricFamily
 from starlette.applications import Starlette
@@ -286,6 +288,19 @@ def test_the_format_follows_the_accept_header(ask: Ask) -> None:
         .headers["content-type"]
         .startswith("application/openmetrics-text; version=1.0.0")
     )
+
+
+@given(*[st.text(max_size=40)] * 5)
+def test_no_request_can_make_it_fail(
+    method: str, place: str, query: str, accept: str, encoding: str
+) -> None:
+    shown = Routes(registry=CollectorRegistry())
+    malformed = f"application/openmetrics-text; version={accept}, text/plain; version={encoding}"
+    for header in (accept, malformed):
+        asked = {"query": f"name[]={query}", "accept": header, "accept_encoding": encoding}
+        assert shown.wait("GET", "/metrics", **asked).status == 200
+        assert shown.wait(method, "/metrics", **asked).status in (200, 405)
+        assert shown.wait("GET", place, **asked).status in (200, 404)
 
 
 def test_lone_surrogates_break_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
