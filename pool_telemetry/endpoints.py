@@ -97,7 +97,16 @@ def health(pool: Pool | None, limits: HealthLimits) -> dict[str, Any]:
 
 
 def ready(pool: Pool | None, limits: HealthLimits) -> tuple[dict[str, Any], int]:
-    """Return whether to send requests to this process, and the HTTP status."""
+    """Return whether to send requests to this process, and the HTTP status.
+
+    An observer answers for the processes that it shows, because it has no pool.
+    """
+    if workers.is_observer():
+        every = health(pool, limits)
+        parts = every["workers"]
+        is_ready = not parts or any(one["status"] != "unhealthy" for one in parts)
+        answer = {"status": every["status"], "reasons": every["reasons"]}
+        return answer, 200 if is_ready else 503
     own, _ = own_health(pool, limits)
     answer = {"status": own.status, "reasons": own.reasons, **_identity()}
     return answer, 503 if own.status == "unhealthy" else 200

@@ -8,8 +8,9 @@ every reader ask here first. This module imports no other module of ours.
 import mmap
 import os
 import sys
+from _thread import start_new_thread
 from collections.abc import Callable
-from threading import RLock
+from threading import RLock, Thread
 from typing import Any, Final
 
 _MADV_WIPEONFORK: Final = 18  # since Linux 4.14; the module mmap has no name for it
@@ -92,6 +93,21 @@ def threads_are_known() -> bool:
     `is_alive()` is true, and reading their frames ends the process (SIGSEGV).
     """
     return _threads_are_known
+
+
+def start_thread(run: Callable[[], None], *, name: str) -> Thread | None:
+    """Return a daemon thread that runs a function; None if there are no more threads."""
+    thread = Thread(target=run, name=name, daemon=True)
+    try:
+        if _threads_are_known:
+            thread.start()
+        else:
+            # start() waits for the new thread, which may need a lock that a thread of the parent
+            # held at the fork. So another thread calls it, and not the caller.
+            start_new_thread(thread.start, ())
+    except RuntimeError:  # no more threads, or the process ends
+        return None
+    return thread
 
 
 def _begin_anew(*, threads_are_known: bool) -> None:

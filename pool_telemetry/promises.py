@@ -53,7 +53,9 @@ The telemetry never hurts the application
     test_listeners.py, test_field_notes.py (14). Inspecting callers stops no thread: test_actor.py.
     A read never waits for PyMongo's pool or for the network: test_field_notes.py (10, 11, 20).
     With 1,000 callers waiting and 500 connections in use a read takes milliseconds and delays no
-    event: test_cost.py, `make bench`. Memory is bounded: test_cost.py.
+    event: test_cost.py, `make bench`. Memory is bounded: test_cost.py. No answer over HTTP is made
+    on an event loop or on a thread of a framework, and no route waits for another: test_routes.py.
+    Probes answer while every thread of the web server waits: test_framework_examples.py.
 No secret is shown
     in stats, metrics, spans, health, logs, errors or reprs: test_secrets.py, test_uri.py,
     test_pool.py.

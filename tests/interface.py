@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 MODULES = (
     *("catalog", "cli", "demo", "diagnosis", "errors", "fastapi", "health", "options", "otel"),
     *("pool", "async_pool", "presets", "prometheus", "report", "sessions", "state", "stats"),
-    *("telemetry", "watch"),
+    *("telemetry", "watch", "asgi", "django", "serving", "wsgi"),
 )
 """Modules that users import by these paths."""
 

@@ -9,6 +9,7 @@ import pytest
 from pymongo import AsyncMongoClient
 
 from pool_telemetry import PoolTelemetry
+from tests.web import use_django
 
 
 def counted_operations(telemetry: PoolTelemetry) -> set[str]:
@@ -59,24 +60,17 @@ def test_beanie(server_uri: str) -> None:
 
 
 def test_django(server_uri: str) -> None:
-    import django
-    from django.conf import settings
+    use_django()
+    from django.db.utils import ConnectionHandler
 
     telemetry = PoolTelemetry("django")
-    settings.configure(
-        DATABASES={
-            "default": {
-                "ENGINE": "django_mongodb_backend",
-                "HOST": server_uri,
-                "NAME": "django",
-                "OPTIONS": {"event_listeners": telemetry.listeners},
-            }
-        },
-        DEFAULT_AUTO_FIELD="django_mongodb_backend.fields.ObjectIdAutoField",
-    )
-    django.setup()
-    from django.db import connection
-
+    database = {
+        "ENGINE": "django_mongodb_backend",
+        "HOST": server_uri,
+        "NAME": "django",
+        "OPTIONS": {"event_listeners": telemetry.listeners},
+    }
+    connection = ConnectionHandler({"default": database})["default"]
     connection.ensure_connection()
     collection = connection.get_collection("orders")
     collection.insert_one({"item": "tea"})

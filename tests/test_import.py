@@ -9,7 +9,17 @@ import pytest
 
 import pool_telemetry
 
-HEAVY = ("fastapi", "starlette", "strands", "grpc", "secantus", "rich", "uvicorn", "opentelemetry")
+HEAVY = (
+    "fastapi",
+    "starlette",
+    "django",
+    "strands",
+    "grpc",
+    "secantus",
+    "rich",
+    "uvicorn",
+    "opentelemetry",
+)
 
 
 def python(code: str) -> str:
@@ -39,7 +49,10 @@ def test_the_import_adds_few_modules_to_pymongos() -> None:
 
 @pytest.mark.parametrize(
     ("module", "missing", "words"),
-    [("pool_telemetry.fastapi", "fastapi", "pip install 'pool-telemetry[fastapi]'")],
+    [
+        ("pool_telemetry.fastapi", "fastapi", "pip install 'pool-telemetry[fastapi]'"),
+        ("pool_telemetry.django", "django", "pip install django"),
+    ],
 )
 def test_a_missing_extra_is_named(module: str, missing: str, words: str) -> None:
     code = f"""

@@ -45,6 +45,16 @@ class Web:
             connection.close()
 
 
+def use_django() -> None:
+    """Set Django up, once in a process: it takes no other settings later."""
+    import django
+    from django.conf import settings
+
+    if not settings.configured:
+        settings.configure(DEFAULT_AUTO_FIELD="django_mongodb_backend.fields.ObjectIdAutoField")
+        django.setup()
+
+
 @contextlib.contextmanager
 def serving(app: FastAPI) -> Iterator[Web]:
     """Serve an application, its lifespan included, while the block runs."""

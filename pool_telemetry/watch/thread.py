@@ -10,11 +10,16 @@ import atexit
 import contextlib
 import threading
 import weakref
-from _thread import start_new_thread
 from typing import Final
 
 from pool_telemetry import workers
-from pool_telemetry.process import ProcessLock, after_fork, notice_fork, threads_are_known
+from pool_telemetry.process import (
+    ProcessLock,
+    after_fork,
+    notice_fork,
+    start_thread,
+    threads_are_known,
+)
 from pool_telemetry.process_end import on_end
 from pool_telemetry.standstill import on_standstill
 from pool_telemetry.state.pool_state import PoolState
@@ -83,17 +88,8 @@ def _begin() -> None:
     global _thread
     with _lock:
         if _thread is None or (threads_are_known() and not _thread.is_alive()):
-            thread = threading.Thread(target=_run, name="pool_telemetry-watch", daemon=True)
-            try:
-                if threads_are_known():
-                    thread.start()
-                else:
-                    # start() waits for the new thread, which may need a lock that a thread of the
-                    # parent held at the fork. So another thread calls it, and not the caller.
-                    start_new_thread(thread.start, ())
-            except RuntimeError:  # no more threads, or the process ends: the next pool tries again
-                return
-            _thread = thread
+            # Without a thread the next pool tries again.
+            _thread = start_thread(_run, name="pool_telemetry-watch")
 
 
 def _run() -> None:

@@ -13,6 +13,7 @@ import pymongo
 from pool_telemetry.demo.embedded import EmbeddedServer
 from pool_telemetry.uri import mask_uri
 from tests.benchmarks.crowd import run_crowd
+from tests.benchmarks.endpoints import run_endpoints
 from tests.benchmarks.events import run_events
 from tests.benchmarks.importing import run_import
 from tests.benchmarks.in_place import run_in_place
@@ -47,6 +48,7 @@ def main() -> None:
         run_in_place(effort, uri)
         goals += run_spans(effort, uri)
         goals += [*run_memory(effort), *run_reading(effort, uri), *run_crowd(effort, uri)]
+        goals += run_endpoints(effort, uri)
         run_workers(effort, uri)
         goals += run_import(effort)
     show_goals(goals)

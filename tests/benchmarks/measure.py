@@ -26,11 +26,12 @@ class Effort:
     in_place_rounds: int
     read_rounds: int
     import_rounds: int
+    endpoint_rounds: int
     operations: int
 
 
-FULL = Effort(120, 60, 12, 30, 60, 20, 1_000_000)
-QUICK = Effort(15, 6, 1, 4, 5, 3, 50_000)
+FULL = Effort(120, 60, 12, 30, 60, 20, 7, 1_000_000)
+QUICK = Effort(15, 6, 1, 4, 5, 3, 2, 50_000)
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,7 @@ def run_reading(effort: Effort, uri: str) -> list[Goal]:
         measure("quiet pool")
         with _exhausted(client, telemetry):
             measure(_BUSY)
-            _fill(find(CommandListener, ours), client.address)
+            fill(find(CommandListener, ours), client.address)
             measure(_FULL)
         kibibytes = len(prometheus.generate("", registry)[0]) / 1024
     prometheus.unregister(registry)
@@ -110,7 +110,7 @@ def _waiting(telemetry: PoolTelemetry) -> int:
     return sum(pool.waiting for pool in telemetry.stats().pools)
 
 
-def _fill(command: CommandListener, address: Any) -> None:
+def fill(command: CommandListener, address: Any) -> None:
     """Deliver commands on as many collections as there may be series."""
     for number in range(SERIES):
         body = {"find": f"messages-{number}", "$db": "chat"}

@@ -153,7 +153,10 @@ HTTP: Final[dict[str, Way]] = {
 }
 """The ways whose workers share a port, or whose parent has one."""
 
-_WITH_ROUTES: Final = {"uvicorn", "gunicorn", "gunicorn-preload", "hypercorn", "granian", "celery"}
+_WITH_ROUTES: Final = {
+    *("uvicorn", "gunicorn", "gunicorn-preload", "gunicorn-gthread", "hypercorn", "granian"),
+    "celery",
+}
 
 CELERY: Final = Way(
     "celery",

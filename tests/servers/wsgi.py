@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import parse_qsl
 
-from pool_telemetry import prometheus
+from pool_telemetry.wsgi import create_app
 from tests.servers import work
 
-prometheus.register()
 work.initialize()
+routes = create_app(holders=True)
 CALLS: dict[str, Callable[..., int]] = {
     "/pid": work.pid,
     "/find": work.find,
@@ -21,12 +21,11 @@ CALLS: dict[str, Callable[..., int]] = {
 
 
 def application(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
-    """Answer `/metrics`, or call what the path names with the numbers of the query."""
-    path = environ["PATH_INFO"]
-    if path == "/metrics":
-        body, content_type = prometheus.generate(environ.get("HTTP_ACCEPT", ""))
-    else:
-        numbers = {key: float(value) for key, value in parse_qsl(environ.get("QUERY_STRING"))}
-        body, content_type = json.dumps(CALLS[path](**numbers)).encode(), "application/json"
-    start("200 OK", [("Content-Type", content_type), ("Content-Length", str(len(body)))])
+    """Call the function that the path names with the numbers of the query, or answer as a route."""
+    call = CALLS.get(environ["PATH_INFO"])
+    if call is None:
+        return routes(environ, start)
+    numbers = {key: float(value) for key, value in parse_qsl(environ.get("QUERY_STRING"))}
+    body = json.dumps(call(**numbers)).encode()
+    start("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
     return [body]

@@ -1,0 +1,153 @@
+"""The routes on a port of their own, on threads that no web framework can take.
+
+`serve()` is for a process that has a pool. `pool-telemetry serve` listens by the same server.
+"""
+
+import contextlib
+import socket
+import socketserver
+import weakref
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Final, Self
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import REGISTRY
+
+from pool_telemetry.endpoints import Pool
+from pool_telemetry.errors import PoolTelemetryError
+from pool_telemetry.health import HealthLimits
+from pool_telemetry.process import after_fork, start_thread
+from pool_telemetry.routes import Routes, Show
+
+REQUEST_SECONDS: Final = 10.0
+"""A client has this long to send its request, and this long to take the answer, in seconds."""
+
+
+class Served:
+    """A port on which the routes answer, until `close()` or the end of a `with` block.
+
+    Attributes:
+        port: The port.
+    """
+
+    def __init__(self, server: "PortServer") -> None:
+        self._server = server
+        self.port: int = server.server_port
+
+    def close(self) -> None:
+        """Listen no more. Requests that have arrived are answered."""
+        self._server.shutdown()
+        self._server.server_close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def serve(
+    port: int,
+    host: str = "127.0.0.1",
+    *,
+    pool: Pool | None = None,
+    limits: HealthLimits = HealthLimits(),  # noqa: B008  # frozen
+    registry: CollectorRegistry = REGISTRY,
+    holders: bool = False,
+    show: Show = "all",
+) -> Served:
+    """Serve the routes on a port of their own, on threads of this library.
+
+    The port answers while every thread of the web framework waits for a connection. Outsiders do
+    not reach it, unless `host` says so. Call it in the process that has the pool, after a fork:
+    a forked process closes the port that it inherits. Processes of one user that serve at the same
+    port share it on Linux, and each answers for all.
+
+    Args:
+        port: The port; 0 is any free one.
+        host: The address to listen at. A firewall or a network policy has to protect any other
+            address than loopback.
+        pool: The singleton to report. By default the singleton that is initialized at the time of
+            the request, the asynchronous one first.
+        limits: The limits that decide when the pool is degraded or unhealthy.
+        registry: The registry that `/metrics` shows; every client's metrics are added to it.
+        holders: Whether to add `/pool/holders`, which names threads, tasks and owners.
+        show: "probes" for `/health/live` and `/health/ready`, "details" for the others, or "all".
+
+    Raises:
+        PoolTelemetryError: The port is taken, or the system has no more threads.
+    """
+    shown = Routes(pool, limits=limits, registry=registry, holders=holders, show=show)
+    server = PortServer(port, host, shown, is_shared=True)
+    _open.add(server)
+    if start_thread(server.serve_forever, name="pool_telemetry-serve") is None:
+        server.server_close()
+        raise PoolTelemetryError(f"can't serve at {host}:{port}: the system has no more threads")
+    return Served(server)
+
+
+class PortServer(ThreadingHTTPServer):
+    """A socket that listens, with a thread for each request.
+
+    Raises:
+        PoolTelemetryError: The port is taken, or the host has no such address.
+    """
+
+    request_queue_size = 128  # connections in the queue; with 5, a few clients would be refused
+
+    def __init__(self, port: int, host: str, shown: Routes, *, is_shared: bool = False) -> None:
+        self.shown = shown
+        self.allow_reuse_port = is_shared
+        if ":" in host:
+            self.address_family = socket.AF_INET6
+        try:
+            super().__init__((host, port), _Handler)
+        except OSError as error:
+            raise PoolTelemetryError(f"can't listen at {host}:{port}: {error.strerror}") from None
+
+    def server_bind(self) -> None:
+        """Bind without asking for the host's full name, which may take seconds."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print nothing about a client that has gone away."""
+
+
+_open: "weakref.WeakSet[PortServer]" = weakref.WeakSet()
+
+
+@after_fork
+def _close_inherited() -> None:
+    for server in list(_open):
+        with contextlib.suppress(OSError):
+            server.socket.close()
+    _open.clear()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: PortServer
+    timeout = REQUEST_SECONDS
+    server_version = "pool-telemetry"
+    sys_version = ""  # the version of Python is nobody's business
+
+    def do_GET(self) -> None:  # http.server's name
+        """Answer one request of any method."""
+        path, _, query = self.path.partition("?")
+        found = self.server.shown.wait(
+            self.command,
+            path,
+            query=query,
+            accept=self.headers.get("accept", ""),
+            accept_encoding=self.headers.get("accept-encoding", ""),
+        )
+        self.send_response(found.status)
+        for name, value in found.headers:
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(found.body_for(self.command))
+
+    do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_GET  # noqa: N815
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # http.server's name
+        """Log no request."""
