@@ -37,7 +37,7 @@ from pool_telemetry.otel.collection import SCHEMA_URL, SCOPE
 from pool_telemetry.otel.query_text import query_text
 from pool_telemetry.process import ProcessLock
 from pool_telemetry.state.commands import CommandKey
-from pool_telemetry.stats import CANCELLED, Address, Occupancy, TraceLink
+from pool_telemetry.stats import CANCELLED, Address, Occupancy, TraceLink, bounded_address
 
 _log = logging.getLogger("pool_telemetry.otel")
 
@@ -310,7 +310,7 @@ def _described(series: CommandKey) -> tuple[str, dict[str, str | int | float]]:
 @lru_cache(maxsize=256)
 def _server(address: Address) -> dict[str, str | int | float]:
     """Return the attributes that all spans of a server have."""
-    host, port = address
+    host, port = bounded_address(address)
     attributes: dict[str, str | int | float] = {**dict([DB_SYSTEM]), "server.address": host}
     if port is None:
         return {**attributes, "network.transport": "unix", "network.peer.address": host}

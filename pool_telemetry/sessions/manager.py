@@ -40,6 +40,7 @@ from pool_telemetry.sessions.opened_session import (
     check_restore_last,
 )
 from pool_telemetry.sessions.repository import MongoDBSessionRepository
+from pool_telemetry.stats import bounded
 
 
 class _Manager(RepositorySessionManager):
@@ -102,7 +103,7 @@ class _Manager(RepositorySessionManager):
         """Add the agent's name to all spans that are made in the block."""
         name = getattr(agent, "name", None)
         token = tracing.span_attributes.set(
-            {"gen_ai.agent.name": name} if isinstance(name, str) else None
+            {"gen_ai.agent.name": bounded(name)} if isinstance(name, str) else None
         )
         try:
             yield
