@@ -1,8 +1,12 @@
 """A chat service: Strands agents with sessions in MongoDB, on one shared pool.
 
 Run it:  MONGODB_URI=mongodb://localhost:27017/ uvicorn examples.chat_app:app
-Talk:    curl -X POST 'localhost:8000/chat?session_id=ann&message=what+is+2+%2B+3'
-Look at: /chat/ann, /health, /metrics, /metrics/mongodb
+Talk:    curl -X POST -H 'X-User: ann' 'localhost:8000/chat?message=what+is+2+%2B+3'
+         The answer names the session; continue it with `session_id=`.
+Look at: /chat/SESSION, /health, /metrics, /metrics/mongodb
+
+A session's id is random and belongs to a user, so that no user opens another's session. The header
+X-User stands for your authentication: replace `current_user`, because anybody can send a header.
 
 The model is a script that can add two numbers and needs no network. With CHAT_MODEL, the id of a
 model on Amazon Bedrock, and AWS credentials the service uses that model.
@@ -13,9 +17,10 @@ import os
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Annotated, Any
+from uuid import uuid4
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Header, HTTPException, Request
 from fastapi.responses import JSONResponse
 from pymongo.errors import PyMongoError
 from strands import Agent, tool
@@ -24,6 +29,7 @@ from strands.types.content import Messages
 from strands.types.exceptions import EventLoopException
 
 from pool_telemetry import AsyncMongoDBConnectionPool, TelemetryOptions
+from pool_telemetry.errors import SessionOwnerError
 from pool_telemetry.fastapi import create_router, pool_lifespan
 from pool_telemetry.sessions import (
     AsyncMongoDBSessionRepository,
@@ -91,14 +97,25 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         close_global_factory()
 
 
+def current_user(x_user: Annotated[str, Header()]) -> str:
+    """Return the user of a request; put your authentication here."""
+    return x_user
+
+
+User = Annotated[str, Depends(current_user)]
+
 app = FastAPI(lifespan=lifespan)
 app.include_router(create_router())
 
 
 @app.post("/chat")
-async def chat(session_id: str, message: str) -> dict[str, Any]:
-    """Send a message to the agent, and return its answer."""
-    manager = await get_global_factory().open_session_manager(session_id)
+async def chat(message: str, user: User, session_id: str | None = None) -> dict[str, Any]:
+    """Send a message to the agent, in a new session or an existing one, and return its answer."""
+    if session_id is None:
+        session_id = uuid4().hex
+    elif await sessions(user).read_session(session_id) is None:
+        raise HTTPException(404)
+    manager = await get_global_factory().open_session_manager(session_id, user=user)
     model = os.environ.get("CHAT_MODEL") or ScriptedModel()
     agent = Agent(model=model, tools=[add], session_manager=manager, callback_handler=None)
     result = await agent.invoke_async(message)
@@ -106,11 +123,12 @@ async def chat(session_id: str, message: str) -> dict[str, Any]:
 
 
 @app.get("/chat/{session_id}")
-async def conversation(session_id: str) -> dict[str, Any]:
+async def conversation(session_id: str, user: User) -> dict[str, Any]:
     """Return a session's messages, and the tokens that the model used."""
-    sessions = AsyncMongoDBSessionRepository(AsyncMongoDBConnectionPool.get_client(), DATABASE)
-    messages = await sessions.list_messages(session_id, "default")
-    usage = await sessions.usage(session_id)
+    if await sessions(user).read_session(session_id) is None:
+        raise HTTPException(404)
+    messages = await sessions(user).list_messages(session_id, "default")
+    usage = await sessions(user).usage(session_id)
     return {
         "messages": [
             {"role": one.to_message()["role"], "text": block["text"]}
@@ -122,6 +140,13 @@ async def conversation(session_id: str) -> dict[str, Any]:
     }
 
 
+def sessions(user: str) -> AsyncMongoDBSessionRepository:
+    """Return the sessions of a user."""
+    client = AsyncMongoDBConnectionPool.get_client()
+    return AsyncMongoDBSessionRepository(client, DATABASE, application="chat", user=user)
+
+
+@app.exception_handler(SessionOwnerError)
 @app.exception_handler(InvalidIdError)
 @app.exception_handler(SessionConflictError)
 @app.exception_handler(PyMongoError)
@@ -129,6 +154,8 @@ async def conversation(session_id: str) -> dict[str, Any]:
 async def refused(request: Request, error: Exception) -> JSONResponse:
     """Return the HTTP status of an error; Strands may wrap an error within a turn."""
     cause = error.__cause__ if isinstance(error, EventLoopException) else error
+    if isinstance(cause, SessionOwnerError):  # the same answer as for a missing session
+        return JSONResponse({"detail": "Not Found"}, status_code=404)
     if isinstance(cause, InvalidIdError):
         return JSONResponse({"error": str(cause)}, status_code=422)
     if isinstance(cause, SessionConflictError):

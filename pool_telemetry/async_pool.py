@@ -28,6 +28,7 @@ from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.process import after_fork, notice_fork
 from pool_telemetry.process_end import end
 from pool_telemetry.registry import take_over_name
+from pool_telemetry.stats import bounded
 
 _Client = AsyncMongoClient[dict[str, Any]]
 
@@ -104,7 +105,7 @@ class ManagedAsyncMongoClient(ManagedClient[_Client]):
                 info = await self.client.server_info()
         except (PyMongoError, TimeoutError):
             return False
-        self.telemetry.server_version = info["version"]
+        self.telemetry.server_version = bounded(str(info["version"]))
         return True
 
     def _learn_version_soon(self) -> None:

@@ -11,3 +11,7 @@ class PoolNotInitializedError(PoolTelemetryError, RuntimeError):
 
 class PoolConfigurationError(PoolTelemetryError, ValueError):
     """An option has an invalid value. The message names option, value and range."""
+
+
+class SessionOwnerError(PoolTelemetryError, PermissionError):
+    """A session or blob has another owner than the caller named. The message names no owner."""

@@ -26,6 +26,7 @@ from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.process import after_fork, notice_fork
 from pool_telemetry.process_end import end
 from pool_telemetry.registry import take_over_name
+from pool_telemetry.stats import bounded
 
 _Client = MongoClient[dict[str, Any]]
 
@@ -63,7 +64,7 @@ class ManagedMongoClient(ManagedClient[_Client]):
                 info = self.client.server_info()
         except PyMongoError:
             return False
-        self.telemetry.server_version = info["version"]
+        self.telemetry.server_version = bounded(str(info["version"]))
         return True
 
     def _learn_version_soon(self) -> None:

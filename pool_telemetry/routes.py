@@ -252,7 +252,7 @@ def _ready(routes: Routes, _: _Wish) -> _Made:
 
 
 def _metrics(routes: Routes, wish: _Wish) -> _Made:
-    body, content_type = prometheus.generate(wish.accept, routes.registry)
+    body, content_type = prometheus.generate(wish.accept, routes.registry, names=wish.names)
     return _Made(200, content_type, body)
 
 

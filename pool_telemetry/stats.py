@@ -4,9 +4,17 @@
 ages are seconds; counters count from the start of the client, or from the fork of the process.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple, Protocol
+
+MAX_NAME: Final = 255
+"""Characters of a name from outside, in every output: of a collection, a host, a thread, and so on.
+
+MongoDB's names and hosts have no more, so only a mistake or an attack is cut. A name has at most
+four times as many bytes.
+"""
 
 Address = tuple[str, int | None]
 """Host and port; the port is None for a Unix domain socket, whose path is the host."""
@@ -22,6 +30,26 @@ def validate_address(address: Address) -> Address:
     if not isinstance(host, str) or not isinstance(port, int | None):
         raise TypeError(f"not an address: {type(address).__name__}")
     return host, port
+
+
+def bounded(name: str) -> str:
+    """Return a name from outside as every output has it: short, and valid Unicode.
+
+    A name that is cut ends with an ellipsis and a digest, so different names stay different.
+    """
+    if len(name) <= MAX_NAME and name.isascii():
+        return name
+    text = name.encode("utf-8", "replace").decode()  # without lone surrogates
+    if len(name) <= MAX_NAME and text == name:
+        return name
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return f"{text[: MAX_NAME - len(digest) - 1]}…{digest}"
+
+
+def bounded_address(address: Address) -> Address:
+    """Return an address whose host is bounded."""
+    host, port = address
+    return bounded(host), port
 
 
 def printable(text: str) -> str:

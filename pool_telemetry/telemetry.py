@@ -46,6 +46,7 @@ from pool_telemetry.stats import (
     Occupancy,
     PoolStats,
     ServerSelectionStats,
+    bounded_address,
     pool_name,
     printable,
 )
@@ -119,7 +120,9 @@ class PoolTelemetry:
         registry.add(self)
 
     def __repr__(self) -> str:
-        return f"PoolTelemetry({self.name!r}, pools={list(self._pools)})"
+        return (
+            f"PoolTelemetry({self.name!r}, pools={[one.address for one in self._pools.values()]})"
+        )
 
     @property
     def listeners(self) -> Sequence[Any]:
@@ -376,7 +379,7 @@ class PoolTelemetry:
                 state.leave_out(seconds)
 
     def _pool_name(self, address: Address) -> str:
-        return pool_name(self.name, address)
+        return pool_name(self.name, bounded_address(address))
 
     def states(self) -> list[PoolState]:
         """Return the states of all pools of this client."""
@@ -401,7 +404,7 @@ class PoolTelemetry:
         self, owner: object, address: Address, max_size: int | None, min_size: int
     ) -> None:
         if not self._is_open():
-            registry.open_client(self, address, app_name_of_new_pool())
+            registry.open_client(self, bounded_address(address), app_name_of_new_pool())
         if self._client() is None and (client := calling_client()) is not None:
             self.attach(client)
         loop = asyncio._get_running_loop()

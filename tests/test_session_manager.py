@@ -43,6 +43,7 @@ from pool_telemetry.sessions import (
     MongoDBSessionManagerFactory,
     MongoDBSessionRepository,
     SessionConflictError,
+    SessionOwnerError,
     close_global_factory,
     get_global_factory,
     initialize_global_factory,
@@ -51,9 +52,11 @@ from tests.proxy import Proxy
 from tests.scripted import ScriptedModel, Step, agent_with, texts
 from tests.support import UNMEASURED, traced_to, until
 
-# The commands that create a session; the deletes remove leftovers of a session of the same name.
+# The commands that create a session: the find asks if another owner has it, and the deletes remove
+# leftovers of a session of the same name.
 CREATE_SESSION = {
     "findAndModify sessions": 1,
+    "find sessions": 1,
     "delete messages": 1,
     "delete agents": 1,
     "insert sessions": 1,
@@ -817,7 +820,9 @@ def test_metadata_and_feedback(chat: Chat) -> None:
     do(manager.update_metadata({"customer.plan": "pro", "customer.name": "Ann", "score": 3}))
     do(manager.delete_metadata("customer.name", "nothing"))
     assert do(manager.get_metadata()) == {"customer": {"plan": "pro"}, "score": 3}
-    chat.open("s", metadata={"other": 1}, user="bob")  # ignored, because the session exists
+    chat.open("s", metadata={"other": 1}, user="ann")  # ignored, because the session exists
+    with pytest.raises(SessionOwnerError):
+        chat.open("s", user="bob")
     assert do(manager.get_metadata()) == {"customer": {"plan": "pro"}, "score": 3}
     for path in ("", "a..b", ".a", "$set", "a.$b", "a\0b"):
         with pytest.raises(SessionException, match="metadata path"):
@@ -844,14 +849,14 @@ def test_metadata_and_feedback(chat: Chat) -> None:
         with pytest.raises(InvalidIdError, match=r"user is"):
             chat.open("s", user=wrong)
         with pytest.raises(InvalidIdError, match=r"user is"):
-            do(manager.repository.list_sessions(user=wrong))
+            do(chat.open("s").repository.list_sessions(user=wrong))
     usage = do(manager.usage())
     assert (usage.messages, usage.input_tokens, usage.total_tokens, usage.latency_ms) == (
         (2, 10, 15, 7)
     )
     (one,) = do(manager.repository.list_sessions(application="shop", user="ann"))
     assert (one.session_id, one.metadata["score"]) == ("s", 3)
-    assert do(manager.repository.list_sessions(user="bob")) == []
+    assert do(chat.open("s").repository.list_sessions(user="bob")) == []
 
 
 # Owned and shared clients

@@ -19,10 +19,17 @@ from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.owners import current_origin
 from pool_telemetry.process import notice_fork, unforked
 from pool_telemetry.state.actor import current_actor
-from pool_telemetry.state.commands import CommandState
+from pool_telemetry.state.commands import CommandState, bounded_key
 from pool_telemetry.state.frames import is_called_by_async_pool, is_topology, outward
 from pool_telemetry.state.pool_state import PoolState
-from pool_telemetry.stats import CANCELLED, Address, Origin, validate_address
+from pool_telemetry.stats import (
+    CANCELLED,
+    MAX_NAME,
+    Address,
+    Origin,
+    bounded,
+    validate_address,
+)
 
 OnError = Callable[[Exception], None]
 
@@ -324,6 +331,8 @@ class OperationListener(ShortRepr, cmap.CommandListener):
             spans, trace = tracing.spans, None
             try:
                 if spans is not None:
+                    if max(len(collection), len(database), len(name)) > MAX_NAME:
+                        key = bounded_key(key)
                     trace = spans.command_started(key, command, self._options, self._other)
             finally:
                 self._commands.started(event.request_id, key, trace, current_actor(), command)
@@ -343,7 +352,7 @@ class OperationListener(ShortRepr, cmap.CommandListener):
             failure = event.failure
             code = failure.get("code")
             status = str(code) if isinstance(code, int) else ""
-            error_type = status or str(failure.get("errtype") or "_OTHER")
+            error_type = status or bounded(str(failure.get("errtype") or "_OTHER"))
             if _interrupted():
                 error_type = CANCELLED
             self._commands.ended(

@@ -36,7 +36,7 @@ from pool_telemetry.otel.collection import SCHEMA_URL, SCOPE
 from pool_telemetry.otel.query_text import query_text
 from pool_telemetry.process import ProcessLock
 from pool_telemetry.state.commands import CommandKey
-from pool_telemetry.stats import CANCELLED, Address, Occupancy, TraceLink
+from pool_telemetry.stats import CANCELLED, Address, Occupancy, TraceLink, bounded_address
 
 _log = logging.getLogger("pool_telemetry.otel")
 
@@ -313,7 +313,7 @@ def _server(address: Address) -> dict[str, str | int | float]:
     `network.peer.address` is not among them, because each attribute costs the SDK 0.7 µs, and
     PyMongo reports no other address than the server's.
     """
-    host, port = address
+    host, port = bounded_address(address)
     attributes: dict[str, str | int | float] = {**dict([DB_SYSTEM]), "server.address": host}
     if port is None:
         return {**attributes, "network.transport": "unix"}

@@ -13,6 +13,7 @@ except ImportError as error:
         "pool_telemetry.sessions needs strands-agents: pip install 'pool-telemetry[strands]'"
     ) from error
 
+from pool_telemetry.errors import SessionOwnerError
 from pool_telemetry.sessions.async_repository import AsyncMongoDBSessionRepository
 from pool_telemetry.sessions.documents import (
     InvalidIdError,
@@ -40,6 +41,7 @@ __all__ = [
     "MongoDBStorage",
     "SessionConflictError",
     "SessionInfo",
+    "SessionOwnerError",
     "SessionUsage",
     "close_global_factory",
     "get_global_factory",

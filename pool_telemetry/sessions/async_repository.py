@@ -1,6 +1,7 @@
 """Reads and writes of sessions, agents and messages, written once for both kinds of client."""
 
 import asyncio
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -16,20 +17,29 @@ from pool_telemetry.sessions.client_choice import AnyClient, check_client
 from pool_telemetry.sessions.collections import Store
 from pool_telemetry.sessions.dispatch import CallMethod, call_method_for
 from pool_telemetry.sessions.documents import (
+    OF_OTHERS,
     PREFIX,
     SCHEMA,
     Document,
     Lease,
+    Owner,
     SessionConflictError,
     agent_document,
     agent_ids,
-    check_schema,
+    check_form,
+    check_session,
     describe,
+    is_agent,
+    is_message,
+    is_session,
     message_document,
     message_ids,
     nested,
     now,
+    others_filter,
+    owner_of,
     replacement,
+    session_filter,
     validated_id,
 )
 from pool_telemetry.sessions.records import Directory
@@ -43,9 +53,6 @@ KNOWN_SECONDS: Final = 60.0
 
 MAX_TTL: Final = timedelta(days=36_500)
 
-_NO_ID: Final = {"_id": False}
-_LEASE: Final = {"_id": False, "ttl_seconds": True, "expires_at": True}
-
 
 class AsyncMongoDBSessionRepository(Directory):
     """Sessions, their agents and messages, in three collections of one database.
@@ -57,8 +64,12 @@ class AsyncMongoDBSessionRepository(Directory):
         client: The application's client; the repository never closes it.
         database_name: The database of the collections.
         prefix: The prefix of the collections' names.
+        application: The application whose sessions alone the repository uses; None for any.
+        user: The user whose sessions alone the repository uses; None for any. With an owner the
+            methods for agents and messages raise SessionException if the session is missing.
 
     Raises:
+        SessionOwnerError: The session has another owner than the repository, or than the call.
         SessionException: The session or agent of a write does not exist, or a document is larger
             than 16 MB or has a value that BSON can't store. Its subclass SessionConflictError is
             raised if the document already exists, and InvalidIdError for an invalid id. Errors of
@@ -71,11 +82,14 @@ class AsyncMongoDBSessionRepository(Directory):
         database_name: str = "strands",
         *,
         prefix: str = PREFIX,
+        application: str | None = None,
+        user: str | None = None,
         _call_method: CallMethod | None = None,  # given by the synchronous repository
     ) -> None:
         check_client(client, AsyncMongoClient, MongoClient)
         super().__init__(
-            Store(client, database_name, prefix, _call_method or call_method_for(client))
+            Store(client, database_name, prefix, _call_method or call_method_for(client)),
+            owner_of(application, user),
         )
         self._indexing = asyncio.Lock() if _call_method is None else None
         # Existing (session, "") and (session, agent), with their lease and the time of the answer.
@@ -93,12 +107,12 @@ class AsyncMongoDBSessionRepository(Directory):
         metadata: Mapping[str, Any] | None = None,
         ttl: timedelta | None = None,
     ) -> tuple[Session, bool]:
-        """Return a session, and whether it is new: one command, or four to create it.
+        """Return a session, and whether it is new: one command, or five to create it.
 
         Args:
             session_id: The session's id.
-            application: The session's application, for lists; ignored if the session exists.
-            user: The session's user, for lists; ignored if the session exists.
+            application: The application of a new session; an existing session's has to be the same.
+            user: The user of a new session; an existing session's has to be the same.
             metadata: The metadata of a new session, as in `update_metadata`.
             ttl: The time to live of the session and all its documents after its last use. None
                 keeps an existing session's; a new session then never expires. Moving the end takes
@@ -108,25 +122,27 @@ class AsyncMongoDBSessionRepository(Directory):
             raise ValueError(
                 f"ttl is {ttl!r}: use a timedelta above 0, at most {MAX_TTL.days} days"
             )
-        names = {"application": application, "user": user}
-        names = {key: validated_id(key, name) for key, name in names.items() if name is not None}
+        owner = self._owner_with(application, user)
         await self._prepare()
         ids = {"session_id": validated_id("session", session_id)}
         session = Session(session_id, SessionType.AGENT)
         touched = {"$set": {"updated_at": session.updated_at}}
         method = self._store.sessions.find_one_and_update
-        while (before := await self._store.do(ids, method, {"_id": session_id}, touched)) is None:
+        which = session_filter(session_id, owner)
+        while (before := await self._store.do(ids, method, which, touched)) is None:
+            if await self._unexpired(session_id, owner):
+                continue  # another writer created the session meanwhile
             lease = None if ttl is None else Lease.of(ttl)
             document = {
                 "_id": session_id,
                 "schema": SCHEMA,
                 **session.to_dict(),
-                **names,
+                **owner,
                 "metadata": nested(metadata or {}),
                 **(lease.fields if lease else {}),
             }
             # Documents of an expired session, or of one deleted while a process still wrote to it.
-            leftovers = {**ids, "created_at": {"$lt": session.created_at}}
+            leftovers = {**others_filter(ids), "created_at": {"$lt": session.created_at}}
             await self._store.do(ids, self._store.messages.delete_many, leftovers)
             await self._store.do(ids, self._store.agents.delete_many, leftovers)
             try:
@@ -135,7 +151,7 @@ class AsyncMongoDBSessionRepository(Directory):
                 continue  # another writer created the session first
             self._remember(session_id, "", lease)
             return session, True
-        found = Lease.in_document(check_schema(before))
+        found = Lease.in_document(check_session(before, owner))
         if found is not None and found.is_over:
             await self._delete_expired(ids)
             return await self.open_session(
@@ -148,19 +164,23 @@ class AsyncMongoDBSessionRepository(Directory):
         """Create a session; SessionConflictError if it already exists."""
         await self._prepare()
         ids = {"session_id": validated_id("session", session.session_id)}
-        document = {"_id": session.session_id, "schema": SCHEMA, **session.to_dict()}
+        document = {"_id": session.session_id, "schema": SCHEMA, **session.to_dict(), **self._owner}
         await self._store.do(ids, self._store.sessions.insert_one, {**document, "metadata": {}})
         return session
 
-    async def read_session(self, session_id: str) -> Session | None:
+    async def read_session(
+        self, session_id: str, *, application: str | None = None, user: str | None = None
+    ) -> Session | None:
         """Return a session; None if it does not exist."""
-        found = await self._session(session_id)
+        found = await self._session(session_id, self._owner_with(application, user))
         return None if found is None else Session.from_dict(found)
 
-    async def delete_session(self, session_id: str) -> None:
+    async def delete_session(
+        self, session_id: str, *, application: str | None = None, user: str | None = None
+    ) -> None:
         """Delete a session with its agents and messages; SessionException if it does not exist."""
         ids = {"session_id": validated_id("session", session_id)}
-        if not await self._delete(ids):
+        if not await self._delete(ids, self._owner_with(application, user)):
             raise SessionException(f"{describe(ids)} does not exist")
 
     # Agents
@@ -173,9 +193,11 @@ class AsyncMongoDBSessionRepository(Directory):
     async def read_agent(self, session_id: str, agent_id: str) -> SessionAgent | None:
         """Return an agent; None if it does not exist."""
         ids = _agent(session_id, agent_id)
-        found = await self._store.do(ids, self._store.agents.find_one, ids, _NO_ID)
+        await self._permit(session_id)
+        found = await self._store.do(ids, self._store.agents.find_one, {"_id": ids})
         if found is None:
             return None
+        check_form(ids, is_agent(found))
         self._remember(session_id, agent_id, Lease.in_document(found))
         return SessionAgent.from_dict(found)
 
@@ -188,11 +210,14 @@ class AsyncMongoDBSessionRepository(Directory):
     async def list_agents(self, session_id: str) -> list[Document]:
         """Return the documents of a session's agents, graphs and swarms."""
         ids = {"session_id": validated_id("session", session_id)}
-        found = await self._store.do(ids, self._store.agents.find(ids, _NO_ID).to_list)
-        for one in found:
+        await self._permit(session_id)
+        agents = await self._store.find_ours(
+            ids, self._store.agents, ids, ours=OF_OTHERS, is_ours=is_agent
+        )
+        for one in agents:
+            del one["_id"]
             if one["kind"] == "agent":
                 self._remember(session_id, one["agent_id"], Lease.in_document(one))
-        agents: list[Document] = found
         return agents
 
     # Graphs and swarms
@@ -206,8 +231,12 @@ class AsyncMongoDBSessionRepository(Directory):
     async def read_multi_agent(self, session_id: str, multi_agent_id: str) -> Document | None:
         """Return the state of a graph or swarm; None if it does not exist."""
         ids = _agent(session_id, multi_agent_id, "multi_agent")
-        found = await self._store.do(ids, self._store.agents.find_one, ids)
-        state: Document | None = None if found is None else found["state"]
+        await self._permit(session_id)
+        found = await self._store.do(ids, self._store.agents.find_one, {"_id": ids})
+        if found is None:
+            return None
+        check_form(ids, is_agent(found))
+        state: Document = found["state"]
         return state
 
     async def update_multi_agent(self, session_id: str, multi_agent: "MultiAgentBase") -> None:
@@ -254,8 +283,12 @@ class AsyncMongoDBSessionRepository(Directory):
     ) -> SessionMessage | None:
         """Return a message; None if it does not exist."""
         ids = message_ids(session_id, agent_id, message_id)
-        found = await self._store.do(ids, self._store.messages.find_one, ids, _NO_ID)
-        return None if found is None else SessionMessage.from_dict(found)
+        await self._permit(session_id)
+        found = await self._store.do(ids, self._store.messages.find_one, {"_id": ids})
+        if found is None:
+            return None
+        check_form(ids, is_message(found))
+        return SessionMessage.from_dict(found)
 
     async def update_message(
         self, session_id: str, agent_id: str, session_message: SessionMessage
@@ -302,14 +335,18 @@ class AsyncMongoDBSessionRepository(Directory):
             "message.role": "user",
             "message.content.toolResult": {"$exists": False},
         }
+        await self._permit(session_id)
         method, order = self._store.messages.find_one, [("message_id", DESCENDING)]
-        found = await self._store.do(ids, method, {**ids, **prompt}, {"message_id": 1}, sort=order)
+        which = {**others_filter(ids), **prompt}
+        found = await self._store.do(ids, method, which, {"message_id": 1}, sort=order)
         return None if found is None else int(found["message_id"])
 
     async def count_messages(self, session_id: str, agent_id: str) -> int:
         """Return the number of an agent's messages."""
         ids = agent_ids(session_id, agent_id)
-        count: int = await self._store.do(ids, self._store.messages.count_documents, ids)
+        await self._permit(session_id)
+        method = self._store.messages.count_documents
+        count: int = await self._store.do(ids, method, others_filter(ids))
         return count
 
     # Shared by the methods above
@@ -326,15 +363,25 @@ class AsyncMongoDBSessionRepository(Directory):
     async def _find(
         self, which: Document, direction: int, offset: int, limit: int
     ) -> list[SessionMessage]:
-        cursor = self._store.messages.find(which, _NO_ID)
-        cursor = cursor.sort("message_id", direction).skip(offset).limit(limit)
         ids = {key: which[key] for key in ("session_id", "agent_id")}
-        return [SessionMessage.from_dict(one) for one in await self._store.do(ids, cursor.to_list)]
+        await self._permit(ids["session_id"])
+        found = await self._store.find_ours(
+            ids,
+            self._store.messages,
+            which,
+            ours=OF_OTHERS,
+            is_ours=is_message,
+            sort=[("message_id", direction)],
+            skip=offset,
+            limit=limit,
+        )
+        return [SessionMessage.from_dict(one) for one in found]
 
     async def _create(self, ids: Document, document: Document) -> None:
         """Create an agent, graph or swarm in its session."""
         session = ids["session_id"]
         await self._prepare()
+        await self._permit(session)
         if (session, "") not in self._known:
             found = await self._session(session)
             if found is None:
@@ -350,48 +397,77 @@ class AsyncMongoDBSessionRepository(Directory):
     async def _replace(self, collection: Any, ids: Document, document: Document) -> str:
         """Replace a document except `created_at`, and return that."""
         method = collection.find_one_and_update
-        before = await self._store.do(ids, method, ids, replacement(document), {"created_at": True})
+        await self._permit(ids["session_id"])
+        which = {**ids, "_id": ids}
+        before = await self._store.do(
+            ids, method, which, replacement(document), {"created_at": True}
+        )
         if before is None:
             raise SessionException(f"{describe(ids)} does not exist")
         return str(before.get("created_at", ""))
 
-    async def _delete(self, ids: Document) -> bool:
+    async def _delete(self, ids: Document, owner: Owner) -> bool:
         """Delete a session with its agents and messages; return whether the session existed."""
         session = ids["session_id"]
+        await self._session(session, owner)  # raises before anything is deleted
         self._forget(session)
-        await self._store.do(ids, self._store.messages.delete_many, ids)
-        await self._store.do(ids, self._store.agents.delete_many, ids)
+        await self._store.do(ids, self._store.messages.delete_many, others_filter(ids))
+        await self._store.do(ids, self._store.agents.delete_many, others_filter(ids))
         # The session comes last, so that a deletion that fails half-way can be repeated.
-        done = await self._store.do(ids, self._store.sessions.delete_one, {"_id": session})
+        which = session_filter(session, owner)
+        done = await self._store.do(ids, self._store.sessions.delete_one, which)
         return bool(done.deleted_count)
+
+    async def _unexpired(self, session_id: str, owner: Owner) -> bool:
+        """Return whether a session exists that the owner may use; delete an expired session."""
+        ids, method = {"session_id": session_id}, self._store.sessions.find_one
+        found = await self._store.do(ids, method, {"_id": session_id})
+        if found is None:
+            return False
+        lease = Lease.in_document(found) if is_session(found) else None
+        if lease is not None and lease.is_over:  # its owner has no more claim to the id
+            await self._delete_expired(ids)
+            return False
+        check_session(found, owner)
+        return True
+
+    async def _permit(self, session_id: str) -> None:
+        """See Directory; the answer is cached for KNOWN_SECONDS."""
+        _, asked = self._known.get((session_id, ""), (None, -math.inf))
+        if self._owner and time.monotonic() - asked > KNOWN_SECONDS:
+            found = await self._session(session_id)
+            if found is None:
+                raise SessionException(f"session {session_id!r} does not exist")
+            self._remember(session_id, "", Lease.in_document(found))
 
     # A session's time to live
 
     async def _delete_expired(self, ids: Document) -> None:
         """Delete only the expired documents of a session, because MongoDB deletes them late."""
         expired = {"expires_at": {"$lte": datetime.now(UTC)}}
-        await self._store.do(ids, self._store.messages.delete_many, {**ids, **expired})
-        await self._store.do(ids, self._store.agents.delete_many, {**ids, **expired})
-        session = {"_id": ids["session_id"], **expired}
+        which = {**others_filter(ids), **expired}
+        await self._store.do(ids, self._store.messages.delete_many, which)
+        await self._store.do(ids, self._store.agents.delete_many, which)
+        session = {**session_filter(ids["session_id"], {}), **expired}
         await self._store.do(ids, self._store.sessions.delete_one, session)
 
     async def _lease_of(self, session_id: str, agent_id: str) -> Lease | None:
         """Return an agent's lease, usually from the cache; the stored lease may end later."""
         ids = _agent(session_id, agent_id)
         if (session_id, agent_id) not in self._known:
-            found = await self._store.do(ids, self._store.agents.find_one, ids, _LEASE)
+            await self._permit(session_id)
+            found = await self._store.do(ids, self._store.agents.find_one, {"_id": ids})
             if found is None:
                 raise SessionException(f"{describe(ids)} is missing")
+            check_form(ids, is_agent(found))
             self._remember(session_id, agent_id, Lease.in_document(found))
         session = {"session_id": session_id}
         lease, asked = self._known.get((session_id, agent_id), (None, time.monotonic()))
         if time.monotonic() - asked > KNOWN_SECONDS:
-            touched = {"$set": {"updated_at": now()}}
-            method = self._store.sessions.update_one
-            done = await self._store.do(session, method, {"_id": session_id}, touched)
-            if not done.matched_count:
+            if not await self._update_session(session_id, {"$set": {"updated_at": now()}}):
                 self._forget(session_id)
                 raise SessionException(f"session {session_id!r} was deleted")
+            self._remember(session_id, "", lease)
             self._remember(session_id, agent_id, lease)
         if lease is not None and lease.is_stale:
             lease = await self._renew(session, lease, None)
@@ -409,9 +485,9 @@ class AsyncMongoDBSessionRepository(Directory):
             return None
         new = Lease.of(ttl)
         for collection, which in (
-            (self._store.messages, ids),
-            (self._store.agents, ids),
-            (self._store.sessions, {"_id": ids["session_id"]}),
+            (self._store.messages, others_filter(ids)),
+            (self._store.agents, others_filter(ids)),
+            (self._store.sessions, session_filter(ids["session_id"], {})),
         ):
             await self._store.do(ids, collection.update_many, which, {"$set": new.fields})
         self._remember(ids["session_id"], "", new)

@@ -4,7 +4,8 @@ Each call is counted, its span gets the session's attributes, and its errors are
 a document's values.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -20,7 +21,7 @@ from pool_telemetry.process import ProcessLock
 from pool_telemetry.registry import telemetry_of
 from pool_telemetry.sessions.client_choice import AnyClient
 from pool_telemetry.sessions.dispatch import CallMethod
-from pool_telemetry.sessions.documents import SessionConflictError, describe
+from pool_telemetry.sessions.documents import Document, SessionConflictError, describe
 from pool_telemetry.state.agents import AgentCounts
 
 _TOO_LARGE: Final = (10334, 17419, 17420)  # the server's codes for an update beyond 16 MB
@@ -35,6 +36,12 @@ _EXPIRY: Final = (
     "expires_at",
     {"expireAfterSeconds": 0, "partialFilterExpression": {"expires_at": {"$exists": True}}},
 )
+
+_log = logging.getLogger("pool_telemetry.sessions")
+
+# Collections whose documents of another form were already logged; the number bounds the memory.
+_with_others: set[str] = set()
+_MAX_LOGGED: Final = 1_000
 
 _indexed: "WeakKeyDictionary[AnyClient, set[str]]" = WeakKeyDictionary()
 indexing: Final = ProcessLock()
@@ -84,6 +91,32 @@ class Store:
         finally:
             tracing.span_attributes.reset(token)
 
+    async def find_ours(
+        self,
+        ids: Mapping[str, Any],
+        collection: Any,
+        which: Document,
+        *,
+        ours: Document,
+        is_ours: Callable[[Document], bool],
+        sort: Sequence[tuple[str, int]] = (),
+        skip: int = 0,
+        limit: int = 0,
+    ) -> list[Document]:
+        """Return the documents that this library wrote.
+
+        Documents of another form are rare, so only a query that finds one is repeated with the
+        filter `ours`. They must not fill a page.
+        """
+        found: list[Document] = []
+        for each in (which, {"$and": [which, ours]}):
+            cursor = collection.find(each).skip(skip).limit(limit)
+            found = await self.do(ids, (cursor.sort([*sort]) if sort else cursor).to_list)
+            if all(map(is_ours, found)):
+                return found
+            log_others(collection)
+        return [one for one in found if is_ours(one)]
+
     @contextmanager
     def _explained(self, ids: Mapping[str, Any]) -> Iterator[None]:
         """Turn the errors of a write into SessionException, without a document's values."""
@@ -108,6 +141,14 @@ class Store:
             kind = type(error).__name__
             words = f"{describe(ids)} has a value that BSON can't store ({kind})"
             raise SessionException(words) from None
+
+
+def log_others(collection: Any) -> None:
+    """Log once that lists skip documents of a collection; their values may be secrets."""
+    name = collection.full_name
+    if name not in _with_others and len(_with_others) < _MAX_LOGGED:
+        _with_others.add(name)
+        _log.warning("%s has documents that pool_telemetry did not write; lists skip them", name)
 
 
 def _too_large(ids: Mapping[str, Any]) -> str:

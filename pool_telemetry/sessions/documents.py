@@ -12,6 +12,14 @@ unique are also its `_id`, so that uniqueness needs no other index.
 Every document has `schema`, the version of this form: 1 since the first release. A version may get
 new keys. It rises when a key changes its meaning; then a newer library reads both versions, and an
 older library refuses the session. If a session expires, all its documents have one `expires_at`.
+
+A session's id is a capability: a caller that names no owner reads, writes and deletes any session
+whose id it knows. If a caller names an owner (`application`, `user`, or both), each name has to be
+the stored name, or SessionOwnerError is raised. A session that was stored without that name, such
+as an older session, has nothing to compare: its id opens it, and no later caller becomes its owner.
+
+Lists skip documents of another form, which another program wrote; no method changes or deletes
+them.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,14 +30,26 @@ from typing import Any, Final, NamedTuple
 from strands.types.exceptions import SessionException
 from strands.types.session import SessionAgent, SessionMessage, encode_bytes_values
 
+from pool_telemetry.errors import SessionOwnerError
+
 SCHEMA: Final = 1
 PREFIX: Final = "strands_"
 MAX_ID_BYTES: Final = 512
+
+# Filters for the form of this library's documents, as far as the server checks it.
+OF_SESSIONS: Final = {
+    key: {"$type": "string"} for key in ("_id", "session_id", "created_at", "updated_at")
+}
+OF_OTHERS: Final = {  # agents and messages
+    "_id.session_id": {"$type": "string"},
+    "schema": {"$type": "number"},
+}
 
 # The share of its time to live after which a session's end is moved: few turns have to move it.
 _SLACK: Final = 0.1
 
 Document = dict[str, Any]
+Owner = Mapping[str, str]  # `application` and `user`, those that a caller named
 
 
 class InvalidIdError(SessionException, ValueError):
@@ -133,18 +153,114 @@ def validated_id(kind: str, value: object) -> str:
     raise InvalidIdError(f"{kind if kind in ('application', 'user') else f'{kind}_id'} {reason}")
 
 
-def check_schema(session: Document) -> Document:
-    """Return a session's document; SessionException if another or a newer program wrote it."""
-    if not {"session_id", "created_at", "updated_at"} <= session.keys():
-        raise SessionException(
-            f"pool_telemetry did not write the document of session {session['_id']!r}: "
-            "use another prefix="
+def owner_of(application: object, user: object) -> dict[str, str]:
+    """Return the names of an owner that are given, validated."""
+    names = {"application": application, "user": user}
+    return {key: validated_id(key, name) for key, name in names.items() if name is not None}
+
+
+def owned_by(owner: Owner) -> Document:
+    """Return the filter for documents of an owner and documents without one."""
+    return {
+        key: {"$in": [None, name], "$not": {"$type": "array"}}  # `$in` looks into arrays, too
+        for key, name in owner.items()
+    }
+
+
+def session_filter(session_id: str, owner: Owner) -> Document:
+    """Return the filter for a session that this library wrote and an owner may use."""
+    known = {"schema": {"$not": {"$gt": SCHEMA}}}
+    ids = {"_id": session_id, "session_id": session_id}
+    return {**OF_SESSIONS, **ids, **known, **owned_by(owner)}
+
+
+def others_filter(ids: Mapping[str, Any]) -> Document:
+    """Return the filter for agents or messages that this library wrote."""
+    return {**ids, **OF_OTHERS, "_id.session_id": ids["session_id"]}
+
+
+def check_owner(what: str, document: Mapping[str, Any], owner: Owner) -> None:
+    """Raise SessionOwnerError if a document is stored with another name than the owner's."""
+    if any(document.get(key) not in (None, name) for key, name in owner.items()):
+        raise SessionOwnerError(
+            f"{what} belongs to another application or user: name its owner, or use another id"
         )
+
+
+def is_session(document: Mapping[str, Any]) -> bool:
+    """Return whether a document has the form of a session's."""
+    texts = [document.get(key) for key in OF_SESSIONS]
+    names = [document.get(key, "") for key in ("application", "user")]
+    return (
+        all(isinstance(text, str) for text in texts)
+        and document["_id"] == document["session_id"]
+        and all(isinstance(name, str | None) for name in names)
+        and isinstance(document.get("metadata", {}), dict)
+        and _has_common_form(document)
+    )
+
+
+def is_agent(document: Mapping[str, Any]) -> bool:
+    """Return whether a document has the form of an agent's, a graph's or a swarm's."""
+    keys = ("session_id", "kind", "agent_id")
+    ids = {key: document.get(key) for key in keys}
+    dicts = {"agent": ("state", "conversation_manager_state"), "multi_agent": ("state",)}
+    kind = ids["kind"]
+    return (
+        document.get("_id") == ids
+        and "schema" in document
+        and all(isinstance(one, str) for one in ids.values())
+        and kind in dicts
+        and all(isinstance(document.get(key), dict) for key in dicts[kind])
+        and _has_common_form(document)
+    )
+
+
+def is_message(document: Mapping[str, Any]) -> bool:
+    """Return whether a document has the form of a message."""
+    ids = {key: document.get(key) for key in ("session_id", "agent_id", "message_id")}
+    message = document.get("message")
+    return (
+        document.get("_id") == ids
+        and "schema" in document
+        and isinstance(ids["message_id"], int)
+        and isinstance(message, dict)
+        and isinstance(message.get("content"), list)
+        and isinstance(message.get("role"), str)
+    )
+
+
+def _has_common_form(document: Mapping[str, Any]) -> bool:
+    expires = "expires_at" not in document or (
+        isinstance(document["expires_at"], datetime)
+        and isinstance(document.get("ttl_seconds"), int | float)
+    )
+    return expires and isinstance(document.get("schema", SCHEMA), int)
+
+
+def check_form(ids: Mapping[str, Any], is_ours: bool) -> None:
+    """Raise SessionException if a document with an id of ours has another form."""
+    if not is_ours:
+        raise SessionException(
+            f"pool_telemetry did not write the document of {describe(ids)}: use another prefix="
+        )
+
+
+def check_session(session: Document, owner: Owner) -> Document:
+    """Return a session's document if this library may read it and the owner may use it.
+
+    Raises:
+        SessionException: Another program or a newer version wrote the document.
+        SessionOwnerError: The session has another owner.
+    """
+    ids = {"session_id": session["_id"]}
+    check_form(ids, is_session(session))
     if session.get("schema", SCHEMA) > SCHEMA:
         raise SessionException(
-            f"session {session['_id']!r} has schema {session['schema']}, but this pool_telemetry "
+            f"{describe(ids)} has schema {session['schema']}, but this pool_telemetry "
             f"reads only {SCHEMA}: upgrade pool_telemetry"
         )
+    check_owner(describe(ids), session, owner)
     return session
 
 

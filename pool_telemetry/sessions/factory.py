@@ -28,7 +28,7 @@ class MongoDBSessionManagerFactory:
             makes asynchronous managers only. Without client and URI each manager uses the current
             client of MongoDBConnectionPool or AsyncMongoDBConnectionPool.
         prefix: The prefix of the collections' names.
-        application: The sessions' application, for lists.
+        application: The sessions' application; each manager opens only sessions of it.
         ttl: A session's time to live after its last use; with None a new session never expires.
         restore_last: The number of messages that an agent begins with at most; None for all.
         **kwargs: MongoClient's options, with a connection string.

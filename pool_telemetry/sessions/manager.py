@@ -40,6 +40,7 @@ from pool_telemetry.sessions.opened_session import (
     check_restore_last,
 )
 from pool_telemetry.sessions.repository import MongoDBSessionRepository
+from pool_telemetry.stats import bounded
 
 
 class _Manager(RepositorySessionManager):
@@ -102,7 +103,7 @@ class _Manager(RepositorySessionManager):
         """Add the agent's name to all spans that are made in the block."""
         name = getattr(agent, "name", None)
         token = tracing.span_attributes.set(
-            {"gen_ai.agent.name": name} if isinstance(name, str) else None
+            {"gen_ai.agent.name": bounded(name)} if isinstance(name, str) else None
         )
         try:
             yield
@@ -125,8 +126,10 @@ class MongoDBSessionManager(_Manager):
             Without client and URI it uses the client of MongoDBConnectionPool.
         database_name: The database of the collections.
         prefix: The prefix of the collections' names.
-        application: The session's application, for `list_sessions`.
-        user: The session's user, for `list_sessions`.
+        application: The session's application. A new session stores it; an existing session's has
+            to be the same, here and in all methods of `repository`.
+        user: The session's user, likewise. Without both, the id alone opens a session: use random
+            ids, and give the user that your application has authenticated.
         metadata: The metadata of a new session.
         ttl: The time to live after the last use; None keeps an existing session's.
         restore_last: The number of messages that an agent begins with at most; None for all. The
@@ -134,6 +137,7 @@ class MongoDBSessionManager(_Manager):
         **kwargs: MongoClient's options, with a connection string.
 
     Raises:
+        SessionOwnerError: The session has another application or user.
         SessionException: See MongoDBSessionRepository. SessionConflictError if another writer
             continued the session after it was opened. Then the agent has messages that the session
             lacks, and the messages that it stored in this turn stay: open the session again. For an
@@ -173,10 +177,10 @@ class MongoDBSessionManager(_Manager):
                 MongoDBConnectionPool.get_client() if client is None else client,
                 database_name,
                 prefix=prefix,
+                application=application,
+                user=user,
             )
-            session, is_new = self.repository.open_session(
-                session_id, application=application, user=user, metadata=metadata, ttl=ttl
-            )
+            session, is_new = self.repository.open_session(session_id, metadata=metadata, ttl=ttl)
             shared = self.repository.asynchronous
             super().__init__(OpenedSession(shared, session, is_new, restore_last), shared)
         except BaseException:
@@ -281,11 +285,13 @@ class AsyncMongoDBSessionManager(_Manager):
             client = owned.client
         try:
             repository = AsyncMongoDBSessionRepository(
-                shared_client() if client is None else client, database_name, prefix=prefix
+                shared_client() if client is None else client,
+                database_name,
+                prefix=prefix,
+                application=application,
+                user=user,
             )
-            session, is_new = await repository.open_session(
-                session_id, application=application, user=user, metadata=metadata, ttl=ttl
-            )
+            session, is_new = await repository.open_session(session_id, metadata=metadata, ttl=ttl)
             opened = PreloadedSession(repository, session, is_new, restore_last)
             await opened.load()
         except BaseException:

@@ -10,16 +10,23 @@ from strands.types.session import decode_bytes_values, encode_bytes_values
 
 from pool_telemetry.sessions.collections import Store
 from pool_telemetry.sessions.documents import (
+    OF_SESSIONS,
     Document,
+    Owner,
     SessionInfo,
     SessionUsage,
     agent_ids,
-    check_schema,
+    check_owner,
+    check_session,
     describe,
+    is_session,
     message_ids,
     metadata_fields,
     now,
     of_metadata,
+    others_filter,
+    owner_of,
+    session_filter,
     validated_id,
 )
 
@@ -35,10 +42,16 @@ _USAGE: Final = {
 
 
 class Directory:
-    """Reads and writes a session's metadata and feedback, lists sessions and sums their usage."""
+    """Reads and writes a session's metadata and feedback, lists sessions and sums their usage.
 
-    def __init__(self, store: Store) -> None:
+    Args:
+        store: The collections.
+        owner: The owner whose sessions alone it uses; empty if the caller named none.
+    """
+
+    def __init__(self, store: Store, owner: Owner) -> None:
         self._store = store
+        self._owner = owner
         self.counts = store.counts
 
     async def get_metadata(self, session_id: str) -> Document:
@@ -73,9 +86,11 @@ class Directory:
         ids = message_ids(session_id, agent_id, message_id)
         if not isinstance(feedback, Mapping):
             raise TypeError(f"feedback is {type(feedback).__name__}: use a dict")
+        await self._permit(session_id)
         entry = {"created_at": now(), **encode_bytes_values(dict(feedback))}
         update = {"$push": {"feedback": {"$each": [entry]}}}
-        done = await self._store.do(ids, self._store.messages.update_one, ids, update)
+        which = others_filter(ids)
+        done = await self._store.do(ids, self._store.messages.update_one, which, update)
         if not done.matched_count:
             raise SessionException(f"{describe(ids)} does not exist")
 
@@ -88,17 +103,21 @@ class Directory:
         ids = {"session_id": validated_id("session", session_id)}
         if agent_id is not None:
             ids = agent_ids(session_id, agent_id)
+        await self._permit(session_id)
         order = [("created_at", DESCENDING), ("message_id", DESCENDING)]
-        found = await self._store.do(ids, self._store.messages.find_one, ids, sort=order)
+        which = {**others_filter(ids), "message_id": {"$type": "number"}}
+        found = await self._store.do(ids, self._store.messages.find_one, which, sort=order)
         if found is None:
             raise SessionException(f"{describe(ids)} has no messages")
-        return found["agent_id"], found["message_id"]
+        return found["agent_id"], int(found["message_id"])
 
     async def list_feedback(self, session_id: str, agent_id: str) -> list[Document]:
         """Return all feedback on an agent's messages, each with its `message_id`, in order."""
         ids = agent_ids(session_id, agent_id)
+        await self._permit(session_id)
         shown = {"_id": False, "message_id": True, "feedback": True}
-        cursor = self._store.messages.find({**ids, "feedback": {"$exists": True}}, shown)
+        which = {**others_filter(ids), "feedback.created_at": {"$exists": True}}
+        cursor = self._store.messages.find(which, shown)
         found = await self._store.do(ids, cursor.sort("message_id", ASCENDING).to_list)
         return [
             {"message_id": one["message_id"], **decode_bytes_values(entry)}
@@ -118,7 +137,8 @@ class Directory:
     ) -> list[SessionInfo]:
         """Return sessions, the last opened session first.
 
-        A session counts as opened when a turn uses it, at most once a minute.
+        A session counts as opened when a turn uses it, at most once a minute. The repository's own
+        `application=` and `user=` limit every list.
 
         Args:
             application: List only sessions of this application.
@@ -130,6 +150,7 @@ class Directory:
 
         Raises:
             ValueError: The limit is out of range, or a time has no time zone.
+            SessionOwnerError: The repository has another owner.
         """
         if not 1 <= limit <= _MAX_LISTED:
             raise ValueError(f"limit is {limit}: use 1 to {_MAX_LISTED}")
@@ -137,19 +158,22 @@ class Directory:
             raise TypeError(
                 f"after is {type(after).__name__}: use the previous page's last session"
             )
-        which: Document = {
-            key: validated_id(key, value)
-            for key, value in (("application", application), ("user", user))
-            if value is not None
-        }
+        which: Document = {**self._owner_with(application, user)}
         times = {"$gte": _utc("since", since), "$lt": _utc("until", until)}
         if bounds := {key: value for key, value in times.items() if value is not None}:
             which["updated_at"] = bounds
         if after is not None:
             same = {"updated_at": after.updated_at, "_id": {"$gt": after.session_id}}
             which["$or"] = [{"updated_at": {"$lt": after.updated_at}}, same]
-        cursor = self._store.sessions.find(which)
-        cursor = cursor.sort([("updated_at", DESCENDING), ("_id", ASCENDING)]).limit(limit)
+        found = await self._store.find_ours(
+            {},
+            self._store.sessions,
+            which,
+            ours=OF_SESSIONS,
+            is_ours=is_session,
+            sort=[("updated_at", DESCENDING), ("_id", ASCENDING)],
+            limit=limit,
+        )
         return [
             SessionInfo(
                 one["_id"],
@@ -159,34 +183,57 @@ class Directory:
                 one["created_at"],
                 one["updated_at"],
             )
-            for one in await self._store.do({}, cursor.to_list)
+            for one in found
         ]
 
     async def usage(self, session_id: str) -> SessionUsage:
         """Return the sums of the models' reports for all messages of a session."""
         ids = {"session_id": validated_id("session", session_id)}
+        await self._permit(session_id)
         sums = {key: {"$sum": f"$message.metadata.{path}"} for key, path in _USAGE.items()}
         group = {"_id": None, "messages": {"$sum": 1}, **sums}
-        pipeline = [{"$match": ids}, {"$group": group}]
+        pipeline = [{"$match": others_filter(ids)}, {"$group": group}]
         cursor = await self._store.do(ids, self._store.messages.aggregate, pipeline)
         found = await self._store.call(cursor.to_list)
         total = found[0] if found else {}
         return SessionUsage(**{key: int(total.get(key, 0)) for key in ("messages", *_USAGE)})
 
-    async def _session(self, session_id: str) -> Document | None:
+    def _owner_with(self, application: str | None, user: str | None) -> Owner:
+        """Return the repository's owner with the names of one call."""
+        owner = {**owner_of(application, user), **self._owner}
+        check_owner("the repository", self._owner, owner_of(application, user))
+        return owner
+
+    async def _session(self, session_id: str, owner: Owner | None = None) -> Document | None:
+        """Return the document of a session that the owner may use; None if there is none."""
         ids = {"session_id": validated_id("session", session_id)}
         method = self._store.sessions.find_one
         found: Document | None = await self._store.do(ids, method, {"_id": session_id})
-        return found and check_schema(found)
+        owner = self._owner if owner is None else owner
+        return None if found is None else check_session(found, owner)
+
+    async def _permit(self, session_id: str) -> None:
+        """Refuse a session that the repository's owner may not use, or that does not exist.
+
+        Agents and messages have no owner of their own. Without an owner this does nothing.
+        """
+        raise NotImplementedError
 
     async def _set_metadata(self, session_id: str, update: Document) -> None:
-        ids = {"session_id": validated_id("session", session_id)}
+        validated_id("session", session_id)
         update = {key: fields for key, fields in update.items() if fields}
         update["$set"] = {**update.get("$set", {}), "updated_at": now()}
-        method = self._store.sessions.update_one
-        done = await self._store.do(ids, method, {"_id": session_id}, update)
+        if not await self._update_session(session_id, update):
+            raise SessionException(f"{describe({'session_id': session_id})} does not exist")
+
+    async def _update_session(self, session_id: str, update: Document) -> bool:
+        """Update a session if the owner may use it, in one step; return whether it exists."""
+        ids, method = {"session_id": session_id}, self._store.sessions.update_one
+        which = session_filter(session_id, self._owner)
+        done = await self._store.do(ids, method, which, update)
         if not done.matched_count:
-            raise SessionException(f"{describe(ids)} does not exist")
+            await self._session(session_id)  # raises if the session is another owner's
+        return bool(done.matched_count)
 
 
 def _utc(name: str, time: datetime | None) -> str | None:

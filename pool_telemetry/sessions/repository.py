@@ -28,8 +28,11 @@ class MongoDBSessionRepository(SessionRepository):
         client: The application's client; the repository never closes it.
         database_name: The database of the collections.
         prefix: The prefix of the collections' names.
+        application: The application whose sessions alone the repository uses; None for any.
+        user: The user whose sessions alone the repository uses; None for any.
 
     Raises:
+        SessionOwnerError: See AsyncMongoDBSessionRepository.
         SessionException: See AsyncMongoDBSessionRepository, which also documents each method.
 
     Attributes:
@@ -37,11 +40,22 @@ class MongoDBSessionRepository(SessionRepository):
     """
 
     def __init__(
-        self, client: MongoClient[Document], database_name: str = "strands", *, prefix: str = PREFIX
+        self,
+        client: MongoClient[Document],
+        database_name: str = "strands",
+        *,
+        prefix: str = PREFIX,
+        application: str | None = None,
+        user: str | None = None,
     ) -> None:
         check_client(client, MongoClient)
         self.asynchronous = AsyncMongoDBSessionRepository(
-            client, database_name, prefix=prefix, _call_method=call_now
+            client,
+            database_name,
+            prefix=prefix,
+            application=application,
+            user=user,
+            _call_method=call_now,
         )
         with indexing:
             run_now(self.asynchronous._prepare())
@@ -57,7 +71,7 @@ class MongoDBSessionRepository(SessionRepository):
         metadata: Mapping[str, Any] | None = None,
         ttl: timedelta | None = None,
     ) -> tuple[Session, bool]:
-        """Return a session, and whether it is new: one command, or four to create it."""
+        """Return a session, and whether it is new: one command, or five to create it."""
         return run_now(
             self.asynchronous.open_session(
                 session_id, application=application, user=user, metadata=metadata, ttl=ttl
@@ -66,28 +80,48 @@ class MongoDBSessionRepository(SessionRepository):
 
     def create_session(self, session: Session, **kwargs: Any) -> Session:
         """Create a session; SessionException if it already exists."""
+        _refuse_owner(kwargs)
         return run_now(self.asynchronous.create_session(session))
 
-    def read_session(self, session_id: str, **kwargs: Any) -> Session | None:
+    def read_session(
+        self,
+        session_id: str,
+        *,
+        application: str | None = None,
+        user: str | None = None,
+        **kwargs: Any,
+    ) -> Session | None:
         """Return a session; None if it does not exist."""
-        return run_now(self.asynchronous.read_session(session_id))
+        return run_now(
+            self.asynchronous.read_session(session_id, application=application, user=user)
+        )
 
-    def delete_session(self, session_id: str, **kwargs: Any) -> None:
+    def delete_session(
+        self,
+        session_id: str,
+        *,
+        application: str | None = None,
+        user: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Delete a session with its agents and messages; SessionException if it does not exist."""
-        run_now(self.asynchronous.delete_session(session_id))
+        run_now(self.asynchronous.delete_session(session_id, application=application, user=user))
 
     # Agents
 
     def create_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
         """Create an agent; SessionException if it already exists or its session does not exist."""
+        _refuse_owner(kwargs)
         run_now(self.asynchronous.create_agent(session_id, session_agent))
 
     def read_agent(self, session_id: str, agent_id: str, **kwargs: Any) -> SessionAgent | None:
         """Return an agent; None if it does not exist."""
+        _refuse_owner(kwargs)
         return run_now(self.asynchronous.read_agent(session_id, agent_id))
 
     def update_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
         """Replace an agent except `created_at`; SessionException if it does not exist."""
+        _refuse_owner(kwargs)
         run_now(self.asynchronous.update_agent(session_id, session_agent))
 
     def list_agents(self, session_id: str) -> list[Document]:
@@ -100,18 +134,21 @@ class MongoDBSessionRepository(SessionRepository):
         self, session_id: str, multi_agent: "MultiAgentBase", **kwargs: Any
     ) -> None:
         """Create the state of a graph or swarm; SessionException if it already exists."""
+        _refuse_owner(kwargs)
         run_now(self.asynchronous.create_multi_agent(session_id, multi_agent))
 
     def read_multi_agent(
         self, session_id: str, multi_agent_id: str, **kwargs: Any
     ) -> Document | None:
         """Return the state of a graph or swarm; None if it does not exist."""
+        _refuse_owner(kwargs)
         return run_now(self.asynchronous.read_multi_agent(session_id, multi_agent_id))
 
     def update_multi_agent(
         self, session_id: str, multi_agent: "MultiAgentBase", **kwargs: Any
     ) -> None:
         """Replace the state of a graph or swarm; SessionException if it does not exist."""
+        _refuse_owner(kwargs)
         run_now(self.asynchronous.update_multi_agent(session_id, multi_agent))
 
     # Messages
@@ -120,18 +157,21 @@ class MongoDBSessionRepository(SessionRepository):
         self, session_id: str, agent_id: str, session_message: SessionMessage, **kwargs: Any
     ) -> None:
         """Create a message; SessionException if its id is in use or its agent does not exist."""
+        _refuse_owner(kwargs)
         run_now(self.asynchronous.create_message(session_id, agent_id, session_message))
 
     def read_message(
         self, session_id: str, agent_id: str, message_id: int, **kwargs: Any
     ) -> SessionMessage | None:
         """Return a message; None if it does not exist."""
+        _refuse_owner(kwargs)
         return run_now(self.asynchronous.read_message(session_id, agent_id, message_id))
 
     def update_message(
         self, session_id: str, agent_id: str, session_message: SessionMessage, **kwargs: Any
     ) -> None:
         """Replace a message except `created_at`; SessionException if it does not exist."""
+        _refuse_owner(kwargs)
         run_now(self.asynchronous.update_message(session_id, agent_id, session_message))
 
     def list_messages(
@@ -143,6 +183,7 @@ class MongoDBSessionRepository(SessionRepository):
         **kwargs: Any,
     ) -> list[SessionMessage]:
         """Return at most `limit` messages in the order of their ids, without the first `offset`."""
+        _refuse_owner(kwargs)
         return run_now(self.asynchronous.list_messages(session_id, agent_id, limit, offset))
 
     def last_messages(self, session_id: str, agent_id: str, limit: int) -> list[SessionMessage]:
@@ -206,3 +247,9 @@ class MongoDBSessionRepository(SessionRepository):
     def usage(self, session_id: str) -> SessionUsage:
         """Return the sums of the models' reports for all messages of a session."""
         return run_now(self.asynchronous.usage(session_id))
+
+
+def _refuse_owner(kwargs: Mapping[str, Any]) -> None:
+    """Raise TypeError for an owner that would not be compared."""
+    if not kwargs.keys().isdisjoint(("application", "user")):
+        raise TypeError("this method takes no application= and user=: give them to the repository")

@@ -18,14 +18,22 @@ from bson.binary import Binary
 from gridfs import AsyncGridFSBucket, GridFSBucket
 from gridfs.errors import CorruptGridFile, NoFile
 from pymongo import AsyncMongoClient, MongoClient
-from pymongo.errors import PyMongoError
+from pymongo.errors import DuplicateKeyError, PyMongoError
 from strands.storage import Storage
 from strands.storage import storage as strands_storage
 from strands.types.exceptions import StorageError
 
 from pool_telemetry.sessions.client_choice import AnyClient, check_client, shared_client
+from pool_telemetry.sessions.collections import log_others
 from pool_telemetry.sessions.dispatch import call_method_for
-from pool_telemetry.sessions.documents import PREFIX, SCHEMA, Document
+from pool_telemetry.sessions.documents import (
+    PREFIX,
+    SCHEMA,
+    Document,
+    check_owner,
+    owned_by,
+    owner_of,
+)
 
 T = TypeVar("T")
 
@@ -52,9 +60,14 @@ class MongoDBStorage(Storage):
         database_name: The database of the collections.
         prefix: The prefix of the collections' names.
         inline_bytes: The size above which a blob is a file; at most INLINE_BYTES.
+        application: The application whose blobs alone the storage uses; None for any.
+        user: The user whose blobs alone the storage uses; None for any. A new blob stores both, and
+            a blob without them is anybody's, as a session is (see `documents.py`).
 
     Raises:
-        StorageError: A key is invalid, or the server or the network fails.
+        SessionOwnerError: A blob has another owner.
+        StorageError: A key is invalid, another program wrote the document, or the server or the
+            network fails.
     """
 
     _namespaced: object = None  # Strands reads it to decide if it adds a prefix of its own
@@ -66,6 +79,8 @@ class MongoDBStorage(Storage):
         *,
         prefix: str = PREFIX,
         inline_bytes: int = INLINE_BYTES,
+        application: str | None = None,
+        user: str | None = None,
     ) -> None:
         if not 0 <= inline_bytes <= INLINE_BYTES:
             raise ValueError(f"inline_bytes is {inline_bytes}: use 0 to {INLINE_BYTES}")
@@ -80,6 +95,7 @@ class MongoDBStorage(Storage):
         self._inline_bytes = inline_bytes
         self._loop = _running_loop() if asynchronous else None  # the client's event loop
         self._prefix = ""
+        self._owner = owner_of(application, user)
 
     def namespace(self, prefix: str) -> Self:
         """Return this storage limited to keys below a prefix; its keys are without the prefix."""
@@ -122,15 +138,30 @@ class MongoDBStorage(Storage):
         if len(data) <= self._inline_bytes:
             blob["data"] = Binary(data)
         else:
+            await self._find(key)  # raises before the upload
             blob["file"] = ObjectId()
             await self._call(self._files.upload_from_stream_with_id, blob["file"], key, data)
-        method = self._blobs.find_one_and_replace
-        before = await self._call(method, {"_id": key}, blob, {"file": True}, upsert=True)
-        await self._drop_file(before)
+        update: Document = {"$set": blob, "$unset": {"data" if "file" in blob else "file": ""}}
+        if self._owner:
+            update["$setOnInsert"] = self._owner
+        method, which = self._blobs.find_one_and_update, self._blob(key)
+        for _ in range(_READS):
+            try:
+                before = await self._call(method, which, update, {"file": True}, upsert=True)
+            except DuplicateKeyError:
+                try:
+                    await self._find(key)  # raises unless another writer just created the blob
+                except BaseException:
+                    await self._drop_file(blob)
+                    raise
+            else:
+                await self._drop_file(before)
+                return
+        raise StorageError(f"blob {key!r}: other writers replace it all the time")
 
     async def _read(self, key: str) -> bytes | None:
         for attempt in range(_READS):
-            found = await self._call(self._blobs.find_one, {"_id": key})
+            found = await self._find(key)
             if found is None:
                 return None
             if "data" in found:
@@ -146,12 +177,36 @@ class MongoDBStorage(Storage):
         raise AssertionError
 
     async def _delete(self, key: str) -> None:
-        await self._drop_file(await self._call(self._blobs.find_one_and_delete, {"_id": key}))
+        before = await self._call(self._blobs.find_one_and_delete, self._blob(key))
+        if before is None:
+            await self._find(key)  # raises if the blob exists
+        await self._drop_file(before)
 
     async def _list(self, prefix: str) -> builtins.list[str]:
         which = {"_id": {"$regex": f"^{re.escape(prefix)}"}} if prefix else {}
-        cursor = self._blobs.find(which, {"_id": True}).sort("_id")
-        return [one["_id"] for one in await self._call(cursor.to_list)]
+        which |= owned_by(self._owner)
+        cursor = self._blobs.find(which, {"schema": True, "size": True}).sort("_id")
+        found = await self._call(cursor.to_list)
+        keys = [one["_id"] for one in found if isinstance(one["_id"], str) and _is_ours(one)]
+        if len(keys) < len(found):
+            log_others(self._blobs)
+        return keys
+
+    def _blob(self, key: str) -> Document:
+        """Return the filter for a blob that this library wrote and the owner may use."""
+        form = {"schema": {"$type": "number"}, "size": {"$type": "number"}}
+        return {"_id": key, **form, **owned_by(self._owner)}
+
+    async def _find(self, key: str) -> Document | None:
+        """Return the document of a blob that the owner may use; None if there is none."""
+        found: Document | None = await self._call(self._blobs.find_one, {"_id": key})
+        if found is not None:
+            kinds = {"data": bytes, "file": ObjectId}
+            has_blob = any(isinstance(found.get(name), kind) for name, kind in kinds.items())
+            if not (has_blob and _is_ours(found)):
+                raise StorageError(f"another program wrote blob {key!r}: use another prefix=")
+            check_owner(f"blob {key!r}", found, self._owner)
+        return found
 
     async def _drop_file(self, blob: Document | None) -> None:
         if blob is not None and "file" in blob:
@@ -184,6 +239,10 @@ class MongoDBStorage(Storage):
                 "agent in a thread, `await asyncio.to_thread(Agent, ...)`, or use a MongoClient"
             ) from None
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
+
+
+def _is_ours(blob: Document) -> bool:
+    return all(isinstance(blob.get(name), int) for name in ("schema", "size"))
 
 
 def _normalized(key: str) -> str:

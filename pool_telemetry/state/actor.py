@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 from pool_telemetry.standstill import trust_no_sleep
+from pool_telemetry.stats import bounded
 
 _ref = weakref.ref
 
@@ -96,7 +97,7 @@ def _name_of(one: Any) -> str:
     if one is None:
         return ""
     named = getattr(one, "get_name", None)
-    return str(named() if named is not None else getattr(one, "name", "greenlet"))
+    return bounded(str(named() if named is not None else getattr(one, "name", "greenlet")))
 
 
 def may_hold(actors: Iterable[Actor]) -> set[Actor]:

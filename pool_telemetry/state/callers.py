@@ -10,7 +10,14 @@ from pool_telemetry.state.commands import CommandState
 from pool_telemetry.state.connections import Checkout
 from pool_telemetry.state.frames import in_an_operation
 from pool_telemetry.state.pool_state import PoolState
-from pool_telemetry.stats import IDLE_SECONDS, Activity, CallerStats, TraceLink, pool_name
+from pool_telemetry.stats import (
+    IDLE_SECONDS,
+    Activity,
+    CallerStats,
+    TraceLink,
+    bounded,
+    pool_name,
+)
 
 READ_SECONDS: Final = 0.1
 """A cursor that has held a connection for so long is being read, not merely checked in."""
@@ -146,7 +153,7 @@ def _use(
             return _Use(kept if state.has_heartbeats else "", "", "", None, now - superseded)
         unknown = latest is None and commands.evicted
         return _Use("", "", "", None, None if unknown else max(0.0, now - since))
-    operation, collection = latest.key[3], latest.key[2]
+    operation, collection = bounded(latest.key[3]), bounded(latest.key[2])
     link = None if latest.trace is None else latest.trace.link()
     if latest.seconds is None:
         if operation != "getMore":

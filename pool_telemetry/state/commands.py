@@ -14,10 +14,39 @@ from pool_telemetry.standstill import later
 from pool_telemetry.state.actor import Actor
 from pool_telemetry.state.histogram import OPERATION_BOUNDS, Histogram
 from pool_telemetry.state.service import Refusals
-from pool_telemetry.stats import OVERFLOW, Address, OperationStats, TraceLink, validate_address
+from pool_telemetry.stats import (
+    OVERFLOW,
+    Address,
+    OperationStats,
+    TraceLink,
+    bounded,
+    bounded_address,
+    validate_address,
+)
 
 CommandKey = tuple[Address, str, str, str, str, str]
 """Server, database, collection, command, error type, status code."""
+
+
+def bounded_key(key: CommandKey) -> CommandKey:
+    """Return a key with bounded names.
+
+    Raises:
+        TypeError: The address is malformed, or a name is not a string.
+    """
+    address = validate_address(key[0])
+    _, database, collection, command, error_type, status = key
+    names = (database, collection, command, error_type, status)
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError("a command has a name that is not a string")
+    return (
+        bounded_address(address),
+        bounded(database),
+        bounded(collection),
+        bounded(command),
+        bounded(error_type),
+        bounded(status),
+    )
 
 
 class Trace(Protocol):
@@ -159,10 +188,11 @@ class CommandState:
             if error_type:
                 key = (*key[:4], error_type, status_code)
             with self._lock:
-                histogram = self._series.get(key) or self._new_series(key)
+                histogram = self._series.get(key) or self._bounded_series(command, key)
                 histogram.observe(seconds, None if trace is None else trace.link)
                 if overloaded:
                     self._refused += 1
+                    key = bounded_key(key)
                     if key in self._series:
                         self._overloaded.add(key)
             if trace is not None:
@@ -183,13 +213,16 @@ class CommandState:
         """Return the latest getMore of an actor."""
         return self._latest_get_more.get(actor)
 
+    def _bounded_series(self, command: Command, key: CommandKey) -> Histogram:
+        """Return the series of a key without one, and bound the names of its command."""
+        key = bounded_key(key)
+        command.key = (*key[:4], "", "")  # the command is kept
+        return self._series.get(key) or self._new_series(key)
+
     def _new_series(self, key: CommandKey) -> Histogram:
         if len(self._series) >= self._max_series:
             failed = OVERFLOW if key[4] else ""
             key = (("", None), "", "", OVERFLOW, failed, "")
-        validate_address(key[0])
-        if not all(isinstance(name, str) for name in key[1:]):
-            raise TypeError("a command has a name that is not a string")
         return self._series.setdefault(key, Histogram(OPERATION_BOUNDS))
 
     def stats(self) -> tuple[OperationStats, ...]:

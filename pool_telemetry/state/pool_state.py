@@ -30,6 +30,7 @@ from pool_telemetry.stats import (
     Origin,
     Phase,
     PoolStats,
+    bounded_address,
 )
 
 Clock = Callable[[], float]
@@ -73,7 +74,7 @@ class PoolState:
         still_waiting: InspectActors = still_in_pool,
         may_hold: InspectActors = may_hold,
     ) -> None:
-        self.address = address
+        self.address = bounded_address(address)
         self._clock = clock
         self._still_waiting = still_waiting
         self._may_hold = may_hold
