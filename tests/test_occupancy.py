@@ -23,7 +23,7 @@ from pool_telemetry import (
 from pool_telemetry.state.actor import Actor
 from pool_telemetry.state.pool_state import PoolState
 from tests.support import aexhausted, drivers, exhausted, until, wait_for
-from tests.test_docs import blocks
+from tests.test_docs import ROOT
 from tests.web import serving
 
 UNWATCHED = TelemetryOptions(watch=False)
@@ -106,9 +106,11 @@ def test_occupancy_is_the_sum_over_the_open_servers(
     assert telemetry.live_stats()["pool"]["max_size"] == limit
 
 
-def test_service_of_the_readme_sheds_load(server_uri: str) -> None:
-    (code,) = (block for block in blocks() if "shed_load" in block)
-    code = code.replace("mongodb://localhost:27017/", server_uri).replace("> 100", "> 1")
+def test_service_of_the_example_sheds_load(
+    server_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MONGODB_URI", server_uri)
+    code = (ROOT / "examples" / "fastapi_app.py").read_text().replace("> 100", "> 1")
     names: dict[str, Any] = {}
     exec(code, names)
 
