@@ -34,6 +34,7 @@ from pool_telemetry import stats, totals, watch, workers
 from pool_telemetry.catalog import CATALOG, POOL_ATTRIBUTES, PROCESS_UP, WORKER, Metric
 from pool_telemetry.exposition import Point, family_lines
 from pool_telemetry.log_lines import ProcessLog
+from pool_telemetry.own_thread import paced
 from pool_telemetry.process import ProcessLock
 from pool_telemetry.registry import ClosedClients, clients_to_report
 from pool_telemetry.stats import HistogramStats, ProcessStats
@@ -222,7 +223,7 @@ def generate(
         if collector is not None and quickly:
             openmetrics = content_type.startswith(_OPENMETRICS)
             text = text.removesuffix(_END)
-            ours = "".join(collector.lines(openmetrics=openmetrics))
+            ours = "".join(paced(collector.lines(openmetrics=openmetrics)))
             text += ours.encode("utf-8", "replace") + (_END if openmetrics else b"")
         return text, content_type
     finally:
