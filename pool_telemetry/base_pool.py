@@ -20,10 +20,19 @@ from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.process import notice_fork
 from pool_telemetry.ranges import shown
 from pool_telemetry.report import PoolReport, callers, live_stats
+from pool_telemetry.scrubbing import without_pieces
 from pool_telemetry.state.frames import call_site
 from pool_telemetry.stats import ClientStats, Occupancy
 from pool_telemetry.telemetry import PoolTelemetry
-from pool_telemetry.uri import check_credentials, differences, identity, mask_uri, without_secrets
+from pool_telemetry.uri import (
+    check_credentials,
+    check_options,
+    differences,
+    identity,
+    mask_uri,
+    secrets_of,
+    without_secrets,
+)
 
 ClientT = TypeVar("ClientT")
 
@@ -76,6 +85,7 @@ class PoolSettings:
         given = uri or os.environ.get("MONGODB_URI")
         uri = given or DEFAULT_URI
         check_credentials(uri)
+        check_options(uri, kwargs)
         if not kwargs.get("event_listeners", True):
             del kwargs["event_listeners"]
         if options is None:
@@ -93,7 +103,8 @@ class PoolSettings:
         ]
         names = {name.lower(): name for name in (*DEFAULTS, *self.kwargs, *new.kwargs)}
         before, after = (identity(one.uri, one.kwargs) for one in (self, new))
-        return differences(before, after, names) + ours
+        secrets = [*secrets_of(self.uri, {}), *secrets_of(new.uri, {})]
+        return [without_pieces(one, secrets) for one in differences(before, after, names)] + ours
 
     def same_as(self, other: "PoolSettings") -> bool:
         """Return whether both settings make the same client."""

@@ -5,9 +5,12 @@ import re
 import reprlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
-from urllib.parse import parse_qsl, unquote_plus
+from urllib.parse import parse_qsl, unquote, unquote_plus
+
+from pymongo.uri_parser import validate_options
 
 from pool_telemetry.errors import PoolConfigurationError
+from pool_telemetry.scrubbing import scrub, without_pieces
 
 # Hosts, a database and options, with an "@" in values of options only. Any other text begins with
 # credentials, which may have special characters that are not escaped.
@@ -15,6 +18,14 @@ _HOST: Final = r"([^\s:@/?,\[\]]+|\[[^\]@/?]*\])(:\d+)?"
 _HOSTS: Final = re.compile(rf"{_HOST}(,{_HOST})*")
 _WITHOUT_CREDENTIALS: Final = re.compile(rf"{_HOSTS.pattern}(/[^@?]*)?(\?([^@=]+=.*)?)?")
 _CREDENTIALS: Final = re.compile(r"[^:@/?#\[\]]*(:[^:@/?#\[\]]*)?@")
+
+_SCHEMES: Final = ("mongodb", "mongodb+srv", "http", "https")
+_PROPERTIES: Final = frozenset(
+    {
+        *("AWS_SESSION_TOKEN", "CANONICALIZE_HOST_NAME", "ENVIRONMENT", "SERVICE_HOST"),
+        *("SERVICE_NAME", "SERVICE_REALM", "TOKEN_RESOURCE"),
+    }
+)  # of authMechanismProperties
 
 # Options whose values may be shown. Any option unknown to PyMongo may be a mistyped password.
 _HARMLESS: Final = frozenset(
@@ -119,22 +130,58 @@ def _split(uri: str) -> tuple[str, str, str]:
     return scheme + separator, rest[: len(rest) - len(tail)], tail
 
 
+def is_ambiguous(uri: str) -> bool:
+    """Return whether a secret could stand anywhere in a connection string.
+
+    That is so if credentials are not escaped, or if an "@" in the options could be a password's.
+    """
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        return not _HOSTS.fullmatch(uri)
+    credentials, at, tail = rest.rpartition("@")
+    return (
+        scheme not in _SCHEMES
+        or any(c.isspace() or not c.isprintable() for c in uri)
+        or bool(at and not _CREDENTIALS.fullmatch(credentials + at))
+        or not _WITHOUT_CREDENTIALS.fullmatch(tail)
+        or "#" in tail
+    )
+
+
 def mask_uri(uri: str) -> str:
-    """Return the URI without user name, password, and secrets in options."""
+    """Return the URI without user name, password, and secrets in options; in doubt only `***`."""
+    if is_ambiguous(uri):
+        scheme = uri.partition("://")[0]
+        return f"{scheme}://***" if scheme in _SCHEMES else "***"
     scheme, credentials, rest = _split(uri)
     if not scheme:
-        return uri if _HOSTS.fullmatch(uri) else "***"
-    masked = "***:***@" if credentials else ""
+        return uri
     address, question, query = rest.partition("?")
     separator = "&" if "&" in query else ";"
-    parts = query.split(separator)
-    for i, part in enumerate(parts):
-        key, equals, _ = part.partition("=")
-        if ";" in part:  # beside "&" it is ambiguous, and PyMongo refuses it
-            parts[i] = "***"
-        elif part and unquote_plus(key).lower() not in _HARMLESS:
-            parts[i] = f"{key}=***" if equals else "***"
-    return f"{scheme}{masked}{address}{question}{separator.join(parts)}"
+    shown = [
+        part if harmless else _masked_option(part, in_doubt=in_doubt)
+        for part, harmless, in_doubt in _options_in_doubt(query, separator)
+    ]
+    masked = "***:***@" if credentials else ""
+    return f"{scheme}{masked}{address}{question}{separator.join(shown)}"
+
+
+def _masked_option(part: str, *, in_doubt: bool) -> str:
+    key, equals, _ = part.partition("=")
+    return f"{key}=***" if equals and not (in_doubt or ";" in part) else "***"
+
+
+def _options_in_doubt(query: str, separator: str) -> Iterator[tuple[str, bool, bool]]:
+    """Yield each option as `key=value`, whether it may be shown, and whether its key may not be.
+
+    Options that follow a secret may be a piece of it, if it contains a separator.
+    """
+    in_doubt = False
+    for part in query.split(separator):
+        key = unquote_plus(part.partition("=")[0]).lower()
+        harmless = not part or (not in_doubt and key in _HARMLESS and ";" not in part)
+        yield part, harmless, in_doubt
+        in_doubt = in_doubt or not harmless
 
 
 def check_credentials(uri: str) -> None:
@@ -153,17 +200,83 @@ def check_credentials(uri: str) -> None:
         )
 
 
+def check_options(uri: str, kwargs: Mapping[str, Any]) -> None:
+    """Refuse an option of which PyMongo would show a piece of a secret in a warning.
+
+    PyMongo warns of a wrong option in a URI by the text of its error.
+
+    Raises:
+        PoolConfigurationError: There is such an option.
+    """
+    secrets = secrets_of(uri, kwargs)
+    query = _split(uri)[2].partition("?")[2] if "://" in uri else ""
+    for part in query.split("&" if "&" in query else ";"):
+        text = _shown_by_pymongo(*part.partition("=")[::2])
+        if without_pieces(text, secrets) != text:
+            raise PoolConfigurationError(
+                f"connection_string is {mask_uri(uri)}, and PyMongo refuses an option that may be "
+                "a piece of a secret: check its form, and escape user name, password and values "
+                "of options with urllib.parse.quote_plus()"
+            )
+
+
+def _shown_by_pymongo(key: str, value: str) -> str:
+    """Return the text that PyMongo may show of an option in a URI."""
+    name = key.lower()
+    if name == "compressors":  # a warning of its own, and no error
+        return value
+    with contextlib.suppress(UnicodeError):
+        value = value if name == "authmechanismproperties" else unquote_plus(value)
+    try:
+        validate_options({key: [value] if name == "readpreferencetags" else value})
+    except Exception as error:  # noqa: BLE001  # PyMongo has many
+        return str(error)
+    return ""
+
+
 def secrets_of(uri: str, kwargs: Mapping[str, Any]) -> list[str]:
-    """Return all secret texts, the longest first, as given and percent-decoded."""
-    options = {**uri_options(uri), **{key.lower(): value for key, value in kwargs.items()}}
-    found = [str(value) for key, value in options.items() if key in _SECRET_OPTIONS and value]
-    properties = options.get("authmechanismproperties", "")
-    pairs = properties.split(",") if isinstance(properties, str) else []
-    found += [pair.partition(":")[2] for pair in pairs]
-    credentials = _split(uri)[1]
-    found += [credentials.rstrip("@"), *re.split("[:@/?#]", credentials)]
-    every = {form for text in found for form in (text, unquote_plus(text)) if len(form) > 1}
-    return sorted(every, key=len, reverse=True)
+    """Return all texts that may be secrets, the longest first, as given and percent-decoded."""
+    found = list[str]()
+    rest = uri.partition("://")[2] or uri
+    if is_ambiguous(uri):
+        found += [rest, *re.split("[@:/?#&=;,]", rest)]
+    else:
+        _, credentials, rest = _split(uri)
+        found += [credentials.rstrip("@"), *re.split("[:@/?#]", credentials)]
+        query = rest.partition("?")[2]
+        for part, harmless, in_doubt in _options_in_doubt(query, "&" if "&" in query else ";"):
+            key, _, value = part.partition("=")
+            if not harmless:
+                found += _secrets_in(key, value)
+                if in_doubt and unquote_plus(key).lower() not in _HARMLESS | _SECRET_OPTIONS:
+                    found.append(key)
+    for name, value in kwargs.items():
+        if name.lower() not in _HARMLESS:
+            found += _secrets_in(name, value)
+    every = {form for text in found for form in _forms(text) if len(form) > 1}
+    return sorted(every, key=lambda text: (-len(text), text))
+
+
+def _secrets_in(name: str, value: Any) -> Iterator[str]:
+    """Yield the secret texts in the value of an option, without names that PyMongo defines."""
+    if isinstance(value, Mapping):
+        for one in value.values():
+            yield from _secrets_in(name, one)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _secrets_in(name, one)
+    elif isinstance(value, bytes | bytearray):
+        yield value.decode("latin-1")
+    elif isinstance(value, str) and name.lower() == "authmechanismproperties":
+        for pair in re.split(",|%2[cC]", value):
+            key, _, secret = unquote_plus(pair).partition(":")
+            yield from (secret,) if key in _PROPERTIES else (pair, key, secret)
+    elif isinstance(value, str):
+        yield value
+
+
+def _forms(text: str) -> tuple[str, ...]:
+    return text, unquote(text), unquote_plus(text), unquote_plus(unquote_plus(text))
 
 
 @contextlib.contextmanager
@@ -172,21 +285,5 @@ def without_secrets(uri: str, kwargs: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        _scrub(error, secrets_of(uri, kwargs))
+        scrub(error, secrets_of(uri, kwargs))
         raise
-
-
-def _scrub(error: BaseException, secrets: list[str]) -> None:
-    """Replace secrets in the texts of an error, its causes and its contexts."""
-    pattern = re.compile("|".join(map(re.escape, secrets)) or "(?!)", re.IGNORECASE)
-    seen: set[int] = set()
-    behind: list[BaseException | None] = [error]
-    while behind:
-        one = behind.pop()
-        if one is None or id(one) in seen:
-            continue
-        seen.add(id(one))
-        # PyMongo shows options in lower case; a UnicodeError's repr has the whole text.
-        if pattern.search(f"{one} {one!r}"):
-            one.args = tuple(pattern.sub("***", str(arg)) for arg in one.args)
-        behind += [one.__cause__, one.__context__]

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import urllib.request
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,12 +34,12 @@ class Demo:
         self.temporary.mkdir()
         self.errors = folder / "stderr"
         self.output = ""
-        self._mark = f"POOL_TELEMETRY_TEST_MARK={uuid.uuid4()}"
-        name, _, value = self._mark.partition("=")
+        # The server inherits this variable, too.
+        self._mark = f"TMPDIR={self.temporary}\0"
         with self.errors.open("w") as stderr:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "pool_telemetry.cli", "demo", "--port", "0", *arguments],
-                env={**os.environ, "TMPDIR": str(self.temporary), name: value, **env},
+                env={**os.environ, "TMPDIR": str(self.temporary), **env},
                 stdout=stdout,
                 stderr=stderr,
             )

@@ -14,9 +14,9 @@ import pytest
 from pymongo import MongoClient
 
 from pool_telemetry.demo import embedded
-from pool_telemetry.demo.embedded import EmbeddedServer, EmbeddedServerError
+from pool_telemetry.demo.embedded import ENVIRONMENT, EmbeddedServer, EmbeddedServerError
 from tests.conftest import need_embedded_server
-from tests.support import UNMEASURED, wait_for
+from tests.support import UNMEASURED, free_port, wait_for
 
 
 @pytest.fixture
@@ -57,15 +57,20 @@ def test_a_port_in_use_is_an_error_that_leaves_no_files(folder: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
-# It starts the server on a thread that ends, which must not end the server.
+# It starts the server on a thread that ends, which must not end the server. A child that it forks
+# lives on.
 PARENT = """
-import threading
+import os, threading
 from pool_telemetry.demo.embedded import EmbeddedServer
 server = EmbeddedServer()
 starter = threading.Thread(target=server.start)
 starter.start()
 starter.join()
-print(server.pid, server.uri, flush=True)
+child = os.fork()
+if child == 0:
+    os.close(1)
+    threading.Event().wait()
+print(server.pid, server.uri, child, flush=True)
 threading.Event().wait()
 """
 
@@ -82,7 +87,7 @@ def test_it_ends_with_the_process_that_started_it(tmp_path: Path, how: signal.Si
         text=True,
     ) as parent:
         assert parent.stdout is not None
-        pid, uri = parent.stdout.readline().split()
+        pid, uri, child = parent.stdout.readline().split()
         try:
             with MongoClient[dict[str, Any]](uri) as client:
                 client.admin.command("ping")
@@ -93,8 +98,50 @@ def test_it_ends_with_the_process_that_started_it(tmp_path: Path, how: signal.Si
         wait_for(lambda: not listens(uri), "the end of the server")
         wait_for(lambda: not list(tmp_path.iterdir()), "the end of its data")
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(pid), signal.SIGKILL)
+        for one in (pid, child):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(one), signal.SIGKILL)
+
+
+# It is killed before it knows the server's process id: it never returns from Popen.
+KILLED_IN_START = """
+import os, signal, subprocess
+from pool_telemetry.demo import embedded
+class Popen(subprocess.Popen):
+    def __init__(self, arguments, **kwargs):
+        super().__init__(arguments, **kwargs)
+        if "--storage-path" in arguments:
+            os.kill(os.getpid(), signal.SIGKILL)
+subprocess.Popen = Popen
+embedded.EmbeddedServer(int(os.environ["PORT"])).start()
+"""
+
+
+def test_it_ends_with_a_process_that_is_killed_while_it_starts(tmp_path: Path) -> None:
+    need_embedded_server()
+    port = free_port()
+    environ = {**os.environ, **UNMEASURED, "TMPDIR": str(tmp_path), "PORT": str(port)}
+    subprocess.run([sys.executable, "-c", KILLED_IN_START], env=environ, check=False)
+    wait_for(lambda: not list(tmp_path.iterdir()), "the end of its data")
+    assert not listens(f"mongodb://127.0.0.1:{port}/")
+
+
+def test_it_inherits_no_credentials(
+    own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_server.stop()
+    for name in ("MONGODB_URI", "AWS_SECRET_ACCESS_KEY", "OTEL_EXPORTER_OTLP_HEADERS"):
+        monkeypatch.setenv(name, "s3cr3t")
+    own_server.start()
+    watchdog = own_server._watchdog
+    assert watchdog is not None
+    for pid in (own_server.pid, watchdog.pid):
+        environ = Path(f"/proc/{pid}/environ")
+        if not environ.exists():
+            pytest.skip("the environment of a process is read from /proc")
+        names = {one.partition("=")[0] for one in environ.read_text().split("\0") if one}
+        assert names <= {*ENVIRONMENT, "PWD"}  # the shell sets PWD
+        assert "PATH" in names
 
 
 def listens(uri: str) -> bool:

@@ -8,9 +8,10 @@ import itertools
 import json
 import logging
 import traceback
+import warnings
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import quote_plus
+from urllib.parse import quote_plus, unquote_plus
 
 import pytest
 from fastapi import FastAPI
@@ -18,6 +19,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.util.re import parse_env_headers
 from prometheus_client import CollectorRegistry
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
@@ -30,6 +32,7 @@ from pymongo.monitoring import (
 from pool_telemetry import (
     AsyncMongoDBConnectionPool,
     MongoDBConnectionPool,
+    PoolConfigurationError,
     TelemetryOptions,
     assess,
     prometheus,
@@ -38,6 +41,8 @@ from pool_telemetry.base_pool import ManagedClient, PoolSettings
 from pool_telemetry.cli import doctor
 from pool_telemetry.diagnosis import diagnose
 from pool_telemetry.fastapi import create_router
+from pool_telemetry.otel import configure_otlp
+from pool_telemetry.otel.endpoint import check_endpoint
 from pool_telemetry.uri import mask_uri
 from tests.otlp import exported
 from tests.support import traced_to, unmeasured
@@ -105,6 +110,100 @@ def test_no_client_that_is_refused_shows_a_secret(secret: str) -> None:
             with pytest.raises(Exception) as raised:  # PyMongo has many
                 ManagedClient(PoolSettings.of(uri, None, kwargs, None), MongoClient)
             assert MARK not in shown(raised.value), uri
+
+
+# No English word and no option has four of these letters in a row.
+LETTERS = "qxzQXZ7"
+SPECIAL = "@:/?#[]%&=;,+ .-_$\\\"'\t\u00e9\u2028\udc80"
+wild = st.text(st.sampled_from(LETTERS * 3 + SPECIAL), min_size=4, max_size=24)
+TEMPLATES = [
+    "mongodb://ann:{}@127.0.0.1:1/",
+    "mongodb://{}@127.0.0.1:1/",
+    "mongodb://ann:{}@127.0.0.1:1,127.0.0.1:2/db?replicaSet=rs&appName=a",
+    "mongodb://ann:{}@127.0.0.1:1/?appName=a@b",
+    "mongodb://ann:{0}@127.0.0.1:1,ann:{0}@127.0.0.1:2/",
+    "mongodb+srv://ann:{}@h.invalid/?w=1",
+    " mongodb://ann:{}@127.0.0.1:1/",
+    "mongodb://ann:{}",
+    "mongodb:ann:{}@127.0.0.1:1/",
+    *(
+        f"mongodb://127.0.0.1:1/?maxPoolSize=3&{option}={{}}&w=1&retryReads=true"
+        for option in (
+            *("proxyPassword", "proxyUsername", "tlsCertificateKeyFilePassword", "password"),
+            *("authMechanismProperties", "authMechanism=MONGODB-AWS&authMechanismProperties"),
+            *("awsSessionToken", "authMechanismProperties=AWS_SESSION_TOKEN:"),
+        )
+    ),
+    "mongodb://127.0.0.1:1/?authMechanism=MONGODB-AWS&authMechanismProperties=AWS_SESSION_TOKEN:{}",
+    "mongodb://127.0.0.1:1/?authMechanismProperties={}:TOKEN_RESOURCE",
+]
+KEYWORDS: list[Any] = [
+    lambda secret: {"password": secret, "username": "ann"},
+    lambda secret: {"username": secret},
+    lambda secret: {"authMechanismProperties": secret},
+    lambda secret: {"authMechanismProperties": {"AWS_SESSION_TOKEN": secret}},
+    lambda secret: {"authMechanismProperties": {"TOKEN": [secret], secret: 1}},
+    lambda secret: {"proxyPassword": secret, "proxyHost": 3},
+    lambda secret: {"tlsCertificateKeyFilePassword": secret, "tls": True},
+    lambda secret: {"passwort": secret},
+    lambda secret: {"password": secret.encode("utf-8", "replace"), "username": "ann"},
+]
+
+
+def pieces(secret: str) -> set[str]:
+    """Return all pieces of a secret, as given and decoded, in lower case."""
+    forms = (secret, unquote_plus(secret), quote_plus(secret.encode("utf-8", "replace")))
+    found = {form[i : i + 4].lower() for form in forms for i in range(len(form) - 3)}
+    # A piece of separators alone may be in any text.
+    return {piece for piece in found if sum(c in LETTERS for c in piece) >= 3}
+
+
+def makes_no_secret_show(uri: str, kwargs: dict[str, Any], secret: str) -> None:
+    seen = [mask_uri(uri)]
+    with warnings.catch_warnings(record=True) as warned, captured_log() as log:
+        warnings.simplefilter("always")
+        for wrong in ({}, *WRONG):
+            every = {"connect": False, "serverSelectionTimeoutMS": 1, **wrong, **kwargs}
+            try:
+                settings = PoolSettings.of(uri, None, every, None)
+                seen.append(repr(settings) + str(settings.differences(PLAIN)))
+                client: Any = ManagedClient(settings, Unresolved)
+                seen.append(repr(client.telemetry))
+                client.client.close()
+            except Exception as error:  # noqa: BLE001  # PyMongo has many
+                seen.append(shown(error))
+    seen += [str(one.message) for one in warned] + [log.getvalue()]
+    for text in seen:
+        assert not [piece for piece in pieces(secret) if piece in text.lower()], (uri, text)
+
+
+PLAIN = PoolSettings.of("mongodb://127.0.0.1:1/", None, {}, None)
+
+
+class Unresolved(MongoClient[Any]):
+    """A client that asks no DNS server."""
+
+    def __init__(self, uri: str, **kwargs: Any) -> None:
+        super().__init__(uri.replace("mongodb+srv://", "mongodb://"), **kwargs)
+
+
+@unmeasured()
+@given(wild, st.sampled_from(TEMPLATES))
+@example("xqz7@qqxz/zzxq?qx7z=zxq7", TEMPLATES[0])
+@example("xqz7&qqxz=zzxq", TEMPLATES[9])
+@example("xqz7,qqxz:zzxq", TEMPLATES[13])
+@example("12/xqz7?compressors=qqxz", TEMPLATES[0])
+@example("xqz7&readPreferenceTags=qqxz", TEMPLATES[9])
+@settings(max_examples=100, deadline=None)
+def test_no_piece_of_a_secret_in_a_connection_string_is_shown(secret: str, uri: str) -> None:
+    makes_no_secret_show(uri.format(secret), {}, secret)
+
+
+@unmeasured()
+@given(wild, st.sampled_from(KEYWORDS))
+@settings(max_examples=40, deadline=None)
+def test_no_piece_of_a_secret_in_keyword_arguments_is_shown(secret: str, kwargs: Any) -> None:
+    makes_no_secret_show("mongodb://127.0.0.1:1/", kwargs(secret), secret)
 
 
 @given(secrets)
@@ -242,3 +341,46 @@ def test_no_secret_of_an_asynchronous_start_is_shown() -> None:
         assert MARK not in json.dumps(AsyncMongoDBConnectionPool.get_pool_stats())
 
     asyncio.run(main())
+
+
+# Where OTLP goes to
+
+
+@pytest.mark.parametrize("signal", ["", "METRICS_", "TRACES_"])
+@pytest.mark.parametrize(
+    "endpoint", [f"http://ann:{MARK}@h:4317", f"{MARK}@h:4317", f"http://h/{MARK}@x"]
+)
+def test_an_endpoint_with_credentials_in_the_environment_is_refused(
+    signal: str, endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name := f"OTEL_EXPORTER_OTLP_{signal}ENDPOINT", endpoint)
+    with captured_log() as log, pytest.raises(PoolConfigurationError, match=name) as raised:
+        configure_otlp()
+    assert MARK not in shown(raised.value) + log.getvalue()
+    check_endpoint("http://h:4317")  # overrides the variable
+
+
+@unmeasured()
+@given(
+    st.lists(
+        st.text(st.characters(codec="utf-8", exclude_categories=["Cs"], exclude_characters="\0"))
+    )
+)
+@example(["a=b", f"Basic {MARK}"])
+@example([f"a={MARK};x=1"])
+def test_headers_that_an_exporter_would_log_are_refused(entries: list[str]) -> None:
+    headers, text = ",".join(entries), io.StringIO()
+    log, handler = logging.getLogger("opentelemetry.util.re"), logging.StreamHandler(text)
+    log.addHandler(handler)
+    try:
+        parse_env_headers(headers, liberal=True)
+    finally:
+        log.removeHandler(handler)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OTEL_EXPORTER_OTLP_METRICS_HEADERS", headers)
+        if text.getvalue():
+            with pytest.raises(PoolConfigurationError, match="is not name=value") as raised:
+                check_endpoint(None)
+            assert MARK not in shown(raised.value)
+        else:
+            check_endpoint(None)

@@ -2,9 +2,11 @@
 
 The server is `secantusdb`, an optional extra under the GPL: it is run, never imported. Its data is
 in a temporary folder, which is removed when the server stops. The server also ends, with its data,
-when the process that started it ends without a `stop()`, even by SIGKILL.
+when the process that started it ends without a `stop()`, even by SIGKILL. It gets only the
+variables of `ENVIRONMENT`, because an application's other variables may be credentials.
 """
 
+import os
 import re
 import shutil
 import signal
@@ -12,17 +14,34 @@ import subprocess
 import sys
 import tempfile
 import threading
+import weakref
 from pathlib import Path
 from typing import IO, Final
 
 from pool_telemetry.errors import PoolTelemetryError
+from pool_telemetry.process import after_fork
 
 START_SECONDS: Final = 30.0
 STOP_SECONDS: Final = 5.0
 
-# Reads a pipe that nobody writes to: it ends when the process that has its other end is gone.
-# Linux's PDEATHSIG would end the server with the thread that started it, and macOS has none.
-_WATCHDOG: Final = 'read -r _; kill -9 "$1"; rm -rf "$2"'
+ENVIRONMENT: Final = (
+    *("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TMPDIR"),
+    *("LANG", "LC_ALL", "LC_CTYPE", "TZ"),
+)
+"""The variables that the server inherits: how to find its code, its files, and the locale."""
+
+# Reads the server's process id from a pipe, and then its end, which comes when this process is
+# gone. Linux's PDEATHSIG would end the server with the thread that started it, and macOS has none.
+# A killed server may still be ending, so the folder may not be empty at first.
+_WATCHDOG: Final = """
+read -r pid
+read -r _
+[ -z "$pid" ] || kill -9 "$pid"
+for _ in 1 2 3 4 5; do rm -rf "$1" && break; sleep 1; done
+"""
+# The server writes its id to that pipe itself, so it has a watchdog however early this process is
+# killed. Then it has no end of the pipe.
+_SERVER: Final = 'echo $$ >&0 && exec "$@" </dev/null'
 
 _LISTENING: Final = re.compile(r"listening on [\d.]+:(\d+)")
 
@@ -81,8 +100,20 @@ class EmbeddedServer:
 
     def _start(self, program: str) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="pool-telemetry-")
-        self._process = subprocess.Popen(  # noqa: S603  # our own program, no shell
+        environ = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+        self._watchdog = subprocess.Popen(  # noqa: S603  # our own script; the argument is ours
+            ["/bin/sh", "-c", _WATCHDOG, "sh", self._folder.name],
+            cwd="/",
+            env=environ,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # it outlives whatever ends this process and its group
+        )
+        _servers.add(self)
+        self._process = subprocess.Popen(  # noqa: S603  # our own program and script
             [
+                *("/bin/sh", "-c", _SERVER, "sh"),
                 program,
                 *("--port", str(self.port)),
                 *("--storage-path", f"{self._folder.name}/data"),
@@ -90,18 +121,12 @@ class EmbeddedServer:
                 *self._arguments,
             ],
             cwd=self._folder.name,
-            stdin=subprocess.DEVNULL,
+            env=environ,
+            stdin=self._watchdog.stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,  # so that Ctrl-C in the terminal does not reach the server
-        )
-        self._watchdog = subprocess.Popen(  # noqa: S603  # our own script; both arguments are ours
-            ["/bin/sh", "-c", _WATCHDOG, "sh", str(self._process.pid), self._folder.name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # it outlives whatever ends this process and its group
         )
         self._wait_until_it_listens(self._process)
 
@@ -142,12 +167,27 @@ class EmbeddedServer:
             self._folder.cleanup()
             self._folder = None
 
+    def forget_pipe(self) -> None:
+        """Close this process's end of the watchdog's pipe, in a forked child."""
+        if self._watchdog is not None and self._watchdog.stdin is not None:
+            self._watchdog.stdin.close()
+
     def __enter__(self) -> "EmbeddedServer":
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+_servers: "weakref.WeakSet[EmbeddedServer]" = weakref.WeakSet()
+
+
+@after_fork
+def _forget_pipes() -> None:
+    """Let the server end with the process that started it, although its children live on."""
+    for server in list(_servers):
+        server.forget_pipe()
 
 
 def _drain(stream: IO[str]) -> None:

@@ -24,7 +24,6 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 
-from pool_telemetry.errors import PoolConfigurationError
 from pool_telemetry.otel import metrics as our_metrics
 from pool_telemetry.otel import spans as our_spans
 from pool_telemetry.otel.endpoint import (
@@ -32,6 +31,7 @@ from pool_telemetry.otel.endpoint import (
     Address,
     Protocol,
     address_of,
+    check_endpoint,
     metric_exporter,
     patience_for,
     protocol_of,
@@ -40,7 +40,6 @@ from pool_telemetry.otel.endpoint import (
 from pool_telemetry.otel.exporter import HistogramExporter
 from pool_telemetry.process import ProcessLock, after_fork, threads_are_known
 from pool_telemetry.process_end import on_end
-from pool_telemetry.ranges import shown
 
 FLUSH_SECONDS: Final = 5.0
 # A process may have several ends, such as `close()` and atexit. After an end at which no collector
@@ -204,14 +203,12 @@ def configure_otlp(
         traces: Whether spans are made; by default unless `OTEL_TRACES_EXPORTER` is `none`.
 
     Raises:
-        PoolConfigurationError: The protocol is unknown, or the endpoint is not a URL or contains
-            credentials. Exporters log the endpoint: put credentials into
-            OTEL_EXPORTER_OTLP_HEADERS.
+        PoolConfigurationError: The protocol is unknown, the endpoint is not a URL or contains
+            credentials (also in the environment), or an entry of OTEL_EXPORTER_OTLP_HEADERS is not
+            `name=value`. Exporters log these: put credentials into a header.
     """
     global _current
-    if endpoint is not None and ("://" not in endpoint or "@" in endpoint):
-        words = "use http://host:port or https://host:port, without credentials"
-        raise PoolConfigurationError(f"endpoint is {shown(endpoint)}: {words}")
+    check_endpoint(endpoint)
     with _lock:
         if _current is None:
             makers: dict[str, Any] = {"METRICS": metric_exporter, "TRACES": span_exporter}

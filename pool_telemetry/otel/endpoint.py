@@ -5,6 +5,7 @@ The arguments of `configure_otlp()` override the standard `OTEL_EXPORTER_OTLP_*`
 
 import contextlib
 import os
+import re
 import socket
 from typing import Final, Literal, get_args
 from urllib.parse import urlsplit
@@ -23,6 +24,13 @@ Address = tuple[str, int]
 DEAD_SECONDS: Final = 0.5
 CONNECT_SECONDS: Final = 0.5
 
+_ENDPOINT: Final = (
+    "use http://host:port or https://host:port, without credentials, which exporters log: put them "
+    "into OTEL_EXPORTER_OTLP_HEADERS"
+)
+# The headers that exporters accept. OpenTelemetry logs any other entry, with its value.
+_HEADER: Final = re.compile(r"[!#-'*+\-.0-9A-Z^-z|~]+[ \t]*=[ \t]*[ !#-+\--:<-\[\]-~]*", re.ASCII)
+
 _PROXIES: Final = [
     form
     for name in ("grpc_proxy", "http_proxy", "https_proxy", "all_proxy")
@@ -38,6 +46,32 @@ def protocol_of(given: str | None, signal: str) -> str:
     if given not in get_args(Protocol):
         raise PoolConfigurationError(f"protocol is {shown(given)}: use grpc or http/protobuf")
     return given
+
+
+def check_endpoint(endpoint: str | None) -> None:
+    """Refuse endpoints with credentials, and headers that are no headers: exporters log these.
+
+    Args:
+        endpoint: The endpoint that the application gives; None for the environment's.
+
+    Raises:
+        PoolConfigurationError: One of them is wrong. The error has no secret.
+    """
+    if endpoint is not None and ("://" not in endpoint or "@" in endpoint):
+        raise PoolConfigurationError(f"endpoint is {shown(endpoint)}: {_ENDPOINT}")
+    for signal in ("", "METRICS_", "TRACES_"):
+        name = f"OTEL_EXPORTER_OTLP_{signal}ENDPOINT"
+        value = os.environ.get(name, "")
+        if endpoint is None and "@" in value:
+            words = shown(value) if "://" in value else "not a URL"
+            raise PoolConfigurationError(f"{name} is {words}: {_ENDPOINT}")
+        name = f"OTEL_EXPORTER_OTLP_{signal}HEADERS"
+        headers = os.environ.get(name, "").split(",")
+        if any(header.strip() and not _HEADER.fullmatch(header.strip()) for header in headers):
+            raise PoolConfigurationError(
+                f"{name} has an entry that is not name=value, which may be secret and is not "
+                "shown: separate entries by commas, and write special characters as %XX"
+            )
 
 
 def address_of(protocol: str, signal: str, endpoint: str | None) -> Address | None:
