@@ -85,7 +85,7 @@ def test_a_threshold_is_explained_with_its_percent_signs(
         (["nothing"], 2),
         (["demo", "--port", "65536"], 2),
         (["demo", "--port", "x"], 2),
-        (["doctor"], cli.CANT_TELL),  # 2 is critical there
+        (["doctor", "a", "b"], cli.CANT_TELL),  # 2 is critical there
         (["doctor", "http://localhost", "--seconds", "0"], cli.CANT_TELL),
     ],
 )
