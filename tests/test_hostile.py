@@ -179,11 +179,6 @@ def test_none_of_400_mutants_of_an_answer_ends_in_a_traceback(
 # Protocols
 
 
-@pytest.fixture(autouse=True)
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "DEADLINE_SECONDS", 0.3)
-
-
 def told(address: str, capsys: pytest.CaptureFixture[str]) -> str:
     """Return the line of both commands, which can't tell; the doctor's is also in its JSON."""
     assert asked("doctor", address, capsys, "--json") == cli.CANT_TELL
@@ -197,7 +192,6 @@ CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 GZIP = "Content-Encoding: gzip"
 NO_HTTP = "does not answer in valid HTTP: use mongodb://HOST:PORT for a MongoDB server"
 MIDDLE = "closed the connection in the middle of its answer"
-LATE = "did not answer completely within 0.3 s: its process may be stopped or overloaded"
 
 
 @pytest.mark.parametrize(
@@ -227,11 +221,6 @@ LATE = "did not answer completely within 0.3 s: its process may be stopped or ov
         (hostile.sending(hostile.response(b"\xff 1\n")), "does not answer with text in UTF-8"),
         (hostile.sending(hostile.response(b"x 1")), "not in Prometheus' text format"),
         (hostile.sending(hostile.response(b"", "503 \x1b[2J\xe2\x80\xae")), "status 503 ( [2J"),
-        (hostile.dripping(b"", b""), LATE),
-        (hostile.dripping(OK, b"x"), LATE),
-        (hostile.dripping(b"", b"HTTP/1.1 100 Continue\r\n\r\n"), LATE),
-        (hostile.dripping(OK + b"Content-Length: 99999\r\n\r\n", b"x"), LATE),
-        (hostile.dripping(CHUNKED, b"1\r\nx\r\n"), LATE),
     ],
 )
 def test_a_broken_answer_is_told_in_one_line(
@@ -239,6 +228,26 @@ def test_a_broken_answer_is_told_in_one_line(
 ) -> None:
     with answering(script) as address:
         assert words in told(f"http://{address}", capsys)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        hostile.dripping(b"", b""),
+        hostile.dripping(OK, b"x"),
+        hostile.dripping(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        hostile.dripping(OK + b"Content-Length: 99999\r\n\r\n", b"x"),
+        hostile.dripping(CHUNKED, b"1\r\nx\r\n"),
+    ],
+)
+def test_an_answer_that_never_ends_has_a_deadline(
+    script: Script, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(http, "DEADLINE_SECONDS", 0.2)
+    with answering(script) as address:
+        assert cli.main(["doctor", f"http://{address}"]) == cli.CANT_TELL
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{address} did not answer completely within 0.2 s: its process may be stopped" in line
 
 
 def test_an_answer_has_a_largest_size(
@@ -362,3 +371,61 @@ def test_a_protocol_that_is_not_spoken_is_named(
         assert f"is a MongoDB server: use mongodb://{address}" in told(f"{address}/metrics", capsys)
     host = server_uri.removeprefix("mongodb://").rstrip("/")
     assert "mongodb://" in told(host, capsys)
+
+
+# Text from a remote
+
+
+def test_every_text_of_a_remote_is_safe_for_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    odd = "\x1b]0;owned\x07 \u202e\u2066 \ud800 \x9b \x7f\nCRITICAL: leak\r\u2028"
+    answer = diagnosis()
+    answer["pools"] = [odd]
+    for finding in answer["findings"]:
+        finding.update(dict.fromkeys(("verdict", "pool", "because", "advice"), odd))
+        finding["change"] = {odd: 12}
+    with answering(hostile.pages({"/pool/diagnosis": json.dumps(answer)})) as address:
+        assert asked("doctor", f"http://{address}", capsys) == 1
+        assert asked("doctor", f"http://{address}", capsys, "--json") == 1
+        assert cli.main(["doctor", f"http://{address}"]) == 1
+    out = capsys.readouterr().out
+    assert "\n  set   ]0;owned" in out
+    assert not any(line.startswith("CRITICAL") for line in out.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[" * 100_000, "does not answer as a Prometheus does|not in Prometheus' text format"),
+        ('{"findings": [], "pools": ' + "9" * 5000 + "}", "Prometheus"),
+        ('{"findings": [], "pools": NaN}', "Prometheus"),
+    ],
+)
+def test_json_without_bounds_is_no_json(
+    text: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = dict.fromkeys(("/pool/diagnosis", "/api/v1/query"), text) | {"/metrics": text + "\n"}
+    with answering(hostile.pages(known)) as address:
+        assert re.search(words + "|has no metrics", told(f"http://{address}", capsys))
+
+
+@pytest.mark.parametrize("value", ["NaN", "+Inf", "-1", "1e300", "1e17"])
+def test_impossible_value_is_refused(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = re.sub(r"(db_client_connection_max\{.*\}) \S+", rf"\1 {value}", EXPOSITION)
+    assert text != EXPOSITION
+    with answering(hostile.pages({"/metrics": text})) as address:
+        assert "not in Prometheus' text format" in told(f"http://{address}", capsys)
+
+
+def test_other_metrics_of_the_page_do_not_matter(capsys: pytest.CaptureFixture[str]) -> None:
+    page = EXPOSITION + 'other{a="\\n} NaN\nNaN NaN NaN\n# \n'
+    with answering(hostile.pages({"/metrics": page})) as address:
+        assert asked("doctor", f"http://{address}", capsys) == 2
+
+
+def test_a_pool_size_that_no_pool_has_is_not_computed(capsys: pytest.CaptureFixture[str]) -> None:
+    answers = prometheus_answers()
+    answers["max by"] = answers.pop("").replace('"4.5"', '"1000000000"')
+    with answering(prometheus({**answers, "": prometheus_answers()[""]})) as address:
+        assert asked("size", f"http://{address}", capsys) == cli.CANT_TELL
+        assert cli.main(["size", f"http://{address}"]) == cli.CANT_TELL
+    assert "chat@db:27017 would have 1000000001 connections" in capsys.readouterr().err

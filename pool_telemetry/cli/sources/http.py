@@ -238,10 +238,8 @@ def _redirected(page: str, location: str) -> str:
     Raises:
         NotFoundError: It is another address.
     """
-    old, new = (
-        urllib.parse.urlsplit(page),
-        urllib.parse.urlsplit(urllib.parse.urljoin(page, location)),
-    )
+    to = urllib.parse.urljoin(page, location)
+    old, new = urllib.parse.urlsplit(page), urllib.parse.urlsplit(to)
     user, at, host = old.netloc.rpartition("@")
     place = new.netloc.removeprefix(user + at)
     is_same = (old.scheme, host) == (new.scheme, place)
