@@ -3,6 +3,8 @@
 MongoClient's options are in `client_options`; `DEFAULTS` is importable from here, too.
 """
 
+import difflib
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,11 +13,22 @@ from typing import Any, Final
 from pool_telemetry.client_options import DEFAULTS
 from pool_telemetry.errors import PoolConfigurationError
 from pool_telemetry.ranges import Range, check_number, shown
-from pool_telemetry.stats import Episode
+from pool_telemetry.stats import Episode, printable
 
 __all__ = ["DEFAULTS", "OnEpisode", "TelemetryOptions"]
 
 OnEpisode = Callable[[Episode], object]
+
+PREFIX: Final = "POOL_TELEMETRY_"
+_OTHER_VARIABLES: Final = ("DIR", "URL")  # of the workers' directory, and of the command line
+_KNOWN: Final = [PREFIX + name for name in _OTHER_VARIABLES]
+_SIMILARITY: Final = 0.6
+"""How like a known variable another one is, 0.0 to 1.0, to be a misspelling of it.
+
+Kubernetes makes variables for a service of the name pool-telemetry, such as POOL_TELEMETRY_PORT.
+"""
+_warned: Final = set[str]()
+_log: Final = logging.getLogger("pool_telemetry.options")
 
 _FLAGS: Final = {"true": True, "1": True, "false": False, "0": False}
 _FLAGS_OR_AUTO: Final = {**_FLAGS, "auto": None}
@@ -27,9 +40,10 @@ _SECONDS: Final = Range("a number of seconds, 0.0 or more and below 86,400 (a da
 
 def _from_env(name: str, default: Any, parse: Callable[[str], Any], expected: str) -> Any:
     """Return a field whose default is read from the environment when options are created."""
+    variable = PREFIX + name
+    _KNOWN.append(variable)
 
     def read() -> Any:
-        variable = f"POOL_TELEMETRY_{name}"
         text = os.environ.get(variable)
         if text is None:
             return default
@@ -39,6 +53,19 @@ def _from_env(name: str, default: Any, parse: Callable[[str], Any], expected: st
             raise PoolConfigurationError(f"{variable} is {shown(text)}: use {expected}") from None
 
     return field(default_factory=read)
+
+
+def _warn_of_misspelt_variables() -> None:
+    """Log once for the process which variables look like one of this package, but are not."""
+    for variable in os.environ:
+        if variable.upper().startswith(PREFIX) and variable not in (*_KNOWN, *_warned):
+            name = variable.upper().removeprefix(PREFIX)
+            names = [one.removeprefix(PREFIX) for one in _KNOWN]
+            near = difflib.get_close_matches(name, names, 1, _SIMILARITY)
+            if near:
+                _warned.add(variable)
+                words = "%s in the environment is not known and has no effect: did you mean %s?"
+                _log.warning(words, printable(variable), PREFIX + near[0])
 
 
 def _flag_from_env(name: str, *, default: bool) -> Any:
@@ -127,6 +154,7 @@ class TelemetryOptions:
         return given
 
     def __post_init__(self) -> None:
+        _warn_of_misspelt_variables()
         name: Any = self.name  # without a type checker a caller may give any type
         fits = isinstance(name, str) and name.isprintable() and len(name) <= _MAX_NAME
         if not fits or "@" in name:

@@ -209,11 +209,22 @@ def test_commands_write_files_with_the_given_options(
         (["--in-use-warning", "80"], "in_use_warning is 80.0: use a share, above 0 and below 1"),
         (["--wait-p99-seconds", "nan"], "wait_p99_seconds is nan: use a number above 0"),
         (["--in-use-warning", "0.96"], "in_use_warning is 0.96: use less than in_use_critical"),
-        (["--job", "chat("], "job is no regular expression"),
-        (["--job", "chat(?!room)"], "job has '(?!', which Prometheus does not know"),
-        (["--runbooks", "wiki page"], "runbooks is 'wiki page': use an address"),
-        (["--runbooks", "https://wiki/{{ .X }}"], "use an address"),
-        (["--grafana", "https://grafana/#top"], "use an address"),
+        (["--job", "chat("], "job is no regular expression that Prometheus knows: it has a ( w"),
+        (["--job", "chat(?!room)"], "it has (?!r, an unknown kind of group"),
+        (["--job", "{{x}}"], "job has '{{' or '}}'"),
+        (["--job", "a\x1b"], "job has an unprintable character"),
+        (["--job", "a\u2028b"], "job has an unprintable character"),
+        (["--job", "\udcff"], "job has an unprintable character"),
+        (["--job", "http://ann:s3cr3t@host"], "job is an address with a password"),
+        (["--runbooks", "wiki page"], "runbooks is no address"),
+        (["--runbooks", "https://wiki/{{ .X }}"], "runbooks is no address"),
+        (["--runbooks", "https://wiki/runbooks?token=s3cr3t"], "has an '@' or a '?'"),
+        (["--runbooks", "https://s3cr3t@wiki/runbooks.md"], "has an '@' or a '?'"),
+        (["--grafana", "https://grafana/#top"], "grafana is no address"),
+        (["--grafana", "http://ann:s3cr3t@grafana"], "has an '@' or a '?'"),
+        (["--grafana", "http://ann:s3/cr3t@grafana"], "has an '@' or a '?'"),
+        (["--grafana", "s3cr3t\x1b"], "grafana is no address"),
+        (["--grafana", "https://grafana?auth_token=s3cr3t"], "has an '@' or a '?'"),
         (["--datasource", 'my "source"'], "use its UID"),
     ],
 )
@@ -224,13 +235,24 @@ def test_invalid_option_is_reported_in_one_line(
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert words in said
+    assert "s3cr3t" not in said
+    assert said[:-1].isprintable()
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("job", ["http://ann:s3cr3t@host", "a\x1b", "\udcff", "{{ x }}"])
+def test_dashboards_refuse_such_a_job(
+    job: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["dashboards", str(tmp_path), "--job", job]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_unwritable_folder_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     assert cli.main(["rules", str(tmp_path / "file")]) == 1
-    assert f"can't write {tmp_path / 'file'}: File exists" in capsys.readouterr().err
+    assert f"{tmp_path / 'file'} is not a folder" in capsys.readouterr().err
 
 
 def test_limits_are_written_exactly() -> None:
@@ -241,7 +263,7 @@ def test_limits_are_written_exactly() -> None:
     assert "(alert above 99.5%)" in text
 
 
-@pytest.mark.parametrize("job", ["日本é😀", 'a"b\\\\c', "chat.*|shop", "{{x}}", "it's $1"])
+@pytest.mark.parametrize("job", ["日本é😀", 'a"b\\\\c', "chat.*|shop", "it's $1"])
 def test_rules_load_for_a_job_of_any_name(job: str, tmp_path: Path) -> None:
     needs("promtool", package="prometheus")
     (tmp_path / "rules.yml").write_text(files.rules(job=job)["rules.yml"])

@@ -13,6 +13,7 @@ from pymongo import MongoClient
 from pool_telemetry import PoolConfigurationError, PoolTelemetryError, TelemetryOptions
 from pool_telemetry.client_options import DEFAULTS, client_kwargs
 from pool_telemetry.ranges import shown
+from tests.support import logged
 
 URI = "mongodb://h:1/"
 
@@ -227,3 +228,36 @@ def test_connection_string_given_as_another_option_is_not_shown(value: Any) -> N
         with pytest.raises(PoolConfigurationError) as raised:
             refused()
         assert "s3cret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("POOL_TELEMETRY_LONG_CHECKOUT", "POOL_TELEMETRY_LONG_CHECKOUT_SECONDS"),
+        ("POOL_TELEMETRY_WORKER", "POOL_TELEMETRY_WORKERS"),
+        ("POOL_TELEMETRY_MAX_SERIES", "POOL_TELEMETRY_MAX_OPERATION_SERIES"),
+        ("POOL_TELEMETRY_DIRR", "POOL_TELEMETRY_DIR"),
+        ("pool_telemetry_name", "POOL_TELEMETRY_NAME"),
+    ],
+)
+def test_misspelt_variable_is_logged_once_without_its_value(
+    variable: str, meant: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(variable, "s3cr3t")
+    for _ in range(2):
+        TelemetryOptions()
+    assert logged(caplog, variable) == [
+        f"{variable} in the environment is not known and has no effect: did you mean {meant}?"
+    ]
+
+
+def test_known_variables_and_those_of_kubernetes_are_not_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("DIR", "URL", "PORT", "SERVICE_HOST", "SERVICE_PORT", "PORT_8000_TCP_ADDR"):
+        monkeypatch.setenv(f"POOL_TELEMETRY_{name}", "x")
+    for field in fields(TelemetryOptions):
+        if not field.name.startswith("on_"):
+            monkeypatch.setenv(f"POOL_TELEMETRY_{field.name.upper()}", "1")
+    TelemetryOptions()
+    assert logged(caplog, "POOL_TELEMETRY_") == []

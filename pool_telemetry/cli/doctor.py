@@ -4,12 +4,13 @@ A service's own diagnosis, which covers five minutes, takes precedence over two 
 the service's metrics.
 """
 
-import json
 import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
+from pool_telemetry.cli.output import as_json as as_json_text
+from pool_telemetry.cli.output import as_text
 from pool_telemetry.cli.sources import (
     ServerFacts,
     ask_server,
@@ -20,7 +21,6 @@ from pool_telemetry.cli.sources import (
 )
 from pool_telemetry.diagnosis import Diagnosis, Finding, Severity, diagnose, worst_first
 from pool_telemetry.report import pool_lines
-from pool_telemetry.stats import printable
 
 EXIT_CODES: Final[dict[Severity, int]] = {"healthy": 0, "notice": 0, "warning": 1, "critical": 2}
 """The exit codes of monitoring plugins (Nagios, Icinga)."""
@@ -52,7 +52,7 @@ def run(target: str, *, seconds: float, as_json: bool) -> tuple[str, int]:
     diagnosis, pools = _diagnose(target, seconds)
     code = EXIT_CODES[diagnosis.severity]
     if as_json:
-        return json.dumps({**diagnosis.as_dict(), "pools": pools}, indent=2), code
+        return as_json_text({**diagnosis.as_dict(), "pools": pools}), code
     healthy = "the server itself has no problem" if is_server(target) else "nothing is wrong"
     return describe(diagnosis, pools, healthy=healthy), code
 
@@ -79,31 +79,31 @@ def describe(
     diagnosis: Diagnosis, pools: Sequence[str], *, healthy: str = "nothing is wrong"
 ) -> str:
     """Return a diagnosis as text: each finding's paragraph, then a line for each pool."""
-    parts = [_paragraph(one) for one in diagnosis.findings]
+    lines = [line for one in diagnosis.findings for line in _paragraph(one)]
     if not diagnosis.current:
-        parts.insert(0, f"healthy: {healthy}" + (" now\n" if parts else ""))
-    return "\n".join([*parts, *(f"  {printable(line)}" for line in pools)])
+        lines = [f"healthy: {healthy} now", "", *lines] if lines else [f"healthy: {healthy}"]
+    return as_text([*lines, *(f"  {line}" for line in pools)])
 
 
 in_words = describe
 """The former name of `describe`, for programs that use it."""
 
 
-def _paragraph(finding: Finding) -> str:
+def _paragraph(finding: Finding) -> list[str]:
     ended = "" if finding.ended is None else f" (ended {finding.ended:.0f} s ago)"
     head = finding.severity.upper() if finding.ended is None else "EARLIER"
-    lines = [printable(f"{head}: {finding.verdict}, {finding.pool}{_process(finding)}{ended}")]
+    lines = [f"{head}: {finding.verdict}, {finding.pool}{_process(finding)}{ended}"]
     for title, text in (("why", finding.because), ("do", finding.advice)):
         indent = f"  {title:<5}"
         lines += textwrap.wrap(
-            printable(text), _WIDTH, initial_indent=indent, subsequent_indent=" " * len(indent)
+            text, _WIDTH, initial_indent=indent, subsequent_indent=" " * len(indent)
         )
     if finding.change:
         # A larger pool does not mend a slow command, and users copy a line with "set" unread.
         label = "workaround" if finding.verdict == "slow operations" else "set"
         values = ", ".join(f"{k}={v}" for k, v in finding.change.items())
         lines.append(f"  {label:<4} {values}")
-    return "\n".join([*lines, ""])
+    return [*lines, ""]
 
 
 def _process(finding: Finding) -> str:

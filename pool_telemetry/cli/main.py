@@ -1,18 +1,24 @@
 """The command line: parse the arguments, run one command, return its exit code.
 
-A failure is one line on stderr and an exit code, never a traceback.
+A failure is one line on stderr and an exit code, never a traceback, and with `--json` an object
+with the error on stdout. `main` is the one place where that is made. `doctor` and `size` ask hosts
+that may be broken: whatever ends them, an interruption too, is "can't tell".
 """
 
 import argparse
-import json
+import contextlib
 import os
+import re
 import sys
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Final
 
 import pool_telemetry
+from pool_telemetry.cli import output
+from pool_telemetry.cli.writing import write_files
 from pool_telemetry.errors import PoolTelemetryError
 from pool_telemetry.monitoring import files
 from pool_telemetry.monitoring.thresholds import Thresholds
@@ -20,8 +26,15 @@ from pool_telemetry.monitoring.thresholds import Thresholds
 FAILED: Final = 1
 NOT_INSTALLED: Final = 2
 USAGE: Final = 2  # argparse's own
-CANT_TELL: Final = 3  # only of the doctor, as monitoring plugins do
+CANT_TELL: Final = 3  # of doctor and size, as monitoring plugins do
 INTERRUPTED: Final = 130  # 128 + SIGINT, as in a shell
+
+ADDRESS_VARIABLE: Final = "POOL_TELEMETRY_URL"
+"""The environment variable with the address that doctor and size ask, if none is given."""
+_MAX_WORDS: Final = 300
+_MAX_SECONDS: Final = 86_400.0
+_MAX_ADDRESS: Final = 10_000  # characters that are read from standard input
+_ASKING: Final = ("doctor", "size")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,25 +44,42 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; by default those of the process.
 
     Returns:
-        0 after success, and after Ctrl-C in a demo without `--once`; 1 if the command failed;
-        2 if a package is not installed; 130 if `--once` was interrupted. The doctor's codes are
-        in `cli.doctor`.
+        0 after success, and after Ctrl-C in a demo without `--once`; 1 if the command failed, or
+        if no size fits; 2 if a package is not installed; 130 if a command was interrupted, except
+        doctor and size. These return 3 if they can't tell. The doctor's other codes are in
+        `cli.doctor`.
     """
     arguments = sys.argv[1:] if argv is None else argv
     try:
         options = parser().parse_args(arguments)
     except SystemExit as ended:
-        if ended.code == USAGE and "doctor" in arguments[:1]:  # the doctor's 2 means critical
-            sys.exit(CANT_TELL)
-        raise
+        command = next(iter(arguments), "")
+        if ended.code != USAGE or command not in _ASKING:  # the doctor's 2 means critical
+            raise
+        if "--json" in arguments:
+            output.say(output.as_json({"error": "the arguments are not valid: see --help"}))
+        sys.exit(CANT_TELL)
+    failed = CANT_TELL if options.command in _ASKING else FAILED
     try:
         code: int = options.run(options)
-    except BrokenPipeError:  # the reader of the output has closed it, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
     except PoolTelemetryError as error:
-        print(f"pool-telemetry {options.command}: {error}", file=sys.stderr)
-        return FAILED
+        return _fail(options, str(error), failed)
+    except KeyboardInterrupt:
+        return _fail(options, "interrupted", CANT_TELL if failed == CANT_TELL else INTERRUPTED)
+    except BrokenPipeError:  # the reader of the output has closed it, as `head` does
+        output.discard(sys.stdout)
+        return failed
+    except Exception as error:  # noqa: BLE001  # a traceback's exit code would mean "warning"
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(place.filename).name}:{place.lineno}"
+        words = f"unexpected {type(error).__name__} in {where}: please report it ({error})"
+        return _fail(options, words[:_MAX_WORDS], failed)
+    return code
+
+
+def _fail(options: argparse.Namespace, message: str, code: int) -> int:
+    with contextlib.suppress(BrokenPipeError, PoolTelemetryError):  # stderr may be gone, too
+        output.say_failure(options.command, message, in_json=getattr(options, "json", False))
     return code
 
 
@@ -68,31 +98,42 @@ def _demo(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from pool_telemetry.cli import doctor
 
-    try:
-        text, code = doctor.run(options.target, seconds=options.seconds, as_json=options.json)
-    except PoolTelemetryError as error:
-        print(f"pool-telemetry doctor: {error}", file=sys.stderr)
-        if options.json:
-            print(json.dumps({"verdict": None, "severity": None, "error": str(error)}, indent=2))
-        return CANT_TELL
-    print(text)
+    target = _target(options.target)
+    if target is None:
+        raise PoolTelemetryError(f"give an address, or set {ADDRESS_VARIABLE}")
+    text, code = doctor.run(target, seconds=options.seconds, as_json=options.json)
+    output.say(text)
     return code
 
 
 def _size(options: argparse.Namespace) -> int:
     from pool_telemetry.cli import size
 
-    text = size.run(
-        options.target,
-        seconds=options.seconds,
-        rate=options.rate,
-        use_seconds=options.use_time,
-        processes=options.processes,
-        limit=options.connection_limit,
-        as_json=options.json,
-    )
-    print(text)
-    return 0
+    is_given = options.rate is not None and options.use_time is not None
+    try:
+        text, fits = size.run(
+            options.target if is_given and options.target != "-" else _target(options.target),
+            seconds=options.seconds,
+            rate=options.rate,
+            use_seconds=options.use_time,
+            processes=options.processes,
+            limit=options.connection_limit,
+            as_json=options.json,
+        )
+    except size.NothingFitsError as error:
+        return _fail(options, str(error), FAILED)
+    output.say(text)
+    return 0 if fits else FAILED
+
+
+def _target(given: str | None) -> str | None:
+    """Return the address to ask: as given, or from standard input, or from the environment."""
+    if given != "-":
+        return os.environ.get(ADDRESS_VARIABLE) or None if given is None else given
+    try:
+        return sys.stdin.readline(_MAX_ADDRESS)
+    except (AttributeError, ValueError) as error:  # closed, or not in its encoding
+        raise PoolTelemetryError("standard input has no address") from error
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -109,7 +150,8 @@ def _dashboards(options: argparse.Namespace) -> int:
         connection_limit=options.connection_limit,
         thresholds=_thresholds(options),
     )
-    return _write(options.folder, written)
+    output.say(output.as_text(map(str, write_files(options.folder, written))))
+    return 0
 
 
 def _rules(options: argparse.Namespace) -> int:
@@ -120,22 +162,12 @@ def _rules(options: argparse.Namespace) -> int:
         runbooks=options.runbooks,
         thresholds=_thresholds(options),
     )
-    return _write(options.folder, written)
+    output.say(output.as_text(map(str, write_files(options.folder, written))))
+    return 0
 
 
 def _thresholds(options: argparse.Namespace) -> Thresholds:
     return Thresholds(**{field.name: getattr(options, field.name) for field in fields(Thresholds)})
-
-
-def _write(folder: Path, texts: Mapping[str, str]) -> int:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            (folder / name).write_text(text, encoding="utf-8")
-            print(folder / name)
-    except OSError as error:
-        raise PoolTelemetryError(f"can't write {error.filename}: {error.strerror}") from error
-    return 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -169,25 +201,31 @@ def parser() -> argparse.ArgumentParser:
         "what to do. Exit codes are those of monitoring plugins: 0 healthy, 1 warning, 2 critical, "
         "3 can't tell.",
     )
+    not_in_ps = (
+        f"; default: {ADDRESS_VARIABLE} in the environment; - is the first line of standard input. "
+        "Use one of these two for a password, because everybody on the machine can see arguments"
+    )
     doctor.add_argument(
         "target",
         metavar="URL",
+        nargs="?",
         help="the address of a service (HOST:PORT, or its /health or /metrics), or of a MongoDB "
-        "server (mongodb://HOST:PORT)",
+        f"server (mongodb://HOST:PORT){not_in_ps}",
     )
     doctor.set_defaults(run=_doctor)
     size = commands.add_parser(
         "size",
         help="say how large a pool should be",
         description="Say how long callers would wait in pools of several sizes. The waits are "
-        "predicted by a queueing model from the measured rate and use times.",
+        "predicted by a queueing model from the measured rate and use times. Exit codes: 0 if the "
+        "recommended size fits, 1 if the server does not allow it, 3 if it can't tell.",
     )
     size.add_argument(
         "target",
         metavar="URL",
         nargs="?",
         help="the address of a service, a Prometheus or a MongoDB server; not needed with --rate "
-        "and --use-time",
+        f"and --use-time{not_in_ps}",
     )
     size.add_argument(
         "--rate",
@@ -217,7 +255,7 @@ def parser() -> argparse.ArgumentParser:
     for command in (doctor, size):
         command.add_argument(
             "--seconds",
-            type=_positive,
+            type=_seconds,
             default=5.0,
             metavar="N",
             help="how long to measure if the service keeps no history (default: %(default)s)",
@@ -282,7 +320,7 @@ def parser() -> argparse.ArgumentParser:
     rules.set_defaults(run=_rules)
     for command, source in ((boards, "the one that is Grafana's default"), (rules, "prometheus")):
         command.add_argument(
-            "folder", metavar="DIR", type=Path, help="the folder to write to; created if needed"
+            "folder", metavar="DIR", type=_folder, help="the folder to write to; created if needed"
         )
         command.add_argument(
             "--datasource",
@@ -302,7 +340,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _port(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65535:
+    if not re.fullmatch("[0-9]{1,5}", text) or int(text) > 65535:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not a port: use 1 to 65535, or 0 for any free port"
         )
@@ -319,8 +357,20 @@ def _positive(text: str) -> float:
     return number
 
 
+def _seconds(text: str) -> float:
+    if (number := _positive(text)) > _MAX_SECONDS:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than a day")
+    return number
+
+
+def _folder(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("the name of the folder is empty")
+    return Path(text)
+
+
 def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
 

@@ -3,13 +3,16 @@
 All names are the catalog's: each row of the catalog reads its own values back.
 """
 
+import math
+import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final
 
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from pool_telemetry.catalog import (
     CATALOG,
@@ -45,6 +48,9 @@ _OWN: Final = {
 _PROCESS_UP: Final = prometheus_name(PROCESS_UP)
 _INSTANCE: Final = prometheus_label(PROCESS_UP.attributes[0])
 _STARTED: Final = "process_start_time_seconds"  # prometheus_client's own collector has it
+_NAMES: Final = frozenset({*_OWN, _PROCESS_UP, _STARTED})
+MAX_VALUE: Final = 2.0**53
+"""The limit of a value: above it, a float does not have all whole numbers."""
 _NO_TIMES: Final = HistogramStats(POOL_BOUNDS, (0,) * (len(POOL_BOUNDS) + 1), 0.0, 0.0)
 
 
@@ -69,6 +75,9 @@ def read(text: str, at: float) -> list[ScrapedProcess]:
     Args:
         text: The page, in Prometheus' text format.
         at: The Unix time of the scrape.
+
+    Raises:
+        ValueError: The text is not complete, or a metric of this package has an impossible value.
     """
     points, instances, started = _points(text)
     found = [
@@ -122,28 +131,42 @@ def _points(text: str) -> tuple[dict[str, _Points], dict[str, str], float]:
     instances: dict[str, str] = {}
     buckets: dict[tuple[str, Metric, _Labels], list[tuple[float, float]]] = defaultdict(list)
     sums: dict[tuple[str, Metric, _Labels], float] = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            worker = sample.labels.get(WORKER, "")
-            if sample.name == _STARTED:
-                started = sample.value
-            elif sample.name == _PROCESS_UP:
-                instances[worker] = sample.labels.get(_INSTANCE, "")
-            elif sample.name in _OWN:
-                metric, part = _OWN[sample.name]
-                names = map(prometheus_label, (*POOL_ATTRIBUTES, *metric.attributes))
-                labels = tuple(sample.labels.get(name, "") for name in names)
-                if part == "_bucket":
-                    bucket = float(sample.labels["le"]), sample.value
-                    buckets[worker, metric, labels].append(bucket)
-                elif part == "_sum":
-                    sums[worker, metric, labels] = sample.value
-                elif not part:
-                    points[worker][metric].append((labels, sample.value))
+    for sample in _samples(text):
+        worker = sample.labels.get(WORKER, "")
+        if sample.name == _STARTED:
+            started = sample.value
+        elif sample.name == _PROCESS_UP:
+            instances[worker] = sample.labels.get(_INSTANCE, "")
+        elif sample.name in _OWN:
+            metric, part = _OWN[sample.name]
+            names = map(prometheus_label, (*POOL_ATTRIBUTES, *metric.attributes))
+            labels = tuple(sample.labels.get(name, "") for name in names)
+            if part == "_bucket":
+                bucket = bound_of(sample.labels), sample.value
+                buckets[worker, metric, labels].append(bucket)
+            elif part == "_sum":
+                sums[worker, metric, labels] = sample.value
+            elif not part:
+                points[worker][metric].append((labels, sample.value))
     for (worker, metric, labels), below in buckets.items():
         total = sums.get((worker, metric, labels), 0.0)
-        points[worker][metric].append((labels, histogram_of(below, total)))
+        points[worker][metric].append((labels, histogram_of(sorted(below), total)))
     return points, instances, started
+
+
+def _samples(text: str) -> Iterator[Sample]:
+    """Yield the samples of this package's metrics; no other line of the text is parsed."""
+    if text and not text.endswith("\n"):
+        raise ValueError("the text ends in the middle of a line")
+    lines = (line for line in text.split("\n") if re.split("[{ ]", line, maxsplit=1)[0] in _NAMES)
+    try:
+        for family in text_string_to_metric_families("\n".join(lines)):
+            for sample in family.samples:
+                if not 0.0 <= sample.value <= MAX_VALUE:
+                    raise ValueError(f"{sample.name} is {sample.value}")
+                yield sample
+    except LookupError as error:  # the parser does not expect a broken label
+        raise ValueError("a line is broken") from error
 
 
 def _pool(key: _Key, fields: Fields) -> PoolStats:
@@ -176,17 +199,37 @@ def _operations(key: _Key, fields: Fields) -> Iterator[OperationStats]:
 
 
 def _port(key: _Key) -> int | None:
-    return int(key[2]) if key[2] else None
+    if not key[2]:
+        return None
+    if not re.fullmatch("[0-9]{1,5}", key[2]):
+        raise ValueError(f"{key[2]!r} is not a port")
+    return int(key[2])
+
+
+def bound_of(labels: Mapping[str, str]) -> float:
+    """Return the upper bound of a bucket.
+
+    Raises:
+        ValueError: It is missing, or not a number.
+    """
+    bound = float(labels.get("le", ""))
+    if math.isnan(bound):
+        raise ValueError("the bound of a bucket is not a number")
+    return bound
 
 
 def histogram_of(below: Sequence[tuple[float, float]], total: float) -> HistogramStats:
     """Return a histogram from cumulative buckets, in the order of their bounds, and the sum.
 
+    The bounds differ, and the last one is infinite.
+
     The mean is the sum divided by the count, also if the counts of a `rate` are not whole. The
     text has no maximum, so the maximum is the bound of the last bucket that is not empty. Above
     the last bound it is twice that bound, or more if the sum requires it.
     """
-    *bounds, _ = (bound for bound, _ in below)
+    *bounds, last_bound = (bound for bound, _ in below) if below else (0.0,)
+    if not bounds or last_bound != math.inf or len({*bounds, last_bound}) != len(below):
+        raise ValueError("the buckets of a histogram are not complete")
     exact = [upper - lower for lower, upper in pairwise((0.0, *(count for _, count in below)))]
     counts = tuple(max(0, round(count)) for count in exact)
     if not sum(counts):

@@ -4,7 +4,6 @@ Arrivals and use times are measured; `diagnosis/queueing.py` predicts the waits.
 the connections that the server has for each process.
 """
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -12,6 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from pool_telemetry.cli import sources
+from pool_telemetry.cli.output import as_json as as_json_text
+from pool_telemetry.cli.output import as_text
 from pool_telemetry.cli.sources import SourceError
 from pool_telemetry.diagnosis import Finding, diagnose
 from pool_telemetry.diagnosis.intervals import Interval, intervals
@@ -30,6 +31,10 @@ MONITORING: Final = 3
 """Connections that each client opens besides the pool, to monitor a server."""
 _BAR: Final = 30
 _NOT_MENDED_BY_SIZE: Final = ("server unreachable", "leak", "retry storm", "slow operations")
+
+
+class NothingFitsError(SourceError):
+    """The server accepts fewer connections than the processes need for a pool of one each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +82,8 @@ def run(
     processes: int | None = None,
     limit: int | None = None,
     as_json: bool = False,
-) -> str:
-    """Return the text to print.
+) -> tuple[str, bool]:
+    """Return the text to print, and whether the server allows the recommended sizes.
 
     Args:
         target: The address of a service, a Prometheus or MongoDB; None if the load is given.
@@ -92,6 +97,7 @@ def run(
 
     Raises:
         SourceError: The target does not answer, or the pool was not used.
+        NothingFitsError: The server does not allow a pool in each process.
     """
     target = None if target is None else sources.validate_target(target)
     given = None
@@ -128,19 +134,25 @@ def run(
                 f"{one.load.connections:.0f} connections would be in use on average, and no pool "
                 f"is larger than {MAX_POOL_SIZE}: check the rate and the use time"
             )
+        if max(one.at_least, one.max_size or 0) > MAX_POOL_SIZE:
+            raise SourceError(
+                f"{one.pool} would have {max(one.at_least, one.max_size or 0)} connections, and no "
+                f"pool is larger than {MAX_POOL_SIZE}: check that the numbers are those of a pool"
+            )
+    fits = budget is None or all(one.required_size <= budget for one in found)
     if as_json:
-        return json.dumps([_as_dict(one, budget) for one in found], indent=2)
+        return as_json_text([_as_dict(one, budget) for one in found]), fits
     told = [describe(one, budget) for one in found]
     if budget is None and processes > 1:
         told.append("The server's connection limit is not known: give --connection-limit.")
-    return "\n\n".join(told)
+    return "\n\n".join(told), fits
 
 
 def _per_process(limit: int, processes: int) -> int:
     """Return the largest pool that each process may have."""
     budget = limit // processes - MONITORING
     if budget < 1:
-        raise SourceError(
+        raise NothingFitsError(
             f"{limit} connections are too few for {processes} processes, because each opens "
             f"{MONITORING} more to monitor the server: raise the limit or run fewer processes"
         )
@@ -319,7 +331,7 @@ def describe(measured: SizingInput, budget: int | None) -> str:
             f"{required} is recommended because the pool was exhausted for a while; the measured "
             "rate alone does not show that."
         )
-    return "\n".join(lines)
+    return as_text(lines)
 
 
 def _seconds(wait: WaitPrediction) -> str:

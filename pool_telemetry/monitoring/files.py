@@ -7,12 +7,12 @@ differs from place to place, and needs no Grafana SDK. It makes the rules itself
 
 import json
 import re
-import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 from pool_telemetry.errors import PoolConfigurationError
+from pool_telemetry.monitoring import re2
 from pool_telemetry.monitoring.alerts import alerts
 from pool_telemetry.monitoring.rule_files import grafana_alerts, prometheus_rules
 from pool_telemetry.monitoring.thresholds import Thresholds
@@ -47,14 +47,15 @@ def dashboards(
         thresholds: The limits to draw.
 
     Raises:
-        PoolConfigurationError: The UID is not valid, or `connection_limit` is not above 0.
+        PoolConfigurationError: The UID or the job is not valid, or `connection_limit` is not above
+            0.
     """
     if connection_limit is not None and connection_limit <= 0:
         raise PoolConfigurationError(f"connection_limit is {connection_limit}: use 1 or more")
     limits = thresholds or Thresholds()
     chosen = {
         "datasource": _check_uid(datasource),
-        "job": job or None,
+        "job": _check_job(job) or None,
         "limit": connection_limit,
         "held": f"{limits.longest_checkout_seconds:g}",
     }
@@ -86,7 +87,7 @@ def rules(
         PoolConfigurationError: The job is not such an expression, an address or the UID is not
             valid.
     """
-    all_alerts, board = alerts(_check_expression(job or ""), thresholds), _load("pool")
+    all_alerts, board = alerts(_check_expression(job), thresholds), _load("pool")
     panels = {panel["title"]: panel["id"] for panel in board["panels"]}
     if runbooks is None:
         start = f"{_check_address('grafana', grafana)}/d/{board['uid']}?viewPanel="
@@ -107,25 +108,37 @@ def rules(
     }
 
 
-# Syntax of Python's regular expressions that RE2, which Prometheus uses, does not have.
-_NOT_RE2: Final = re.compile(r"\(\?(?:[=!>]|<[=!])|\\[1-9]|[*+?}]\+|[\ud800-\udfff]")
-
-
-def _check_expression(job: str) -> str:
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            re.compile(job)
-    except re.error as error:
-        raise PoolConfigurationError(f"job is no regular expression: {error}") from error
-    if found := _NOT_RE2.search(job):
-        raise PoolConfigurationError(f"job has {found[0]!a}, which Prometheus does not know")
+def _check_job(job: str | None) -> str:
+    if not job:
+        return ""
+    if not job.isprintable():
+        raise PoolConfigurationError("job has an unprintable character, or is not in UTF-8")
+    if "{{" in job or "}}" in job:
+        raise PoolConfigurationError("job has '{{' or '}}', which are a template in Grafana")
+    if re.search(r"://[^/\s]*@", job):
+        raise PoolConfigurationError("job is an address with a password: use the name of a job")
     return job
 
 
-def _check_address(name: str, url: str) -> str:
-    if not re.fullmatch(r"https?://[^\s#{}$]+", url):
+def _check_expression(job: str | None) -> str:
+    if found := re2.problem(_check_job(job)):
         raise PoolConfigurationError(
-            f"{name} is {url!r}: use an address, such as https://example.org/runbooks.md"
+            f"job is no regular expression that Prometheus knows: it has {found}"
+        )
+    return job or ""
+
+
+def _check_address(name: str, url: str) -> str:
+    """Return an address without a slash at its end; each alert has it, and many people see it."""
+    if re.search("[@?]", url):
+        raise PoolConfigurationError(
+            f"{name} has an '@' or a '?': use an address without user name, password, token and "
+            "query, because it is written into every alert"
+        )
+    if not re.fullmatch(r"https?://[!-~]+", url) or re.search(r"[#{}$\\\"'`<>]", url):
+        raise PoolConfigurationError(
+            f"{name} is no address, such as https://example.org/runbooks.md: write other "
+            "characters as %XX"
         )
     return url.rstrip("/")
 

@@ -1,20 +1,52 @@
-"""Addresses that a user may name, and pages that are read by HTTP."""
+"""Addresses that a user may name, and pages that are read by HTTP.
+
+`get` is the only function that asks a host by HTTP. The host may be broken or hostile: its answer
+has a time and a size, and credentials and redirects never reach another host.
+"""
 
 import base64
+import http.client
 import ipaddress
+import json
+import math
 import re
+import ssl
+import threading
+import unicodedata
 import urllib.error
 import urllib.parse
 import urllib.request
-from typing import Final
+import zlib
+from concurrent.futures import Future
+from typing import Any, Final
 
 from pool_telemetry.errors import PoolTelemetryError
-from pool_telemetry.stats import printable
-from pool_telemetry.uri import mask_uri
 
-TIMEOUT_SECONDS: Final = 10.0
-"""The limit of one request, in seconds; a slow Prometheus query takes a few."""
-_HOST: Final = re.compile(r"([^\s:@/?#\[\]]+|\[[0-9A-Fa-f:.%]+\])(:\d+)?")
+DEADLINE_SECONDS: Final = 10.0
+"""The limit of one whole answer, in seconds: from the name's look-up to the last byte.
+
+A slow Prometheus query takes a few seconds.
+"""
+MAX_BYTES: Final = 32 * 1024 * 1024
+"""The limit of a page, unpacked. A process with 500 series of commands has less than 2 MB."""
+MAX_JSON_BYTES: Final = 8 * 1024 * 1024
+"""The limit of a page of JSON, whose values take up to 30 times more memory than their text."""
+_PIECE: Final = 64 * 1024
+_MAX_DIGITS: Final = 18
+_MAX_REASON: Final = 100
+_HOST: Final = re.compile(r"(?P<name>[^\s:@/?#\[\]\\]+|\[[0-9A-Fa-f:.]+(%[\w.-]+)?\])(:[0-9]+)?")
+_MAX_REDIRECTS: Final = 5
+_REDIRECTS: Final = (301, 302, 303, 307, 308)
+_HANDLERS: Final = (
+    urllib.request.HTTPHandler,
+    urllib.request.HTTPSHandler,
+    urllib.request.HTTPErrorProcessor,
+    urllib.request.HTTPDefaultErrorHandler,
+)
+_MONGODB: Final = "It looks like you are trying to access MongoDB over HTTP"
+_OTHER_PROTOCOL: Final = (
+    "use mongodb://HOST:PORT for a MongoDB server, https://HOST:PORT for a service with TLS"
+)
 
 
 class SourceError(PoolTelemetryError, RuntimeError):
@@ -32,22 +64,35 @@ def validate_target(target: str) -> str:
         SourceError: The target is not a valid address.
     """
     target = target.strip()
-    if is_server(target):
+    usable = target.isprintable() and " " not in target
+    if usable and is_server(target):
         return target
     address = target if "://" in target else f"http://{target}"
     try:
         parts = urllib.parse.urlsplit(address)
-        host = parts.netloc.rpartition("@")[2] if target == address else parts.netloc
-        usable = parts.scheme in ("http", "https") and _HOST.fullmatch(host) and parts.port != 0
+        user, _, host = parts.netloc.rpartition("@")
+        usable = usable and parts.scheme in ("http", "https") and _is_host(host) and parts.port != 0
         usable = usable and not _is_number(parts.hostname or "")
+        # A second "@" may be a part of the password, and so may be all that is before it.
+        usable = usable and address.count("@") <= (1 if user and target == address else 0)
+        usable = usable and address.replace(host, "", 1).isascii()
     except ValueError:  # an invalid port or IPv6 address
         usable = False
     if not usable:
         raise SourceError(
             "this is not a valid address: use HOST:PORT or http://HOST:PORT of a service (or its "
-            "/health or /metrics), https://HOST, or mongodb://HOST:PORT"
+            "/health or /metrics), https://HOST, or mongodb://HOST:PORT; write other characters "
+            "as %XX"
         )
     return parts.geturl()
+
+
+def _is_host(host: str) -> bool:
+    found = _HOST.fullmatch(host)
+    host.encode("idna")  # raises a ValueError for an empty or overlong label
+    if found and found["name"].startswith("["):
+        ipaddress.IPv6Address(found["name"][1:-1])  # raises a ValueError
+    return found is not None and unicodedata.normalize("NFKC", host) == host
 
 
 def _is_number(host: str) -> bool:
@@ -66,34 +111,181 @@ def is_server(target: str) -> bool:
     return target.startswith(("mongodb://", "mongodb+srv://"))
 
 
-def get(page: str) -> str:
+def shown(page: str) -> str:
+    """Return an address for people: without user name, password, query and fragment."""
+    parts = urllib.parse.urlsplit(page)
+    host = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=host, query="", fragment="").geturl()
+
+
+def get_json(page: str) -> Any:
+    """Return the value of a page of JSON, in which every number is finite.
+
+    Raises:
+        NotFoundError: The host answers with an error status, or not with such JSON.
+        SourceError: The host does not answer.
+    """
+    text = get(page, MAX_JSON_BYTES)
+    try:
+        return json.loads(text, parse_constant=_finite, parse_float=_finite, parse_int=_whole)
+    except (ValueError, RecursionError):
+        raise NotFoundError(f"{shown(page)} does not answer with valid JSON") from None
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(text)
+    return number
+
+
+def _whole(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(text)
+    return int(text)
+
+
+def get(page: str, max_bytes: int = MAX_BYTES) -> str:
     """Return the text of a page; credentials in its address become basic authentication.
 
     Raises:
-        NotFoundError: The host answers with an error status.
-        SourceError: The host does not answer.
+        NotFoundError: The host answers with an error status, or redirects elsewhere.
+        SourceError: The host does not answer, or not in time, or with too much, or in another
+            protocol.
     """
+    answer = Future[bytes]()
+    # A thread of its own, because a look-up of a name has no limit, and each piece of an answer
+    # would have a limit of its own. The process ends without it.
+    threading.Thread(target=_fulfil, args=(answer, page, max_bytes), daemon=True).start()
+    name, host = shown(page), shown(urllib.parse.urljoin(page, "/")).rstrip("/")
     try:
-        with urllib.request.urlopen(_request(page), timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310  # see validate_target()
-            text: str = answer.read().decode()
+        text = answer.result(DEADLINE_SECONDS).decode()
     except urllib.error.HTTPError as error:
-        with error:
-            status = f"{error.code} ({printable(error.reason)})" if error.reason else error.code
-            raise NotFoundError(f"{mask_uri(page)} answers with status {status}") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        words = getattr(reason, "strerror", None) or type(reason).__name__
+        raise NotFoundError(f"{name} {_status(error)}") from None
+    except UnicodeDecodeError:
+        raise SourceError(f"{name} does not answer with text in UTF-8") from None
+    except http.client.IncompleteRead:
         raise SourceError(
-            f"{mask_uri(page)} does not answer ({words}): check the address, and that the service "
-            "runs"
+            f"{name} closed the connection in the middle of its answer: it may have ended or "
+            "restarted; run the command again"
         ) from None
+    except OSError as error:
+        raise SourceError(f"{host} {_reason(error)}") from None
+    except (http.client.HTTPException, zlib.error, ValueError):
+        raise SourceError(f"{host} does not answer in valid HTTP: {_OTHER_PROTOCOL}") from None
+    if text.startswith(_MONGODB):
+        address = urllib.parse.urlsplit(host).netloc
+        raise SourceError(f"{host} is a MongoDB server: use mongodb://{address}")
     return text
+
+
+def _status(error: urllib.error.HTTPError) -> str:
+    reason = f" ({error.reason[:_MAX_REASON]})" if error.reason else ""
+    return f"answers with status {error.code}{reason}"
+
+
+def _reason(error: OSError) -> str:
+    """Return why a host does not answer, and what to do."""
+    cause = getattr(error, "reason", None) if isinstance(error, urllib.error.URLError) else error
+    if isinstance(cause, TimeoutError):
+        return (
+            f"did not answer completely within {DEADLINE_SECONDS:g} s: its process may be stopped "
+            "or overloaded, or a firewall drops the packets"
+        )
+    if isinstance(cause, ConnectionResetError | BrokenPipeError):
+        return f"closed the connection without an answer: check the address; {_OTHER_PROTOCOL}"
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"has a certificate that is not trusted ({cause.verify_message})"
+    if isinstance(cause, ssl.SSLError):
+        return "does not speak TLS: use http://HOST:PORT, or mongodb://HOST:PORT for MongoDB"
+    words = getattr(cause, "strerror", None) or type(cause).__name__
+    return f"does not answer ({words}): check the address, and that the service runs"
+
+
+# In the thread
+
+
+def _fulfil(answer: "Future[bytes]", page: str, max_bytes: int) -> None:
+    try:
+        answer.set_result(_fetch(page, max_bytes))
+    except BaseException as error:  # noqa: BLE001  # raised again by get()
+        answer.set_exception(error)
+
+
+def _fetch(page: str, max_bytes: int) -> bytes:
+    is_local = _is_loopback(urllib.parse.urlsplit(page).hostname or "")
+    opener = urllib.request.OpenerDirector()  # it follows no redirect and opens no file
+    # A proxy would look for a loopback address on its own machine.
+    opener.add_handler(urllib.request.ProxyHandler({} if is_local else None))
+    for handler in _HANDLERS:
+        opener.add_handler(handler())
+    for _ in range(_MAX_REDIRECTS):
+        try:
+            with opener.open(_request(page), timeout=DEADLINE_SECONDS) as answer:
+                return _body(answer, page, max_bytes)
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code not in _REDIRECTS:
+                raise
+            page = _redirected(page, error.headers.get("Location", ""))
+    raise NotFoundError(f"{shown(page)} redirects in a loop")
+
+
+def _redirected(page: str, location: str) -> str:
+    """Return the address to ask instead, with the credentials of the first one.
+
+    It has the same host and port, or https instead of http on the same host.
+
+    Raises:
+        NotFoundError: It is another address.
+    """
+    to = urllib.parse.urljoin(page, location)
+    old, new = urllib.parse.urlsplit(page), urllib.parse.urlsplit(to)
+    user, at, host = old.netloc.rpartition("@")
+    place = new.netloc.removeprefix(user + at)
+    is_same = (old.scheme, host) == (new.scheme, place)
+    is_upgrade = (old.scheme, new.scheme) == ("http", "https") and old.hostname == new.hostname
+    is_valid = location.isascii() and location.isprintable() and " " not in location
+    if not location or "@" in place or not is_valid or not (is_same or is_upgrade):
+        where = f"{shown(to)}, which is another address" if location else "no address"
+        raise NotFoundError(
+            f"{shown(page)} redirects to {where}: name the right one, if you trust it"
+        )
+    return new._replace(netloc=user + at + place).geturl()
+
+
+def _body(answer: http.client.HTTPResponse, page: str, max_bytes: int) -> bytes:
+    coding = answer.headers.get("Content-Encoding", "identity").strip().lower()
+    if coding not in ("identity", "gzip"):
+        raise SourceError(f"{shown(page)} is packed in a way that was not asked for")
+    unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16) if coding == "gzip" else None
+    body, received = bytearray(), 0
+    while piece := answer.read(_PIECE):
+        received += len(piece)
+        body += unpacker.decompress(piece, max_bytes + 1 - len(body)) if unpacker else piece
+        if max(received, len(body)) > max_bytes:
+            raise SourceError(
+                f"{shown(page)} has more than {max_bytes // 1024**2} MB: check that it is the "
+                "address of a service"
+            )
+    # Read in pieces, an answer that is shorter than its Content-Length raises nothing.
+    if answer.length or (unpacker and not unpacker.eof):
+        raise http.client.IncompleteRead(b"")
+    return bytes(body)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+    address = getattr(address, "ipv4_mapped", None) or address
+    return address.is_loopback or address.is_unspecified
 
 
 def _request(page: str) -> urllib.request.Request:
     parts = urllib.parse.urlsplit(page)
     user, at, host = parts.netloc.rpartition("@")
-    request = urllib.request.Request(parts._replace(netloc=host).geturl())  # noqa: S310
+    request = urllib.request.Request(parts._replace(netloc=host).geturl())  # noqa: S310  # see validate_target()
     if at:
         secret = base64.b64encode(urllib.parse.unquote(user).encode()).decode()
         request.add_unredirected_header("Authorization", f"Basic {secret}")

@@ -1,6 +1,6 @@
 """A Prometheus as a source: the load of the busiest process of each pool."""
 
-import json
+import math
 import urllib.parse
 from collections import defaultdict
 from collections.abc import Mapping
@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from pool_telemetry import catalog
-from pool_telemetry.cli.prometheus_text import histogram_of
-from pool_telemetry.cli.sources.http import NotFoundError, SourceError, get
+from pool_telemetry.cli.prometheus_text import MAX_VALUE, bound_of, histogram_of
+from pool_telemetry.cli.sources.http import NotFoundError, SourceError, get_json, shown
 from pool_telemetry.diagnosis.thresholds import EXHAUSTED_SHARE
 from pool_telemetry.monitoring.promql import POOL, PROCESS, Promql
 from pool_telemetry.stats import HistogramStats
-from pool_telemetry.uri import mask_uri
+
+_Series = tuple[dict[str, str], float]
+"""The labels and the value of one series; the value is from 0.0 to MAX_VALUE."""
 
 _ALWAYS_EXHAUSTED_SHARE: Final = 0.9
 """A pool that is exhausted for this share of a minute counts as exhausted for all of it."""
@@ -59,7 +61,7 @@ def is_prometheus(url: str) -> bool:
     """
     try:
         return bool(_query(url, "vector(1)"))
-    except (NotFoundError, ValueError, KeyError, TypeError):
+    except NotFoundError:
         return False
 
 
@@ -67,8 +69,15 @@ def busiest_processes(url: str, window: str = "1h") -> list[BusiestProcess]:
     """Return the busiest process of each pool that a Prometheus knows.
 
     Raises:
-        SourceError: The Prometheus does not answer, or knows no pool that was in use.
+        SourceError: The Prometheus does not answer in its format, or knows no pool that was in use.
     """
+    try:
+        return _busiest_processes(url, window)
+    except ValueError:
+        raise SourceError(f"the Prometheus at {shown(url)} has odd buckets of use times") from None
+
+
+def _busiest_processes(url: str, window: str) -> list[BusiestProcess]:
     ask = Promql(window="1m")
     by = ", ".join((*PROCESS, POOL))
 
@@ -92,8 +101,8 @@ def busiest_processes(url: str, window: str = "1h") -> list[BusiestProcess]:
     spent = ask.increase(catalog.USE_SECONDS, part="_sum", window=window)
     sums = _by_process(_query(url, f"sum by ({by}) ({spent})"))
     below: dict[tuple[str, ...], list[tuple[float, float]]] = defaultdict(list)
-    for series in buckets:
-        below[_process(series)].append((float(series["metric"]["le"]), float(series["value"][1])))
+    for labels, count in buckets:
+        below[_process(labels)].append((bound_of(labels), count))
 
     def at_least(process: tuple[str, ...]) -> int:
         share, size = exhausted.get(process, 0.0), int(sizes.get(process, 0))
@@ -117,7 +126,7 @@ def busiest_processes(url: str, window: str = "1h") -> list[BusiestProcess]:
             found[candidate.pool].append(candidate)
     if not found:
         raise SourceError(
-            f"the Prometheus at {mask_uri(url)} has no pool that was in use in the last {window}: "
+            f"the Prometheus at {shown(url)} has no pool that was in use in the last {window}: "
             "check that it scrapes the service's /metrics"
         )
     return [
@@ -126,19 +135,33 @@ def busiest_processes(url: str, window: str = "1h") -> list[BusiestProcess]:
     ]
 
 
-def _query(url: str, query: str) -> list[Any]:
+def _query(url: str, query: str) -> list[_Series]:
     parameters = urllib.parse.urlencode({"query": query})
-    page = f"{urllib.parse.urljoin(url, '/api/v1/query')}?{parameters}"
-    answer = json.loads(get(page))
-    if answer["status"] != "success":
-        raise SourceError(f"the Prometheus at {mask_uri(url)} refuses the query: {query}")
-    result: list[Any] = answer["data"]["result"]
-    return result
+    page = urllib.parse.urljoin(url, "/api/v1/query")
+    answer = get_json(f"{page}?{parameters}")
+    try:
+        refused = answer["status"] != "success"
+        found = [] if refused else [_series(one) for one in answer["data"]["result"]]
+    except (AttributeError, LookupError, TypeError, ValueError):
+        raise NotFoundError(f"{shown(page)} does not answer as a Prometheus does") from None
+    if refused:
+        raise SourceError(f"the Prometheus at {shown(url)} refuses the query: {query}")
+    return [(labels, value) for labels, value in found if not math.isnan(value)]
 
 
-def _by_process(result: list[Any]) -> dict[tuple[str, ...], float]:
-    return {_process(series): float(series["value"][1]) for series in result}
+def _series(answer: Mapping[str, Any]) -> _Series:
+    labels = dict(answer["metric"])
+    if not all(isinstance(value, str) for value in labels.values()):
+        raise TypeError
+    number = float(answer["value"][1])
+    if number < 0.0 or number > MAX_VALUE:
+        raise ValueError(number)
+    return labels, number
 
 
-def _process(series: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(series["metric"].get(label, "") for label in (*PROCESS, POOL))
+def _by_process(result: list[_Series]) -> dict[tuple[str, ...], float]:
+    return {_process(labels): value for labels, value in result}
+
+
+def _process(labels: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(labels.get(label, "") for label in (*PROCESS, POOL))

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import pymongo
 from pymongo import MongoClient
 from pymongo.errors import OperationFailure, PyMongoError, ServerSelectionTimeoutError
 
-from pool_telemetry.cli.sources.http import SourceError
+from pool_telemetry.cli.sources.http import DEADLINE_SECONDS, SourceError
 from pool_telemetry.diagnosis import Diagnosis, Finding
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.telemetry import PoolTelemetry
@@ -17,6 +18,7 @@ from pool_telemetry.uri import check_credentials, mask_uri, without_secrets
 
 REACH_SECONDS: Final = 5.0
 """A server that does not answer within this time, in seconds, is reported as unreachable."""
+_MAX_CAUSE: Final = 300
 _PINGS: Final = 20
 _AUTHENTICATION_CODES: Final = (18, 8000)
 _LATENCY_FIELDS: Final = ("ops", "latency")
@@ -63,12 +65,13 @@ def ask_server(uri: str, seconds: float) -> ServerFacts | Diagnosis:
         with without_secrets(uri, {}):
             return _ask_server(uri, seconds)
     except ServerSelectionTimeoutError as error:
+        cause = str(error).partition(" (configured timeouts:")[0].partition(", Timeout:")[0]
         unreachable = Finding(
             id="server_unreachable.down",
             verdict="server unreachable",
             severity="critical",
             pool=mask_uri(uri),
-            because=f"No server answered within {REACH_SECONDS:.0f} s ({type(error).__name__}).",
+            because=f"No server answered within {REACH_SECONDS:g} s ({cause[:_MAX_CAUSE]}).",
             advice="Check that the server runs and that the network and the address are right.",
         )
         return Diagnosis((unreachable,))
@@ -80,19 +83,32 @@ def ask_server(uri: str, seconds: float) -> ServerFacts | Diagnosis:
         )
         message = f"{mask_uri(uri)} refuses access (code {error.code}): {advice}"
         raise SourceError(message) from None
-    except (PyMongoError, ValueError) as error:
+    except (PyMongoError, OSError, TypeError, ValueError) as error:
+        if isinstance(error, PyMongoError) and error.timeout:
+            raise SourceError(
+                f"{mask_uri(uri)} did not answer completely within {DEADLINE_SECONDS:g} s: its "
+                "process may be stopped or overloaded"
+            ) from None
         raise SourceError(f"{mask_uri(uri)} can't be used: {error}") from None
+    except (AttributeError, LookupError):
+        raise SourceError(f"{mask_uri(uri)} does not report what a MongoDB server does") from None
 
 
 def _ask_server(uri: str, seconds: float) -> ServerFacts:
     telemetry = PoolTelemetry(options=TelemetryOptions(watch=False))
-    with MongoClient[dict[str, Any]](
-        uri,
-        appname="pool-telemetry",
-        maxPoolSize=1,
-        serverSelectionTimeoutMS=int(1000 * REACH_SECONDS),
-        event_listeners=telemetry.listeners,
-    ) as client:
+    # Without a limit, also of close(), a server that was stopped meanwhile would hold the command
+    # forever. The measurement itself sleeps for `seconds`.
+    limit = pymongo.timeout(seconds + DEADLINE_SECONDS)
+    with (
+        limit,
+        MongoClient[dict[str, Any]](
+            uri,
+            appname="pool-telemetry",
+            maxPoolSize=1,
+            serverSelectionTimeoutMS=int(1000 * REACH_SECONDS),
+            event_listeners=telemetry.listeners,
+        ) as client,
+    ):
         pings = []
         for _ in range(_PINGS):
             began = time.monotonic()

@@ -1,19 +1,17 @@
 """A service as a source: its own diagnosis, or two scrapes of its metrics."""
 
 import contextlib
-import json
 import time
 import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from pool_telemetry.catalog import CATALOG, Value
 from pool_telemetry.cli.prometheus_text import ScrapedProcess, read
-from pool_telemetry.cli.sources.http import NotFoundError, SourceError, get
-from pool_telemetry.diagnosis import Diagnosis, Finding, worst_first
+from pool_telemetry.cli.sources.http import NotFoundError, SourceError, get, get_json, shown
+from pool_telemetry.diagnosis import Diagnosis, Finding, Severity, worst_first
 from pool_telemetry.stats import ClientStats, HistogramStats
-from pool_telemetry.uri import mask_uri
 
 _DIAGNOSIS: Final = "/pool/diagnosis"
 _ROUTES: Final = (
@@ -21,6 +19,7 @@ _ROUTES: Final = (
     *("/health", "/health/live", "/health/ready"),
 )
 _SCRAPES: Final = 8  # one of two processes answers all of them once in 128 times
+_FIELDS: Final = frozenset(field.name for field in fields(Finding))
 _SAME_START_SECONDS: Final = 0.1
 """Two start times that differ by less, in seconds, belong to one process: steps are of 10 ms."""
 
@@ -79,8 +78,7 @@ def scrape(url: str, seconds: float) -> list[Measured]:
             found.append(Measured(int(one.worker) if one.worker else None, samples))
     if not found:
         raise SourceError(
-            f"every process of {mask_uri(url)} was replaced between two scrapes: run the command "
-            "again"
+            f"every process of {shown(url)} was replaced between two scrapes: run the command again"
         )
     return found
 
@@ -99,7 +97,7 @@ def _samples(
         raise SourceError(_several(url))
     if not now.since:
         raise SourceError(
-            f"the counters of {mask_uri(url)} restarted between two scrapes, and it does not "
+            f"the counters of {shown(url)} restarted between two scrapes, and it does not "
             "report when (process_start_time_seconds): run the command again, on one process only"
         )
     return [now]
@@ -107,7 +105,7 @@ def _samples(
 
 def _several(url: str) -> str:
     return (
-        f"several processes answer at {mask_uri(url)}, each for itself: their version of "
+        f"several processes answer at {shown(url)}, each for itself: their version of "
         "pool_telemetry is too old, or they have workers=False or watch=False. Update it, or ask "
         "each process at an address of its own"
     )
@@ -138,12 +136,12 @@ def _scrape(url: str) -> list[ScrapedProcess]:
         ) from None
     except ValueError as error:
         raise SourceError(
-            f"{mask_uri(page)} is not in Prometheus' text format: give the address of a service "
+            f"{shown(page)} is not in Prometheus' text format: give the address of a service "
             "that serves /metrics"
         ) from error
     if not found:
         raise SourceError(
-            f"{mask_uri(page)} has no metrics of a pool: check that the service uses "
+            f"{shown(page)} has no metrics of a pool: check that the service uses "
             "pool_telemetry and has run an operation (for a Prometheus use pool-telemetry size)"
         )
     return found
@@ -161,8 +159,8 @@ def own_diagnosis(url: str) -> tuple[Diagnosis, list[str]] | None:
         return None
     page = base_url(url) + _DIAGNOSIS
     try:
-        answer = json.loads(get(page))
-    except (ValueError, NotFoundError):
+        answer = get_json(page)
+    except NotFoundError:
         return None
     if not isinstance(answer, dict) or "findings" not in answer:
         return None
@@ -195,15 +193,32 @@ def _have_several_starts(page: str) -> bool:
 
 
 def _parse(answer: Mapping[str, Any], page: str) -> tuple[Diagnosis, list[str]]:
-    known = {field.name for field in fields(Finding)}
     try:
-        kept = ({k: v for k, v in one.items() if k in known} for one in answer["findings"])
-        diagnosis = worst_first(Finding(**one) for one in kept)
-        for one in diagnosis.findings:
-            str.split(one.because + one.advice), dict(one.change)
+        diagnosis = worst_first(_finding(one) for one in answer["findings"])
         return diagnosis, [str(line) for line in answer.get("pools", ())]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise SourceError(
-            f"{mask_uri(page)} has the format of another version: use the version of "
+            f"{shown(page)} has the format of another version: use the version of "
             "pool-telemetry that the service has"
         ) from error
+
+
+def _finding(answer: Mapping[str, Any]) -> Finding:
+    """Return a finding as the service gave it; a field that is not known here is left out.
+
+    Raises:
+        AttributeError, TypeError: A field is missing, or has a value of another type.
+    """
+    finding = Finding(**{key: value for key, value in answer.items() if key in _FIELDS})
+    texts = (finding.verdict, finding.pool, finding.because, finding.advice)
+    numbers = (finding.ended, finding.worker, finding.pid)
+    values = [
+        *((one, str) for one in (*texts, finding.id, finding.runbook)),
+        *((one, int | float) for one in numbers if one is not None),
+        *((one, int | float) for one in (*finding.evidence.values(), *finding.change.values())),
+    ]
+    if not all(isinstance(value, kind) for value, kind in values):
+        raise TypeError
+    if finding.severity not in get_args(Severity):
+        raise TypeError
+    return finding
