@@ -6,7 +6,7 @@ No answer is made on the event loop, and none is waited for by blocking it.
 
 import asyncio
 import contextlib
-import weakref
+from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import Future
 from typing import Any, Final
@@ -91,32 +91,48 @@ async def wait(future: "Future[Answer]") -> Answer:
     if future.done():
         return future.result()
     loop = asyncio.get_running_loop()
+    if (queue := _queues.get((loop, future))) is None:
+        queue = _queues[loop, future] = _Queue(loop)
+        future.add_done_callback(queue.begin)
     woken = loop.create_future()
-
-    def wake() -> None:
-        if not woken.done():  # the caller may be cancelled
-            woken.set_result(None)
-
-    def call_wake(_: "Future[Answer]") -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(wake)
-
-    future.add_done_callback(call_wake)
+    queue.waiting.append(woken)
+    limit = loop.call_later(routes.LIMIT_SECONDS, _wake, woken)
     try:
-        async with asyncio.timeout(routes.LIMIT_SECONDS):
-            await woken
-    except TimeoutError:
-        return routes.late()
-    # Many callers share an answer: they go on one in each turn of the loop, not all in one.
-    turn = _turns.setdefault(loop, asyncio.Lock())
-    async with turn:
-        await asyncio.sleep(0)
-    return future.result()
+        await woken
+    finally:
+        limit.cancel()
+    return future.result() if future.done() else routes.late()
 
 
-# A lock keeps its loop alive, so its callers alone keep the lock.
-_turns: "weakref.WeakValueDictionary[asyncio.AbstractEventLoop, asyncio.Lock]"
-_turns = weakref.WeakValueDictionary()
+class _Queue:
+    """The callers on one loop that wait for one answer. They wake up one in each turn of the loop.
+
+    If all of 200 woke up in one turn, the loop would do nothing else until each has sent its
+    answer.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self.waiting = deque[asyncio.Future[None]]()
+
+    def begin(self, future: "Future[Answer]") -> None:
+        """Wake the callers. The thread that made the answer calls this."""
+        _queues.pop((self._loop, future), None)
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._wake_next)
+
+    def _wake_next(self) -> None:
+        if self.waiting:
+            _wake(self.waiting.popleft())
+            self._loop.call_soon(self._wake_next)
+
+
+_queues: dict[tuple[asyncio.AbstractEventLoop, "Future[Answer]"], _Queue] = {}
+
+
+def _wake(caller: "asyncio.Future[None]") -> None:
+    if not caller.done():  # it may be cancelled, or given up
+        caller.set_result(None)
 
 
 async def send_answer(

@@ -9,6 +9,7 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import socket
 import sys
 import threading
@@ -288,6 +289,13 @@ def test_the_format_follows_the_accept_header(ask: Ask) -> None:
         .headers["content-type"]
         .startswith("application/openmetrics-text; version=1.0.0")
     )
+
+
+def test_names_choose_samples(ask: Ask) -> None:
+    got = ask("/metrics?name[]=mongodb_client_process_up&name%5B%5D=nothing")
+    families = re.findall(rb"^# TYPE (\S+) ", got.body, re.MULTILINE)
+    assert families == [b"mongodb_client_process_up"]
+    assert b"# TYPE" not in ask("/metrics?name[]=nothing").body
 
 
 @given(*[st.text(max_size=40)] * 5)
