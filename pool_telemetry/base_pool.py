@@ -26,7 +26,6 @@ from pool_telemetry.stats import ClientStats, Occupancy
 from pool_telemetry.telemetry import PoolTelemetry
 from pool_telemetry.uri import (
     check_credentials,
-    check_options,
     differences,
     identity,
     mask_uri,
@@ -84,8 +83,7 @@ class PoolSettings:
             )
         given = uri or os.environ.get("MONGODB_URI")
         uri = given or DEFAULT_URI
-        check_credentials(uri)
-        check_options(uri, kwargs)
+        check_credentials(uri, kwargs)
         if not kwargs.get("event_listeners", True):
             del kwargs["event_listeners"]
         if options is None:

@@ -4,6 +4,7 @@ import contextlib
 import re
 import reprlib
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote, unquote_plus
 
@@ -184,13 +185,18 @@ def _options_in_doubt(query: str, separator: str) -> Iterator[tuple[str, bool, b
         in_doubt = in_doubt or not harmless
 
 
-def check_credentials(uri: str) -> None:
-    """Refuse a user name or password that is not escaped.
+def check_credentials(uri: str, kwargs: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """Refuse a connection string of which PyMongo would show a piece of a secret.
 
-    PyMongo would read a part of it as hosts or options, and show that in errors and warnings.
+    PyMongo would read a part of a user name or password that is not escaped as hosts or options,
+    and it warns of a wrong option by the text of its error.
+
+    Args:
+        uri: The connection string.
+        kwargs: MongoClient's options, which may be secret, too.
 
     Raises:
-        PoolConfigurationError: It contains a special character that is not escaped.
+        PoolConfigurationError: Credentials are not escaped, or there is such an option.
     """
     credentials = _split(uri)[1]
     if "@" in credentials and not _CREDENTIALS.fullmatch(credentials):
@@ -198,16 +204,10 @@ def check_credentials(uri: str) -> None:
             f"connection_string is {mask_uri(uri)}, with special characters in its user name or "
             "password: escape both with urllib.parse.quote_plus()"
         )
+    _check_options(uri, kwargs)
 
 
-def check_options(uri: str, kwargs: Mapping[str, Any]) -> None:
-    """Refuse an option of which PyMongo would show a piece of a secret in a warning.
-
-    PyMongo warns of a wrong option in a URI by the text of its error.
-
-    Raises:
-        PoolConfigurationError: There is such an option.
-    """
+def _check_options(uri: str, kwargs: Mapping[str, Any]) -> None:
     secrets = secrets_of(uri, kwargs)
     query = _split(uri)[2].partition("?")[2] if "://" in uri else ""
     for part in query.split("&" if "&" in query else ";"):

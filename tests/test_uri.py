@@ -157,3 +157,24 @@ def test_errors_keep_their_type_and_lose_their_secrets() -> None:
     with pytest.raises(KeyError) as untouched, without_secrets(URI, {}):
         raise KeyError("x", 5)
     assert untouched.value.args == ("x", 5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "authMechanismProperties=S3cret:x",
+        "authMechanismProperties=ENVIRONMENT:azure,S3cret:x",
+        "authMechanismProperties=AWS_SESSION_TOKEN:a,S3cret:b",
+        "proxyPassword=a&compressors=S3cret",
+        "proxyPassword=a&readPreferenceTags=S3cret",
+    ],
+)
+def test_an_option_that_pymongo_would_show_is_refused(options: str) -> None:
+    with pytest.raises(PoolConfigurationError, match="a piece of a secret") as raised:
+        check_credentials(f"{URI}?{options}")
+    assert "S3" not in repr(raised.value)
+
+
+def test_a_wrong_option_without_a_secret_is_left_to_pymongo() -> None:
+    check_credentials(f"{URI}?maxPoolSize=many&compressors=none&proxyPassword=abcd&x=1")
+    check_credentials("mongodb://ann:s3cret@h/?readPreferenceTags=wrong&authMechanism=wrong")

@@ -14,9 +14,11 @@ new keys. It rises when a key changes its meaning; then a newer library reads bo
 older library refuses the session. If a session expires, all its documents have one `expires_at`.
 
 A session's id is a capability: a caller that names no owner reads, writes and deletes any session
-whose id it knows. If a caller names an owner (`application`, `user`, or both), each name has to be
-the stored name, or SessionOwnerError is raised. A session that was stored without that name, such
-as an older session, has nothing to compare: its id opens it, and no later caller becomes its owner.
+whose id it knows. Errors and spans contain the id, so readers of logs and traces know it, too.
+
+If a caller names an owner (`application`, `user`, or both), each name has to be the stored name, or
+SessionOwnerError is raised. A session that was stored without that name, such as an older session,
+has nothing to compare: its id opens it, and no later caller becomes its owner.
 
 Lists skip documents of another form, which another program wrote; no method changes or deletes
 them.

@@ -114,7 +114,8 @@ class _Manager(RepositorySessionManager):
 class MongoDBSessionManager(_Manager):
     """Keeps a Strands agent's, graph's or swarm's conversation in MongoDB.
 
-        agent = Agent(session_manager=MongoDBSessionManager("user-42", client=client))
+        manager = MongoDBSessionManager(uuid4().hex, client=client, user="ann")
+        agent = Agent(session_manager=manager)
 
     A missing session is created. Use one manager for each open conversation.
 
@@ -233,7 +234,7 @@ class MongoDBSessionManager(_Manager):
 class AsyncMongoDBSessionManager(_Manager):
     """The manager for `agent.invoke_async` and `agent.stream_async`; it never blocks the loop.
 
-        manager = await AsyncMongoDBSessionManager.open("user-42", client=client)
+        manager = await AsyncMongoDBSessionManager.open(uuid4().hex, client=client, user="ann")
         agent = Agent(session_manager=manager)
         await agent.invoke_async("hello")
 
