@@ -492,3 +492,10 @@ def test_a_connection_string_that_is_not_valid_is_told_without_its_secrets(
     err = capsys.readouterr().err
     assert words in err
     assert "s3cr3t" not in err
+
+
+def test_a_page_has_a_largest_number_of_samples(capsys: pytest.CaptureFixture[str]) -> None:
+    page = "process_start_time_seconds 1\n" * 200_001
+    with answering(hostile.pages({"/metrics": page})) as address:
+        assert cli.main(["doctor", f"http://{address}"]) == cli.CANT_TELL
+    assert "more than 200000 samples of pools" in capsys.readouterr().err

@@ -35,8 +35,9 @@ def run(*, host: str, port: int, folder: str | None) -> None:
     prometheus.add_to(REGISTRY)
     try:
         server = ThreadingHTTPServer((host, port), _Routes)
-    except OSError as error:
-        raise PoolTelemetryError(f"can't listen at {host}:{port}: {error.strerror}") from None
+    except (OSError, UnicodeError) as error:  # the latter for a host that is no name
+        reason = getattr(error, "strerror", None) or "this is not a valid host"
+        raise PoolTelemetryError(f"can't listen at {host}:{port}: {reason}") from None
     for number in (signal.SIGINT, signal.SIGTERM):
         # In a thread, because shutdown() waits for serve_forever(), which this interrupts.
         signal.signal(number, lambda *_: threading.Thread(target=server.shutdown).start())
