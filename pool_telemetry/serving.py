@@ -102,8 +102,9 @@ class PortServer(ThreadingHTTPServer):
             self.address_family = socket.AF_INET6
         try:
             super().__init__((host, port), _Handler)
-        except OSError as error:
-            raise PoolTelemetryError(f"can't listen at {host}:{port}: {error.strerror}") from None
+        except (OSError, UnicodeError) as error:  # the latter for a host that is no name
+            reason = getattr(error, "strerror", None) or "this is not a valid host"
+            raise PoolTelemetryError(f"can't listen at {host}:{port}: {reason}") from None
 
     def server_bind(self) -> None:
         """Bind without asking for the host's full name, which may take seconds."""

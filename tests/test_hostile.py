@@ -4,6 +4,8 @@ import gzip
 import itertools
 import json
 import re
+import threading
+import time
 import urllib.parse
 import zlib
 from collections.abc import Callable
@@ -11,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pymongo.uri_parser import parse_uri
 
 from pool_telemetry import cli
-from pool_telemetry.cli.sources import http
+from pool_telemetry.cli.sources import http, server
 from pool_telemetry.diagnosis import Finding, worst_first
 from tests import hostile
 from tests.hostile import Script, answering
+from tests.proxy import Proxy
 from tests.support import unmeasured
 
 EXPOSITION = (Path(__file__).parent / "golden" / "exposition.txt").read_text()
@@ -154,9 +158,9 @@ def ask_mutants(name: str, count: int, capsys: pytest.CaptureFixture[str]) -> se
     codes = set[int]()
     with answering(lambda *request: script(*request)) as address:
         for number, mutant in enumerate([text, *hostile.mutants(text, count, name)]):
-            for command in commands:
-                script = serve(mutant)
-                codes.add(asked(command, f"http://{address}", capsys, *["--json"] * (number % 2)))
+            script = serve(mutant)
+            command = commands[number // 2 % len(commands)]
+            codes.add(asked(command, f"http://{address}", capsys, *["--json"] * (number % 2)))
     return codes
 
 
@@ -429,3 +433,69 @@ def test_a_pool_size_that_no_pool_has_is_not_computed(capsys: pytest.CaptureFixt
         assert asked("size", f"http://{address}", capsys) == cli.CANT_TELL
         assert cli.main(["size", f"http://{address}"]) == cli.CANT_TELL
     assert "chat@db:27017 would have 1000000001 connections" in capsys.readouterr().err
+
+
+# MongoDB
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        hostile.sending(),
+        hostile.sending(b"\xff" * 100),
+        hostile.dripping(b"", b""),
+        hostile.dripping(b"", b"\x01"),
+        hostile.pages({}),
+    ],
+)
+def test_no_mongodb_is_an_unreachable_server(
+    script: Script, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(server, "REACH_SECONDS", 0.5)
+    with answering(script) as address:
+        assert asked("doctor", f"mongodb://ann:s3cr3t@{address}/", capsys) == 2
+
+
+def test_a_server_that_stops_answering_has_a_deadline(
+    server_uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measuring, real = threading.get_ident(), time.sleep
+    with Proxy(parse_uri(server_uri)["nodelist"][0][1]) as proxy:
+
+        def sleep(seconds: float) -> None:
+            proxy.freeze() if threading.get_ident() == measuring else real(seconds)
+
+        monkeypatch.setattr(server, "DEADLINE_SECONDS", 1.0)
+        monkeypatch.setattr(time, "sleep", sleep)
+        assert cli.main(["doctor", proxy.uri, "--seconds", "0.1"]) == cli.CANT_TELL
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "did not answer in time (1 s): its process may be stopped or overloaded" in line
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("mongodb://ann:s3cr3t@127.0.0.1/?tls=true&tlsCAFile=/nope", "can't be used: "),
+        ("mongodb://ann:s3cr3t@127.0.0.1:99999/", "can't be used: Port must be"),
+        ("mongodb://ann:s3cr3t@127.0.0.1:x/", "can't be used: "),
+        ("mongodb://ann:s3cr3t@[::1/", "can't be used: "),
+        ("mongodb://ann:s3cr3t@a b/", "not a valid address"),
+        ("mongodb://ann:s3cr3t@a\x1b/", "not a valid address"),
+        ("mongodb://", "can't be used: "),
+    ],
+)
+def test_a_connection_string_that_is_not_valid_is_told_without_its_secrets(
+    uri: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert asked("doctor", uri, capsys, "--json") == cli.CANT_TELL
+    assert cli.main(["size", uri]) == cli.CANT_TELL
+    err = capsys.readouterr().err
+    assert words in err
+    assert "s3cr3t" not in err
+
+
+def test_a_page_has_a_largest_number_of_samples(capsys: pytest.CaptureFixture[str]) -> None:
+    page = "process_start_time_seconds 1\n" * 200_001
+    with answering(hostile.pages({"/metrics": page})) as address:
+        assert cli.main(["doctor", f"http://{address}"]) == cli.CANT_TELL
+    assert "more than 200000 samples of pools" in capsys.readouterr().err

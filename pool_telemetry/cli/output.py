@@ -1,4 +1,4 @@
-"""What the command line prints: text that is safe for a terminal, and JSON that is always valid.
+"""Printing for the command line: text that is safe for a terminal, and JSON that is always valid.
 
 Everything that a remote host says passes here, and nothing else in this room writes to a stream.
 """

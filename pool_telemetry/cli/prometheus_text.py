@@ -51,6 +51,8 @@ _STARTED: Final = "process_start_time_seconds"  # prometheus_client's own collec
 _NAMES: Final = frozenset({*_OWN, _PROCESS_UP, _STARTED})
 MAX_VALUE: Final = 2.0**53
 """The limit of a value: above it, a float does not have all whole numbers."""
+MAX_SAMPLES: Final = 200_000
+"""The limit of a page; reading so many takes some 10 s. A process has up to 10,000."""
 _NO_TIMES: Final = HistogramStats(POOL_BOUNDS, (0,) * (len(POOL_BOUNDS) + 1), 0.0, 0.0)
 
 
@@ -158,7 +160,10 @@ def _samples(text: str) -> Iterator[Sample]:
     """Yield the samples of this package's metrics; no other line of the text is parsed."""
     if text and not text.endswith("\n"):
         raise ValueError("the text ends in the middle of a line")
-    lines = (line for line in text.split("\n") if re.split("[{ ]", line, maxsplit=1)[0] in _NAMES)
+    every = text.split("\n")
+    lines = [line for line in every if re.split("[{ ]", line, maxsplit=1)[0] in _NAMES]
+    if len(lines) > MAX_SAMPLES:
+        raise ValueError(f"it has more than {MAX_SAMPLES} samples of pools")
     try:
         for family in text_string_to_metric_families("\n".join(lines)):
             for sample in family.samples:

@@ -86,8 +86,8 @@ def ask_server(uri: str, seconds: float) -> ServerFacts | Diagnosis:
     except (PyMongoError, OSError, TypeError, ValueError) as error:
         if isinstance(error, PyMongoError) and error.timeout:
             raise SourceError(
-                f"{mask_uri(uri)} did not answer completely within {DEADLINE_SECONDS:g} s: its "
-                "process may be stopped or overloaded"
+                f"{mask_uri(uri)} did not answer in time ({DEADLINE_SECONDS:g} s): its process "
+                "may be stopped or overloaded"
             ) from None
         raise SourceError(f"{mask_uri(uri)} can't be used: {error}") from None
     except (AttributeError, LookupError):
@@ -105,10 +105,11 @@ def _ask_server(uri: str, seconds: float) -> ServerFacts:
             uri,
             appname="pool-telemetry",
             maxPoolSize=1,
-            serverSelectionTimeoutMS=int(1000 * REACH_SECONDS),
             event_listeners=telemetry.listeners,
         ) as client,
     ):
+        with pymongo.timeout(REACH_SECONDS):  # it overrides serverSelectionTimeoutMS
+            client.admin.command("ping")
         pings = []
         for _ in range(_PINGS):
             began = time.monotonic()

@@ -18,6 +18,7 @@ _ROUTES: Final = (
     *(_DIAGNOSIS, "/pool/holders", "/metrics/mongodb"),
     *("/health", "/health/live", "/health/ready"),
 )
+_MAX_WORDS: Final = 100
 _SCRAPES: Final = 8  # one of two processes answers all of them once in 128 times
 _FIELDS: Final = frozenset(field.name for field in fields(Finding))
 _SAME_START_SECONDS: Final = 0.1
@@ -136,8 +137,8 @@ def _scrape(url: str) -> list[ScrapedProcess]:
         ) from None
     except ValueError as error:
         raise SourceError(
-            f"{shown(page)} is not in Prometheus' text format: give the address of a service "
-            "that serves /metrics"
+            f"{shown(page)} is not in Prometheus' text format ({str(error)[:_MAX_WORDS]}): give the "
+            "address of a service that serves /metrics"
         ) from error
     if not found:
         raise SourceError(
