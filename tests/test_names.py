@@ -30,7 +30,7 @@ from pymongo.monitoring import (
 from pool_telemetry import PoolTelemetry, TelemetryOptions, prometheus
 from pool_telemetry.stats import MAX_NAME, bounded
 from tests.otlp import exported
-from tests.support import traced_to, unmeasured
+from tests.support import hide_other_clients, traced_to, unmeasured
 
 LONG = 1_000_000
 names = st.text(st.characters(codec=None, exclude_categories=()), max_size=2 * MAX_NAME)
@@ -71,12 +71,13 @@ def log_text() -> Iterator[io.StringIO]:
 
 
 @pytest.mark.parametrize("letter", ["x", "😀", "\ud800"])
-def test_no_output_is_large_because_a_name_is(letter: str) -> None:
+def test_no_output_is_large_because_a_name_is(letter: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One event of each kind, with a million characters in each of its names."""
     long = letter * LONG
     exporter = InMemorySpanExporter()
     options = TelemetryOptions(slow_checkout_seconds=0.0, query_text=True, command_spans=True)
     telemetry = PoolTelemetry(options=options)
+    hide_other_clients(telemetry, monkeypatch)
     pool, _, command = telemetry.listeners
     server: Any = (long, 27017)
 

@@ -137,6 +137,7 @@ def test_otlp_and_prometheus_have_the_same_samples(
 
 
 def test_opentelemetrys_prometheus_exporter_has_the_same_names(everything: PoolTelemetry) -> None:
+    prometheus.unregister()  # another test may have registered ours there
     reader = PrometheusMetricReader()
     provider = MeterProvider([reader])
     otel.register(provider)
