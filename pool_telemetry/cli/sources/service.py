@@ -137,8 +137,8 @@ def _scrape(url: str) -> list[ScrapedProcess]:
         ) from None
     except ValueError as error:
         raise SourceError(
-            f"{shown(page)} is not in Prometheus' text format ({str(error)[:_MAX_WORDS]}): give the "
-            "address of a service that serves /metrics"
+            f"{shown(page)} is not in Prometheus' text format ({str(error)[:_MAX_WORDS]}): give "
+            "the address of a service that serves /metrics"
         ) from error
     if not found:
         raise SourceError(
