@@ -1,6 +1,6 @@
 """Printing for the command line: text that is safe for a terminal, and JSON that is always valid.
 
-Everything that a remote host says passes here, and nothing else in this room writes to a stream.
+Everything that a remote host says passes here.
 """
 
 import contextlib
