@@ -17,10 +17,9 @@ from prometheus_client.core import REGISTRY
 from pool_telemetry import routes, watch
 from pool_telemetry.endpoints import Pool
 from pool_telemetry.health import HealthLimits
-from pool_telemetry.owners import MAX_OWNER, owner
+from pool_telemetry.owners import owner_of_route
 from pool_telemetry.process_end import end
 from pool_telemetry.routes import Answer, Routes, Show
-from pool_telemetry.stats import printable
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -211,5 +210,5 @@ class OwnerMiddleware:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one request."""
         name = self._template(scope) if scope["type"] in ("http", "websocket") else ""
-        with owner(printable(name[:MAX_OWNER])) if name else contextlib.nullcontext():
+        with owner_of_route(name):
             await self._app(scope, receive, send)

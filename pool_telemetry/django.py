@@ -21,9 +21,8 @@ from prometheus_client.core import REGISTRY
 from pool_telemetry import asgi
 from pool_telemetry.endpoints import Pool
 from pool_telemetry.health import HealthLimits
-from pool_telemetry.owners import MAX_OWNER, owner
+from pool_telemetry.owners import owner_of_route
 from pool_telemetry.routes import Route, Routes, Show
-from pool_telemetry.stats import printable
 
 
 def create_urls(
@@ -111,4 +110,4 @@ def _owner_of(request: HttpRequest) -> contextlib.AbstractContextManager[None]:
         match = resolve(request.path_info, getattr(request, "urlconf", None))
     except Resolver404:
         return contextlib.nullcontext()
-    return owner(printable(f"/{match.route}"[:MAX_OWNER]))
+    return owner_of_route(f"/{match.route}")

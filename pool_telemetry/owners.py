@@ -1,11 +1,11 @@
 """Owners: names that the application gives to its work, so that connections can be told apart."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Final
 
-from pool_telemetry.stats import NO_ORIGIN, Origin
+from pool_telemetry.stats import NO_ORIGIN, Origin, bounded, printable
 
 MAX_OWNER: Final = 200  # characters
 
@@ -36,3 +36,11 @@ def owner(name: str) -> Iterator[None]:
         yield
     finally:
         _origin.reset(token)
+
+
+def owner_of_route(template: str) -> AbstractContextManager[None]:
+    """Make the template of a request's route the owner; an empty one is no owner.
+
+    The template is cut to what an owner's name may have.
+    """
+    return owner(printable(bounded(template, MAX_OWNER))) if template else nullcontext()

@@ -32,18 +32,22 @@ def validate_address(address: Address) -> Address:
     return host, port
 
 
-def bounded(name: str) -> str:
+def bounded(name: str, most: int = MAX_NAME) -> str:
     """Return a name from outside as every output has it: short, and valid Unicode.
 
     A name that is cut ends with an ellipsis and a digest, so different names stay different.
+
+    Args:
+        name: The name.
+        most: The characters that it may have.
     """
-    if len(name) <= MAX_NAME and name.isascii():
+    if len(name) <= most and name.isascii():
         return name
     text = name.encode("utf-8", "replace").decode()  # without lone surrogates
-    if len(name) <= MAX_NAME and text == name:
+    if len(name) <= most and text == name:
         return name
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    return f"{text[: MAX_NAME - len(digest) - 1]}…{digest}"
+    return f"{text[: most - len(digest) - 1]}…{digest}"
 
 
 def bounded_address(address: Address) -> Address:

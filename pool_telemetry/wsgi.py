@@ -14,9 +14,8 @@ from prometheus_client.core import REGISTRY
 
 from pool_telemetry.endpoints import Pool
 from pool_telemetry.health import HealthLimits
-from pool_telemetry.owners import MAX_OWNER, owner
+from pool_telemetry.owners import owner_of_route
 from pool_telemetry.routes import Routes, Show
-from pool_telemetry.stats import printable
 
 Environ = dict[str, Any]
 App = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
@@ -93,6 +92,6 @@ class OwnerMiddleware:
         name = ""
         with contextlib.suppress(Exception):  # a redirection, a wrong method, or no route
             name = self._template(environ)
-        with owner(printable(name[:MAX_OWNER])) if name else contextlib.nullcontext():
+        with owner_of_route(name):
             found: Iterable[bytes] = self._app(environ, start)
             return found
