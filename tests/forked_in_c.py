@@ -5,13 +5,11 @@ is ended by the time limit of the test.
 """
 
 import asyncio
-import ctypes
 import gc
 import json
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -31,6 +29,7 @@ from pool_telemetry.otel import metrics as otel
 from pool_telemetry.state import frames
 from pool_telemetry.state.frames import UNKNOWN, stack_of
 from pool_telemetry.watch import thread as watch
+from tests.c_fork import fork_in_c
 from tests.prefork import find, in_child, telemetry
 from tests.support import Gate, drivers, ours, the_pool, wait_for
 
@@ -42,19 +41,7 @@ GATE = Gate()
 
 def in_c_child(call: Callable[[], Any]) -> Any:
     """Return what a child says whose fork Python does not notice."""
-    interval = sys.getswitchinterval()
-
-    def fork() -> int:
-        # Not CDLL: it lets another thread have the interpreter's lock, which the child needs.
-        pid: int = ctypes.PyDLL(None).fork()
-        sys.setswitchinterval(interval)
-        return pid
-
-    # PyMongo's and Python's own locks are not what is tested: a thread that is amid a step with one
-    # goes on until it waits for something.
-    sys.setswitchinterval(60.0)
-    time.sleep(0.1)
-    return in_child(call, fork)
+    return in_child(call, fork_in_c)
 
 
 def counts() -> dict[str, Any]:

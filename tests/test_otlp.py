@@ -163,13 +163,8 @@ def test_unknown_protocol_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 FORK = """
-import ctypes
-# Locks of Python and of the exporter are not tested: every other thread waits for something then.
-interval = sys.getswitchinterval()
-sys.setswitchinterval(60.0)
-time.sleep(0.1)
+from tests.c_fork import fork_in_c
 pid = {fork}()
-sys.setswitchinterval(interval)
 client["otlp"]["parent" if pid else "child"].find_one()
 if pid == 0:
     sys.exit()  # runs atexit
@@ -179,7 +174,7 @@ assert status == 0, status
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-@pytest.mark.parametrize("fork", ["os.fork", "ctypes.PyDLL(None).fork"])
+@pytest.mark.parametrize("fork", ["os.fork", "fork_in_c"])
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_forked_child_sends_its_own(server_uri: str, protocol: str, fork: str) -> None:
     with receiver(protocol) as received:

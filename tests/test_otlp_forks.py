@@ -34,12 +34,13 @@ otel.register(provider, exporter)
     "opentelemetry-instrument": "",
 }
 PROGRAM = """
-import ctypes, os, sys, time
+import os, sys
 from opentelemetry import metrics
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from pool_telemetry import MongoDBConnectionPool, otel
+from tests.c_fork import fork_in_c
 {provider}
 meter = metrics.get_meter("theirs")
 meter.create_observable_gauge("pid", [lambda _: [metrics.Observation(os.getpid())]])
@@ -54,12 +55,7 @@ def find(times):
 MongoDBConnectionPool.initialize(sys.argv[1], minPoolSize=0)
 find({parent})
 for times in {children}:
-    # Locks of Python and of the SDK are not tested: every other thread waits for something then.
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(60.0)
-    time.sleep(0.1)
     pid = {fork}()
-    sys.setswitchinterval(interval)
     if pid == 0:
         find(times)
         os._exit(0)
@@ -108,7 +104,7 @@ def points_of(metric: Any) -> dict[str, list[int]]:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.parametrize(
     ("fork", "temporality"),
-    [("os.fork", "cumulative"), ("os.fork", "delta"), ("ctypes.PyDLL(None).fork", "delta")],
+    [("os.fork", "cumulative"), ("os.fork", "delta"), ("fork_in_c", "delta")],
 )
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_counts_of_a_forked_process_begin_at_zero(
