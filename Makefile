@@ -51,7 +51,8 @@ test-load: $(VENV)/.dev
 test-bulk: $(VENV)/.dev
 	$(BIN)/python -m pytest -m bulk $(ARGS)
 	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=many --numprocesses=2 \
-		tests/test_findings.py tests/test_listeners.py tests/test_machine.py tests/test_secrets.py
+		tests/test_findings.py tests/test_listeners.py tests/test_machine.py tests/test_routes.py \
+		tests/test_secrets.py
 
 test-stack: $(VENV)/.dev
 	$(BIN)/python -m pytest -m stack --numprocesses=2 --dist=loadfile $(ARGS)

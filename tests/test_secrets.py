@@ -194,14 +194,14 @@ class Unresolved(MongoClient[Any]):
 @example("xqz7,qqxz:zzxq", TEMPLATES[13])
 @example("12/xqz7?compressors=qqxz", TEMPLATES[0])
 @example("xqz7&readPreferenceTags=qqxz", TEMPLATES[9])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=settings().max_examples // 3)
 def test_no_piece_of_a_secret_in_a_connection_string_is_shown(secret: str, uri: str) -> None:
     makes_no_secret_show(uri.format(secret), {}, secret)
 
 
 @unmeasured()
 @given(wild, st.sampled_from(KEYWORDS))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=settings().max_examples // 6)
 def test_no_piece_of_a_secret_in_keyword_arguments_is_shown(secret: str, kwargs: Any) -> None:
     makes_no_secret_show("mongodb://127.0.0.1:1/", kwargs(secret), secret)
 
