@@ -478,9 +478,9 @@ def test_timeouts_without_exhaustion_are_logged(
 
 
 STOPPED = """
-import json, sys, threading
+import json, sys, threading, time
 from pymongo import MongoClient
-from pool_telemetry import PoolTelemetry, TelemetryOptions, assess
+from pool_telemetry import PoolTelemetry, TelemetryOptions, assess, standstill
 from pool_telemetry.diagnosis.intervals import intervals
 
 options = TelemetryOptions(name="stopped", long_checkout_seconds=5.0)
@@ -517,6 +517,7 @@ for line in sys.stdin:
             for duration in one.commands.values()
         ),
         "health": assess(stats).status,
+        "asleep_for": standstill._asleep[0] - time.monotonic() if standstill._asleep else 0.0,
     }), flush=True)
 """
 
@@ -543,6 +544,8 @@ def test_process_that_stood_still_leaves_the_time_out(server_uri: str, tmp_path:
         try:
             before = ask()
             wait_for(lambda: ask()["exhausted_time"] > 0.5)
+            # While its watching thread is awake, a standstill is not noticed.
+            wait_for(lambda: ask()["asleep_for"] > 0.3)
             os.kill(process.pid, signal.SIGSTOP)
             time.sleep(6.0)  # that is what is measured
             os.kill(process.pid, signal.SIGCONT)

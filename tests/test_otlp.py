@@ -250,7 +250,10 @@ def test_endpoint_without_scheme_or_with_credentials_is_rejected(endpoint: str) 
 @contextlib.contextmanager
 def dead(how: str) -> Iterator[int]:
     """Yield the port of a collector that refuses connections, hangs, or cuts each export off."""
-    listening = socket.create_server(("127.0.0.1", 0))
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))  # until it listens, the system refuses for it
+    if how != "refuses":
+        listening.listen()
     port: int = listening.getsockname()[1]
 
     def cut() -> None:
@@ -263,8 +266,6 @@ def dead(how: str) -> Iterator[int]:
     thread = threading.Thread(target=cut)
     if how == "cuts":
         thread.start()
-    if how == "refuses":
-        listening.close()
     try:
         yield port
     finally:

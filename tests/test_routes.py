@@ -25,7 +25,8 @@ from django.core.handlers.wsgi import WSGIHandler
 from django.urls import include
 from django.urls import path as url
 from fastapi import Depends, FastAPI, HTTPException
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.core import GaugeMetricFamily
@@ -299,7 +300,7 @@ def test_names_choose_samples(ask: Ask) -> None:
 
 
 @given(*[st.text(max_size=40)] * 5)
-@settings(max_examples=settings().max_examples // 4)
+@hypothesis_settings(max_examples=hypothesis_settings().max_examples // 4)
 def test_no_request_can_make_it_fail(
     method: str, place: str, query: str, accept: str, encoding: str
 ) -> None:
