@@ -4,7 +4,7 @@
 # CI runs these, too:
 # make scenarios    every trouble, live, and the share of right verdicts  (ARGS="--runs 5")
 # make test-load    tests whose load has to keep its times, and measurements
-# make test-bulk    tests whose load may take its time, and more random examples
+# make test-bulk    tests whose load may take its time, repetitions, more random examples
 # make test-stack   Prometheus: a service, Alertmanager, the dashboards in a browser; four workers
 # make test-workers services of several processes, however they are started
 # make test-strands Strands' own tests over our session repository
@@ -49,7 +49,7 @@ test-load: $(VENV)/.dev
 	$(BIN)/python -m pytest -m load $(ARGS)
 
 test-bulk: $(VENV)/.dev
-	$(BIN)/python -m pytest -m bulk $(ARGS)
+	$(BIN)/python -m pytest -m bulk --numprocesses=2 --dist=worksteal $(ARGS)
 	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=many --numprocesses=2 \
 		tests/test_findings.py tests/test_listeners.py tests/test_machine.py tests/test_routes.py \
 		tests/test_secrets.py

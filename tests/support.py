@@ -7,7 +7,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,14 @@ def wait_for(
         assert time.monotonic() < deadline, f"waited in vain for {what or condition}"
         time.sleep(pause)
     return value
+
+
+def rest_in_bulk(values: Iterable[Any], keep: int = 1) -> list[Any]:
+    """Return parameters of which `make test` takes the first, and `make test-bulk` the others."""
+    return [
+        one if number < keep else pytest.param(one, marks=pytest.mark.bulk)
+        for number, one in enumerate(values)
+    ]
 
 
 @contextlib.contextmanager

@@ -199,6 +199,7 @@ def test_given_server_is_left_as_it_was(tmp_path: Path, server_uri: str) -> None
     assert demo.error_text == ""
 
 
+@pytest.mark.bulk
 def test_server_without_fail_points_gets_more_callers(tmp_path: Path) -> None:
     program = embedded.executable()
     assert program is not None

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import pytest
 
 from tests.histories import RECORDED, SIMULATED, recorded, simulated
-from tests.support import unmeasured
+from tests.support import rest_in_bulk, unmeasured
 
 SHOWN = 40
 PARTS = 6  # so that several processes share the work
@@ -22,9 +22,7 @@ def compare(kept: list[str], found: Iterable[str]) -> None:
     assert not changed, "\n".join(changed[:SHOWN])
 
 
-@pytest.mark.parametrize(
-    "part", [one if one == 0 else pytest.param(one, marks=pytest.mark.bulk) for one in range(PARTS)]
-)
+@pytest.mark.parametrize("part", rest_in_bulk(range(PARTS)))
 @unmeasured()
 def test_simulated_histories_have_the_golden_diagnoses(part: int) -> None:
     kept, number = list[str](), 0

@@ -22,6 +22,7 @@ from pool_telemetry.monitoring.thresholds import Thresholds
 from pool_telemetry.prometheus import prometheus_name
 from tests.grafana import board, filled, panels
 from tests.needs import needs
+from tests.support import rest_in_bulk
 
 
 @pytest.fixture(autouse=True)
@@ -405,7 +406,7 @@ def test_no_alert_fires_for_a_healthy_pool(kind: str, tmp_path: Path) -> None:
     assert not judged(tmp_path, [a_test(pool, *nothing(NAMES, minutes))])
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", rest_in_bulk(range(4)))
 def test_noise_is_not_predicted_as_exhaustion(seed: int, tmp_path: Path) -> None:
     pool = a_pool(600, used=noise(600, seed))
     name = "MongoDBPoolExhaustionPredicted"
