@@ -27,6 +27,7 @@ from opentelemetry.trace import (
     get_tracer_provider,
     set_span_in_context,
 )
+from opentelemetry.trace.propagation import _SPAN_KEY  # of the current span; no public name
 
 from pool_telemetry.catalog import DB_SYSTEM, OCCUPANCY_ATTRIBUTES, POOL_ATTRIBUTES, WAIT_TIME
 from pool_telemetry.events import tracing
@@ -178,7 +179,8 @@ class _Spans:
         elif waited is not None:
             _waited.set(None)
         if not options.command_spans:
-            parent = get_current_span(context)
+            # A getter of OpenTelemetry's own would check the type of the span, which takes longer.
+            parent: Span = context.get(_SPAN_KEY) or INVALID_SPAN  # type: ignore[assignment]  # any
             maker = self._other_maker(parent, other) if options.command_spans is None else ""
             if maker or options.command_spans is False:
                 if waited is not None and maker == _PYMONGO:
@@ -203,7 +205,8 @@ class _Spans:
 
     def _other_maker(self, parent: Span, other: Instrumentor | None) -> str:
         """Return the name of the library that already makes spans of commands; empty if none."""
-        if parent is not INVALID_SPAN and _scope(parent) == _PYMONGO:
+        scope = getattr(parent, "instrumentation_scope", None)  # the SDK's spans have one
+        if scope is not None and scope.name == _PYMONGO:
             maker = _PYMONGO
         elif other is not None and other.is_instrumented_by_opentelemetry:
             maker = "opentelemetry-instrumentation-pymongo"
@@ -285,12 +288,6 @@ def _link(span: Span) -> TraceLink | None:
 
 def _suppressed(context: Context) -> bool:
     return bool(context.get(_SUPPRESSED[0]) or context.get(_SUPPRESSED[1]))
-
-
-def _scope(span: Span) -> str:
-    """Return the name of the library that made a span; empty without the SDK's attribute."""
-    scope = getattr(span, "instrumentation_scope", None)
-    return "" if scope is None else scope.name
 
 
 @lru_cache(maxsize=1_000)

@@ -21,6 +21,7 @@ from tests.benchmarks.traffic import TURNS, clients_of, finds
 
 THEIRS = "opentelemetry-instrumentation-pymongo"
 OURS = "ours, with command spans"
+SHARE = 0.8
 
 
 class Memory(SpanExporter):
@@ -44,7 +45,7 @@ def run_spans(effort: Effort, uri: str) -> list[Goal]:
         "h",
         "The same find_one in a request's span, with command spans, a batch processor and an "
         "exporter in memory: CPU",
-        "ours add no more to our metrics than the others' to no-op listeners",
+        f"ours add {SHARE:.0%} at most, to our metrics, of what the others' add to no-op listeners",
     )
     provider = provider_in_memory()
     telemetry = PoolTelemetry()
@@ -63,7 +64,8 @@ def run_spans(effort: Effort, uri: str) -> list[Goal]:
     provider.shutdown()
     show(costs, "no-op", "ours")
     theirs, ours = over(costs, THEIRS, "no-op"), over(costs, OURS, "ours")
-    return [Goal("h", "our spans over our metrics; theirs over no-op", round(theirs, 2), ours)]
+    limit = round(SHARE * theirs, 2)
+    return [Goal("h", f"our spans over our metrics; {SHARE:g} of theirs over no-op", limit, ours)]
 
 
 def _in_request(turn: Turn, provider: TracerProvider) -> Turn:
