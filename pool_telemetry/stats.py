@@ -202,7 +202,7 @@ class Origin(NamedTuple):
     """The owner and the trace of a caller when it entered the queue."""
 
     owner: str  # empty without one
-    link: TraceLink | None  # None without a trace
+    find_link: FindTraceLink | None  # None without a trace
 
 
 NO_ORIGIN: Final = Origin("", None)

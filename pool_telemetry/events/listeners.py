@@ -138,7 +138,7 @@ class PoolListener(ShortRepr, cmap.ConnectionPoolListener):
                 notice_fork()
             origin, spans = current_origin(), tracing.spans
             if spans is not None:
-                origin = Origin(origin.owner, spans.link())
+                origin = Origin(origin.owner, spans.link_of_now())
             self._pools[event.address].checkout_started(current_actor(), origin)
         except Exception as error:
             self._on_error(error)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.state.commands import CommandKey, Trace
-from pool_telemetry.stats import Address, Occupancy, TraceLink
+from pool_telemetry.stats import Address, FindTraceLink, Occupancy, TraceLink
 
 span_attributes: ContextVar[Mapping[str, str] | None] = ContextVar(
     "pool_telemetry_span_attributes", default=None
@@ -28,6 +28,9 @@ class Spans(Protocol):
 
     def link(self) -> TraceLink | None:
         """Return the trace and span that are current; None without a sampled span."""
+
+    def link_of_now(self) -> FindTraceLink | None:
+        """Return what finds the trace and span that are current now; None without a trace."""
 
     def checked_out(
         self,

@@ -8,7 +8,7 @@ import gc
 import logging
 from collections.abc import Mapping
 from contextvars import ContextVar
-from functools import lru_cache
+from functools import lru_cache, partial
 from threading import get_ident
 from time import time_ns
 from typing import Any, Final
@@ -37,7 +37,14 @@ from pool_telemetry.otel.collection import SCHEMA_URL, SCOPE
 from pool_telemetry.otel.query_text import query_text
 from pool_telemetry.process import ProcessLock
 from pool_telemetry.state.commands import CommandKey
-from pool_telemetry.stats import CANCELLED, Address, Occupancy, TraceLink, bounded_address
+from pool_telemetry.stats import (
+    CANCELLED,
+    Address,
+    FindTraceLink,
+    Occupancy,
+    TraceLink,
+    bounded_address,
+)
 
 _log = logging.getLogger("pool_telemetry.otel")
 
@@ -80,6 +87,10 @@ class _Spans:
 
     def link(self) -> TraceLink | None:
         return _link(get_current_span())
+
+    def link_of_now(self) -> FindTraceLink | None:
+        context = get_current()
+        return partial(_link_in, context) if context else None
 
     # Checkouts
 
@@ -284,6 +295,10 @@ def _link(span: Span) -> TraceLink | None:
     if not context.is_valid or not context.trace_flags.sampled:
         return None
     return context.trace_id, context.span_id
+
+
+def _link_in(context: Context) -> TraceLink | None:
+    return _link(get_current_span(context))
 
 
 def _suppressed(context: Context) -> bool:

@@ -14,6 +14,7 @@ from pool_telemetry.stats import (
     IDLE_SECONDS,
     Activity,
     CallerStats,
+    Origin,
     TraceLink,
     bounded,
     pool_name,
@@ -53,7 +54,7 @@ def waiters_of(state: PoolState, now: float) -> list[CallerStats]:
             doing="waiting",
             operation="",
             collection="",
-            trace_id=_trace_id(origin.link),
+            trace_id=_trace_id(_link_of(origin)),
         )
         for actor, (since, origin) in waiters.items()
     ]
@@ -76,7 +77,7 @@ def holders_of(
             doing=use.doing,
             operation=use.operation,
             collection=use.collection,
-            trace_id=_trace_id(use.link or origin.link),
+            trace_id=_trace_id(use.link or _link_of(origin)),
             idle_seconds=use.idle_seconds,
         )
     return held, found
@@ -170,6 +171,10 @@ def _use(
     elif operation not in _CURSORS:
         kept = ""
     return _Use(kept, operation, collection, link, max(0.0, now - ended))
+
+
+def _link_of(origin: Origin) -> TraceLink | None:
+    return None if origin.find_link is None else origin.find_link()
 
 
 def _trace_id(link: TraceLink | None) -> str | None:
