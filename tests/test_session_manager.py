@@ -740,7 +740,7 @@ def test_an_agent_can_start_after_a_failed_start(chat: Chat) -> None:
 def test_a_deletion_by_another_process_is_noticed(
     chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pool_telemetry.sessions.async_repository.KNOWN_SECONDS", 0.0)
+    monkeypatch.setattr("pool_telemetry.sessions.known.KNOWN_SECONDS", 0.0)
     agent = agent_with(chat.open("s"), "hi", "there")
     chat.say(agent, "hello")
     (before,) = chat.direct["sessions"].find()
@@ -796,7 +796,7 @@ def test_a_later_session_of_the_same_id_shows_no_message_of_the_deleted_one(
     assert "secret" not in str(chat.stored("s"))
     chat.say(ann, "secret three")
     assert len(chat.stored("s")) == 6
-    monkeypatch.setattr("pool_telemetry.sessions.async_repository.KNOWN_SECONDS", 0.0)
+    monkeypatch.setattr("pool_telemetry.sessions.known.KNOWN_SECONDS", 0.0)
     with pytest.raises(SessionException, match="session 's' was deleted"):
         chat.say(ann, "secret four")
     assert texts(agent_with(chat.open("s", user="mallory"))) == texts(mallory)

@@ -1,13 +1,9 @@
 """Reads and writes of sessions, agents and messages, written once for both kinds of client."""
 
 import asyncio
-import math
-import threading
-import time
-from collections import OrderedDict
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from pymongo import ASCENDING, DESCENDING, AsyncMongoClient, MongoClient
 from strands.types.exceptions import SessionException
@@ -42,28 +38,13 @@ from pool_telemetry.sessions.documents import (
     session_filter,
     validated_id,
 )
+from pool_telemetry.sessions.known import Cache, Known
 from pool_telemetry.sessions.records import Directory
 
 if TYPE_CHECKING:
     from strands.multiagent.base import MultiAgentBase
 
-KNOWN: Final = 10_000  # sessions and agents whose existence a repository caches; it bounds memory
-# The age at which the cache is doubted: the next message then asks if the session still exists.
-KNOWN_SECONDS: Final = 60.0
-
 MAX_TTL: Final = timedelta(days=36_500)
-
-# The time at which this process deleted a session, by the collection and the session's id; it
-# bounds memory by KNOWN. An older answer of any repository in this process counts no longer.
-_deleted_at: dict[tuple[str, str], float] = {}
-
-
-class _Known(NamedTuple):
-    """A cached answer: a session or an agent exists."""
-
-    lease: Lease | None
-    created_at: str | None  # of the session; None for an agent of an older release
-    asked: float  # monotonic seconds
 
 
 class AsyncMongoDBSessionRepository(Directory):
@@ -104,9 +85,7 @@ class AsyncMongoDBSessionRepository(Directory):
             owner_of(application, user),
         )
         self._indexing = asyncio.Lock() if _call_method is None else None
-        # By (session, "") and (session, agent).
-        self._known: OrderedDict[tuple[str, str], _Known] = OrderedDict()
-        self._lock = threading.Lock()
+        self._known = Cache(self._store.sessions.full_name)
 
     # Sessions
 
@@ -161,7 +140,7 @@ class AsyncMongoDBSessionRepository(Directory):
                 await self._store.do(ids, self._store.sessions.insert_one, document)
             except SessionConflictError:
                 continue  # another writer created the session first
-            self._remember(session_id, "", lease, session.created_at)
+            self._known.remember(session_id, "", lease, session.created_at)
             return session, True
         found = Lease.in_document(check_session(before, owner))
         if found is not None and found.is_over:
@@ -170,7 +149,7 @@ class AsyncMongoDBSessionRepository(Directory):
                 session_id, application=application, user=user, metadata=metadata, ttl=ttl
             )
         lease = await self._renew(ids, found, ttl, before["created_at"])
-        self._remember(session_id, "", lease, before["created_at"])
+        self._known.remember(session_id, "", lease, before["created_at"])
         return Session.from_dict(before), False
 
     async def create_session(self, session: Session) -> Session:
@@ -391,7 +370,7 @@ class AsyncMongoDBSessionRepository(Directory):
         """Create an agent, graph or swarm in its session."""
         session = ids["session_id"]
         await self._prepare()
-        known = self._known.get((session, ""))
+        known = self._known.get(session)
         if known is None or not self._may_trust(session, known):
             known = await self._ask(session)
         created_at = known.created_at
@@ -399,7 +378,7 @@ class AsyncMongoDBSessionRepository(Directory):
         document |= lease.fields if lease else {}
         await self._insert(self._store.agents, ids, document, created_at)
         if ids["kind"] == "agent":
-            self._remember(session, ids["agent_id"], lease, created_at)
+            self._known.remember(session, ids["agent_id"], lease, created_at)
 
     async def _insert(
         self, collection: Any, ids: Document, document: Document, created_at: str | None
@@ -446,15 +425,13 @@ class AsyncMongoDBSessionRepository(Directory):
         created_at = self._created_at(session)
         if found is None and created_at is not None:
             return False  # the documents may be those of a later session
-        self._forget(session)
+        self._known.forget(session)
         await self._store.do(ids, self._store.messages.delete_many, others_filter(ids))
         await self._store.do(ids, self._store.agents.delete_many, others_filter(ids))
         # The session comes last, so that a deletion that fails half-way can be repeated.
         which = session_filter(session, owner, created_at)
         done = await self._store.do(ids, self._store.sessions.delete_one, which)
-        _deleted_at[self._store.sessions.full_name, session] = time.monotonic()
-        if len(_deleted_at) > KNOWN:
-            _deleted_at.pop(next(iter(_deleted_at)), None)
+        self._known.record_deletion(session)
         return bool(done.deleted_count)
 
     async def _unexpired(self, session_id: str, owner: Owner) -> bool:
@@ -472,28 +449,24 @@ class AsyncMongoDBSessionRepository(Directory):
 
     async def _permit(self, session_id: str) -> str | None:
         """See Directory; a bound session's answer is cached for KNOWN_SECONDS."""
-        known = self._known.get((session_id, ""))
+        known = self._known.get(session_id)
         if not self._owner or (known and self._may_trust(session_id, known)):
             return self._created_at(session_id)
         return (await self._ask(session_id)).created_at
 
-    async def _ask(self, session_id: str) -> _Known:
+    async def _ask(self, session_id: str) -> Known:
         """Return that a session exists that the owner may use, or raise."""
         found = await self._session(session_id)
         if found is None:
             raise self._no_session(session_id)
-        return self._remember(session_id, "", Lease.in_document(found), found["created_at"])
+        return self._known.remember(session_id, "", Lease.in_document(found), found["created_at"])
 
-    def _may_trust(self, session_id: str, known: _Known) -> bool:
+    def _may_trust(self, session_id: str, known: Known) -> bool:
         """Return whether a cached answer of a bound session is new enough.
 
         For another session it may be wrong, because a later session may have the id by now.
         """
-        return self._created_at(session_id) is not None and self._is_new(session_id, known)
-
-    def _is_new(self, session_id: str, known: _Known) -> bool:
-        deleted_at = _deleted_at.get((self._store.sessions.full_name, session_id), -math.inf)
-        return known.asked > deleted_at and time.monotonic() - known.asked <= KNOWN_SECONDS
+        return self._created_at(session_id) is not None and self._known.is_new(session_id, known)
 
     # A session's time to live
 
@@ -506,28 +479,28 @@ class AsyncMongoDBSessionRepository(Directory):
         session = {**session_filter(ids["session_id"], {}), **expired}
         await self._store.do(ids, self._store.sessions.delete_one, session)
 
-    async def _agent_of(self, session_id: str, agent_id: str) -> _Known:
+    async def _agent_of(self, session_id: str, agent_id: str) -> Known:
         """Return an agent, usually from the cache; its stored lease may end later."""
         ids = _agent(session_id, agent_id)
-        known = self._known.get((session_id, agent_id))
+        known = self._known.get(session_id, agent_id)
         if known is None:
             found = await self._read(self._store.agents, ids)
             if found is None:
                 raise await self._missing(ids, "is missing")
             check_form(ids, is_agent(found))
             known = self._remember_agent(found)
-        elif not self._is_new(session_id, known):
+        elif not self._known.is_new(session_id, known):
             touch = {"$set": {"updated_at": now()}}
             if not await self._update_session(session_id, touch, known.created_at):
-                self._forget(session_id)
+                self._known.forget(session_id)
                 await self._delete_leftovers(session_id, known.created_at)
                 raise _deleted(ids)
-            self._remember(session_id, "", known.lease, known.created_at)
-            known = self._remember(session_id, agent_id, known.lease, known.created_at)
+            self._known.remember(session_id, "", known.lease, known.created_at)
+            known = self._known.remember(session_id, agent_id, known.lease, known.created_at)
         if known.lease is not None and known.lease.is_stale:
             session = {"session_id": session_id}
             lease = await self._renew(session, known.lease, None, known.created_at)
-            known = self._remember(session_id, agent_id, lease, known.created_at)
+            known = self._known.remember(session_id, agent_id, lease, known.created_at)
         return known
 
     async def _delete_leftovers(self, session_id: str, created_at: str | None) -> None:
@@ -554,30 +527,14 @@ class AsyncMongoDBSessionRepository(Directory):
             (self._store.sessions, session_filter(ids["session_id"], {}, created_at)),
         ):
             await self._store.do(ids, collection.update_many, which, {"$set": new.fields})
-        self._remember(ids["session_id"], "", new, created_at)
+        self._known.remember(ids["session_id"], "", new, created_at)
         return new
 
-    def _remember_agent(self, agent: Document) -> _Known:
+    def _remember_agent(self, agent: Document) -> Known:
         """Cache that a bound repository's session, or any other, has an agent."""
         created_at = self._created_at(agent["session_id"]) or agent.get("session_created_at")
         lease = Lease.in_document(agent)
-        return self._remember(agent["session_id"], agent["agent_id"], lease, created_at)
-
-    def _remember(
-        self, session_id: str, agent_id: str, lease: Lease | None, created_at: str | None
-    ) -> _Known:
-        known = _Known(lease, created_at, time.monotonic())
-        with self._lock:
-            self._known[session_id, agent_id] = known
-            self._known.move_to_end((session_id, agent_id))
-            if len(self._known) > KNOWN:
-                self._known.popitem(last=False)
-        return known
-
-    def _forget(self, session_id: str) -> None:
-        with self._lock:
-            for pair in [pair for pair in self._known if pair[0] == session_id]:
-                del self._known[pair]
+        return self._known.remember(agent["session_id"], agent["agent_id"], lease, created_at)
 
 
 def _agent(session_id: str, agent_id: str, kind: str = "agent") -> Document:
