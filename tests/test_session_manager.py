@@ -6,6 +6,7 @@ threads (awaited over a MongoClient).
 
 import asyncio
 import json
+import math
 import os
 import subprocess
 import sys
@@ -961,10 +962,17 @@ def test_metadata_and_feedback(chat: Chat) -> None:
     found = do(manager.repository.list_feedback("s", "default"))
     ratings = [(one["message_id"], one["rating"]) for one in found]
     assert ratings == [(1, "up"), (1, "down"), (1, "later")]
-    for word in ("good", None):
-        with pytest.raises(TypeError, match="use a dict"):
-            do(manager.add_feedback(word))
     wrong: Any
+    for wrong in ("s3cr3t", ["s3cr3t"], 7, None):
+        with pytest.raises(TypeError, match=r"feedback is .*: use a dict"):
+            do(manager.add_feedback(wrong))
+        with pytest.raises(TypeError, match=r"metadata is .*: use a dict") as unusable:
+            do(manager.update_metadata(wrong))
+        assert "s3cr3t" not in repr(unusable.value)
+    for session in ("s", "new"):
+        for wrong in ("", "s3cr3t", ["s3cr3t"], 7):
+            with pytest.raises(TypeError, match=r"metadata is .*: use a dict"):
+                chat.open(session, metadata=wrong)
     for wrong in ({"$ne": 1}, 7, ""):
         with pytest.raises(InvalidIdError, match=r"user is"):
             chat.open("s", user=wrong)
@@ -974,6 +982,12 @@ def test_metadata_and_feedback(chat: Chat) -> None:
     assert (usage.messages, usage.input_tokens, usage.total_tokens, usage.latency_ms) == (
         (2, 10, 15, 7)
     )
+    for odd in (math.nan, math.inf, "many", [1], {"a": 1}, None, 2**70 * 1.0):
+        odd_report = {"message.metadata.usage.inputTokens": odd, "feedback.1": odd}
+        chat.direct["messages"].update_one({"message_id": 1}, {"$set": odd_report})
+        usage = do(manager.usage())
+        assert (usage.input_tokens, usage.total_tokens) == (0, 15)
+        assert len(do(manager.repository.list_feedback("s", "default"))) == 2 + (odd == {"a": 1})
     (one,) = do(manager.repository.list_sessions(application="shop", user="ann"))
     assert (one.session_id, one.metadata["score"]) == ("s", 3)
     assert do(chat.open("s").repository.list_sessions(user="bob")) == []

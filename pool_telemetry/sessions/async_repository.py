@@ -22,6 +22,7 @@ from pool_telemetry.sessions.documents import (
     SessionConflictError,
     agent_document,
     agent_ids,
+    check_dict,
     check_form,
     check_session,
     is_agent,
@@ -59,7 +60,8 @@ class AsyncMongoDBSessionRepository(Directory):
         prefix: The prefix of the collections' names.
         application: The application whose sessions alone the repository uses; None for any.
         user: The user whose sessions alone the repository uses; None for any. With an owner the
-            methods for agents and messages raise SessionException if the session is missing.
+            methods for agents and messages raise SessionException if the session is missing, skip
+            leftovers of an earlier session of the same id, and take one more command.
 
     Raises:
         SessionOwnerError: The session has another owner than the repository, or than the call.
@@ -113,6 +115,8 @@ class AsyncMongoDBSessionRepository(Directory):
             raise ValueError(
                 f"ttl is {ttl!r}: use a timedelta above 0, at most {MAX_TTL.days} days"
             )
+        if metadata is not None:
+            check_dict("metadata", metadata)
         owner = self._owner_with(application, user)
         await self._prepare()
         ids = {"session_id": validated_id("session", session_id)}

@@ -325,6 +325,12 @@ def replacement(document: Mapping[str, Any]) -> list[Document]:
     return [{"$set": {key: {"$literal": value} for key, value in kept.items()}}]
 
 
+def check_dict(name: str, value: object) -> None:
+    """Raise TypeError for a value that is no dict, without its text, which may be a secret."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} is {type(value).__name__}: use a dict")
+
+
 def metadata_fields(paths: Iterable[str]) -> list[str]:
     """Return the fields of a session's document for metadata paths such as `customer.plan`.
 
@@ -365,6 +371,7 @@ def nested(values: Mapping[str, Any]) -> Document:
 
 def of_metadata(values: Mapping[str, Any]) -> Document:
     """Return the fields to set for values by their paths; bytes are encoded like Strands' own."""
+    check_dict("metadata", values)
     return dict(
         zip(metadata_fields(values), map(encode_bytes_values, values.values()), strict=True)
     )

@@ -16,6 +16,7 @@ from pool_telemetry.sessions.documents import (
     SessionInfo,
     SessionUsage,
     agent_ids,
+    check_dict,
     check_owner,
     check_session,
     describe,
@@ -88,8 +89,7 @@ class Directory:
             SessionException: There is no such message.
         """
         ids = message_ids(session_id, agent_id, message_id)
-        if not isinstance(feedback, Mapping):
-            raise TypeError(f"feedback is {type(feedback).__name__}: use a dict")
+        check_dict("feedback", feedback)
         created_at = await self._permit(session_id)
         entry = {"created_at": now(), **encode_bytes_values(dict(feedback))}
         update = {"$push": {"feedback": {"$each": [entry]}}}
@@ -127,6 +127,7 @@ class Directory:
             {"message_id": one["message_id"], **decode_bytes_values(entry)}
             for one in found
             for entry in one["feedback"]
+            if isinstance(entry, dict)  # another program may have written into the message
         ]
 
     async def list_sessions(
@@ -191,10 +192,17 @@ class Directory:
         ]
 
     async def usage(self, session_id: str) -> SessionUsage:
-        """Return the sums of the models' reports for all messages of a session."""
+        """Return the sums of the models' reports for all messages of a session.
+
+        A report that is no whole or finite number counts as 0.
+        """
         ids = {"session_id": validated_id("session", session_id)}
         created_at = await self._permit(session_id)
-        sums = {key: {"$sum": f"$message.metadata.{path}"} for key, path in _USAGE.items()}
+        number = {"to": "long", "onError": 0, "onNull": 0}
+        sums = {
+            key: {"$sum": {"$convert": {"input": f"$message.metadata.{path}", **number}}}
+            for key, path in _USAGE.items()
+        }
         group = {"_id": None, "messages": {"$sum": 1}, **sums}
         pipeline = [{"$match": others_filter(ids, created_at)}, {"$group": group}]
         cursor = await self._store.do(ids, self._store.messages.aggregate, pipeline)
