@@ -6,12 +6,13 @@ threads (awaited over a MongoClient).
 
 import asyncio
 import json
+import math
 import os
 import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +27,7 @@ from strands import Agent, ToolContext, tool
 from strands.agent.conversation_manager import SlidingWindowConversationManager
 from strands.multiagent import GraphBuilder
 from strands.types.exceptions import EventLoopException, SessionException
+from strands.types.session import SessionAgent, SessionMessage
 
 from pool_telemetry import (
     AsyncMongoDBConnectionPool,
@@ -529,8 +531,9 @@ def test_agents_in_threads_share_a_manager(chat: Chat) -> None:
 def test_leftovers_of_a_deleted_session_are_not_restored(chat: Chat) -> None:
     agent = agent_with(chat.open("s"), "one", "two")
     chat.say(agent, "secret one")
-    MongoDBSessionRepository(chat.direct.client, chat.database, prefix="").delete_session("s")
+    delete_elsewhere(chat, "s")
     chat.say(agent, "secret two")  # the deletion is noticed within a minute
+    assert len(chat.stored("s")) == 2
     again = agent_with(chat.open("s"), "new", "newer")
     chat.say(again, "hello")
     chat.say(again, "hello again")
@@ -738,7 +741,7 @@ def test_an_agent_can_start_after_a_failed_start(chat: Chat) -> None:
 def test_a_deletion_by_another_process_is_noticed(
     chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pool_telemetry.sessions.async_repository.KNOWN_SECONDS", 0.0)
+    monkeypatch.setattr("pool_telemetry.sessions.known.KNOWN_SECONDS", 0.0)
     agent = agent_with(chat.open("s"), "hi", "there")
     chat.say(agent, "hello")
     (before,) = chat.direct["sessions"].find()
@@ -749,6 +752,124 @@ def test_a_deletion_by_another_process_is_noticed(
     with pytest.raises(SessionException, match="session 's' was deleted"):
         chat.say(agent, "and now?")
     assert chat.stored("s") == []
+
+
+def delete_elsewhere(chat: Chat, session_id: str) -> None:
+    """Delete a session as another process does, whose deletions this process can't know."""
+    for name in ("messages", "agents", "sessions"):
+        chat.direct[name].delete_many({"session_id": session_id})
+
+
+def test_a_deletion_in_this_process_is_noticed_by_the_next_message(chat: Chat) -> None:
+    agent = agent_with(chat.open("s", user="ann"), "hi", "there")
+    chat.say(agent, "hello")
+    unused = chat.open("s", user="ann")
+    everyone = MongoDBSessionRepository(chat.direct.client, chat.database, prefix="")
+    for later in (None, "mallory", "ann"):
+        everyone.delete_session("s")
+        if later:
+            chat.open("s", user=later)
+        with pytest.raises(SessionException, match="session 's' was deleted"):
+            chat.say(agent, "still there?")
+        with pytest.raises(SessionException, match="session 's' was deleted"):
+            chat.say(agent_with(unused, agent_id=f"before {later}"), "hello")
+        assert chat.stored("s") == [*chat.direct["agents"].find()] == []
+        chat.open("s", user=later or "ann")
+
+
+def test_a_later_session_of_the_same_id_shows_no_message_of_the_deleted_one(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ann = agent_with(chat.open("s", user="ann"), "one", "two")
+    chat.say(ann, "secret one")
+    delete_elsewhere(chat, "s")
+    manager = chat.open("s", user="mallory")
+    chat.say(ann, "secret two")  # messages 2 and 3, with no session
+    mallory = agent_with(manager, "a", "b", "c")
+    assert len(chat.stored("s")) == 2
+    chat.say(mallory, "hello")
+    plain = MongoDBSessionRepository(chat.direct.client, chat.database, prefix="", user="mallory")
+    assert plain.count_messages("s", "default") == 2
+    assert "secret" not in str(plain.list_messages("s", "default"))
+    assert plain.usage("s").messages == 2
+    assert texts(agent_with(chat.open("s", user="mallory"))) == texts(mallory)
+    chat.say(mallory, "again")  # messages 2 and 3, whose ids have to be free
+    assert "secret" not in str(chat.stored("s"))
+    chat.say(ann, "secret three")
+    assert len(chat.stored("s")) == 6
+    monkeypatch.setattr("pool_telemetry.sessions.known.KNOWN_SECONDS", 0.0)
+    with pytest.raises(SessionException, match="session 's' was deleted"):
+        chat.say(ann, "secret four")
+    assert texts(agent_with(chat.open("s", user="mallory"))) == texts(mallory)
+    assert len(mallory.messages) == len(chat.stored("s")) == 4
+
+
+def test_a_later_session_of_the_same_id_is_not_changed_by_a_manager_of_the_deleted_one(
+    chat: Chat,
+) -> None:
+    def do(result: Any) -> Any:
+        return chat.run(result) if chat.mode != "called" else result
+
+    ann = chat.open("s", user="ann", ttl=timedelta(hours=1))
+    chat.say(agent_with(ann, "one"), "hello")
+    delete_elsewhere(chat, "s")
+    mallory = agent_with(chat.open("s", user="mallory"), "a")
+    chat.say(mallory, "hello")
+    before = [list(chat.direct[name].find()) for name in ("sessions", "agents", "messages")]
+    secret = SessionMessage({"role": "user", "content": [{"text": "secret"}]}, 0)
+    agent, r = SessionAgent("default", {"a": "secret"}, {}), ann.repository
+    calls: list[Callable[[], Any]] = [
+        lambda: r.update_agent("s", agent),
+        lambda: r.create_agent("s", agent),
+        lambda: r.update_message("s", "default", secret),
+        lambda: r.create_message("s", "default", secret),
+        lambda: r.add_feedback("s", "default", 0, {"secret": 1}),
+        lambda: r.delete_session("s"),
+        lambda: ann.update_metadata({"secret": 1}),
+        lambda: ann.delete_metadata("secret"),
+        lambda: ann.add_feedback({"secret": 1}),
+        ann.get_metadata,
+    ]
+    for call in calls:
+        with pytest.raises(SessionException, match="session 's' was deleted"):
+            do(call())
+    assert do(r.read_session("s")) is None
+    assert do(r.read_agent("s", "default")) is None
+    assert do(r.read_message("s", "default", 0)) is None
+    assert do(r.list_agents("s")) == do(r.list_messages("s", "default")) == []
+    assert do(ann.usage()).messages == 0
+    after = [list(chat.direct[name].find()) for name in ("sessions", "agents", "messages")]
+    assert after == before
+
+
+def test_a_deleted_sessions_time_to_live_does_not_end_a_later_session(chat: Chat) -> None:
+    ann = agent_with(chat.open("s", user="ann", ttl=timedelta(milliseconds=1)), "one", "two")
+    delete_elsewhere(chat, "s")
+    chat.say(agent_with(chat.open("s", user="mallory"), "a"), "hello")
+    with pytest.raises(SessionException, match="session 's' was deleted"):
+        chat.say(ann, "secret")  # this agent's end is over, so it has to be moved
+    assert chat.direct["sessions"].count_documents({"expires_at": {"$exists": True}}) == 0
+    assert [message["message_id"] for message in chat.stored("s")] == [0, 1]
+    assert "expires_at" not in str(chat.stored("s"))
+
+
+def test_documents_of_older_releases_are_read_and_continued(chat: Chat) -> None:
+    chat.say(agent_with(chat.open("s", user="ann"), "hi"), "hello")
+    for name in ("agents", "messages"):
+        done = chat.direct[name].update_many({}, {"$unset": {"session_created_at": ""}})
+        assert done.modified_count == done.matched_count > 0
+    agent = agent_with(chat.open("s", user="ann"), {"redact": "[removed]"}, state={"a": 1})
+    assert len(agent.messages) == 2
+    chat.say(agent, "secret")
+    assert texts(agent_with(chat.open("s", user="ann"))) == texts(agent)
+    assert "[removed]" in str(chat.stored("s"))
+    (session,) = chat.direct["sessions"].find()
+    assert [one.get("session_created_at") for one in chat.stored("s")] == [
+        None,
+        None,
+        session["created_at"],
+        session["created_at"],
+    ]
 
 
 # Time to live
@@ -841,10 +962,17 @@ def test_metadata_and_feedback(chat: Chat) -> None:
     found = do(manager.repository.list_feedback("s", "default"))
     ratings = [(one["message_id"], one["rating"]) for one in found]
     assert ratings == [(1, "up"), (1, "down"), (1, "later")]
-    for word in ("good", None):
-        with pytest.raises(TypeError, match="use a dict"):
-            do(manager.add_feedback(word))
     wrong: Any
+    for wrong in ("s3cr3t", ["s3cr3t"], 7, None):
+        with pytest.raises(TypeError, match=r"feedback is .*: use a dict"):
+            do(manager.add_feedback(wrong))
+        with pytest.raises(TypeError, match=r"metadata is .*: use a dict") as unusable:
+            do(manager.update_metadata(wrong))
+        assert "s3cr3t" not in repr(unusable.value)
+    for session in ("s", "new"):
+        for wrong in ("", "s3cr3t", ["s3cr3t"], 7):
+            with pytest.raises(TypeError, match=r"metadata is .*: use a dict"):
+                chat.open(session, metadata=wrong)
     for wrong in ({"$ne": 1}, 7, ""):
         with pytest.raises(InvalidIdError, match=r"user is"):
             chat.open("s", user=wrong)
@@ -854,6 +982,12 @@ def test_metadata_and_feedback(chat: Chat) -> None:
     assert (usage.messages, usage.input_tokens, usage.total_tokens, usage.latency_ms) == (
         (2, 10, 15, 7)
     )
+    for odd in (math.nan, math.inf, "many", [1], {"a": 1}, None, 2**70 * 1.0):
+        odd_report = {"message.metadata.usage.inputTokens": odd, "feedback.1": odd}
+        chat.direct["messages"].update_one({"message_id": 1}, {"$set": odd_report})
+        usage = do(manager.usage())
+        assert (usage.input_tokens, usage.total_tokens) == (0, 15)
+        assert len(do(manager.repository.list_feedback("s", "default"))) == 2 + (odd == {"a": 1})
     (one,) = do(manager.repository.list_sessions(application="shop", user="ann"))
     assert (one.session_id, one.metadata["score"]) == ("s", 3)
     assert do(chat.open("s").repository.list_sessions(user="bob")) == []

@@ -230,7 +230,7 @@ def test_a_cached_answer_does_not_outlive_the_owner(
     mallory = MongoDBSessionRepository(client, database, user="mallory")
     mallory.open_session(S)
     mallory.create_agent(S, SessionAgent(A, {}, {}))
-    monkeypatch.setattr("pool_telemetry.sessions.async_repository.KNOWN_SECONDS", -1.0)
+    monkeypatch.setattr("pool_telemetry.sessions.known.KNOWN_SECONDS", -1.0)
     refused(lambda: alice.create_message(S, A, a_message(0)))
     refused(lambda: alice.list_messages(S, A))
     refused(lambda: alice.delete_session(S))

@@ -1,10 +1,6 @@
 """Reads and writes of sessions, agents and messages, written once for both kinds of client."""
 
 import asyncio
-import math
-import threading
-import time
-from collections import OrderedDict
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -26,9 +22,9 @@ from pool_telemetry.sessions.documents import (
     SessionConflictError,
     agent_document,
     agent_ids,
+    check_dict,
     check_form,
     check_session,
-    describe,
     is_agent,
     is_message,
     is_session,
@@ -36,20 +32,18 @@ from pool_telemetry.sessions.documents import (
     message_ids,
     nested,
     now,
+    of_session,
     others_filter,
     owner_of,
     replacement,
     session_filter,
     validated_id,
 )
+from pool_telemetry.sessions.known import Cache, Known
 from pool_telemetry.sessions.records import Directory
 
 if TYPE_CHECKING:
     from strands.multiagent.base import MultiAgentBase
-
-KNOWN: Final = 10_000  # sessions and agents whose existence a repository caches; it bounds memory
-# The age at which the cache is doubted: the next message then asks if the session still exists.
-KNOWN_SECONDS: Final = 60.0
 
 MAX_TTL: Final = timedelta(days=36_500)
 
@@ -66,7 +60,8 @@ class AsyncMongoDBSessionRepository(Directory):
         prefix: The prefix of the collections' names.
         application: The application whose sessions alone the repository uses; None for any.
         user: The user whose sessions alone the repository uses; None for any. With an owner the
-            methods for agents and messages raise SessionException if the session is missing.
+            methods for agents and messages raise SessionException if the session is missing, skip
+            leftovers of an earlier session of the same id, and take one more command.
 
     Raises:
         SessionOwnerError: The session has another owner than the repository, or than the call.
@@ -92,9 +87,7 @@ class AsyncMongoDBSessionRepository(Directory):
             owner_of(application, user),
         )
         self._indexing = asyncio.Lock() if _call_method is None else None
-        # Existing (session, "") and (session, agent), with their lease and the time of the answer.
-        self._known: OrderedDict[tuple[str, str], tuple[Lease | None, float]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._known = Cache(self._store.sessions.full_name)
 
     # Sessions
 
@@ -122,6 +115,8 @@ class AsyncMongoDBSessionRepository(Directory):
             raise ValueError(
                 f"ttl is {ttl!r}: use a timedelta above 0, at most {MAX_TTL.days} days"
             )
+        if metadata is not None:
+            check_dict("metadata", metadata)
         owner = self._owner_with(application, user)
         await self._prepare()
         ids = {"session_id": validated_id("session", session_id)}
@@ -149,7 +144,7 @@ class AsyncMongoDBSessionRepository(Directory):
                 await self._store.do(ids, self._store.sessions.insert_one, document)
             except SessionConflictError:
                 continue  # another writer created the session first
-            self._remember(session_id, "", lease)
+            self._known.remember(session_id, "", lease, session.created_at)
             return session, True
         found = Lease.in_document(check_session(before, owner))
         if found is not None and found.is_over:
@@ -157,7 +152,8 @@ class AsyncMongoDBSessionRepository(Directory):
             return await self.open_session(
                 session_id, application=application, user=user, metadata=metadata, ttl=ttl
             )
-        self._remember(session_id, "", await self._renew(ids, found, ttl))
+        lease = await self._renew(ids, found, ttl, before["created_at"])
+        self._known.remember(session_id, "", lease, before["created_at"])
         return Session.from_dict(before), False
 
     async def create_session(self, session: Session) -> Session:
@@ -181,7 +177,7 @@ class AsyncMongoDBSessionRepository(Directory):
         """Delete a session with its agents and messages; SessionException if it does not exist."""
         ids = {"session_id": validated_id("session", session_id)}
         if not await self._delete(ids, self._owner_with(application, user)):
-            raise SessionException(f"{describe(ids)} does not exist")
+            raise self._no_session(session_id)
 
     # Agents
 
@@ -193,12 +189,11 @@ class AsyncMongoDBSessionRepository(Directory):
     async def read_agent(self, session_id: str, agent_id: str) -> SessionAgent | None:
         """Return an agent; None if it does not exist."""
         ids = _agent(session_id, agent_id)
-        await self._permit(session_id)
-        found = await self._store.do(ids, self._store.agents.find_one, {"_id": ids})
+        found = await self._read(self._store.agents, ids)
         if found is None:
             return None
         check_form(ids, is_agent(found))
-        self._remember(session_id, agent_id, Lease.in_document(found))
+        self._remember_agent(found)
         return SessionAgent.from_dict(found)
 
     async def update_agent(self, session_id: str, session_agent: SessionAgent) -> None:
@@ -210,14 +205,14 @@ class AsyncMongoDBSessionRepository(Directory):
     async def list_agents(self, session_id: str) -> list[Document]:
         """Return the documents of a session's agents, graphs and swarms."""
         ids = {"session_id": validated_id("session", session_id)}
-        await self._permit(session_id)
+        which = {**ids, **of_session(await self._permit(session_id))}
         agents = await self._store.find_ours(
-            ids, self._store.agents, ids, ours=OF_OTHERS, is_ours=is_agent
+            ids, self._store.agents, which, ours=OF_OTHERS, is_ours=is_agent
         )
         for one in agents:
             del one["_id"]
             if one["kind"] == "agent":
-                self._remember(session_id, one["agent_id"], Lease.in_document(one))
+                self._remember_agent(one)
         return agents
 
     # Graphs and swarms
@@ -231,8 +226,7 @@ class AsyncMongoDBSessionRepository(Directory):
     async def read_multi_agent(self, session_id: str, multi_agent_id: str) -> Document | None:
         """Return the state of a graph or swarm; None if it does not exist."""
         ids = _agent(session_id, multi_agent_id, "multi_agent")
-        await self._permit(session_id)
-        found = await self._store.do(ids, self._store.agents.find_one, {"_id": ids})
+        found = await self._read(self._store.agents, ids)
         if found is None:
             return None
         check_form(ids, is_agent(found))
@@ -264,12 +258,12 @@ class AsyncMongoDBSessionRepository(Directory):
                 this message and is no conflict.
         """
         ids = message_ids(session_id, agent_id, session_message.message_id)
-        lease = await self._lease_of(session_id, agent_id)
-        document = {"_id": ids, **message_document(ids, session_message)}
-        if lease is not None:
-            document["expires_at"] = lease.expires_at
+        agent = await self._agent_of(session_id, agent_id)
+        document = message_document(ids, session_message)
+        if agent.lease is not None:
+            document["expires_at"] = agent.lease.expires_at
         try:
-            await self._store.do(ids, self._store.messages.insert_one, document)
+            await self._insert(self._store.messages, ids, document, agent.created_at)
         except SessionConflictError:
             stored = await self.read_message(*ids.values()) if again else None
             if stored is None or stored.created_at != session_message.created_at:
@@ -283,8 +277,7 @@ class AsyncMongoDBSessionRepository(Directory):
     ) -> SessionMessage | None:
         """Return a message; None if it does not exist."""
         ids = message_ids(session_id, agent_id, message_id)
-        await self._permit(session_id)
-        found = await self._store.do(ids, self._store.messages.find_one, {"_id": ids})
+        found = await self._read(self._store.messages, ids)
         if found is None:
             return None
         check_form(ids, is_message(found))
@@ -335,18 +328,18 @@ class AsyncMongoDBSessionRepository(Directory):
             "message.role": "user",
             "message.content.toolResult": {"$exists": False},
         }
-        await self._permit(session_id)
+        created_at = await self._permit(session_id)
         method, order = self._store.messages.find_one, [("message_id", DESCENDING)]
-        which = {**others_filter(ids), **prompt}
+        which = {**others_filter(ids, created_at), **prompt}
         found = await self._store.do(ids, method, which, {"message_id": 1}, sort=order)
         return None if found is None else int(found["message_id"])
 
     async def count_messages(self, session_id: str, agent_id: str) -> int:
         """Return the number of an agent's messages."""
         ids = agent_ids(session_id, agent_id)
-        await self._permit(session_id)
+        created_at = await self._permit(session_id)
         method = self._store.messages.count_documents
-        count: int = await self._store.do(ids, method, others_filter(ids))
+        count: int = await self._store.do(ids, method, others_filter(ids, created_at))
         return count
 
     # Shared by the methods above
@@ -364,11 +357,11 @@ class AsyncMongoDBSessionRepository(Directory):
         self, which: Document, direction: int, offset: int, limit: int
     ) -> list[SessionMessage]:
         ids = {key: which[key] for key in ("session_id", "agent_id")}
-        await self._permit(ids["session_id"])
+        created_at = await self._permit(ids["session_id"])
         found = await self._store.find_ours(
             ids,
             self._store.messages,
-            which,
+            {**which, **of_session(created_at)},
             ours=OF_OTHERS,
             is_ours=is_message,
             sort=[("message_id", direction)],
@@ -381,41 +374,68 @@ class AsyncMongoDBSessionRepository(Directory):
         """Create an agent, graph or swarm in its session."""
         session = ids["session_id"]
         await self._prepare()
-        await self._permit(session)
-        if (session, "") not in self._known:
-            found = await self._session(session)
-            if found is None:
-                raise SessionException(f"session {session!r} does not exist")
-            self._remember(session, "", Lease.in_document(found))
-        lease, _ = self._known.get((session, ""), (None, 0.0))
-        lease = await self._renew({"session_id": session}, lease, None)
-        document = {"_id": ids, **document, **(lease.fields if lease else {})}
-        await self._store.do(ids, self._store.agents.insert_one, document)
+        known = self._known.get(session)
+        if known is None or not self._may_trust(session, known):
+            known = await self._ask(session)
+        created_at = known.created_at
+        lease = await self._renew({"session_id": session}, known.lease, None, created_at)
+        document |= lease.fields if lease else {}
+        await self._insert(self._store.agents, ids, document, created_at)
         if ids["kind"] == "agent":
-            self._remember(session, ids["agent_id"], lease)
+            self._known.remember(session, ids["agent_id"], lease, created_at)
+
+    async def _insert(
+        self, collection: Any, ids: Document, document: Document, created_at: str | None
+    ) -> None:
+        """Insert an agent or a message of a session; a leftover with its id gives way."""
+        document = {"_id": ids, **document}
+        if created_at is not None:
+            document["session_created_at"] = created_at
+        try:
+            await self._store.do(ids, collection.insert_one, document)
+        except SessionConflictError:
+            if created_at is None:
+                raise
+            session = await self._session(ids["session_id"])
+            if session is None or session["created_at"] != created_at:
+                raise _deleted(ids) from None
+            leftover = {"_id": ids, "session_created_at": {"$exists": True, "$ne": created_at}}
+            done = await self._store.do(ids, collection.delete_one, leftover)
+            if not done.deleted_count:
+                raise
+            await self._store.do(ids, collection.insert_one, document)
+
+    async def _read(self, collection: Any, ids: Document) -> Document | None:
+        """Return the document of an agent or a message; None if it does not exist."""
+        which = {"_id": ids, **of_session(await self._permit(ids["session_id"]))}
+        found: Document | None = await self._store.do(ids, collection.find_one, which)
+        return found
 
     async def _replace(self, collection: Any, ids: Document, document: Document) -> str:
         """Replace a document except `created_at`, and return that."""
         method = collection.find_one_and_update
-        await self._permit(ids["session_id"])
-        which = {**ids, "_id": ids}
+        which = {**ids, "_id": ids, **of_session(await self._permit(ids["session_id"]))}
         before = await self._store.do(
             ids, method, which, replacement(document), {"created_at": True}
         )
         if before is None:
-            raise SessionException(f"{describe(ids)} does not exist")
+            raise await self._missing(ids)
         return str(before.get("created_at", ""))
 
     async def _delete(self, ids: Document, owner: Owner) -> bool:
         """Delete a session with its agents and messages; return whether the session existed."""
         session = ids["session_id"]
-        await self._session(session, owner)  # raises before anything is deleted
-        self._forget(session)
+        found = await self._session(session, owner)  # raises before anything is deleted
+        created_at = self._created_at(session)
+        if found is None and created_at is not None:
+            return False  # the documents may be those of a later session
+        self._known.forget(session)
         await self._store.do(ids, self._store.messages.delete_many, others_filter(ids))
         await self._store.do(ids, self._store.agents.delete_many, others_filter(ids))
         # The session comes last, so that a deletion that fails half-way can be repeated.
-        which = session_filter(session, owner)
+        which = session_filter(session, owner, created_at)
         done = await self._store.do(ids, self._store.sessions.delete_one, which)
+        self._known.record_deletion(session)
         return bool(done.deleted_count)
 
     async def _unexpired(self, session_id: str, owner: Owner) -> bool:
@@ -431,14 +451,26 @@ class AsyncMongoDBSessionRepository(Directory):
         check_session(found, owner)
         return True
 
-    async def _permit(self, session_id: str) -> None:
-        """See Directory; the answer is cached for KNOWN_SECONDS."""
-        _, asked = self._known.get((session_id, ""), (None, -math.inf))
-        if self._owner and time.monotonic() - asked > KNOWN_SECONDS:
-            found = await self._session(session_id)
-            if found is None:
-                raise SessionException(f"session {session_id!r} does not exist")
-            self._remember(session_id, "", Lease.in_document(found))
+    async def _permit(self, session_id: str) -> str | None:
+        """See Directory; a bound session's answer is cached for KNOWN_SECONDS."""
+        known = self._known.get(session_id)
+        if not self._owner or (known and self._may_trust(session_id, known)):
+            return self._created_at(session_id)
+        return (await self._ask(session_id)).created_at
+
+    async def _ask(self, session_id: str) -> Known:
+        """Return that a session exists that the owner may use, or raise."""
+        found = await self._session(session_id)
+        if found is None:
+            raise self._no_session(session_id)
+        return self._known.remember(session_id, "", Lease.in_document(found), found["created_at"])
+
+    def _may_trust(self, session_id: str, known: Known) -> bool:
+        """Return whether a cached answer of a bound session is new enough.
+
+        For another session it may be wrong, because a later session may have the id by now.
+        """
+        return self._created_at(session_id) is not None and self._known.is_new(session_id, known)
 
     # A session's time to live
 
@@ -451,31 +483,40 @@ class AsyncMongoDBSessionRepository(Directory):
         session = {**session_filter(ids["session_id"], {}), **expired}
         await self._store.do(ids, self._store.sessions.delete_one, session)
 
-    async def _lease_of(self, session_id: str, agent_id: str) -> Lease | None:
-        """Return an agent's lease, usually from the cache; the stored lease may end later."""
+    async def _agent_of(self, session_id: str, agent_id: str) -> Known:
+        """Return an agent, usually from the cache; its stored lease may end later."""
         ids = _agent(session_id, agent_id)
-        if (session_id, agent_id) not in self._known:
-            await self._permit(session_id)
-            found = await self._store.do(ids, self._store.agents.find_one, {"_id": ids})
+        known = self._known.get(session_id, agent_id)
+        if known is None:
+            found = await self._read(self._store.agents, ids)
             if found is None:
-                raise SessionException(f"{describe(ids)} is missing")
+                raise await self._missing(ids, "is missing")
             check_form(ids, is_agent(found))
-            self._remember(session_id, agent_id, Lease.in_document(found))
-        session = {"session_id": session_id}
-        lease, asked = self._known.get((session_id, agent_id), (None, time.monotonic()))
-        if time.monotonic() - asked > KNOWN_SECONDS:
-            if not await self._update_session(session_id, {"$set": {"updated_at": now()}}):
-                self._forget(session_id)
-                raise SessionException(f"session {session_id!r} was deleted")
-            self._remember(session_id, "", lease)
-            self._remember(session_id, agent_id, lease)
-        if lease is not None and lease.is_stale:
-            lease = await self._renew(session, lease, None)
-            self._remember(session_id, agent_id, lease)
-        return lease
+            known = self._remember_agent(found)
+        elif not self._known.is_new(session_id, known):
+            touch = {"$set": {"updated_at": now()}}
+            if not await self._update_session(session_id, touch, known.created_at):
+                self._known.forget(session_id)
+                await self._delete_leftovers(session_id, known.created_at)
+                raise _deleted(ids)
+            self._known.remember(session_id, "", known.lease, known.created_at)
+            known = self._known.remember(session_id, agent_id, known.lease, known.created_at)
+        if known.lease is not None and known.lease.is_stale:
+            session = {"session_id": session_id}
+            lease = await self._renew(session, known.lease, None, known.created_at)
+            known = self._known.remember(session_id, agent_id, lease, known.created_at)
+        return known
+
+    async def _delete_leftovers(self, session_id: str, created_at: str | None) -> None:
+        """Delete what was written for a session after its deletion."""
+        ids = {"session_id": session_id}
+        if created_at is not None:
+            which = {**others_filter(ids), "session_created_at": created_at}
+            await self._store.do(ids, self._store.messages.delete_many, which)
+            await self._store.do(ids, self._store.agents.delete_many, which)
 
     async def _renew(
-        self, ids: Document, lease: Lease | None, ttl: timedelta | None
+        self, ids: Document, lease: Lease | None, ttl: timedelta | None, created_at: str | None
     ) -> Lease | None:
         """Move the end of a session and its documents if its lease is stale or `ttl` differs."""
         if lease is not None and (ttl is None or ttl == lease.ttl) and not lease.is_stale:
@@ -485,26 +526,24 @@ class AsyncMongoDBSessionRepository(Directory):
             return None
         new = Lease.of(ttl)
         for collection, which in (
-            (self._store.messages, others_filter(ids)),
-            (self._store.agents, others_filter(ids)),
-            (self._store.sessions, session_filter(ids["session_id"], {})),
+            (self._store.messages, others_filter(ids, created_at)),
+            (self._store.agents, others_filter(ids, created_at)),
+            (self._store.sessions, session_filter(ids["session_id"], {}, created_at)),
         ):
             await self._store.do(ids, collection.update_many, which, {"$set": new.fields})
-        self._remember(ids["session_id"], "", new)
+        self._known.remember(ids["session_id"], "", new, created_at)
         return new
 
-    def _remember(self, session_id: str, agent_id: str, lease: Lease | None) -> None:
-        with self._lock:
-            self._known[session_id, agent_id] = lease, time.monotonic()
-            self._known.move_to_end((session_id, agent_id))
-            if len(self._known) > KNOWN:
-                self._known.popitem(last=False)
-
-    def _forget(self, session_id: str) -> None:
-        with self._lock:
-            for pair in [pair for pair in self._known if pair[0] == session_id]:
-                del self._known[pair]
+    def _remember_agent(self, agent: Document) -> Known:
+        """Cache that a bound repository's session, or any other, has an agent."""
+        created_at = self._created_at(agent["session_id"]) or agent.get("session_created_at")
+        lease = Lease.in_document(agent)
+        return self._known.remember(agent["session_id"], agent["agent_id"], lease, created_at)
 
 
 def _agent(session_id: str, agent_id: str, kind: str = "agent") -> Document:
     return {**agent_ids(session_id, agent_id), "kind": kind}
+
+
+def _deleted(ids: Mapping[str, Any]) -> SessionException:
+    return SessionException(f"session {ids['session_id']!r} was deleted")

@@ -13,6 +13,10 @@ Every document has `schema`, the version of this form: 1 since the first release
 new keys. It rises when a key changes its meaning; then a newer library reads both versions, and an
 older library refuses the session. If a session expires, all its documents have one `expires_at`.
 
+Agents and messages have the `created_at` of their session as `session_created_at`. It separates
+them from leftovers: documents that a process wrote after the session was deleted, perhaps when
+another session had its id. Documents of older releases lack it and belong to any session.
+
 A session's id is a capability: a caller that names no owner reads, writes and deletes any session
 whose id it knows. Errors and spans contain the id, so readers of logs and traces know it, too.
 
@@ -169,16 +173,26 @@ def owned_by(owner: Owner) -> Document:
     }
 
 
-def session_filter(session_id: str, owner: Owner) -> Document:
-    """Return the filter for a session that this library wrote and an owner may use."""
+def session_filter(session_id: str, owner: Owner, created_at: str | None = None) -> Document:
+    """Return the filter for a session that this library wrote and an owner may use.
+
+    With `created_at` it matches no later session of the same id.
+    """
+    created = {} if created_at is None else {"created_at": created_at}
     known = {"schema": {"$not": {"$gt": SCHEMA}}}
     ids = {"_id": session_id, "session_id": session_id}
-    return {**OF_SESSIONS, **ids, **known, **owned_by(owner)}
+    return {**OF_SESSIONS, **ids, **known, **created, **owned_by(owner)}
 
 
-def others_filter(ids: Mapping[str, Any]) -> Document:
-    """Return the filter for agents or messages that this library wrote."""
-    return {**ids, **OF_OTHERS, "_id.session_id": ids["session_id"]}
+def of_session(created_at: str | None) -> Document:
+    """Return the filter for agents or messages of the session created then; None for any."""
+    return {} if created_at is None else {"session_created_at": {"$in": [None, created_at]}}
+
+
+def others_filter(ids: Mapping[str, Any], created_at: str | None = None) -> Document:
+    """Return the filter for agents or messages that this library wrote for a session."""
+    form = {**OF_OTHERS, "_id.session_id": ids["session_id"]}
+    return {**ids, **form, **of_session(created_at)}
 
 
 def check_owner(what: str, document: Mapping[str, Any], owner: Owner) -> None:
@@ -311,6 +325,12 @@ def replacement(document: Mapping[str, Any]) -> list[Document]:
     return [{"$set": {key: {"$literal": value} for key, value in kept.items()}}]
 
 
+def check_dict(name: str, value: object) -> None:
+    """Raise TypeError for a value that is no dict, without its text, which may be a secret."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} is {type(value).__name__}: use a dict")
+
+
 def metadata_fields(paths: Iterable[str]) -> list[str]:
     """Return the fields of a session's document for metadata paths such as `customer.plan`.
 
@@ -351,6 +371,7 @@ def nested(values: Mapping[str, Any]) -> Document:
 
 def of_metadata(values: Mapping[str, Any]) -> Document:
     """Return the fields to set for values by their paths; bytes are encoded like Strands' own."""
+    check_dict("metadata", values)
     return dict(
         zip(metadata_fields(values), map(encode_bytes_values, values.values()), strict=True)
     )

@@ -117,7 +117,9 @@ class MongoDBSessionManager(_Manager):
         manager = MongoDBSessionManager(uuid4().hex, client=client, user="ann")
         agent = Agent(session_manager=manager)
 
-    A missing session is created. Use one manager for each open conversation.
+    A missing session is created. Use one manager for each open conversation. After the session was
+    deleted, a message raises SessionException: at once after a deletion in this process, otherwise
+    within a minute. Until then messages are stored that no later session of the id shows.
 
     Args:
         session_id: The session's id: 1 to 512 bytes without slash, backslash or null byte, and

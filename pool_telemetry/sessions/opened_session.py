@@ -78,6 +78,7 @@ class OpenedSession(SessionRepository):
         restore_last: int | None,
     ) -> None:
         check_restore_last(restore_last)
+        repository._bind(session)
         self.session = session
         self.agents: defaultdict[str, _Agent] = defaultdict(_Agent)
         self.skipped: dict[str, int] = {}

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from pymongo import ASCENDING, DESCENDING
 from strands.types.exceptions import SessionException
-from strands.types.session import decode_bytes_values, encode_bytes_values
+from strands.types.session import Session, decode_bytes_values, encode_bytes_values
 
 from pool_telemetry.sessions.collections import Store
 from pool_telemetry.sessions.documents import (
@@ -16,6 +16,7 @@ from pool_telemetry.sessions.documents import (
     SessionInfo,
     SessionUsage,
     agent_ids,
+    check_dict,
     check_owner,
     check_session,
     describe,
@@ -52,14 +53,18 @@ class Directory:
     def __init__(self, store: Store, owner: Owner) -> None:
         self._store = store
         self._owner = owner
+        self._opened: Session | None = None
         self.counts = store.counts
+
+    def _bind(self, session: Session) -> None:
+        """Use no later session that gets the id of this session after its deletion."""
+        self._opened = session
 
     async def get_metadata(self, session_id: str) -> Document:
         """Return a session's metadata; SessionException if there is no session."""
-        ids = {"session_id": validated_id("session", session_id)}
         found = await self._session(session_id)
         if found is None:
-            raise SessionException(f"{describe(ids)} does not exist")
+            raise self._no_session(session_id)
         metadata: Document = decode_bytes_values(found.get("metadata", {}))
         return metadata
 
@@ -84,15 +89,14 @@ class Directory:
             SessionException: There is no such message.
         """
         ids = message_ids(session_id, agent_id, message_id)
-        if not isinstance(feedback, Mapping):
-            raise TypeError(f"feedback is {type(feedback).__name__}: use a dict")
-        await self._permit(session_id)
+        check_dict("feedback", feedback)
+        created_at = await self._permit(session_id)
         entry = {"created_at": now(), **encode_bytes_values(dict(feedback))}
         update = {"$push": {"feedback": {"$each": [entry]}}}
-        which = others_filter(ids)
+        which = others_filter(ids, created_at)
         done = await self._store.do(ids, self._store.messages.update_one, which, update)
         if not done.matched_count:
-            raise SessionException(f"{describe(ids)} does not exist")
+            raise await self._missing(ids)
 
     async def latest_message(self, session_id: str, agent_id: str | None = None) -> tuple[str, int]:
         """Return the agent and the id of the latest message of a session, or of one of its agents.
@@ -103,26 +107,27 @@ class Directory:
         ids = {"session_id": validated_id("session", session_id)}
         if agent_id is not None:
             ids = agent_ids(session_id, agent_id)
-        await self._permit(session_id)
+        created_at = await self._permit(session_id)
         order = [("created_at", DESCENDING), ("message_id", DESCENDING)]
-        which = {**others_filter(ids), "message_id": {"$type": "number"}}
+        which = {**others_filter(ids, created_at), "message_id": {"$type": "number"}}
         found = await self._store.do(ids, self._store.messages.find_one, which, sort=order)
         if found is None:
-            raise SessionException(f"{describe(ids)} has no messages")
+            raise await self._missing(ids, "has no messages")
         return found["agent_id"], int(found["message_id"])
 
     async def list_feedback(self, session_id: str, agent_id: str) -> list[Document]:
         """Return all feedback on an agent's messages, each with its `message_id`, in order."""
         ids = agent_ids(session_id, agent_id)
-        await self._permit(session_id)
+        created_at = await self._permit(session_id)
         shown = {"_id": False, "message_id": True, "feedback": True}
-        which = {**others_filter(ids), "feedback.created_at": {"$exists": True}}
+        which = {**others_filter(ids, created_at), "feedback.created_at": {"$exists": True}}
         cursor = self._store.messages.find(which, shown)
         found = await self._store.do(ids, cursor.sort("message_id", ASCENDING).to_list)
         return [
             {"message_id": one["message_id"], **decode_bytes_values(entry)}
             for one in found
             for entry in one["feedback"]
+            if isinstance(entry, dict)  # another program may have written into the message
         ]
 
     async def list_sessions(
@@ -187,12 +192,19 @@ class Directory:
         ]
 
     async def usage(self, session_id: str) -> SessionUsage:
-        """Return the sums of the models' reports for all messages of a session."""
+        """Return the sums of the models' reports for all messages of a session.
+
+        A report that is no whole or finite number counts as 0.
+        """
         ids = {"session_id": validated_id("session", session_id)}
-        await self._permit(session_id)
-        sums = {key: {"$sum": f"$message.metadata.{path}"} for key, path in _USAGE.items()}
+        created_at = await self._permit(session_id)
+        number = {"to": "long", "onError": 0, "onNull": 0}
+        sums = {
+            key: {"$sum": {"$convert": {"input": f"$message.metadata.{path}", **number}}}
+            for key, path in _USAGE.items()
+        }
         group = {"_id": None, "messages": {"$sum": 1}, **sums}
-        pipeline = [{"$match": others_filter(ids)}, {"$group": group}]
+        pipeline = [{"$match": others_filter(ids, created_at)}, {"$group": group}]
         cursor = await self._store.do(ids, self._store.messages.aggregate, pipeline)
         found = await self._store.call(cursor.to_list)
         total = found[0] if found else {}
@@ -209,13 +221,37 @@ class Directory:
         ids = {"session_id": validated_id("session", session_id)}
         method = self._store.sessions.find_one
         found: Document | None = await self._store.do(ids, method, {"_id": session_id})
-        owner = self._owner if owner is None else owner
-        return None if found is None else check_session(found, owner)
+        if found is None or self._is_later(found):
+            return None
+        return check_session(found, self._owner if owner is None else owner)
 
-    async def _permit(self, session_id: str) -> None:
+    def _created_at(self, session_id: str) -> str | None:
+        """Return when the session was created that the repository is bound to; None for others."""
+        opened = self._opened
+        return opened.created_at if opened and opened.session_id == session_id else None
+
+    def _is_later(self, session: Document) -> bool:
+        """Return whether a session got the id of the bound session after its deletion."""
+        return self._created_at(session["_id"]) not in (None, session.get("created_at"))
+
+    def _no_session(self, session_id: str) -> SessionException:
+        words = "does not exist" if self._created_at(session_id) is None else "was deleted"
+        return SessionException(f"{describe({'session_id': session_id})} {words}")
+
+    async def _missing(
+        self, ids: Mapping[str, Any], words: str = "does not exist"
+    ) -> SessionException:
+        """Return the error for a missing agent or message; its session may be deleted."""
+        session = ids["session_id"]
+        if self._created_at(session) is not None and await self._session(session) is None:
+            return self._no_session(session)
+        return SessionException(f"{describe(ids)} {words}")
+
+    async def _permit(self, session_id: str) -> str | None:
         """Refuse a session that the repository's owner may not use, or that does not exist.
 
-        Agents and messages have no owner of their own. Without an owner this does nothing.
+        Agents and messages have no owner of their own. Return the time at which the session was
+        created. Without an owner this asks nothing and returns None, except for a bound session.
         """
         raise NotImplementedError
 
@@ -223,13 +259,15 @@ class Directory:
         validated_id("session", session_id)
         update = {key: fields for key, fields in update.items() if fields}
         update["$set"] = {**update.get("$set", {}), "updated_at": now()}
-        if not await self._update_session(session_id, update):
-            raise SessionException(f"{describe({'session_id': session_id})} does not exist")
+        if not await self._update_session(session_id, update, self._created_at(session_id)):
+            raise self._no_session(session_id)
 
-    async def _update_session(self, session_id: str, update: Document) -> bool:
+    async def _update_session(
+        self, session_id: str, update: Document, created_at: str | None
+    ) -> bool:
         """Update a session if the owner may use it, in one step; return whether it exists."""
         ids, method = {"session_id": session_id}, self._store.sessions.update_one
-        which = session_filter(session_id, self._owner)
+        which = session_filter(session_id, self._owner, created_at)
         done = await self._store.do(ids, method, which, update)
         if not done.matched_count:
             await self._session(session_id)  # raises if the session is another owner's
