@@ -174,7 +174,7 @@ class Routes:
     def _answer(self, route: Route, wish: _Wish, *, is_gzip: bool) -> Answer:
         try:
             made = route.make(self, wish)
-        except Exception:  # noqa: BLE001  # a collector of the application may fail
+        except BaseException:  # noqa: BLE001  # SystemExit of a collector must not end the service
             if route.path not in self._failed:
                 self._failed.add(route.path)
                 _log.exception("%s could not be made; this is logged once", route.path)

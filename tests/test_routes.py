@@ -330,7 +330,7 @@ class Slow:
         self.collected = 0
         self.may_go_on = threading.Event()
         self.threads = set[str]()
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
 
     def describe(self) -> list[Any]:
         return []
@@ -463,6 +463,20 @@ def test_an_answer_that_fails_says_nothing_and_is_logged_once(
     slow.error = ValueError("again")
     assert shown.wait("GET", "/metrics").status == 500
     assert len(logged(caplog, "/metrics could not be made")) == 2
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, asyncio.CancelledError])
+@pytest.mark.parametrize("name", ["asgi", "wsgi", "port"])
+def test_a_collector_that_would_end_the_process_fails_like_any_other(
+    slow: Slow, name: str, kind: type[BaseException]
+) -> None:
+    slow.error = kind("a s3cret")
+    slow.may_go_on.set()
+    with adapter(name, registry=registry_of(slow)) as ask:
+        answer = ask("/metrics")
+        assert (answer.status, b"s3cret" in answer.body) == (500, False)
+        slow.error = None
+        assert ask("/metrics").status == 200
 
 
 def test_an_answer_that_never_comes_is_given_up(
