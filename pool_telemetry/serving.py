@@ -16,7 +16,7 @@ from prometheus_client.core import REGISTRY
 from pool_telemetry.endpoints import Pool
 from pool_telemetry.errors import PoolTelemetryError
 from pool_telemetry.health import HealthLimits
-from pool_telemetry.process import after_fork, start_thread
+from pool_telemetry.process import after_fork, notice_fork, start_thread
 from pool_telemetry.routes import Routes, Show
 
 REQUEST_SECONDS: Final = 10.0
@@ -35,8 +35,11 @@ class Served:
         self.port: int = server.server_port
 
     def close(self) -> None:
-        """Listen no more. Requests that have arrived are answered."""
-        self._server.shutdown()
+        """Listen no more. Requests that have arrived are answered. A repeat changes nothing."""
+        notice_fork()
+        if self._server in _open:  # A forked process has no thread that shutdown() could stop.
+            _open.discard(self._server)
+            self._server.shutdown()
         self._server.server_close()
 
     def __enter__(self) -> Self:
@@ -79,10 +82,10 @@ def serve(
     """
     shown = Routes(pool, limits=limits, registry=registry, holders=holders, show=show)
     server = PortServer(port, host, shown, is_shared=True)
-    _open.add(server)
     if start_thread(server.serve_forever, name="pool_telemetry-serve") is None:
         server.server_close()
         raise PoolTelemetryError(f"can't serve at {host}:{port}: the system has no more threads")
+    _open.add(server)
     return Served(server)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import gc
 import gzip
 import http.client
@@ -124,22 +125,20 @@ def ask_wsgi(app: Any, prefix: str = "") -> Ask:
     return ask
 
 
+def http_get(port: int, path: str, method: str = "GET", **headers: str) -> Got:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_SECONDS)
+    with contextlib.closing(connection):
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection.request(method, path, headers=named)
+        answer = connection.getresponse()
+        found = {name.lower(): value for name, value in answer.getheaders()}
+        return Got(answer.status, found, answer.read())
+
+
 @contextlib.contextmanager
 def ask_port(**kwargs: Any) -> Iterator[Ask]:
     with serving.serve(0, **kwargs) as served:
-
-        def ask(path: str, method: str = "GET", **headers: str) -> Got:
-            connection = http.client.HTTPConnection(
-                "127.0.0.1", served.port, timeout=PATIENCE_SECONDS
-            )
-            with contextlib.closing(connection):
-                named = {name.replace("_", "-"): value for name, value in headers.items()}
-                connection.request(method, path, headers=named)
-                answer = connection.getresponse()
-                found = {name.lower(): value for name, value in answer.getheaders()}
-                return Got(answer.status, found, answer.read())
-
-        yield ask
+        yield functools.partial(http_get, served.port)
 
 
 @contextlib.contextmanager
@@ -625,6 +624,9 @@ def test_a_forked_process_closes_the_port_that_it_inherits() -> None:
         try:
             assert ours.poll(PATIENCE_SECONDS)
             assert ours.recv() == -1
+            child.join(PATIENCE_SECONDS)
+            assert child.exitcode == 0
+            assert http_get(served.port, "/health/live").status == 200
         finally:
             child.kill()
             child.join()
@@ -632,6 +634,8 @@ def test_a_forked_process_closes_the_port_that_it_inherits() -> None:
 
 def child_listens(served: Any, report: Any) -> None:
     report.send(served._server.socket.fileno())
+    with served:
+        served.close()  # neither waits for a thread of the parent
 
 
 def test_a_loop_that_has_ended_is_not_kept_alive(slow: Slow) -> None:
