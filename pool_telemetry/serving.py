@@ -4,15 +4,21 @@
 """
 
 import contextlib
+import errno
+import hashlib
+import os
 import socket
 import socketserver
+import sys
 import weakref
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Final, Self
+from pathlib import Path
+from typing import Any, Final, NoReturn, Self
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import REGISTRY
 
+from pool_telemetry import workers
 from pool_telemetry.endpoints import Pool
 from pool_telemetry.errors import PoolTelemetryError
 from pool_telemetry.health import HealthLimits
@@ -63,8 +69,8 @@ def serve(
 
     The port answers while every thread of the web framework waits for a connection. Outsiders do
     not reach it, unless `host` says so. Call it in the process that has the pool, after a fork:
-    a forked process closes the port that it inherits. Processes of one user that serve at the same
-    port share it on Linux, and each answers for all.
+    a forked process closes the port that it inherits. On Linux the processes of one service share
+    a port, and each answers for all. The port of another service is taken.
 
     Args:
         port: The port; 0 is any free one.
@@ -100,7 +106,8 @@ class PortServer(ThreadingHTTPServer):
 
     def __init__(self, port: int, host: str, shown: Routes, *, is_shared: bool = False) -> None:
         self.shown = shown
-        self.allow_reuse_port = is_shared
+        self.allow_reuse_port = is_shared and sys.platform == "linux"
+        self._claim: socket.socket | None = None
         if ":" in host:
             self.address_family = socket.AF_INET6
         try:
@@ -113,9 +120,56 @@ class PortServer(ThreadingHTTPServer):
         """Bind without asking for the host's full name, which may take seconds."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
+        if self.allow_reuse_port:
+            self._claim = _claim(self)
+
+    def server_close(self) -> None:
+        """Listen no more, and leave the port to other services."""
+        super().server_close()
+        if self._claim is not None:
+            self._claim.close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Print nothing about a client that has gone away."""
+
+
+def _claim(server: PortServer) -> socket.socket:
+    """Claim a bound port for this service, and return the socket that keeps the claim.
+
+    Linux lets all programs of one user share a port. So each process also binds an abstract Unix
+    socket, which is seen in the same network namespace as the port and ends with its process.
+
+    Raises:
+        OSError: Another service has the port, or this process itself.
+    """
+    port = f"pool_telemetry-{os.geteuid()}-{server.server_name}:{server.server_port}-"
+    ours = port + hashlib.sha256(os.fsencode(workers.service_name())).hexdigest()[:16]
+    name = f"{ours}-{os.getpid()}"
+    claim = socket.socket(socket.AF_UNIX)
+    try:
+        claim.bind(f"\0{name}")
+        is_free = _is_free(server)  # before the claims, because a process claims before it listens
+        sockets = Path("/proc/net/unix").read_text(errors="replace").split()
+        others = {one for one in sockets if one.startswith(f"@{port}")} - {f"@{name}"}
+        if not (others or is_free) or not all(one.startswith(f"@{ours}-") for one in others):
+            _raise_taken()
+    except OSError:
+        claim.close()
+        raise
+    return claim
+
+
+def _is_free(server: PortServer) -> bool:
+    """Return whether no socket listens at the port of this one, which is bound only."""
+    with socket.socket(server.address_family) as alone, contextlib.suppress(OSError):
+        alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        alone.bind(server.server_address)
+        return True
+    return False
+
+
+def _raise_taken() -> NoReturn:
+    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
 
 _open: "weakref.WeakSet[PortServer]" = weakref.WeakSet()
@@ -125,7 +179,7 @@ _open: "weakref.WeakSet[PortServer]" = weakref.WeakSet()
 def _close_inherited() -> None:
     for server in list(_open):
         with contextlib.suppress(OSError):
-            server.socket.close()
+            server.server_close()
     _open.clear()
 
 

@@ -17,6 +17,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,7 +35,7 @@ from prometheus_client.core import GaugeMetricFamily
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from pool_telemetry import asgi, routes, serving, wsgi
+from pool_telemetry import asgi, routes, serving, workers, wsgi
 from pool_telemetry.errors import PoolConfigurationError, PoolTelemetryError
 from pool_telemetry.fastapi import create_router
 from pool_telemetry.own_thread import OwnThread
@@ -610,9 +611,39 @@ def test_a_port_that_is_taken_is_said() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems share no port")
-def test_processes_share_a_port() -> None:
-    with serving.serve(0) as first, serving.serve(first.port) as second:
-        assert first.port == second.port
+def test_processes_of_one_service_share_a_port_and_no_others(tmp_path: Path) -> None:
+    with serving.serve(0, registry=CollectorRegistry()) as served:
+        assert child_serves(served.port) == "shared"
+        assert child_serves(served.port, str(tmp_path)).endswith("Address already in use")
+        with pytest.raises(PoolTelemetryError, match="Address already in use"):
+            serving.serve(served.port)  # this process twice
+        with pytest.raises(PoolTelemetryError, match="Address already in use"):
+            serving.serve(served.port, "0.0.0.0")  # it includes the other address
+        serving.serve(served.port, "127.0.0.2").close()  # another address
+    assert child_serves(served.port, str(tmp_path)) == "shared"
+
+
+def child_serves(port: int, folder: str = "") -> str:
+    """Serve in a process of this service, or of the service that shares a folder."""
+
+    def serve(report: Any) -> None:
+        os.environ[workers.VARIABLE] = folder
+        try:
+            with serving.serve(port, registry=CollectorRegistry()):
+                report.send("shared")
+        except PoolTelemetryError as error:
+            report.send(str(error))
+
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    child = context.Process(target=serve, args=(theirs,))
+    child.start()
+    try:
+        assert ours.poll(PATIENCE_SECONDS)
+        return str(ours.recv())
+    finally:
+        child.kill()
+        child.join()
 
 
 def test_a_forked_process_closes_the_port_that_it_inherits() -> None:

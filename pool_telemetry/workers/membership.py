@@ -141,6 +141,15 @@ def folder() -> Path | None:
     return path
 
 
+def service_name() -> str:
+    """Return a text that the processes of this service share with no other service."""
+    found = _service(os.getpid())
+    try:
+        return str(directory.path_of(found))
+    except directory.UnusableError:
+        return found.name
+
+
 def is_shared() -> bool:
     """Return whether this service has or had several processes, so that answers name them."""
     return _observed is not None or ((path := folder()) is not None and directory.is_shared(path))
