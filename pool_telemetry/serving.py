@@ -20,13 +20,15 @@ from prometheus_client.core import REGISTRY
 
 from pool_telemetry import workers
 from pool_telemetry.endpoints import Pool
-from pool_telemetry.errors import PoolTelemetryError
+from pool_telemetry.errors import PoolConfigurationError, PoolTelemetryError
 from pool_telemetry.health import HealthLimits
 from pool_telemetry.process import after_fork, notice_fork, start_thread
 from pool_telemetry.routes import Routes, Show
 
 REQUEST_SECONDS: Final = 10.0
 """A client has this long to send its request, and this long to take the answer, in seconds."""
+
+_LAST_PORT: Final = 65_535
 
 
 class Served:
@@ -84,6 +86,7 @@ def serve(
         show: "probes" for `/health/live` and `/health/ready`, "details" for the others, or "all".
 
     Raises:
+        PoolConfigurationError: The port, the host or `show` is invalid.
         PoolTelemetryError: The port is taken, or the system has no more threads.
     """
     shown = Routes(pool, limits=limits, registry=registry, holders=holders, show=show)
@@ -99,12 +102,14 @@ class PortServer(ThreadingHTTPServer):
     """A socket that listens, with a thread for each request.
 
     Raises:
+        PoolConfigurationError: The port or the host is invalid.
         PoolTelemetryError: The port is taken, or the host has no such address.
     """
 
     request_queue_size = 128  # connections in the queue; with 5, a few clients would be refused
 
     def __init__(self, port: int, host: str, shown: Routes, *, is_shared: bool = False) -> None:
+        _check_place(port, host)
         self.shown = shown
         self.allow_reuse_port = is_shared and sys.platform == "linux"
         self._claim: socket.socket | None = None
@@ -112,7 +117,7 @@ class PortServer(ThreadingHTTPServer):
             self.address_family = socket.AF_INET6
         try:
             super().__init__((host, port), _Handler)
-        except (OSError, UnicodeError) as error:  # the latter for a host that is no name
+        except (OSError, TypeError, UnicodeError) as error:  # not OSError: the host is no name
             reason = getattr(error, "strerror", None) or "this is not a valid host"
             raise PoolTelemetryError(f"can't listen at {host}:{port}: {reason}") from None
 
@@ -131,6 +136,18 @@ class PortServer(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Print nothing about a client that has gone away."""
+
+
+def _check_place(port: int, host: str) -> None:
+    if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= _LAST_PORT:
+        raise PoolConfigurationError(
+            f"port is {port!r}: it has to be a whole number from 0 (any free port) to {_LAST_PORT}"
+        )
+    if not isinstance(host, str) or not host.strip() or "\0" in host:
+        # To the socket an empty host is every address, and an empty variable would open the port.
+        raise PoolConfigurationError(
+            f"host is {host!r}: it has to be an address; '0.0.0.0' is every address"
+        )
 
 
 def _claim(server: PortServer) -> socket.socket:

@@ -610,6 +610,24 @@ def test_a_port_that_is_taken_is_said() -> None:
                 serve(port)
 
 
+@pytest.mark.parametrize("port", [80_000, -1, "9464", 9464.0, True, None])
+def test_a_port_that_is_none_is_refused(port: Any) -> None:
+    with pytest.raises(PoolConfigurationError, match=f"port is {port!r}: "):
+        serving.serve(port)
+
+
+@pytest.mark.parametrize("host", ["", " ", "a\0b", None, 127])
+def test_a_host_that_is_none_is_refused(host: Any) -> None:
+    with pytest.raises(PoolConfigurationError, match=r"host is .*: it has to be an address"):
+        serving.serve(0, host)
+
+
+@pytest.mark.parametrize("host", ["[::1]", "a" * 300, "\udc80"])
+def test_a_host_without_an_address_is_said(host: str) -> None:
+    with pytest.raises(PoolTelemetryError, match=r"^can't listen at "):
+        serving.serve(0, host)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems share no port")
 def test_processes_of_one_service_share_a_port_and_no_others(tmp_path: Path) -> None:
     with serving.serve(0, registry=CollectorRegistry()) as served:
