@@ -8,8 +8,8 @@ event loop, or for the threads of a framework. Requests for the same answer shar
 import json
 import zlib
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass, field
+from queue import Full
 from types import MappingProxyType
 from typing import Any, Final, Literal
 from urllib.parse import parse_qs
@@ -23,7 +23,7 @@ from pool_telemetry.endpoints import Pool
 from pool_telemetry.errors import PoolConfigurationError
 from pool_telemetry.health import HealthLimits
 from pool_telemetry.log_lines import ProcessLog
-from pool_telemetry.own_thread import OwnThread
+from pool_telemetry.own_thread import OwnThread, Shared
 
 Show = Literal["all", "probes", "details"]
 Headers = tuple[tuple[str, str], ...]
@@ -31,6 +31,8 @@ Headers = tuple[tuple[str, str], ...]
 METHODS: Final = ("GET", "HEAD")
 LIMIT_SECONDS: Final = 30.0
 """A request waits at most this long, so that a collector that hangs does not pile requests up."""
+RETRY_SECONDS: Final = 5
+"""A client that is refused because of too many different requests is asked to wait so long."""
 GZIP_BYTES: Final = 1_000
 """Smaller bodies are not compressed, because they fit into one packet."""
 GZIP_LEVEL: Final = 1
@@ -141,8 +143,8 @@ class Routes:
         query: str = "",
         accept: str = "",
         accept_encoding: str = "",
-    ) -> "Future[Answer]":
-        """Return the answer's future, which can't be cancelled. It raises nothing and is quick.
+    ) -> Shared[Answer]:
+        """Return the answer's future, and raise nothing. A caller that gives up leaves it.
 
         Args:
             method: The HTTP method.
@@ -160,16 +162,33 @@ class Routes:
         thread = _THREADS.get(route.path)
         if thread is None:
             return _at_once(route.make(self, _Wish()), ())
-        wish = _wish(query, accept) if route.path == "/metrics" else _Wish()
+        wish = self._wish(query, accept) if route.path == "/metrics" else _Wish()
         is_gzip = takes_gzip(accept_encoding)
-        return thread.ask((self, wish, is_gzip), lambda: self._answer(route, wish, is_gzip=is_gzip))
+        key = (self, wish, is_gzip)
+        try:
+            return thread.ask(key, lambda: self._answer(route, wish, is_gzip=is_gzip))
+        except Full:
+            words = {"detail": "too many different requests at one time"}
+            return _at_once(_json(words, 503), (("retry-after", str(RETRY_SECONDS)),))
 
     def wait(self, method: str, path: str, **more: str) -> Answer:
         """Return the answer when it is made. The arguments are those of `ask()`."""
+        asked = self.ask(method, path, **more)
         try:
-            return self.ask(method, path, **more).result(LIMIT_SECONDS)
+            return asked.result(LIMIT_SECONDS)
         except TimeoutError:
+            asked.leave()
             return late()
+
+    def _wish(self, query: str, accept: str) -> _Wish:
+        names = parse_qs(query, errors="replace").get("name[]", ())
+        chosen = tuple(sorted(prometheus.existing(names, self.registry)))
+        if names and not chosen:
+            chosen = ("",)  # no sample; without a name the answer would have all
+        try:
+            return _Wish(choose_encoder(accept)[1], chosen, accept)
+        except Exception:  # noqa: BLE001  # prometheus_client raises several kinds at such headers
+            return _Wish("", chosen)
 
     def _answer(self, route: Route, wish: _Wish, *, is_gzip: bool) -> Answer:
         try:
@@ -210,16 +229,8 @@ def _is_positive(parameters: str) -> bool:
         return False
 
 
-def _wish(query: str, accept: str) -> _Wish:
-    names = tuple(sorted(set(parse_qs(query, errors="replace").get("name[]", ()))))
-    try:
-        return _Wish(choose_encoder(accept)[1], names, accept)
-    except Exception:  # noqa: BLE001  # prometheus_client raises several kinds at malformed headers
-        return _Wish("", names)
-
-
-def _at_once(made: _Made, headers: Headers) -> "Future[Answer]":
-    future = Future[Answer]()
+def _at_once(made: _Made, headers: Headers) -> Shared[Answer]:
+    future = Shared[Answer]()
     future.set_result(_encoded(made, headers, is_gzip=False))
     return future
 

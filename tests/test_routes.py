@@ -393,6 +393,66 @@ def test_different_requests_share_nothing(slow: Slow) -> None:
         assert one.result(PATIENCE_SECONDS).status == 200
 
 
+def test_names_that_do_not_exist_share_one_answer(slow: Slow) -> None:
+    shown = Routes(registry=registry_of(slow))
+    for known in ("mongodb_client_process_up", "none"):
+        asked = [
+            shown.ask("GET", "/metrics", query=f"name[]={known}&name[]=none{number}")
+            for number in range(100)
+        ]
+        assert len(set(map(id, asked))) == 1
+        answer = asked[0].result(PATIENCE_SECONDS)
+        assert (b"process_up" in answer.body) == (known != "none")
+
+
+def test_an_answer_is_not_made_if_all_its_callers_have_left(
+    slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = registry_of(slow)
+    app, shown = asgi.create_app(registry=registry), Routes(registry=registry)
+    first = shown.ask("GET", "/metrics")
+    wait_for(lambda: is_asked(slow))
+
+    async def leave() -> None:
+        callers = [asyncio.create_task(asked(app, "/metrics")) for _ in range(3)]
+        await asyncio.sleep(0)
+        for one in callers:
+            one.cancel()
+        await asyncio.wait(callers)
+
+    asyncio.run(leave())
+    assert not asgi._queues
+    with monkeypatch.context() as patch:
+        patch.setattr(routes, "LIMIT_SECONDS", 0.0)
+        assert shown.wait("GET", "/metrics", accept=OPENMETRICS).status == 503
+    stays, leaves = (shown.ask("GET", "/metrics", accept_encoding="gzip") for _ in range(2))
+    leaves.leave()
+    slow.may_go_on.set()
+    assert b"asked 1.0\n" in first.result(PATIENCE_SECONDS).body
+    assert b"asked 2.0\n" in gzip.decompress(stays.result(PATIENCE_SECONDS).body)
+    assert b"asked 3.0\n" in shown.wait("GET", "/metrics", accept=OPENMETRICS).body
+
+
+def test_the_answers_that_wait_to_be_made_are_limited(slow: Slow) -> None:
+    shown = Routes(registry=registry_of(slow))
+
+    def ask(number: int) -> Any:
+        accept = OPENMETRICS.replace("1.0.0", f"1.0.{number}")
+        return shown.ask("GET", "/metrics", accept=accept)
+
+    first = ask(0)
+    wait_for(lambda: is_asked(slow))
+    accepted = [ask(number) for number in range(1, 32)]
+    refused = ask(33).result(0)
+    assert (refused.status, dict(refused.headers)["retry-after"]) == (503, "5")
+    assert ask(0) is first  # the same answer has room
+    assert shown.wait("GET", "/health/ready").status == 503  # no pool
+    accepted.pop().leave()
+    accepted.append(ask(33))
+    slow.may_go_on.set()
+    assert {one.result(PATIENCE_SECONDS).status for one in (first, *accepted)} == {200}
+
+
 def test_a_slow_answer_delays_neither_the_loop_nor_another_route(slow: Slow) -> None:
     """The framework's own executor has no free thread."""
     app = FastAPI()
