@@ -45,7 +45,8 @@ def create_app(
 
         app.mount("/telemetry", create_app())  # Starlette: /telemetry/health and the others
 
-    All but the probes tell hosts, collections and owners: see `Routes` in `pool_telemetry.routes`.
+    All but `/health/live` tell hosts, and most tell collections and owners. With show="probes"
+    `/health/ready` tells the status alone.
 
     Args:
         pool: The singleton to report, as in `Routes`.

@@ -37,8 +37,9 @@ def create_urls(
 
         urlpatterns = [path("telemetry/", include(create_urls()))]
 
-    All but the probes tell hosts, collections and owners. `serving.serve()` has them on a port of
-    their own, which also answers while every thread of the web server waits.
+    All but `/health/live` tell hosts, and most tell collections and owners. With show="probes"
+    `/health/ready` tells the status alone, and `serving.serve()` has the others on a port of their
+    own, which also answers while every thread of the web server waits.
 
     Args:
         pool: The singleton to report. By default the singleton that is initialized at the time of

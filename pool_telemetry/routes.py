@@ -80,7 +80,7 @@ class Route:
         name: Its name for a framework.
         description: One sentence for a framework's documentation.
         make: Makes its answer.
-        is_probe: Whether it is for probes, and tells outsiders nothing if it shall not.
+        is_probe: Whether it is for probes.
     """
 
     path: str
@@ -100,8 +100,8 @@ class Routes:
         registry: The registry that `/metrics` shows; every client's metrics are added to it.
         holders: Whether to add `/pool/holders`.
         show: "probes" for `/health/live` and `/health/ready`, "details" for the others, or "all".
-        is_brief: Whether the probes leave the reasons and the process out. By default they do so
-            if the details are not shown.
+        is_brief: Whether `/health/ready` tells the status alone, without the reasons, which name
+            hosts, and the process. By default it does so if the details are not shown.
 
     Raises:
         PoolConfigurationError: `show` is something else.

@@ -69,7 +69,7 @@ def serve(
 ) -> Served:
     """Serve the routes on a port of their own, on threads of this library.
 
-    The port answers while every thread of the web framework waits for a connection. Outsiders do
+    The port answers while every thread of the web framework waits for a connection. Other hosts do
     not reach it, unless `host` says so. Call it in the process that has the pool, after a fork:
     a forked process closes the port that it inherits. On Linux the processes of one service share
     a port, and each answers for all. The port of another service is taken.
