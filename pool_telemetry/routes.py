@@ -9,6 +9,7 @@ import json
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from queue import Full
 from types import MappingProxyType
 from typing import Any, Final, Literal
@@ -208,6 +209,11 @@ def late() -> Answer:
     """Return the answer to a request that has waited for LIMIT_SECONDS."""
     words = f"it is not made yet after {LIMIT_SECONDS:g} s"
     return _encoded(_json({"detail": words}, 503), (), is_gzip=False)
+
+
+def malformed(status: int) -> Answer:
+    """Return the answer to a request that is no valid HTTP."""
+    return _encoded(_json({"detail": HTTPStatus(status).phrase}, status), (), is_gzip=False)
 
 
 def takes_gzip(accept_encoding: str) -> bool:

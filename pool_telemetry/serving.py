@@ -6,10 +6,13 @@
 import contextlib
 import errno
 import hashlib
+import io
 import os
+import re
 import socket
 import socketserver
 import sys
+import time
 import weakref
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,7 +26,7 @@ from pool_telemetry.endpoints import Pool
 from pool_telemetry.errors import PoolConfigurationError, PoolTelemetryError
 from pool_telemetry.health import HealthLimits
 from pool_telemetry.process import after_fork, notice_fork, start_thread
-from pool_telemetry.routes import Routes, Show
+from pool_telemetry.routes import Answer, Routes, Show, malformed
 
 REQUEST_SECONDS: Final = 10.0
 """A client has this long to send its request, and this long to take the answer, in seconds."""
@@ -200,29 +203,68 @@ def _close_inherited() -> None:
     _open.clear()
 
 
+class _Request(io.RawIOBase):
+    """Reads a request from a socket, as a whole within REQUEST_SECONDS.
+
+    A socket's own timeout begins anew whenever a byte arrives.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._until = time.monotonic() + REQUEST_SECONDS
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        remaining = self._until - time.monotonic()
+        if remaining <= 0.0:
+            raise TimeoutError
+        self._connection.settimeout(remaining)
+        return self._connection.recv_into(buffer)
+
+
 class _Handler(BaseHTTPRequestHandler):
     server: PortServer
-    timeout = REQUEST_SECONDS
     server_version = "pool-telemetry"
     sys_version = ""  # the version of Python is nobody's business
 
-    def do_GET(self) -> None:  # http.server's name
-        """Answer one request of any method."""
-        path, _, query = self.path.partition("?")
-        found = self.server.shown.wait(
-            self.command,
-            path,
-            query=query,
-            accept=self.headers.get("accept", ""),
-            accept_encoding=self.headers.get("accept-encoding", ""),
+    def setup(self) -> None:
+        super().setup()
+        self.rfile = io.BufferedReader(_Request(self.connection))
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what answers a request: http.server asks for `do_` and the method."""
+        if name.startswith("do_"):
+            return self._respond
+        raise AttributeError(name)
+
+    def _respond(self) -> None:
+        # Clients of proxies name the host, too.
+        path, _, query = re.sub("(?i)^https?://[^/?]*", "", self.path).partition("?")
+        self._send(
+            self.server.shown.wait(
+                self.command,
+                path,
+                query=query,
+                accept=self.headers.get("accept", ""),
+                accept_encoding=self.headers.get("accept-encoding", ""),
+            )
         )
+
+    def _send(self, found: Answer) -> None:
+        self.connection.settimeout(REQUEST_SECONDS)  # of sendall() as a whole
         self.send_response(found.status)
         for name, value in found.headers:
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(found.body_for(self.command))
 
-    do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_GET  # noqa: N815
+    def send_error(self, code: int, *_: Any) -> None:
+        """Refuse a malformed request as the routes do, and not in HTML."""
+        self.close_connection = True
+        self.request_version = self.protocol_version  # an answer to HTTP/0.9 has no headers
+        self._send(malformed(code))
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # http.server's name
         """Log no request."""

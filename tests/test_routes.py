@@ -205,9 +205,10 @@ def test_every_adapter_answers_every_route(ask: Ask) -> None:
         assert abs(int(head.headers["content-length"]) - len(got.body)) < 100
         assert head.headers.keys() == got.headers.keys()
         assert head.headers["content-type"] == got.headers["content-type"]
-        wrong = ask(path, "POST")
-        assert wrong.status == 405
-        assert sorted(wrong.headers["allow"].split(", ")) == ["GET", "HEAD"]
+        for method in ("POST", "PROPFIND"):
+            wrong = ask(path, method)
+            assert wrong.status == 405
+            assert sorted(wrong.headers["allow"].split(", ")) == ["GET", "HEAD"]
     assert ask("/nowhere").status == 404
 
 
@@ -763,3 +764,59 @@ def test_a_loop_that_has_ended_is_not_kept_alive(slow: Slow) -> None:
 def test_a_port_does_not_say_which_python_it_runs_on() -> None:
     with ask_port(registry=CollectorRegistry()) as ask:
         assert ask("/health/live").headers["server"].strip() == "pool-telemetry"
+
+
+@pytest.mark.parametrize("place", ["http://a.host:80", "HTTPS://[::1]", ""])
+def test_a_port_takes_the_address_with_and_without_the_host(place: str) -> None:
+    with ask_port(registry=CollectorRegistry()) as ask:
+        assert ask(f"{place}/health/live?a=1").status == 200
+        assert ask(f"{place}/nowhere").status == 404
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"a request that is none\r\n\r\n", 400),
+        (b"GET / HTTP/3.0\r\n\r\n", 505),
+        (b"GET /" + b"a" * 70_000 + b" HTTP/1.0\r\n\r\n", 414),
+        (b"GET / HTTP/1.0\r\n" + b"a: b\r\n" * 200 + b"\r\n", 431),
+    ],
+    ids=["400", "505", "414", "431"],
+)
+def test_a_port_refuses_a_malformed_request_in_json(request_: bytes, status: int) -> None:
+    with (
+        serving.serve(0, registry=CollectorRegistry()) as served,
+        socket.create_connection(("127.0.0.1", served.port), PATIENCE_SECONDS) as client,
+    ):
+        client.sendall(request_)
+        answer = http.client.HTTPResponse(client)
+        answer.begin()
+        assert answer.status == status
+        assert answer.headers["content-type"] == "application/json"
+        assert json.loads(answer.read())["detail"]
+
+
+def test_a_port_waits_for_a_request_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "REQUEST_SECONDS", 0.05)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        request = serving._Request(ours)
+        received = bytearray(1)
+        theirs.sendall(b"G")
+
+        def read() -> None:
+            while request.readinto(received):  # a byte is always there
+                theirs.sendall(b"G")
+
+        with pytest.raises(TimeoutError):
+            read()
+
+
+def test_a_port_gives_a_slow_request_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "REQUEST_SECONDS", 0.05)
+    with (
+        serving.serve(0, registry=CollectorRegistry()) as served,
+        socket.create_connection(("127.0.0.1", served.port), PATIENCE_SECONDS) as client,
+    ):
+        client.sendall(b"GET /health/live HTTP/1.0\r\n")
+        assert client.recv(1) == b""
