@@ -172,13 +172,11 @@ def directory_of(named: str | None) -> Path:
         PoolTelemetryError: Several services run, or none, or another user's.
     """
     if named:
-        path = directory.named(named)
-        if not path.exists() and (others := directory.other_users(named)):
-            raise PoolTelemetryError(
-                f"the processes in {named} have the user id {' and '.join(others)}, and this one "
-                f"has {os.geteuid()}: run it as the same user"
-            )
-        return _checked(path)
+        try:
+            return _named(named)
+        except (OSError, ValueError) as error:  # the latter for a null character
+            reason = getattr(error, "strerror", None) or error
+            raise PoolTelemetryError(f"can't use the folder {named!r}: {reason}") from None
     running = [path for path in directory.every_directory() if directory.is_used(path)]
     if len(running) == 1:
         return _checked(running[0])
@@ -191,12 +189,23 @@ def directory_of(named: str | None) -> Path:
     )
 
 
+def _named(folder: str) -> Path:
+    path = directory.named(folder)
+    if not path.exists() and (others := directory.other_users(folder)):
+        raise PoolTelemetryError(
+            f"the processes in {folder} have the user id {' and '.join(others)}, and this one "
+            f"has {os.geteuid()}: run it as the same user"
+        )
+    return _checked(path)
+
+
 def _checked(path: Path) -> Path:
-    with contextlib.suppress(FileNotFoundError):  # no process has joined yet
-        try:
-            directory.check_service(path)
-        except directory.UnusableError as error:
-            raise PoolTelemetryError(str(error)) from None
+    try:
+        directory.check_service(path)
+    except FileNotFoundError:
+        pass  # no process has joined yet
+    except directory.UnusableError as error:
+        raise PoolTelemetryError(str(error)) from None
     return path
 
 
