@@ -23,6 +23,7 @@ from prometheus_client.core import REGISTRY
 from pool_telemetry import asgi, watch
 from pool_telemetry.async_pool import AsyncMongoDBConnectionPool
 from pool_telemetry.endpoints import Pool
+from pool_telemetry.errors import PoolConfigurationError
 from pool_telemetry.health import HealthLimits
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.pool import MongoDBConnectionPool
@@ -65,7 +66,15 @@ def create_router(
         show: "probes" for `/health/live` and `/health/ready`, "details" for the others, or "all".
         dependencies: FastAPI's dependencies of all routes but the probes. With them, and with
             show="probes", `/health/ready` tells the status alone; otherwise also its reasons.
+
+    Raises:
+        PoolConfigurationError: `show` is invalid, or leaves `holders` or `dependencies` no route.
     """
+    if dependencies and show == "probes":
+        raise PoolConfigurationError(
+            "dependencies= has no effect with show='probes': FastAPI's include_router() and "
+            "APIRouter() take dependencies for every route"
+        )
     router = APIRouter(lifespan=_taking_part)
     is_brief = bool(dependencies) or show == "probes"
     shown = Routes(

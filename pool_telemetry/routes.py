@@ -105,7 +105,7 @@ class Routes:
             hosts, and the process. By default it does so if the details are not shown.
 
     Raises:
-        PoolConfigurationError: `show` is something else.
+        PoolConfigurationError: `show` is something else, or excludes `holders`.
     """
 
     def __init__(
@@ -121,6 +121,10 @@ class Routes:
         if show not in ("all", "probes", "details"):
             raise PoolConfigurationError(
                 f"show is {show!r}: it has to be 'all', 'probes' or 'details'"
+            )
+        if holders and show == "probes":
+            raise PoolConfigurationError(
+                "holders=True has no effect with show='probes': leave one of them out"
             )
         self.pool, self.limits, self.registry = pool, limits, registry
         self.is_brief = show == "probes" if is_brief is None else is_brief

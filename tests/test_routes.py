@@ -231,6 +231,20 @@ def test_another_kind_of_routes_is_refused() -> None:
         Routes(show="some")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_an_argument_without_effect_is_refused(name: str) -> None:
+    with (
+        pytest.raises(PoolConfigurationError, match="holders=True has no effect"),
+        adapter(name, show="probes", holders=True),
+    ):
+        pass
+
+
+def test_dependencies_of_no_route_are_refused() -> None:
+    with pytest.raises(PoolConfigurationError, match="dependencies= has no effect"):
+        create_router(show="probes", dependencies=[Depends(lambda: None)])
+
+
 def test_every_adapter_compresses_what_is_worth_it(ask: Ask) -> None:
     for path in ("/metrics", "/health"):
         plain, packed = ask(path), ask(path, accept_encoding="br, gzip")
