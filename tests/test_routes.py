@@ -780,6 +780,23 @@ def test_a_port_does_not_say_which_python_it_runs_on() -> None:
         assert ask("/health/live").headers["server"].strip() == "pool-telemetry"
 
 
+@pytest.mark.parametrize("name", ["django, asgi", "django, wsgi"])
+def test_django_logs_no_error_if_a_probe_answers_503(
+    name: str, slow: Slow, caplog: pytest.LogCaptureFixture
+) -> None:
+    slow.error = ValueError("a reason")
+    slow.may_go_on.set()
+    with adapter(name, registry=registry_of(slow)) as ask:
+        places = {"/health/ready": 503, "/pool/diagnosis": 503, "/metrics": 500}
+        assert {place: ask(place).status for place in places} == places
+        assert ask("/health/ready", "POST").status == 405
+    assert [one.getMessage() for one in caplog.records if one.name == "django.request"] == [
+        "Service Unavailable: /inner/pool/diagnosis",
+        "Internal Server Error: /inner/metrics",
+        "Method Not Allowed: /inner/health/ready",
+    ]
+
+
 @pytest.mark.parametrize("place", ["http://a.host:80", "HTTPS://[::1]", ""])
 def test_a_port_takes_the_address_with_and_without_the_host(place: str) -> None:
     with ask_port(registry=CollectorRegistry()) as ask:
