@@ -17,6 +17,7 @@ from prometheus_client.core import REGISTRY
 from pool_telemetry import routes, watch
 from pool_telemetry.endpoints import Pool
 from pool_telemetry.health import HealthLimits
+from pool_telemetry.own_thread import Shared
 from pool_telemetry.owners import owner_of_route
 from pool_telemetry.process_end import end
 from pool_telemetry.routes import Answer, Routes, Show
@@ -44,7 +45,8 @@ def create_app(
 
         app.mount("/telemetry", create_app())  # Starlette: /telemetry/health and the others
 
-    All but the probes tell hosts, collections and owners: see `Routes` in `pool_telemetry.routes`.
+    All but `/health/live` tell hosts, and most tell collections and owners. With show="probes"
+    `/health/ready` tells the status alone.
 
     Args:
         pool: The singleton to report, as in `Routes`.
@@ -73,7 +75,7 @@ def create_app(
     return app
 
 
-def ask(shown: Routes, scope: Scope, path: str) -> "Future[Answer]":
+def ask(shown: Routes, scope: Scope, path: str) -> Shared[Answer]:
     """Return the future of a route's answer to a request."""
     found = dict(scope["headers"])
     return shown.ask(
@@ -85,7 +87,7 @@ def ask(shown: Routes, scope: Scope, path: str) -> "Future[Answer]":
     )
 
 
-async def wait(future: "Future[Answer]") -> Answer:
+async def wait(future: Shared[Answer]) -> Answer:
     """Return an answer without blocking the loop; each of its callers may be cancelled."""
     if future.done():
         return future.result()
@@ -100,6 +102,8 @@ async def wait(future: "Future[Answer]") -> Answer:
         await woken
     finally:
         limit.cancel()
+        if not future.done():
+            future.leave()
     return future.result() if future.done() else routes.late()
 
 

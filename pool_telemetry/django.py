@@ -5,8 +5,10 @@ them in the thread of their request.
 """
 
 import contextlib
+import logging
+import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 try:
     from asgiref.sync import iscoroutinefunction, markcoroutinefunction
@@ -24,6 +26,8 @@ from pool_telemetry.health import HealthLimits
 from pool_telemetry.owners import owner_of_route
 from pool_telemetry.routes import Route, Routes, Show
 
+NOT_READY: Final = 503
+
 
 def create_urls(
     pool: Pool | None = None,
@@ -37,8 +41,9 @@ def create_urls(
 
         urlpatterns = [path("telemetry/", include(create_urls()))]
 
-    All but the probes tell hosts, collections and owners. `serving.serve()` has them on a port of
-    their own, which also answers while every thread of the web server waits.
+    All but `/health/live` tell hosts, and most tell collections and owners. With show="probes"
+    `/health/ready` tells the status alone, and `serving.serve()` has the others on a port of their
+    own, which also answers while every thread of the web server waits.
 
     Args:
         pool: The singleton to report. By default the singleton that is initialized at the time of
@@ -69,10 +74,31 @@ def _view(shown: Routes, route: Route) -> Callable[..., Any]:
         body = found.body_for(request.method or "")
         return HttpResponse(body, status=found.status, headers=dict(found.headers))
 
+    if route.is_probe:
+        _probes.add(view)
     view.csrf_exempt = True  # type: ignore[attr-defined]  # so that a POST gets 405
     # With ATOMIC_REQUESTS Django refuses asynchronous views, except if they are exempt.
     exempt: Callable[..., Any] = non_atomic_requests(view)
     return exempt
+
+
+_probes: "weakref.WeakSet[Callable[..., Any]]" = weakref.WeakSet()
+
+
+def _is_worth_a_line(record: logging.LogRecord) -> bool:
+    """Return false if a record of Django says that a probe answered 503.
+
+    That is an answer and no error of this process, but Django would mail it to the admins each
+    time. This library logs why the client is unhealthy.
+    """
+    match = getattr(getattr(record, "request", None), "resolver_match", None)
+    return getattr(record, "status_code", None) != NOT_READY or (
+        getattr(match, "func", None) not in _probes
+    )
+
+
+# Django documents the logger's name, and what its records have.
+logging.getLogger("django.request").addFilter(_is_worth_a_line)
 
 
 class OwnerMiddleware:

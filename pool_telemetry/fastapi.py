@@ -23,6 +23,7 @@ from prometheus_client.core import REGISTRY
 from pool_telemetry import asgi, watch
 from pool_telemetry.async_pool import AsyncMongoDBConnectionPool
 from pool_telemetry.endpoints import Pool
+from pool_telemetry.errors import PoolConfigurationError
 from pool_telemetry.health import HealthLimits
 from pool_telemetry.options import TelemetryOptions
 from pool_telemetry.pool import MongoDBConnectionPool
@@ -48,11 +49,12 @@ def create_router(
     of the application's lifespan sends the remaining metrics and spans, whatever lifespan the
     application has (FastAPI from 0.112.2).
 
-    The details tell everybody who reaches them hosts, versions, collections and owners. Protect
-    them by `dependencies=`, give them a port of their own by `serving.serve()`, or include only the
-    probes where outsiders are:
+    All but `/health/live` tell every client hosts, and most tell versions, collections and owners.
+    Protect them by `dependencies=`, or include only the probes on a public port, and give the
+    others a port of their own by `serving.serve()`:
 
-        app.include_router(create_router(dependencies=[Depends(an_operator)]))
+        app.include_router(create_router(dependencies=[Depends(check_password)]))
+        app.include_router(create_router(show="probes"))
 
     Args:
         pool: The singleton to report. By default the singleton that is initialized at the time of
@@ -62,9 +64,17 @@ def create_router(
         holders: Whether to add `/pool/holders`. It lists holders and waiters with the names of
             threads, tasks, owners and collections.
         show: "probes" for `/health/live` and `/health/ready`, "details" for the others, or "all".
-        dependencies: FastAPI's dependencies of the details. With them, and without the details,
-            `/health/ready` tells the status alone.
+        dependencies: FastAPI's dependencies of all routes but the probes. With them, and with
+            show="probes", `/health/ready` tells the status alone; otherwise also its reasons.
+
+    Raises:
+        PoolConfigurationError: `show` is invalid, or leaves `holders` or `dependencies` no route.
     """
+    if dependencies and show == "probes":
+        raise PoolConfigurationError(
+            "dependencies= has no effect with show='probes': FastAPI's include_router() and "
+            "APIRouter() take dependencies for every route"
+        )
     router = APIRouter(lifespan=_taking_part)
     is_brief = bool(dependencies) or show == "probes"
     shown = Routes(

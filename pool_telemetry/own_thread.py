@@ -5,11 +5,12 @@ connections. An event loop must not make long texts itself. `routes` asks; the t
 first use, and a forked process has its own.
 """
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from concurrent.futures import Future
-from queue import SimpleQueue
+from concurrent.futures import CancelledError, Future
+from queue import Full, SimpleQueue
 from typing import Any, Final, TypeVar
 
 from pool_telemetry.process import ProcessLock, after_fork, start_thread
@@ -23,7 +24,6 @@ long as without any metrics."""
 
 T = TypeVar("T")
 _here: Final = threading.local()
-_Job = tuple[Hashable, Callable[[], Any], "Future[Any]"]
 
 
 def paced(parts: Iterable[T]) -> Iterator[T]:
@@ -39,11 +39,31 @@ def paced(parts: Iterable[T]) -> Iterator[T]:
             began = time.perf_counter()
 
 
-class OwnThread:
-    """One daemon thread that makes one value after another."""
+class Shared(Future[T]):
+    """A value that callers share. It can't be cancelled; a caller that gives up calls `leave()`."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, leave: Callable[["Shared[T]"], None] = lambda _: None) -> None:
+        super().__init__()
+        self.set_running_or_notify_cancel()
+        self.callers = 0
+        self._leave = leave
+
+    def leave(self) -> None:
+        """Stop waiting. A value for which no caller waits is not made, unless that has begun."""
+        self._leave(self)
+
+
+class OwnThread:
+    """One daemon thread that makes one value after another.
+
+    Args:
+        name: The thread's name.
+        max_values: How many values may be asked for at one time.
+    """
+
+    def __init__(self, name: str, max_values: int = 32) -> None:
         self._name = name
+        self._max_values = max_values
         self._lock = ProcessLock()
         self._begin_anew()
         after_fork(self._begin_anew)
@@ -51,37 +71,64 @@ class OwnThread:
     def _begin_anew(self) -> None:
         # A fork copies no thread: what the parent makes now stays with the parent.
         self._is_running = False
-        self._jobs: SimpleQueue[_Job] = SimpleQueue()
-        self._asked: dict[Hashable, Future[Any]] = {}
+        self._woken: SimpleQueue[None] = SimpleQueue()
+        self._asked: dict[Hashable, Shared[Any]] = {}  # with the one that is made now
+        self._waiting: dict[Hashable, Callable[[], Any]] = {}  # what makes each of the others
 
-    def ask(self, key: Hashable, make: Callable[[], Any]) -> "Future[Any]":
-        """Return the future of a value; it can't be cancelled, because callers share it.
+    def ask(self, key: Hashable, make: Callable[[], T]) -> Shared[T]:
+        """Return the future of a value.
 
         Args:
             key: Callers with the same key share one value, until it is made.
             make: Makes the value.
+
+        Raises:
+            Full: Too many values are asked for.
         """
         with self._lock:
-            if (future := self._asked.get(key)) is not None:
-                return future
-            future = self._asked[key] = Future()
-            future.set_running_or_notify_cancel()
-            if not self._is_running:
-                jobs = self._jobs
-                thread = start_thread(lambda: self._run(jobs), name=self._name)
-                self._is_running = thread is not None
+            future = self._asked.get(key)
+            if future is None:
+                if len(self._asked) >= self._max_values:
+                    raise Full
+                future = self._asked[key] = Shared(functools.partial(self._drop, key))
+                self._waiting[key] = make
+                if not self._is_running:
+                    woken = self._woken
+                    thread = start_thread(lambda: self._run(woken), name=self._name)
+                    self._is_running = thread is not None
+                if self._woken.empty():
+                    self._woken.put(None)
+            future.callers += 1
             if self._is_running:
-                self._jobs.put((key, make, future))
                 return future
+            del self._waiting[key]
         self._make(key, make, future)  # the system has no more threads
         return future
 
-    def _run(self, jobs: "SimpleQueue[_Job]") -> None:
+    def _drop(self, key: Hashable, future: Shared[Any]) -> None:
+        """Forget a value for which no caller waits any more."""
+        with self._lock:
+            future.callers -= 1
+            if future.callers or self._asked.get(key) is not future or key not in self._waiting:
+                return
+            del self._asked[key], self._waiting[key]
+        future.set_exception(CancelledError())  # its callbacks clean up
+
+    def _run(self, woken: "SimpleQueue[None]") -> None:
         _here.is_own = True
         while True:
-            self._make(*jobs.get())
+            woken.get()
+            while (job := self._next()) is not None:
+                self._make(*job)
 
-    def _make(self, key: Hashable, make: Callable[[], Any], future: "Future[Any]") -> None:
+    def _next(self) -> tuple[Hashable, Callable[[], Any], Shared[Any]] | None:
+        with self._lock:
+            for key, make in self._waiting.items():
+                del self._waiting[key]
+                return key, make, self._asked[key]
+            return None
+
+    def _make(self, key: Hashable, make: Callable[[], Any], future: Shared[Any]) -> None:
         value = error = None
         try:
             value = make()

@@ -231,6 +231,18 @@ def generate(
         _of_all.reset(all_workers)
 
 
+def existing(names: Iterable[str], registry: CollectorRegistry) -> set[str]:
+    """Return those of the names that the registry's collectors describe.
+
+    Names may be unknown because a collector describes none. `generate()` finds such a sample only
+    if the registry supports collectors without names; then each name is returned.
+    """
+    # The registry's public methods tell names only by collecting every sample.
+    if getattr(registry, "_collectors_without_names", True):
+        return set(names)
+    return {one for one in names if one in registry._names_to_collectors}
+
+
 def _encoder(accept: str) -> tuple[Callable[[Any], bytes], str]:
     """Return prometheus_client's encoder for an Accept header, and its content type."""
     with contextlib.suppress(TypeError, ValueError):  # of a version that is no version

@@ -8,8 +8,9 @@ event loop, or for the threads of a framework. Requests for the same answer shar
 import json
 import zlib
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass, field
+from http import HTTPStatus
+from queue import Full
 from types import MappingProxyType
 from typing import Any, Final, Literal
 from urllib.parse import parse_qs
@@ -23,7 +24,7 @@ from pool_telemetry.endpoints import Pool
 from pool_telemetry.errors import PoolConfigurationError
 from pool_telemetry.health import HealthLimits
 from pool_telemetry.log_lines import ProcessLog
-from pool_telemetry.own_thread import OwnThread
+from pool_telemetry.own_thread import OwnThread, Shared
 
 Show = Literal["all", "probes", "details"]
 Headers = tuple[tuple[str, str], ...]
@@ -31,6 +32,8 @@ Headers = tuple[tuple[str, str], ...]
 METHODS: Final = ("GET", "HEAD")
 LIMIT_SECONDS: Final = 30.0
 """A request waits at most this long, so that a collector that hangs does not pile requests up."""
+RETRY_SECONDS: Final = 5
+"""A client that is refused because of too many different requests is asked to wait so long."""
 GZIP_BYTES: Final = 1_000
 """Smaller bodies are not compressed, because they fit into one packet."""
 GZIP_LEVEL: Final = 1
@@ -78,7 +81,7 @@ class Route:
         name: Its name for a framework.
         description: One sentence for a framework's documentation.
         make: Makes its answer.
-        is_probe: Whether it is for probes, and tells outsiders nothing if it shall not.
+        is_probe: Whether it is for probes.
     """
 
     path: str
@@ -98,11 +101,11 @@ class Routes:
         registry: The registry that `/metrics` shows; every client's metrics are added to it.
         holders: Whether to add `/pool/holders`.
         show: "probes" for `/health/live` and `/health/ready`, "details" for the others, or "all".
-        is_brief: Whether the probes leave the reasons and the process out. By default they do so
-            if the details are not shown.
+        is_brief: Whether `/health/ready` tells the status alone, without the reasons, which name
+            hosts, and the process. By default it does so if the details are not shown.
 
     Raises:
-        PoolConfigurationError: `show` is something else.
+        PoolConfigurationError: `show` is something else, or excludes `holders`.
     """
 
     def __init__(
@@ -118,6 +121,10 @@ class Routes:
         if show not in ("all", "probes", "details"):
             raise PoolConfigurationError(
                 f"show is {show!r}: it has to be 'all', 'probes' or 'details'"
+            )
+        if holders and show == "probes":
+            raise PoolConfigurationError(
+                "holders=True has no effect with show='probes': leave one of them out"
             )
         self.pool, self.limits, self.registry = pool, limits, registry
         self.is_brief = show == "probes" if is_brief is None else is_brief
@@ -141,8 +148,8 @@ class Routes:
         query: str = "",
         accept: str = "",
         accept_encoding: str = "",
-    ) -> "Future[Answer]":
-        """Return the answer's future, which can't be cancelled. It raises nothing and is quick.
+    ) -> Shared[Answer]:
+        """Return the answer's future, and raise nothing. A caller that gives up leaves it.
 
         Args:
             method: The HTTP method.
@@ -160,21 +167,38 @@ class Routes:
         thread = _THREADS.get(route.path)
         if thread is None:
             return _at_once(route.make(self, _Wish()), ())
-        wish = _wish(query, accept) if route.path == "/metrics" else _Wish()
+        wish = self._wish(query, accept) if route.path == "/metrics" else _Wish()
         is_gzip = takes_gzip(accept_encoding)
-        return thread.ask((self, wish, is_gzip), lambda: self._answer(route, wish, is_gzip=is_gzip))
+        key = (self, wish, is_gzip)
+        try:
+            return thread.ask(key, lambda: self._answer(route, wish, is_gzip=is_gzip))
+        except Full:
+            words = {"detail": "too many different requests at one time"}
+            return _at_once(_json(words, 503), (("retry-after", str(RETRY_SECONDS)),))
 
     def wait(self, method: str, path: str, **more: str) -> Answer:
         """Return the answer when it is made. The arguments are those of `ask()`."""
+        asked = self.ask(method, path, **more)
         try:
-            return self.ask(method, path, **more).result(LIMIT_SECONDS)
+            return asked.result(LIMIT_SECONDS)
         except TimeoutError:
+            asked.leave()
             return late()
+
+    def _wish(self, query: str, accept: str) -> _Wish:
+        names = parse_qs(query, errors="replace").get("name[]", ())
+        chosen = tuple(sorted(prometheus.existing(names, self.registry)))
+        if names and not chosen:
+            chosen = ("",)  # no sample; without a name the answer would have all
+        try:
+            return _Wish(choose_encoder(accept)[1], chosen, accept)
+        except Exception:  # noqa: BLE001  # prometheus_client raises several kinds at such headers
+            return _Wish("", chosen)
 
     def _answer(self, route: Route, wish: _Wish, *, is_gzip: bool) -> Answer:
         try:
             made = route.make(self, wish)
-        except Exception:  # noqa: BLE001  # a collector of the application may fail
+        except BaseException:  # noqa: BLE001  # SystemExit of a collector must not end the service
             if route.path not in self._failed:
                 self._failed.add(route.path)
                 _log.exception("%s could not be made; this is logged once", route.path)
@@ -189,6 +213,11 @@ def late() -> Answer:
     """Return the answer to a request that has waited for LIMIT_SECONDS."""
     words = f"it is not made yet after {LIMIT_SECONDS:g} s"
     return _encoded(_json({"detail": words}, 503), (), is_gzip=False)
+
+
+def malformed(status: int) -> Answer:
+    """Return the answer to a request that is no valid HTTP."""
+    return _encoded(_json({"detail": HTTPStatus(status).phrase}, status), (), is_gzip=False)
 
 
 def takes_gzip(accept_encoding: str) -> bool:
@@ -210,16 +239,8 @@ def _is_positive(parameters: str) -> bool:
         return False
 
 
-def _wish(query: str, accept: str) -> _Wish:
-    names = tuple(sorted(set(parse_qs(query, errors="replace").get("name[]", ()))))
-    try:
-        return _Wish(choose_encoder(accept)[1], names, accept)
-    except Exception:  # noqa: BLE001  # prometheus_client raises several kinds at malformed headers
-        return _Wish("", names)
-
-
-def _at_once(made: _Made, headers: Headers) -> "Future[Answer]":
-    future = Future[Answer]()
+def _at_once(made: _Made, headers: Headers) -> Shared[Answer]:
+    future = Shared[Answer]()
     future.set_result(_encoded(made, headers, is_gzip=False))
     return future
 

@@ -33,8 +33,9 @@ def create_app(
 
         app.wsgi_app = DispatcherMiddleware(app.wsgi_app, {"/telemetry": create_app()})  # Flask
 
-    All but the probes tell hosts, collections and owners. `serving.serve()` has them on a port of
-    their own, which also answers while every thread of the web server waits.
+    All but `/health/live` tell hosts, and most tell collections and owners. With show="probes"
+    `/health/ready` tells the status alone, and `serving.serve()` has the others on a port of their
+    own, which also answers while every thread of the web server waits.
 
     Args:
         pool: The singleton to report, as in `Routes`.

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import gc
 import gzip
 import http.client
@@ -16,6 +17,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,7 +35,7 @@ from prometheus_client.core import GaugeMetricFamily
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from pool_telemetry import asgi, routes, serving, wsgi
+from pool_telemetry import asgi, routes, serving, workers, wsgi
 from pool_telemetry.errors import PoolConfigurationError, PoolTelemetryError
 from pool_telemetry.fastapi import create_router
 from pool_telemetry.own_thread import OwnThread
@@ -124,22 +126,20 @@ def ask_wsgi(app: Any, prefix: str = "") -> Ask:
     return ask
 
 
+def http_get(port: int, path: str, method: str = "GET", **headers: str) -> Got:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_SECONDS)
+    with contextlib.closing(connection):
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection.request(method, path, headers=named)
+        answer = connection.getresponse()
+        found = {name.lower(): value for name, value in answer.getheaders()}
+        return Got(answer.status, found, answer.read())
+
+
 @contextlib.contextmanager
 def ask_port(**kwargs: Any) -> Iterator[Ask]:
     with serving.serve(0, **kwargs) as served:
-
-        def ask(path: str, method: str = "GET", **headers: str) -> Got:
-            connection = http.client.HTTPConnection(
-                "127.0.0.1", served.port, timeout=PATIENCE_SECONDS
-            )
-            with contextlib.closing(connection):
-                named = {name.replace("_", "-"): value for name, value in headers.items()}
-                connection.request(method, path, headers=named)
-                answer = connection.getresponse()
-                found = {name.lower(): value for name, value in answer.getheaders()}
-                return Got(answer.status, found, answer.read())
-
-        yield ask
+        yield functools.partial(http_get, served.port)
 
 
 @contextlib.contextmanager
@@ -205,9 +205,10 @@ def test_every_adapter_answers_every_route(ask: Ask) -> None:
         assert abs(int(head.headers["content-length"]) - len(got.body)) < 100
         assert head.headers.keys() == got.headers.keys()
         assert head.headers["content-type"] == got.headers["content-type"]
-        wrong = ask(path, "POST")
-        assert wrong.status == 405
-        assert sorted(wrong.headers["allow"].split(", ")) == ["GET", "HEAD"]
+        for method in ("POST", "PROPFIND"):
+            wrong = ask(path, method)
+            assert wrong.status == 405
+            assert sorted(wrong.headers["allow"].split(", ")) == ["GET", "HEAD"]
     assert ask("/nowhere").status == 404
 
 
@@ -228,6 +229,20 @@ def test_every_adapter_shows_the_probes_or_the_details(name: str, show: str) -> 
 def test_another_kind_of_routes_is_refused() -> None:
     with pytest.raises(PoolConfigurationError, match="show is 'some'"):
         Routes(show="some")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_an_argument_without_effect_is_refused(name: str) -> None:
+    with (
+        pytest.raises(PoolConfigurationError, match="holders=True has no effect"),
+        adapter(name, show="probes", holders=True),
+    ):
+        pass
+
+
+def test_dependencies_of_no_route_are_refused() -> None:
+    with pytest.raises(PoolConfigurationError, match="dependencies= has no effect"):
+        create_router(show="probes", dependencies=[Depends(lambda: None)])
 
 
 def test_every_adapter_compresses_what_is_worth_it(ask: Ask) -> None:
@@ -330,7 +345,7 @@ class Slow:
         self.collected = 0
         self.may_go_on = threading.Event()
         self.threads = set[str]()
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
 
     def describe(self) -> list[Any]:
         return []
@@ -391,6 +406,66 @@ def test_different_requests_share_nothing(slow: Slow) -> None:
     slow.may_go_on.set()
     for one in futures:
         assert one.result(PATIENCE_SECONDS).status == 200
+
+
+def test_names_that_do_not_exist_share_one_answer(slow: Slow) -> None:
+    shown = Routes(registry=registry_of(slow))
+    for known in ("mongodb_client_process_up", "none"):
+        asked = [
+            shown.ask("GET", "/metrics", query=f"name[]={known}&name[]=none{number}")
+            for number in range(100)
+        ]
+        assert len(set(map(id, asked))) == 1
+        answer = asked[0].result(PATIENCE_SECONDS)
+        assert (b"process_up" in answer.body) == (known != "none")
+
+
+def test_an_answer_is_not_made_if_all_its_callers_have_left(
+    slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = registry_of(slow)
+    app, shown = asgi.create_app(registry=registry), Routes(registry=registry)
+    first = shown.ask("GET", "/metrics")
+    wait_for(lambda: is_asked(slow))
+
+    async def leave() -> None:
+        callers = [asyncio.create_task(asked(app, "/metrics")) for _ in range(3)]
+        await asyncio.sleep(0)
+        for one in callers:
+            one.cancel()
+        await asyncio.wait(callers)
+
+    asyncio.run(leave())
+    assert not asgi._queues
+    with monkeypatch.context() as patch:
+        patch.setattr(routes, "LIMIT_SECONDS", 0.0)
+        assert shown.wait("GET", "/metrics", accept=OPENMETRICS).status == 503
+    stays, leaves = (shown.ask("GET", "/metrics", accept_encoding="gzip") for _ in range(2))
+    leaves.leave()
+    slow.may_go_on.set()
+    assert b"asked 1.0\n" in first.result(PATIENCE_SECONDS).body
+    assert b"asked 2.0\n" in gzip.decompress(stays.result(PATIENCE_SECONDS).body)
+    assert b"asked 3.0\n" in shown.wait("GET", "/metrics", accept=OPENMETRICS).body
+
+
+def test_the_answers_that_wait_to_be_made_are_limited(slow: Slow) -> None:
+    shown = Routes(registry=registry_of(slow))
+
+    def ask(number: int) -> Any:
+        accept = OPENMETRICS.replace("1.0.0", f"1.0.{number}")
+        return shown.ask("GET", "/metrics", accept=accept)
+
+    first = ask(0)
+    wait_for(lambda: is_asked(slow))
+    accepted = [ask(number) for number in range(1, 32)]
+    refused = ask(33).result(0)
+    assert (refused.status, dict(refused.headers)["retry-after"]) == (503, "5")
+    assert ask(0) is first  # the same answer has room
+    assert shown.wait("GET", "/health/ready").status == 503  # no pool
+    accepted.pop().leave()
+    accepted.append(ask(33))
+    slow.may_go_on.set()
+    assert {one.result(PATIENCE_SECONDS).status for one in (first, *accepted)} == {200}
 
 
 def test_a_slow_answer_delays_neither_the_loop_nor_another_route(slow: Slow) -> None:
@@ -463,6 +538,20 @@ def test_an_answer_that_fails_says_nothing_and_is_logged_once(
     slow.error = ValueError("again")
     assert shown.wait("GET", "/metrics").status == 500
     assert len(logged(caplog, "/metrics could not be made")) == 2
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, asyncio.CancelledError])
+@pytest.mark.parametrize("name", ["asgi", "wsgi", "port"])
+def test_a_collector_that_would_end_the_process_fails_like_any_other(
+    slow: Slow, name: str, kind: type[BaseException]
+) -> None:
+    slow.error = kind("a s3cret")
+    slow.may_go_on.set()
+    with adapter(name, registry=registry_of(slow)) as ask:
+        answer = ask("/metrics")
+        assert (answer.status, b"s3cret" in answer.body) == (500, False)
+        slow.error = None
+        assert ask("/metrics").status == 200
 
 
 def test_an_answer_that_never_comes_is_given_up(
@@ -596,10 +685,58 @@ def test_a_port_that_is_taken_is_said() -> None:
                 serve(port)
 
 
+@pytest.mark.parametrize("port", [80_000, -1, "9464", 9464.0, True, None])
+def test_a_port_that_is_none_is_refused(port: Any) -> None:
+    with pytest.raises(PoolConfigurationError, match=f"port is {port!r}: "):
+        serving.serve(port)
+
+
+@pytest.mark.parametrize("host", ["", " ", "a\0b", None, 127])
+def test_a_host_that_is_none_is_refused(host: Any) -> None:
+    with pytest.raises(PoolConfigurationError, match=r"host is .*: it has to be an address"):
+        serving.serve(0, host)
+
+
+@pytest.mark.parametrize("host", ["[::1]", "a" * 300, "\udc80"])
+def test_a_host_without_an_address_is_said(host: str) -> None:
+    with pytest.raises(PoolTelemetryError, match=r"^can't listen at "):
+        serving.serve(0, host)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems share no port")
-def test_processes_share_a_port() -> None:
-    with serving.serve(0) as first, serving.serve(first.port) as second:
-        assert first.port == second.port
+def test_processes_of_one_service_share_a_port_and_no_others(tmp_path: Path) -> None:
+    with serving.serve(0, registry=CollectorRegistry()) as served:
+        assert child_serves(served.port) == "shared"
+        assert child_serves(served.port, str(tmp_path)).endswith("Address already in use")
+        with pytest.raises(PoolTelemetryError, match="Address already in use"):
+            serving.serve(served.port)  # this process twice
+        with pytest.raises(PoolTelemetryError, match="Address already in use"):
+            serving.serve(served.port, "0.0.0.0")  # it includes the other address
+        serving.serve(served.port, "127.0.0.2").close()  # another address
+    assert child_serves(served.port, str(tmp_path)) == "shared"
+
+
+def child_serves(port: int, folder: str = "") -> str:
+    """Serve in a process of this service, or of the service that shares a folder."""
+
+    def serve(report: Any) -> None:
+        os.environ[workers.VARIABLE] = folder
+        try:
+            with serving.serve(port, registry=CollectorRegistry()):
+                report.send("shared")
+        except PoolTelemetryError as error:
+            report.send(str(error))
+
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    child = context.Process(target=serve, args=(theirs,))
+    child.start()
+    try:
+        assert ours.poll(PATIENCE_SECONDS)
+        return str(ours.recv())
+    finally:
+        child.kill()
+        child.join()
 
 
 def test_a_forked_process_closes_the_port_that_it_inherits() -> None:
@@ -611,6 +748,9 @@ def test_a_forked_process_closes_the_port_that_it_inherits() -> None:
         try:
             assert ours.poll(PATIENCE_SECONDS)
             assert ours.recv() == -1
+            child.join(PATIENCE_SECONDS)
+            assert child.exitcode == 0
+            assert http_get(served.port, "/health/live").status == 200
         finally:
             child.kill()
             child.join()
@@ -618,6 +758,8 @@ def test_a_forked_process_closes_the_port_that_it_inherits() -> None:
 
 def child_listens(served: Any, report: Any) -> None:
     report.send(served._server.socket.fileno())
+    with served:
+        served.close()  # neither waits for a thread of the parent
 
 
 def test_a_loop_that_has_ended_is_not_kept_alive(slow: Slow) -> None:
@@ -636,3 +778,76 @@ def test_a_loop_that_has_ended_is_not_kept_alive(slow: Slow) -> None:
 def test_a_port_does_not_say_which_python_it_runs_on() -> None:
     with ask_port(registry=CollectorRegistry()) as ask:
         assert ask("/health/live").headers["server"].strip() == "pool-telemetry"
+
+
+@pytest.mark.parametrize("name", ["django, asgi", "django, wsgi"])
+def test_django_logs_no_error_if_a_probe_answers_503(
+    name: str, slow: Slow, caplog: pytest.LogCaptureFixture
+) -> None:
+    slow.error = ValueError("a reason")
+    slow.may_go_on.set()
+    with adapter(name, registry=registry_of(slow)) as ask:
+        places = {"/health/ready": 503, "/pool/diagnosis": 503, "/metrics": 500}
+        assert {place: ask(place).status for place in places} == places
+        assert ask("/health/ready", "POST").status == 405
+    assert [one.getMessage() for one in caplog.records if one.name == "django.request"] == [
+        "Service Unavailable: /inner/pool/diagnosis",
+        "Internal Server Error: /inner/metrics",
+        "Method Not Allowed: /inner/health/ready",
+    ]
+
+
+@pytest.mark.parametrize("place", ["http://a.host:80", "HTTPS://[::1]", ""])
+def test_a_port_takes_the_address_with_and_without_the_host(place: str) -> None:
+    with ask_port(registry=CollectorRegistry()) as ask:
+        assert ask(f"{place}/health/live?a=1").status == 200
+        assert ask(f"{place}/nowhere").status == 404
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"a request that is none\r\n\r\n", 400),
+        (b"GET / HTTP/3.0\r\n\r\n", 505),
+        (b"GET /" + b"a" * 70_000 + b" HTTP/1.0\r\n\r\n", 414),
+        (b"GET / HTTP/1.0\r\n" + b"a: b\r\n" * 200 + b"\r\n", 431),
+    ],
+    ids=["400", "505", "414", "431"],
+)
+def test_a_port_refuses_a_malformed_request_in_json(request_: bytes, status: int) -> None:
+    with (
+        serving.serve(0, registry=CollectorRegistry()) as served,
+        socket.create_connection(("127.0.0.1", served.port), PATIENCE_SECONDS) as client,
+    ):
+        client.sendall(request_)
+        answer = http.client.HTTPResponse(client)
+        answer.begin()
+        assert answer.status == status
+        assert answer.headers["content-type"] == "application/json"
+        assert json.loads(answer.read())["detail"]
+
+
+def test_a_port_waits_for_a_request_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "REQUEST_SECONDS", 0.05)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        request = serving._Request(ours)
+        received = bytearray(1)
+        theirs.sendall(b"G")
+
+        def read() -> None:
+            while request.readinto(received):  # a byte is always there
+                theirs.sendall(b"G")
+
+        with pytest.raises(TimeoutError):
+            read()
+
+
+def test_a_port_gives_a_slow_request_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "REQUEST_SECONDS", 0.05)
+    with (
+        serving.serve(0, registry=CollectorRegistry()) as served,
+        socket.create_connection(("127.0.0.1", served.port), PATIENCE_SECONDS) as client,
+    ):
+        client.sendall(b"GET /health/live HTTP/1.0\r\n")
+        assert client.recv(1) == b""

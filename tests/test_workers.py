@@ -582,6 +582,14 @@ def test_an_exporter_without_a_process_is_well(server_uri: str, start: Any, tmp_
         assert re.search(r'"find".*worker="0"} 6.0', web.get("/metrics").text)
 
 
+@pytest.mark.parametrize("folder", ["a_file", "a_loop", "x" * 300, "a\0b"])
+def test_an_exporter_says_which_folder_it_cannot_use(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "a_file").touch()
+    (tmp_path / "a_loop").symlink_to("a_loop")
+    with pytest.raises(PoolTelemetryError, match=r"^can't use the folder '.*': "):
+        workers.directory_of(str(tmp_path / folder))
+
+
 def test_an_exporter_reads_no_folder_that_others_may_use(tmp_path: Path) -> None:
     ours = tmp_path / f"pool_telemetry-{os.geteuid()}"
     ours.mkdir(mode=0o777)

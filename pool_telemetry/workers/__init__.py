@@ -26,6 +26,7 @@ from pool_telemetry.workers.membership import (
     leave,
     observe,
     predecessor,
+    service_name,
     turn_off,
     wait,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "own_part",
     "parts_of",
     "predecessor",
+    "service_name",
     "turn_off",
     "wait",
 ]

@@ -141,6 +141,15 @@ def folder() -> Path | None:
     return path
 
 
+def service_name() -> str:
+    """Return a text that the processes of this service share with no other service."""
+    found = _service(os.getpid())
+    try:
+        return str(directory.path_of(found))
+    except directory.UnusableError:
+        return found.name
+
+
 def is_shared() -> bool:
     """Return whether this service has or had several processes, so that answers name them."""
     return _observed is not None or ((path := folder()) is not None and directory.is_shared(path))
@@ -163,13 +172,11 @@ def directory_of(named: str | None) -> Path:
         PoolTelemetryError: Several services run, or none, or another user's.
     """
     if named:
-        path = directory.named(named)
-        if not path.exists() and (others := directory.other_users(named)):
-            raise PoolTelemetryError(
-                f"the processes in {named} have the user id {' and '.join(others)}, and this one "
-                f"has {os.geteuid()}: run it as the same user"
-            )
-        return _checked(path)
+        try:
+            return _named(named)
+        except (OSError, ValueError) as error:  # the latter for a null character
+            reason = getattr(error, "strerror", None) or error
+            raise PoolTelemetryError(f"can't use the folder {named!r}: {reason}") from None
     running = [path for path in directory.every_directory() if directory.is_used(path)]
     if len(running) == 1:
         return _checked(running[0])
@@ -182,12 +189,23 @@ def directory_of(named: str | None) -> Path:
     )
 
 
+def _named(folder: str) -> Path:
+    path = directory.named(folder)
+    if not path.exists() and (others := directory.other_users(folder)):
+        raise PoolTelemetryError(
+            f"the processes in {folder} have the user id {' and '.join(others)}, and this one "
+            f"has {os.geteuid()}: run it as the same user"
+        )
+    return _checked(path)
+
+
 def _checked(path: Path) -> Path:
-    with contextlib.suppress(FileNotFoundError):  # no process has joined yet
-        try:
-            directory.check_service(path)
-        except directory.UnusableError as error:
-            raise PoolTelemetryError(str(error)) from None
+    try:
+        directory.check_service(path)
+    except FileNotFoundError:
+        pass  # no process has joined yet
+    except directory.UnusableError as error:
+        raise PoolTelemetryError(str(error)) from None
     return path
 
 
