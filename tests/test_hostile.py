@@ -235,6 +235,34 @@ def test_a_broken_answer_is_told_in_one_line(
         assert words in told(f"http://{address}", capsys)
 
 
+ELSEWHERE = "give the address of a service that serves /metrics"
+
+
+@pytest.mark.parametrize(
+    ("credentials", "status", "words"),
+    [
+        ("", "401 Unauthorized", "http://USER:PASSWORD@HOST:PORT in POOL_TELEMETRY_URL"),
+        ("ann:s3cr3t@", "401 Unauthorized", "check the user name and the password"),
+        ("", "403 Forbidden", "ask from a host, or with a user, that may see the page"),
+        ("", "404 Not Found", ELSEWHERE),
+        ("", "405 Method Not Allowed", ELSEWHERE),
+        ("", "407 Proxy Authentication Required", "the proxy's user name and password"),
+        ("", "429 Too Many Requests", "wait a while before you run the command again"),
+        ("", "500 Internal Server Error", "has a problem, which its log tells"),
+        ("", "503 Service Unavailable", "has a problem, which its log tells"),
+    ],
+)
+def test_the_advice_fits_the_status(
+    credentials: str, status: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with answering(hostile.sending(hostile.response(b"", status))) as address:
+        said = told(f"http://{credentials}{address}", capsys)
+    assert f"answers with status {status[:3]} ({status[4:]}): " in said
+    assert words in said
+    assert (ELSEWHERE in said) == (words == ELSEWHERE)
+    assert "s3cr3t" not in said
+
+
 @pytest.mark.parametrize(
     "script",
     [

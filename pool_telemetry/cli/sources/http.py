@@ -18,6 +18,7 @@ import urllib.parse
 import urllib.request
 import zlib
 from concurrent.futures import Future
+from http import HTTPStatus
 from typing import Any, Final
 
 from pool_telemetry.errors import PoolTelemetryError
@@ -55,6 +56,10 @@ class SourceError(PoolTelemetryError, RuntimeError):
 
 class NotFoundError(SourceError):
     """The host answers, but it does not have this page."""
+
+
+class RefusedError(NotFoundError):
+    """The host may have this page, but it refuses to give it. The message says what to do."""
 
 
 def validate_target(target: str) -> str:
@@ -149,6 +154,7 @@ def get(page: str, max_bytes: int = MAX_BYTES) -> str:
 
     Raises:
         NotFoundError: The host answers with an error status, or redirects elsewhere.
+        RefusedError: The status speaks of the caller or of the host, and not of the page.
         SourceError: The host does not answer, or not in time, or with too much, or in another
             protocol.
     """
@@ -160,6 +166,8 @@ def get(page: str, max_bytes: int = MAX_BYTES) -> str:
     try:
         text = answer.result(DEADLINE_SECONDS).decode()
     except urllib.error.HTTPError as error:
+        if advice := _advice(page, error.code):
+            raise RefusedError(f"{name} {_status(error)}: {advice}") from None
         raise NotFoundError(f"{name} {_status(error)}") from None
     except UnicodeDecodeError:
         raise SourceError(f"{name} does not answer with text in UTF-8") from None
@@ -181,6 +189,29 @@ def get(page: str, max_bytes: int = MAX_BYTES) -> str:
 def _status(error: urllib.error.HTTPError) -> str:
     reason = f" ({error.reason[:_MAX_REASON]})" if error.reason else ""
     return f"answers with status {error.code}{reason}"
+
+
+def _advice(page: str, status: int) -> str:
+    """Return what to do about an error status; empty if the page may be at another address."""
+    if status == HTTPStatus.UNAUTHORIZED and "@" not in urllib.parse.urlsplit(page).netloc:
+        return (
+            "give user name and password, best as http://USER:PASSWORD@HOST:PORT in "
+            "POOL_TELEMETRY_URL"
+        )
+    if status == HTTPStatus.UNAUTHORIZED:
+        return "check the user name and the password, and that the page takes basic authentication"
+    if status == HTTPStatus.FORBIDDEN:
+        return (
+            "ask from a host, or with a user, that may see the page (http://USER:PASSWORD@HOST:"
+            "PORT in POOL_TELEMETRY_URL)"
+        )
+    if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+        return "give the proxy's user name and password in http_proxy, or name the host in no_proxy"
+    if status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS):
+        return "the host has too much to do, so wait a while before you run the command again"
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return "the service or a proxy before it has a problem, which its log tells"
+    return ""
 
 
 def _reason(error: OSError) -> str:

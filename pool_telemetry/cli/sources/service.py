@@ -9,7 +9,14 @@ from typing import Any, Final, get_args
 
 from pool_telemetry.catalog import CATALOG, Value
 from pool_telemetry.cli.prometheus_text import ScrapedProcess, read
-from pool_telemetry.cli.sources.http import NotFoundError, SourceError, get, get_json, shown
+from pool_telemetry.cli.sources.http import (
+    NotFoundError,
+    RefusedError,
+    SourceError,
+    get,
+    get_json,
+    shown,
+)
 from pool_telemetry.diagnosis import Diagnosis, Finding, Severity, worst_first
 from pool_telemetry.stats import ClientStats, HistogramStats
 
@@ -131,6 +138,8 @@ def _scrape(url: str) -> list[ScrapedProcess]:
     page = url if _is_metrics(url) else base_url(url) + "/metrics"
     try:
         found = read(get(page), time.time())
+    except RefusedError:
+        raise
     except NotFoundError as error:
         raise NotFoundError(
             f"{error}: give the address of a service that serves /metrics"
