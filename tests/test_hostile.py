@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import math
 import re
 import threading
 import time
@@ -16,8 +17,8 @@ import pytest
 from pymongo.uri_parser import parse_uri
 
 from pool_telemetry import cli
-from pool_telemetry.cli import prometheus_text
-from pool_telemetry.cli.sources import http, server
+from pool_telemetry.cli import prometheus_text, sources
+from pool_telemetry.cli.sources import http, server, service
 from pool_telemetry.diagnosis import Finding, worst_first
 from tests import hostile
 from tests.hostile import Script, answering
@@ -281,6 +282,41 @@ def test_an_answer_that_never_ends_has_a_deadline(
         assert cli.main(["doctor", f"http://{address}"]) == cli.CANT_TELL
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{address} did not answer completely within 0.2 s: its process may be stopped" in line
+
+
+def test_a_command_limits_all_answers_together(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sources, "COMMAND_SECONDS", 0.1)
+    with answering(hostile.dripping(OK, b"x")) as address:
+        for command in ("doctor", "size"):
+            assert cli.main([command, f"http://{address}", "--seconds", "0.1"]) == cli.CANT_TELL
+            assert "the time of the command is over" in capsys.readouterr().err
+
+
+def test_an_answer_does_not_wait_for_scrapes_that_only_explain_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(service, "_SCRAPES_SECONDS", 0.1)
+    answer = {key: value for key, value in diagnosis().items() if key != "instance"}
+    known = hostile.pages({"/pool/diagnosis": json.dumps(answer)})
+    drips = hostile.dripping(OK, b"x")
+    with answering(
+        lambda connection, path: (drips if path == "/metrics" else known)(connection, path)
+    ) as address:
+        assert asked("doctor", f"http://{address}", capsys) == 1
+
+
+def test_an_inner_time_limit_ends_no_later_than_the_outer_one() -> None:
+    assert http._ends_at.get() == math.inf
+    with http.time_limit(1.0):
+        outer = http._ends_at.get()
+        with http.time_limit(60.0):
+            assert http._ends_at.get() == outer
+        with http.time_limit(0.5):
+            assert http._ends_at.get() < outer
+        assert http._ends_at.get() == outer
+    assert http._ends_at.get() == math.inf
 
 
 def test_an_answer_has_a_largest_size(

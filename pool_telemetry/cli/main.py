@@ -96,30 +96,32 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from pool_telemetry.cli import doctor
+    from pool_telemetry.cli import doctor, sources
 
     target = _target(options.target)
     if target is None:
         raise PoolTelemetryError(f"give an address, or set {ADDRESS_VARIABLE}")
-    text, code = doctor.run(target, seconds=options.seconds, as_json=options.json)
+    with sources.time_limit(options.seconds + sources.COMMAND_SECONDS):
+        text, code = doctor.run(target, seconds=options.seconds, as_json=options.json)
     output.say(text)
     return code
 
 
 def _size(options: argparse.Namespace) -> int:
-    from pool_telemetry.cli import size
+    from pool_telemetry.cli import size, sources
 
     is_given = options.rate is not None and options.use_time is not None
     try:
-        text, fits = size.run(
-            options.target if is_given and options.target != "-" else _target(options.target),
-            seconds=options.seconds,
-            rate=options.rate,
-            use_seconds=options.use_time,
-            processes=options.processes,
-            limit=options.connection_limit,
-            as_json=options.json,
-        )
+        with sources.time_limit(options.seconds + sources.COMMAND_SECONDS):
+            text, fits = size.run(
+                options.target if is_given and options.target != "-" else _target(options.target),
+                seconds=options.seconds,
+                rate=options.rate,
+                use_seconds=options.use_time,
+                processes=options.processes,
+                limit=options.connection_limit,
+                as_json=options.json,
+            )
     except size.NothingFitsError as error:
         return _fail(options, str(error), FAILED)
     output.say(text)
@@ -258,7 +260,8 @@ def parser() -> argparse.ArgumentParser:
             type=_seconds,
             default=5.0,
             metavar="N",
-            help="how long to measure if the service keeps no history (default: %(default)s)",
+            help="how long to measure if the service keeps no history (default: %(default)s); the "
+            "answers may take 30 s more, all together",
         )
         command.add_argument("--json", action="store_true", help="print JSON, for programs")
     serve = commands.add_parser(

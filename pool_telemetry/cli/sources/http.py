@@ -1,10 +1,12 @@
 """Addresses that a user may name, and pages that are read by HTTP.
 
 `get` is the only function that asks a host by HTTP. The host may be broken or hostile: its answer
-has a time and a size, and credentials and redirects never reach another host.
+has a time and a size, and credentials and redirects never reach another host. The answers of one
+command also have a time together (`time_limit`).
 """
 
 import base64
+import contextlib
 import http.client
 import ipaddress
 import json
@@ -12,12 +14,15 @@ import math
 import re
 import ssl
 import threading
+import time
 import unicodedata
 import urllib.error
 import urllib.parse
 import urllib.request
 import zlib
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextvars import ContextVar
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -28,6 +33,8 @@ DEADLINE_SECONDS: Final = 10.0
 
 A slow Prometheus query takes a few seconds.
 """
+COMMAND_SECONDS: Final = 30.0
+"""The limit of all answers that one command asks for, in seconds, besides its measurement."""
 MAX_BYTES: Final = 32 * 1024 * 1024
 """The limit of a page, unpacked. A process with 500 series of commands has less than 2 MB."""
 MAX_JSON_BYTES: Final = 8 * 1024 * 1024
@@ -49,6 +56,8 @@ _OTHER_PROTOCOL: Final = (
     "use mongodb://HOST:PORT for a MongoDB server, https://HOST:PORT for a service with TLS"
 )
 
+_ends_at: ContextVar[float] = ContextVar("ends_at", default=math.inf)
+
 
 class SourceError(PoolTelemetryError, RuntimeError):
     """A source does not answer, or does not have the numbers that a command needs."""
@@ -60,6 +69,16 @@ class NotFoundError(SourceError):
 
 class RefusedError(NotFoundError):
     """The host may have this page, but it refuses to give it. The message says what to do."""
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Limit the time of all answers in this block together; an outer block's limit still holds."""
+    token = _ends_at.set(min(_ends_at.get(), time.monotonic() + seconds))
+    try:
+        yield
+    finally:
+        _ends_at.reset(token)
 
 
 def validate_target(target: str) -> str:
@@ -158,13 +177,14 @@ def get(page: str, max_bytes: int = MAX_BYTES) -> str:
         SourceError: The host does not answer, or not in time, or with too much, or in another
             protocol.
     """
+    seconds = min(DEADLINE_SECONDS, max(0.0, _ends_at.get() - time.monotonic()))
     answer = Future[bytes]()
     # A thread of its own, because a look-up of a name has no limit, and each piece of an answer
     # would have a limit of its own. The process ends without it.
     threading.Thread(target=_fulfil, args=(answer, page, max_bytes), daemon=True).start()
     name, host = shown(page), shown(urllib.parse.urljoin(page, "/")).rstrip("/")
     try:
-        text = answer.result(DEADLINE_SECONDS).decode()
+        text = answer.result(seconds).decode()
     except urllib.error.HTTPError as error:
         if advice := _advice(page, error.code):
             raise RefusedError(f"{name} {_status(error)}: {advice}") from None
@@ -177,6 +197,11 @@ def get(page: str, max_bytes: int = MAX_BYTES) -> str:
             "restarted; run the command again"
         ) from None
     except OSError as error:
+        if isinstance(error, TimeoutError) and seconds < DEADLINE_SECONDS:
+            raise SourceError(
+                f"{host} answers so slowly that the time of the command is over: its process may "
+                "be overloaded; give a longer --seconds to wait for it"
+            ) from None
         raise SourceError(f"{host} {_reason(error)}") from None
     except (http.client.HTTPException, zlib.error, ValueError):
         raise SourceError(f"{host} does not answer in valid HTTP: {_OTHER_PROTOCOL}") from None

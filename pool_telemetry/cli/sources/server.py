@@ -105,6 +105,7 @@ def _ask_server(uri: str, seconds: float) -> ServerFacts:
             uri,
             appname="pool-telemetry",
             maxPoolSize=1,
+            connectTimeoutMS=int(REACH_SECONDS * 1e3),  # also that of an SRV record's look-up
             event_listeners=telemetry.listeners,
         ) as client,
     ):

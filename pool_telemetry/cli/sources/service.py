@@ -16,6 +16,7 @@ from pool_telemetry.cli.sources.http import (
     get,
     get_json,
     shown,
+    time_limit,
 )
 from pool_telemetry.diagnosis import Diagnosis, Finding, Severity, worst_first
 from pool_telemetry.stats import ClientStats, HistogramStats
@@ -27,6 +28,8 @@ _ROUTES: Final = (
 )
 _MAX_WORDS: Final = 100
 _SCRAPES: Final = 8  # one of two processes answers all of them once in 128 times
+_SCRAPES_SECONDS: Final = 5.0
+"""The limit of these scrapes, in seconds: the answer that they explain is already there."""
 _FIELDS: Final = frozenset(field.name for field in fields(Finding))
 _SAME_START_SECONDS: Final = 0.1
 """Two start times that differ by less, in seconds, belong to one process: steps are of 10 ms."""
@@ -196,7 +199,7 @@ def _processes(workers: Any) -> str | None:
 def _have_several_starts(page: str) -> bool:
     """Return whether processes with different starts answer, as far as a few scrapes show."""
     starts = list[float]()
-    with contextlib.suppress(SourceError, ValueError):
+    with contextlib.suppress(SourceError, ValueError), time_limit(_SCRAPES_SECONDS):
         for _ in range(_SCRAPES):
             starts += [client.since for one in read(get(page), 0.0) for client in one.clients]
     return bool(starts) and max(starts) - min(starts) > _SAME_START_SECONDS
