@@ -524,6 +524,83 @@ def test_no_mongodb_is_an_unreachable_server(
         assert asked("doctor", f"mongodb://ann:s3cr3t@{address}/", capsys) == 2
 
 
+STATUS: dict[str, Any] = {
+    "uptime": 900,
+    "connections": {"current": 3, "available": 97, "totalCreated": 40},
+    "opcounters": {"query": 10, "command": 70, "deprecated": {"total": 2}},
+    "opLatencies": {"reads": {"ops": 10, "latency": 5_000}},
+}
+NO_MONGODB = "does not answer as a MongoDB server does: check that the address is that of one\n"
+INFINITE, NO_NUMBER = float("inf"), float("nan")
+
+
+ODD_STATUSES: list[dict[str, Any]] = [
+    *({"connections": {"current": n}} for n in (INFINITE, NO_NUMBER, -5, "5", {}, 1e300)),
+    *({"opcounters": {"query": n}} for n in (INFINITE, -1, "x", None)),
+    *({"opLatencies": odd} for odd in ({"reads": 5}, {"reads": {"ops": 1}}, 5, None)),
+    *({key: None} for key in STATUS),
+    {"connections": [], "opcounters": "x"},
+]
+
+
+def test_a_server_with_a_deprecated_counter_is_examined(capsys: pytest.CaptureFixture[str]) -> None:
+    with hostile.mongod(STATUS) as uri:
+        assert asked("doctor", uri, capsys) == 0
+
+
+@pytest.mark.parametrize("command", ["doctor", "size"])
+def test_a_status_that_no_server_has_can_not_be_told(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = dict[str, Any]()
+    load = ["--rate", "10", "--use-time", "0.1"] if command == "size" else []
+    with hostile.mongod(status) as uri:
+        for odd in ODD_STATUSES:
+            status.clear()
+            status.update({**STATUS, **odd})
+            code = cli.main([command, uri, "--seconds", "0.001", *load])
+            told = capsys.readouterr()
+            assert (code, told.out) == (cli.CANT_TELL, ""), odd
+            assert told.err.endswith(NO_MONGODB)
+            assert told.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "hello",
+    [
+        {"maxWireVersion": "x"},
+        {"logicalSessionTimeoutMinutes": "x"},
+        {"maxBsonObjectSize": "x"},
+    ],
+)
+def test_an_odd_hello_ends_without_a_traceback(
+    hello: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(server, "REACH_SECONDS", 0.5)
+    with hostile.mongod(STATUS, **hello) as uri:
+        assert asked("doctor", uri, capsys) == cli.CANT_TELL
+        assert cli.main(["doctor", uri]) == cli.CANT_TELL
+    told = capsys.readouterr()
+    assert (told.err.count("\n"), told.err.endswith(NO_MONGODB)) == (1, True), told.err
+
+
+def test_a_monitor_that_ends_later_prints_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    """The first answer is read. The second one ends the monitor, maybe after the measurement."""
+    with hostile.mongod(STATUS, topologyVersion="x") as uri:
+        code = cli.main(["doctor", uri, "--seconds", "0.1"])
+    assert code in (0, cli.CANT_TELL)
+    assert capsys.readouterr().err.count("\n") == (1 if code else 0)
+
+
+def test_no_warning_of_pymongo_is_printed(
+    recwarn: pytest.WarningsRecorder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with hostile.mongod(STATUS) as uri:
+        for option in ("nonsense=1", "tls=maybe", "compressors=lzma", "appName=a&appName=b"):
+            assert asked("doctor", f"{uri}&{option}", capsys) in (0, cli.CANT_TELL)
+    assert [str(one.message) for one in recwarn] == []
+
+
 def test_a_server_that_stops_answering_has_a_deadline(
     server_uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,7 +11,7 @@ from prometheus_client.exposition import generate_latest
 from pool_telemetry import PoolTelemetry, cli
 from pool_telemetry.cli import sources
 from pool_telemetry.cli.sources import SourceError, validate_target
-from pool_telemetry.cli.sources.server import has_restarted
+from pool_telemetry.cli.sources.server import Status, has_restarted
 from pool_telemetry.cli.sources.service import base_url
 from pool_telemetry.diagnosis import diagnose
 from pool_telemetry.diagnosis.intervals import intervals
@@ -246,8 +246,12 @@ def test_a_server_that_restarted_is_not_compared_with_what_it_was() -> None:
         "opcounters": {"query": 10, "command": 70},
         "opLatencies": {"reads": {"ops": 10, "latency": 5_000}},
     }
-    assert not has_restarted(before, before)
-    assert has_restarted(before, {**before, "uptime": 2})
-    assert has_restarted(before, {**before, "connections": {"current": 1, "totalCreated": 2}})
-    assert has_restarted(before, {**before, "opcounters": {"query": 5}})
-    assert has_restarted(before, {**before, "opLatencies": {}})
+
+    def restarted(**now: Any) -> bool:
+        return has_restarted(Status.of(before), Status.of({**before, **now}))
+
+    assert not restarted()
+    assert restarted(uptime=2)
+    assert restarted(connections={"current": 1, "totalCreated": 2})
+    assert restarted(opcounters={"query": 5})
+    assert restarted(opLatencies={})
