@@ -532,12 +532,13 @@ STATUS: dict[str, Any] = {
 }
 NO_MONGODB = "does not answer as a MongoDB server does: check that the address is that of one\n"
 INFINITE, NO_NUMBER = float("inf"), float("nan")
+ODD_COUNTS: list[Any] = [INFINITE, NO_NUMBER, -5, "5", {}, None, 1e300]
 
 
 ODD_STATUSES: list[dict[str, Any]] = [
-    *({"connections": {"current": n}} for n in (INFINITE, NO_NUMBER, -5, "5", {}, 1e300)),
-    *({"opcounters": {"query": n}} for n in (INFINITE, -1, "x", None)),
-    *({"opLatencies": odd} for odd in ({"reads": 5}, {"reads": {"ops": 1}}, 5, None)),
+    *({"connections": {"current": odd}} for odd in ODD_COUNTS),
+    *({"opcounters": {"query": odd}} for odd in ODD_COUNTS if odd != {}),
+    *({"opLatencies": {"reads": odd}} for odd in (5, {"ops": 1})),
     *({key: None} for key in STATUS),
     {"connections": [], "opcounters": "x"},
 ]
