@@ -211,6 +211,33 @@ def test_an_interruption_is_one_line(
     assert [*tmp_path.iterdir()] == []
 
 
+@pytest.mark.parametrize("command", ["doctor", "size"])
+def test_a_termination_is_one_line_and_json(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def terminate(connection: object, path: str) -> None:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+        over.wait()
+
+    def ignore(*_: object) -> None:
+        ignored.append(0)
+
+    over, ignored, before = threading.Event(), list[int](), signal.signal(signal.SIGTERM, ignore)
+    try:
+        with answering(terminate) as address:
+            try:
+                assert cli.main([command, f"http://{address}", "--json"]) == cli.CANT_TELL
+            finally:
+                over.set()
+        assert signal.getsignal(signal.SIGTERM) is ignore
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    told = capsys.readouterr()
+    assert one_line(told.err) == f"pool-telemetry {command}: terminated\n"
+    assert json.loads(told.out)["error"] == "terminated"
+    assert not ignored
+
+
 class Full(io.StringIO):
     """A stream that can't be written."""
 

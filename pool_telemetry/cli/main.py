@@ -9,9 +9,11 @@ import argparse
 import contextlib
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Final
@@ -61,11 +63,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.exit(CANT_TELL)
     failed = CANT_TELL if options.command in _ASKING else FAILED
     try:
-        code: int = options.run(options)
+        with _ending_by_sigterm() if failed == CANT_TELL else contextlib.nullcontext():
+            code: int = options.run(options)
     except PoolTelemetryError as error:
         return _fail(options, str(error), failed)
-    except KeyboardInterrupt:
-        return _fail(options, "interrupted", CANT_TELL if failed == CANT_TELL else INTERRUPTED)
+    except KeyboardInterrupt as ended:
+        return _fail(
+            options, str(ended) or "interrupted", CANT_TELL if failed == CANT_TELL else INTERRUPTED
+        )
     except BrokenPipeError:  # the reader of the output has closed it, as `head` does
         output.discard(sys.stdout)
         return failed
@@ -75,6 +80,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = f"unexpected {type(error).__name__} in {where}: please report it ({error})"
         return _fail(options, words[:_MAX_WORDS], failed)
     return code
+
+
+@contextlib.contextmanager
+def _ending_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM, which `timeout` sends, end the block as Ctrl-C does."""
+
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt("terminated")
+
+    if threading.current_thread() is not threading.main_thread():  # it gets no signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _fail(options: argparse.Namespace, message: str, code: int) -> int:
