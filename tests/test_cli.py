@@ -167,7 +167,13 @@ def test_the_address_comes_from_the_environment_or_from_standard_input(
     told = capsys.readouterr()
     assert "give an address, or set POOL_TELEMETRY_URL" in one_line(told.err)
     assert json.loads(told.out)["error"] in told.err
-    for text, words in ((f" {address}\nmore\n", "does not answer"), ("", "not a valid address")):
+    monkeypatch.setenv("POOL_TELEMETRY_URL", "-")
+    for load in ([], ["--rate", "80", "--use-time", "0.01"]):
+        assert cli.main(["doctor"] if not load else ["size", "http://", *load]) == cli.CANT_TELL
+        name = "the argument" if load else "POOL_TELEMETRY_URL"
+        assert f": {name} is not a valid address (" in one_line(capsys.readouterr().err)
+    empty = "the first line of standard input is not a valid address (it is empty)"
+    for text, words in ((f" {address}\nmore\n", "does not answer"), ("", empty)):
         monkeypatch.setattr(sys, "stdin", io.StringIO(text))
         assert cli.main(["doctor", "-"]) == cli.CANT_TELL
         said = one_line(capsys.readouterr().err)

@@ -75,6 +75,38 @@ def test_what_is_no_address_is_told_with_what_is_one(
     assert "s3cr3t" not in err
 
 
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("", "it is empty"),
+        ("http://a b", "it has a space or a control character"),
+        ("ftp://host/", "it begins in another way than http://, https:// or mongodb://"),
+        ("ann:s3cr3t@host:8000", "a user name or password needs http:// before it"),
+        ("http://ann:s3c@r3t@host", "write @ and / in a user name or password as %40 and %2F"),
+        ("host:99999", "its port is not from 1 to 65535"),
+        ("host:port", "its port is not from 1 to 65535"),
+        ("host:0", "its port is not from 1 to 65535"),
+        ("-", "its host is not valid"),
+        ("http://...", "its host is not valid"),
+        ("::1", "write an IPv6 address in brackets, as in [::1]:8000"),
+        ("http://[::1", "its host is not valid"),
+        ("8765", "its host is not valid"),
+        ("host/ä", "write characters outside of ASCII as %XX"),
+    ],
+)
+def test_an_address_is_refused_with_its_name_and_the_reason(target: str, words: str) -> None:
+    with pytest.raises(SourceError) as raised:
+        validate_target(target, "POOL_TELEMETRY_URL")
+    message = str(raised.value)
+    assert message.startswith(f"POOL_TELEMETRY_URL is not a valid address ({words}): use ")
+    assert "s3c" not in message
+
+
+@pytest.mark.parametrize("host", ["[::ffff:127.0.0.1]", "[::1]", "[fe80::1%25eth0]", "ä.example"])
+def test_an_unusual_host_is_accepted(host: str) -> None:
+    assert validate_target(f"{host}:8000") == f"http://{host}:8000"
+
+
 # Two looks
 
 

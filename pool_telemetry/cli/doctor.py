@@ -17,7 +17,6 @@ from pool_telemetry.cli.sources import (
     is_server,
     own_diagnosis,
     scrape,
-    validate_target,
 )
 from pool_telemetry.diagnosis import Diagnosis, Finding, Severity, diagnose, worst_first
 from pool_telemetry.report import pool_lines
@@ -41,14 +40,14 @@ def run(target: str, *, seconds: float, as_json: bool) -> tuple[str, int]:
     """Return the text to print, and the exit code.
 
     Args:
-        target: The address of a service, of one of its pages, or of MongoDB.
+        target: The address of a service, of one of its pages, or of MongoDB, as
+            `sources.validate_target` returns it.
         seconds: How long to measure, if the target keeps no history.
         as_json: Whether the text is JSON.
 
     Raises:
         SourceError: The target does not answer, or has no numbers of a pool.
     """
-    target = validate_target(target)
     diagnosis, pools = _diagnose(target, seconds)
     code = EXIT_CODES[diagnosis.severity]
     if as_json:

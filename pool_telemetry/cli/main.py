@@ -133,10 +133,11 @@ def _size(options: argparse.Namespace) -> int:
     from pool_telemetry.cli import size, sources
 
     is_given = options.rate is not None and options.use_time is not None
+    target = None if is_given and options.target is None else _target(options.target)
     try:
         with sources.time_limit(options.seconds + sources.COMMAND_SECONDS):
             text, fits = size.run(
-                options.target if is_given and options.target != "-" else _target(options.target),
+                target,
                 seconds=options.seconds,
                 rate=options.rate,
                 use_seconds=options.use_time,
@@ -152,12 +153,20 @@ def _size(options: argparse.Namespace) -> int:
 
 def _target(given: str | None) -> str | None:
     """Return the address to ask: as given, or from standard input, or from the environment."""
-    if given != "-":
-        return os.environ.get(ADDRESS_VARIABLE) or None if given is None else given
-    try:
-        return sys.stdin.readline(_MAX_ADDRESS)
-    except (AttributeError, ValueError) as error:  # closed, or not in its encoding
-        raise PoolTelemetryError("standard input has no address") from error
+    from pool_telemetry.cli import sources
+
+    name = "the argument"
+    if given is None:
+        given, name = os.environ.get(ADDRESS_VARIABLE), ADDRESS_VARIABLE
+        if not given:
+            return None
+    elif given == "-":
+        name = "the first line of standard input"
+        try:
+            given = sys.stdin.readline(_MAX_ADDRESS)
+        except (AttributeError, ValueError) as error:  # closed, or not in its encoding
+            raise PoolTelemetryError("standard input has no address") from error
+    return sources.validate_target(given, name)
 
 
 def _serve(options: argparse.Namespace) -> int:

@@ -81,34 +81,63 @@ def time_limit(seconds: float) -> Iterator[None]:
         _ends_at.reset(token)
 
 
-def validate_target(target: str) -> str:
+def validate_target(target: str, name: str = "the address") -> str:
     """Return the address that a user named as a complete one: `HOST:PORT` gets `http://`.
+
+    Args:
+        target: The address.
+        name: What the address is called in an error; its text may have a password.
 
     Raises:
         SourceError: The target is not a valid address.
     """
     target = target.strip()
-    usable = target.isprintable() and " " not in target
-    if usable and is_server(target):
-        return target
     address = target if "://" in target else f"http://{target}"
+    if (wrong := _what_is_wrong(target, address)) is not None:
+        raise SourceError(
+            f"{name} is not a valid address ({wrong}): use HOST:PORT or http://HOST:PORT of a "
+            "service (or its /health or /metrics), https://HOST, or mongodb://HOST:PORT"
+        )
+    return target if is_server(target) else urllib.parse.urlsplit(address).geturl()
+
+
+def _what_is_wrong(target: str, address: str) -> str | None:
+    if not target:
+        return "it is empty"
+    if not target.isprintable() or " " in target:
+        return "it has a space or a control character"
+    if is_server(target):
+        return None
+    parts = urllib.parse.urlsplit(f"{address.partition('://')[0]}:")
+    if parts.scheme not in ("http", "https"):
+        return "it begins in another way than http://, https:// or mongodb://"
+    if "@" in address and target != address:
+        return "a user name or password needs http:// before it"
     try:
         parts = urllib.parse.urlsplit(address)
-        user, _, host = parts.netloc.rpartition("@")
-        usable = usable and parts.scheme in ("http", "https") and _is_host(host) and parts.port != 0
-        usable = usable and not _is_number(parts.hostname or "")
-        # A second "@" may be a part of the password, and so may be all that is before it.
-        usable = usable and address.count("@") <= (1 if user and target == address else 0)
-        usable = usable and address.replace(host, "", 1).isascii()
-    except ValueError:  # an invalid port or IPv6 address
-        usable = False
-    if not usable:
-        raise SourceError(
-            "this is not a valid address: use HOST:PORT or http://HOST:PORT of a service (or its "
-            "/health or /metrics), https://HOST, or mongodb://HOST:PORT; write other characters "
-            "as %XX"
-        )
-    return parts.geturl()
+        host = parts.netloc.rpartition("@")[2]
+        is_valid = _is_host(host)
+    except ValueError:  # an invalid IPv6 address
+        return "its host is not valid"
+    # A second "@" may be a part of the password, and so may be all that is before it.
+    if address.count("@") > ("@" in parts.netloc):
+        return "write @ and / in a user name or password as %40 and %2F"
+    if host.count(":") > 1 and not host.startswith("["):
+        return "write an IPv6 address in brackets, as in [::1]:8000"
+    if not _is_port(parts):
+        return "its port is not from 1 to 65535"
+    if not is_valid or _is_number(parts.hostname or ""):
+        return "its host is not valid"
+    if not address.replace(host, "", 1).isascii():
+        return "write characters outside of ASCII as %XX"
+    return None
+
+
+def _is_port(parts: urllib.parse.SplitResult) -> bool:
+    try:
+        return parts.port != 0
+    except ValueError:
+        return False
 
 
 def _is_host(host: str) -> bool:
@@ -116,12 +145,16 @@ def _is_host(host: str) -> bool:
     host.encode("idna")  # raises a ValueError for an empty or overlong label
     if found and found["name"].startswith("["):
         ipaddress.IPv6Address(found["name"][1:-1])  # raises a ValueError
-    return found is not None and unicodedata.normalize("NFKC", host) == host
+    return (
+        found is not None
+        and any(c.isalnum() for c in found["name"])
+        and unicodedata.normalize("NFKC", host) == host
+    )
 
 
 def _is_number(host: str) -> bool:
     """Return whether the resolver would take a host for a number: 8765 would be 0.0.34.61."""
-    if not re.fullmatch(r"[0-9]+|0x[0-9a-f]*", host.rpartition(".")[2]):
+    if ":" in host or not re.fullmatch(r"[0-9]+|0x[0-9a-f]*", host.rpartition(".")[2]):
         return False
     try:
         ipaddress.IPv4Address(host)
