@@ -17,7 +17,7 @@ import pytest
 from pymongo.uri_parser import parse_uri
 
 from pool_telemetry import cli
-from pool_telemetry.cli import prometheus_text, sources
+from pool_telemetry.cli import doctor, prometheus_text, sources
 from pool_telemetry.cli.sources import http, server, service
 from pool_telemetry.diagnosis import Finding, worst_first
 from tests import hostile
@@ -462,6 +462,43 @@ def test_every_text_of_a_remote_is_safe_for_a_terminal(capsys: pytest.CaptureFix
     out = capsys.readouterr().out
     assert "\n  set   ]0;owned" in out
     assert not any(line.startswith("CRITICAL") for line in out.splitlines())
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_the_printed_answer_is_bounded(as_json: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    answer = diagnosis()
+    (one, _), long = answer["findings"], "x " * 5_000
+    texts = dict.fromkeys(("id", "pool", "because", "advice", "runbook", "verdict"), long)
+    answer["findings"] = [one] * doctor.MAX_FINDINGS + [{**one, **texts, "severity": "critical"}]
+    answer["pools"] = [long] + ["shop"] * doctor.MAX_POOLS
+    with answering(hostile.pages({"/pool/diagnosis": json.dumps(answer)})) as address:
+        more = ["--json"] if as_json else []
+        assert cli.main(["doctor", f"http://{address}", *more]) == 2
+    out = capsys.readouterr().out
+    assert doctor.MAX_TEXT < max(map(len, out.splitlines())) < 3 * doctor.MAX_TEXT
+    assert "1 more findings are not shown" in out
+    assert "2 more lines of pools are not shown" in out  # one line counts the processes
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        *({"ended": value} for value in (-1e300, -1.0, True, 1e300)),
+        {"worker": True},
+        {"pid": 1e300},
+        {"change": {"maxPoolSize": True}},
+        {"change": {"x" * 1_000: 1}},
+        {"evidence": {str(n): n for n in range(1_000)}},
+        {"evidence": {"uses": -1e300}},
+    ],
+)
+def test_impossible_number_of_a_finding_is_refused(
+    odd: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = diagnosis()
+    answer["findings"][0].update(odd)
+    with answering(hostile.pages({"/pool/diagnosis": json.dumps(answer)})) as address:
+        assert "has the format of another version" in told(f"http://{address}", capsys)
 
 
 @pytest.mark.parametrize(

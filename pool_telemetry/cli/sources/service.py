@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Final, get_args
 
 from pool_telemetry.catalog import CATALOG, Value
-from pool_telemetry.cli.prometheus_text import ScrapedProcess, read
+from pool_telemetry.cli.prometheus_text import MAX_VALUE, ScrapedProcess, read
 from pool_telemetry.cli.sources.http import (
     NotFoundError,
     RefusedError,
@@ -27,6 +27,7 @@ _ROUTES: Final = (
     *("/health", "/health/live", "/health/ready"),
 )
 _MAX_WORDS: Final = 100
+_MAX_NUMBERS: Final = 100  # of one finding
 _SCRAPES: Final = 8  # one of two processes answers all of them once in 128 times
 _SCRAPES_SECONDS: Final = 5.0
 """The limit of these scrapes, in seconds: the answer that they explain is already there."""
@@ -226,11 +227,18 @@ def _finding(answer: Mapping[str, Any]) -> Finding:
     texts = (finding.verdict, finding.pool, finding.because, finding.advice)
     numbers = (finding.ended, finding.worker, finding.pid)
     values = [
-        *((one, str) for one in (*texts, finding.id, finding.runbook)),
-        *((one, int | float) for one in numbers if one is not None),
-        *((one, int | float) for one in (*finding.evidence.values(), *finding.change.values())),
+        *(one for one in numbers if one is not None),
+        *finding.evidence.values(),
+        *finding.change.values(),
     ]
-    if not all(isinstance(value, kind) for value, kind in values):
+    if not all(isinstance(one, str) for one in (*texts, finding.id, finding.runbook)):
+        raise TypeError
+    if not all(type(one) in (int, float) and abs(one) <= MAX_VALUE for one in values):
+        raise TypeError
+    if finding.ended is not None and finding.ended < 0.0:
+        raise TypeError
+    names = (*finding.evidence, *finding.change)
+    if len(names) > _MAX_NUMBERS or any(len(name) > _MAX_WORDS for name in names):
         raise TypeError
     if finding.severity not in get_args(Severity):
         raise TypeError
