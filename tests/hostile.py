@@ -121,7 +121,7 @@ def mongod(status: Mapping[str, Any], **hello: Any) -> Iterator[str]:
 
     Args:
         status: The answer to `serverStatus`.
-        hello: What the answer to `hello` has besides HELLO.
+        hello: More fields of the answer to `hello`, which has those of HELLO.
     """
 
     class Answers(socketserver.StreamRequestHandler):

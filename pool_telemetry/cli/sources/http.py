@@ -86,7 +86,7 @@ def validate_target(target: str, name: str = "the address") -> str:
 
     Args:
         target: The address.
-        name: What the address is called in an error; its text may have a password.
+        name: The words for the address in an error, because its text may have a password.
 
     Raises:
         SourceError: The target is not a valid address.
