@@ -138,6 +138,8 @@ def mongod(status: Mapping[str, Any], **hello: Any) -> Iterator[str]:
                 self.wfile.write(struct.pack("<iiii", len(body) + 16, 0, request, code) + body)
 
     class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True  # PyMongo leaves the connection of a monitor that ended open
+
         def handle_error(self, *_: Any) -> None:
             """Leave connections that the client resets."""
 
