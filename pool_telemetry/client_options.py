@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from pool_telemetry.errors import PoolConfigurationError
-from pool_telemetry.ranges import OneOf, Range, shown
+from pool_telemetry.ranges import OneOf, Range, shown_if_number
 from pool_telemetry.uri import uri_options
 
 DEFAULTS: Final[Mapping[str, Any]] = MappingProxyType(
@@ -98,7 +98,7 @@ def client_kwargs(
     chosen = {**uri_options(uri), **{key.lower(): value for key, value in kwargs.items()}}
     for name, allowed in _ALLOWED.items():
         if name.lower() in chosen and not allowed.has(value := chosen[name.lower()]):
-            raise PoolConfigurationError(f"{name} is {shown(value)}: use {allowed.words}")
+            raise PoolConfigurationError(f"{name} is {shown_if_number(value)}: use {allowed.words}")
     unset = {key: value for key, value in defaults.items() if key.lower() not in chosen}
     max_size = _as_int(chosen.get("maxpoolsize", defaults["maxPoolSize"]))
     min_size = _as_int(chosen.get("minpoolsize"))

@@ -149,8 +149,8 @@ class TelemetryOptions:
             PoolConfigurationError: They are not.
         """
         if not isinstance(given, TelemetryOptions):
-            words = "use TelemetryOptions(name=..., ...)"
-            raise PoolConfigurationError(f"the telemetry's options are {shown(given)}: {words}")
+            words, kind = "use TelemetryOptions(name=..., ...)", f"of type {type(given).__name__}"
+            raise PoolConfigurationError(f"the telemetry's options are {kind}: {words}")
         return given
 
     def __post_init__(self) -> None:

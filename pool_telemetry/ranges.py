@@ -3,13 +3,19 @@
 Our own options, MongoClient's and the limits of health use the same ranges and the same errors.
 """
 
+import re
 import reprlib
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from pool_telemetry.errors import PoolConfigurationError
 from pool_telemetry.uri import mask_uri
+
+_SHORT: Final = 5
+"""Characters of the longest text that is shown in any case, such as `maybe`."""
+_LIKE_A_NUMBER: Final = re.compile(r"[-+]?[\d.,_ ]+([eE][-+]?\d+)?[a-zA-Z%]{0,2}")
+"""A number as people write it: `1e3`, `1,000`, `10s`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +69,13 @@ def shown(value: Any) -> str:
         return "too long to show"
 
 
+def shown_if_number(value: Any) -> str:
+    """Return what was given as a number, for an error's text; a longer text may be a secret."""
+    if isinstance(value, str) and len(value) > _SHORT and not _LIKE_A_NUMBER.fullmatch(value):
+        return "a text that is not valid"
+    return shown(value)
+
+
 def check_number(name: str, value: Any, allowed: Range) -> None:
     """Refuse a value that is not a number in the range; a text is refused, too.
 
@@ -70,4 +83,4 @@ def check_number(name: str, value: Any, allowed: Range) -> None:
         PoolConfigurationError: With the name, the value and the range.
     """
     if isinstance(value, str) or not allowed.has(value):
-        raise PoolConfigurationError(f"{name} is {shown(value)}: use {allowed.words}")
+        raise PoolConfigurationError(f"{name} is {shown_if_number(value)}: use {allowed.words}")

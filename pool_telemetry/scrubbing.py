@@ -47,4 +47,8 @@ def scrub(error: BaseException, secrets: list[str]) -> None:
         # A UnicodeError's repr has the whole text.
         if without_pieces(text := f"{one} {one!r}", secrets) != text:
             one.args = tuple(without_pieces(str(arg), secrets) for arg in one.args)
+        # PyMongo's errors keep their text a second time.
+        for name, value in vars(one).items():
+            if isinstance(value, str) and without_pieces(value, secrets) != value:
+                setattr(one, name, without_pieces(value, secrets))
         behind += [one.__cause__, one.__context__]

@@ -213,8 +213,9 @@ def _check_options(uri: str, kwargs: Mapping[str, Any]) -> None:
     for part in query.split("&" if "&" in query else ";"):
         text = _shown_by_pymongo(*part.partition("=")[::2])
         if without_pieces(text, secrets) != text:
+            masked = without_pieces(mask_uri(uri), secrets)
             raise PoolConfigurationError(
-                f"connection_string is {mask_uri(uri)}, and PyMongo refuses an option that may be "
+                f"connection_string is {masked}, and PyMongo refuses an option that may be "
                 "a piece of a secret: check its form, and escape user name, password and values "
                 "of options with urllib.parse.quote_plus()"
             )

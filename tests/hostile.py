@@ -5,9 +5,13 @@ import json
 import random
 import re
 import socket
+import socketserver
+import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
+
+import bson
 
 Script = Callable[[socket.socket, str], None]
 """Answers one request: the connection, and the request's path."""
@@ -106,6 +110,47 @@ def pages(known: Mapping[str, str | bytes]) -> Script:
         connection.sendall(response(b"", "404 Not Found") if page is None else response(page))
 
     return script
+
+
+HELLO: Final = {"ok": 1, "isWritablePrimary": True, "minWireVersion": 0, "maxWireVersion": 21}
+
+
+@contextlib.contextmanager
+def mongod(status: Mapping[str, Any], **hello: Any) -> Iterator[str]:
+    """Serve MongoDB's protocol while the block runs; yield the connection string.
+
+    Args:
+        status: The answer to `serverStatus`.
+        hello: More fields of the answer to `hello`, which has those of HELLO.
+    """
+
+    class Answers(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            while head := self.rfile.read(16):
+                length, request, _, code = struct.unpack("<iiii", head)
+                asked = self.rfile.read(length - 16)
+                answer = {"ok": 1, **status} if b"serverStatus" in asked else {**HELLO, **hello}
+                body = bson.encode({"ok": 1} if b"ping" in asked else answer)
+                if code == 2004:  # a query, as the first hello is
+                    body, code = struct.pack("<iqii", 8, 0, 0, 1) + body, 1
+                else:
+                    body = struct.pack("<iB", 0, 0) + body
+                self.wfile.write(struct.pack("<iiii", len(body) + 16, 0, request, code) + body)
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True  # PyMongo leaves the connection of a monitor that ended open
+
+        def handle_error(self, *_: Any) -> None:
+            """Leave connections that the client resets."""
+
+    with Server(("127.0.0.1", 0), Answers) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"mongodb://127.0.0.1:{server.server_address[1]}/?directConnection=true"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 # Mutants

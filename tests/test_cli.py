@@ -167,7 +167,13 @@ def test_the_address_comes_from_the_environment_or_from_standard_input(
     told = capsys.readouterr()
     assert "give an address, or set POOL_TELEMETRY_URL" in one_line(told.err)
     assert json.loads(told.out)["error"] in told.err
-    for text, words in ((f" {address}\nmore\n", "does not answer"), ("", "not a valid address")):
+    monkeypatch.setenv("POOL_TELEMETRY_URL", "-")
+    for load in ([], ["--rate", "80", "--use-time", "0.01"]):
+        assert cli.main(["doctor"] if not load else ["size", "http://", *load]) == cli.CANT_TELL
+        name = "the argument" if load else "POOL_TELEMETRY_URL"
+        assert f": {name} is not a valid address (" in one_line(capsys.readouterr().err)
+    empty = "the first line of standard input is not a valid address (it is empty)"
+    for text, words in ((f" {address}\nmore\n", "does not answer"), ("", empty)):
         monkeypatch.setattr(sys, "stdin", io.StringIO(text))
         assert cli.main(["doctor", "-"]) == cli.CANT_TELL
         said = one_line(capsys.readouterr().err)
@@ -209,6 +215,33 @@ def test_an_interruption_is_one_line(
             over.set()
     assert one_line(capsys.readouterr().err) == f"pool-telemetry {command}: interrupted\n"
     assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize("command", ["doctor", "size"])
+def test_a_termination_is_one_line_and_json(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def terminate(connection: object, path: str) -> None:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+        over.wait()
+
+    def ignore(*_: object) -> None:
+        ignored.append(0)
+
+    over, ignored, before = threading.Event(), list[int](), signal.signal(signal.SIGTERM, ignore)
+    try:
+        with answering(terminate) as address:
+            try:
+                assert cli.main([command, f"http://{address}", "--json"]) == cli.CANT_TELL
+            finally:
+                over.set()
+        assert signal.getsignal(signal.SIGTERM) is ignore
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    told = capsys.readouterr()
+    assert one_line(told.err) == f"pool-telemetry {command}: terminated\n"
+    assert json.loads(told.out)["error"] == "terminated"
+    assert not ignored
 
 
 class Full(io.StringIO):

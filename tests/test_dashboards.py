@@ -273,6 +273,17 @@ def test_rules_load_for_a_job_of_any_name(job: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("job", ["chat", "$HOME", "${HOME}", "chat$", "a$$b"])
+def test_grafana_replaces_no_part_of_a_job(job: str) -> None:
+    (group,) = json.loads(files.rules(job=job)["grafana-alerts.json"])["groups"]
+    for rule, alert in zip(group["rules"], alerts(job), strict=True):
+        assert rule["data"][0]["model"]["expr"] == alert.value
+        del rule["annotations"]
+        for query in rule["data"]:
+            del query["model"]
+    assert "$" not in json.dumps(group)
+
+
 def test_connection_limit_of_zero_is_rejected() -> None:
     with pytest.raises(PoolConfigurationError, match="connection_limit is 0: use 1 or more"):
         files.dashboards(connection_limit=0)

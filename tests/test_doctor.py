@@ -280,8 +280,8 @@ def test_what_does_not_answer_is_critical_or_can_not_be_told(
         (f"http://127.0.0.1:{nowhere}", "does not answer (Connection refused): check"),
         (f"http://ann:s3cr3t@127.0.0.1:{nowhere}", "does not answer ("),
         (f"localhost:{nowhere}", f"http://localhost:{nowhere} does not answer ("),
-        ("http://", "this is not a valid address: "),
-        ("", "this is not a valid address: "),
+        ("http://", "the argument is not a valid address (its host is not valid): "),
+        ("", "the argument is not a valid address (it is empty): "),
         ("mongodb://ann:s3cr3t@", "can't be used: "),
         ("mongodb://ann:s3c:r3t@h/", "special characters in its user name or password"),
     ):

@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import math
 import re
 import threading
 import time
@@ -16,8 +17,8 @@ import pytest
 from pymongo.uri_parser import parse_uri
 
 from pool_telemetry import cli
-from pool_telemetry.cli import prometheus_text
-from pool_telemetry.cli.sources import http, server
+from pool_telemetry.cli import doctor, prometheus_text, sources
+from pool_telemetry.cli.sources import http, server, service
 from pool_telemetry.diagnosis import Finding, worst_first
 from tests import hostile
 from tests.hostile import Script, answering
@@ -235,6 +236,34 @@ def test_a_broken_answer_is_told_in_one_line(
         assert words in told(f"http://{address}", capsys)
 
 
+ELSEWHERE = "give the address of a service that serves /metrics"
+
+
+@pytest.mark.parametrize(
+    ("credentials", "status", "words"),
+    [
+        ("", "401 Unauthorized", "http://USER:PASSWORD@HOST:PORT in POOL_TELEMETRY_URL"),
+        ("ann:s3cr3t@", "401 Unauthorized", "check the user name and the password"),
+        ("", "403 Forbidden", "ask from a host, or with a user, that may see the page"),
+        ("", "404 Not Found", ELSEWHERE),
+        ("", "405 Method Not Allowed", ELSEWHERE),
+        ("", "407 Proxy Authentication Required", "the proxy's user name and password"),
+        ("", "429 Too Many Requests", "wait a while before you run the command again"),
+        ("", "500 Internal Server Error", "has a problem, which its log tells"),
+        ("", "503 Service Unavailable", "has a problem, which its log tells"),
+    ],
+)
+def test_the_advice_fits_the_status(
+    credentials: str, status: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with answering(hostile.sending(hostile.response(b"", status))) as address:
+        said = told(f"http://{credentials}{address}", capsys)
+    assert f"answers with status {status[:3]} ({status[4:]}): " in said
+    assert words in said
+    assert (ELSEWHERE in said) == (words == ELSEWHERE)
+    assert "s3cr3t" not in said
+
+
 @pytest.mark.parametrize(
     "script",
     [
@@ -253,6 +282,41 @@ def test_an_answer_that_never_ends_has_a_deadline(
         assert cli.main(["doctor", f"http://{address}"]) == cli.CANT_TELL
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{address} did not answer completely within 0.2 s: its process may be stopped" in line
+
+
+def test_a_command_limits_all_answers_together(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sources, "COMMAND_SECONDS", 0.1)
+    with answering(hostile.dripping(OK, b"x")) as address:
+        for command in ("doctor", "size"):
+            assert cli.main([command, f"http://{address}", "--seconds", "0.1"]) == cli.CANT_TELL
+            assert "the time of the command is over" in capsys.readouterr().err
+
+
+def test_an_answer_does_not_wait_for_scrapes_that_only_explain_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(service, "_SCRAPES_SECONDS", 0.1)
+    answer = {key: value for key, value in diagnosis().items() if key != "instance"}
+    known = hostile.pages({"/pool/diagnosis": json.dumps(answer)})
+    drips = hostile.dripping(OK, b"x")
+    with answering(
+        lambda connection, path: (drips if path == "/metrics" else known)(connection, path)
+    ) as address:
+        assert asked("doctor", f"http://{address}", capsys) == 1
+
+
+def test_an_inner_time_limit_ends_no_later_than_the_outer_one() -> None:
+    assert http._ends_at.get() == math.inf
+    with http.time_limit(1.0):
+        outer = http._ends_at.get()
+        with http.time_limit(60.0):
+            assert http._ends_at.get() == outer
+        with http.time_limit(0.5):
+            assert http._ends_at.get() < outer
+        assert http._ends_at.get() == outer
+    assert http._ends_at.get() == math.inf
 
 
 def test_an_answer_has_a_largest_size(
@@ -400,6 +464,43 @@ def test_every_text_of_a_remote_is_safe_for_a_terminal(capsys: pytest.CaptureFix
     assert not any(line.startswith("CRITICAL") for line in out.splitlines())
 
 
+@pytest.mark.parametrize("as_json", [False, True])
+def test_the_printed_answer_is_bounded(as_json: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    answer = diagnosis()
+    (one, _), long = answer["findings"], "x " * 5_000
+    texts = dict.fromkeys(("id", "pool", "because", "advice", "runbook", "verdict"), long)
+    answer["findings"] = [one] * doctor.MAX_FINDINGS + [{**one, **texts, "severity": "critical"}]
+    answer["pools"] = [long] + ["shop"] * doctor.MAX_POOLS
+    with answering(hostile.pages({"/pool/diagnosis": json.dumps(answer)})) as address:
+        more = ["--json"] if as_json else []
+        assert cli.main(["doctor", f"http://{address}", *more]) == 2
+    out = capsys.readouterr().out
+    assert doctor.MAX_TEXT < max(map(len, out.splitlines())) < 3 * doctor.MAX_TEXT
+    assert "1 more findings are not shown" in out
+    assert "2 more lines of pools are not shown" in out  # one line counts the processes
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        *({"ended": value} for value in (-1e300, -1.0, True, 1e300)),
+        {"worker": True},
+        {"pid": 1e300},
+        {"change": {"maxPoolSize": True}},
+        {"change": {"x" * 1_000: 1}},
+        {"evidence": {str(n): n for n in range(1_000)}},
+        {"evidence": {"uses": -1e300}},
+    ],
+)
+def test_impossible_number_of_a_finding_is_refused(
+    odd: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = diagnosis()
+    answer["findings"][0].update(odd)
+    with answering(hostile.pages({"/pool/diagnosis": json.dumps(answer)})) as address:
+        assert "has the format of another version" in told(f"http://{address}", capsys)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -458,6 +559,84 @@ def test_no_mongodb_is_an_unreachable_server(
     monkeypatch.setattr(server, "REACH_SECONDS", 0.5)
     with answering(script) as address:
         assert asked("doctor", f"mongodb://ann:s3cr3t@{address}/", capsys) == 2
+
+
+STATUS: dict[str, Any] = {
+    "uptime": 900,
+    "connections": {"current": 3, "available": 97, "totalCreated": 40},
+    "opcounters": {"query": 10, "command": 70, "deprecated": {"total": 2}},
+    "opLatencies": {"reads": {"ops": 10, "latency": 5_000}},
+}
+NO_MONGODB = "does not answer as a MongoDB server does: check that the address is that of one\n"
+INFINITE, NO_NUMBER = float("inf"), float("nan")
+ODD_COUNTS: list[Any] = [INFINITE, NO_NUMBER, -5, "5", {}, None, 1e300]
+
+
+ODD_STATUSES: list[dict[str, Any]] = [
+    *({"connections": {"current": odd}} for odd in ODD_COUNTS),
+    *({"opcounters": {"query": odd}} for odd in ODD_COUNTS if odd != {}),
+    *({"opLatencies": {"reads": odd}} for odd in (5, {"ops": 1})),
+    *({key: None} for key in STATUS),
+    {"connections": [], "opcounters": "x"},
+]
+
+
+def test_a_server_with_a_deprecated_counter_is_examined(capsys: pytest.CaptureFixture[str]) -> None:
+    with hostile.mongod(STATUS) as uri:
+        assert asked("doctor", uri, capsys) == 0
+
+
+@pytest.mark.parametrize("command", ["doctor", "size"])
+def test_a_status_that_no_server_has_can_not_be_told(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = dict[str, Any]()
+    load = ["--rate", "10", "--use-time", "0.1"] if command == "size" else []
+    with hostile.mongod(status) as uri:
+        for odd in ODD_STATUSES:
+            status.clear()
+            status.update({**STATUS, **odd})
+            code = cli.main([command, uri, "--seconds", "0.001", *load])
+            told = capsys.readouterr()
+            assert (code, told.out) == (cli.CANT_TELL, ""), odd
+            assert told.err.endswith(NO_MONGODB)
+            assert told.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "hello",
+    [
+        {"maxWireVersion": "x"},
+        {"logicalSessionTimeoutMinutes": "x"},
+        {"maxBsonObjectSize": "x"},
+    ],
+)
+def test_an_odd_hello_ends_without_a_traceback(
+    hello: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(server, "REACH_SECONDS", 0.5)
+    with hostile.mongod(STATUS, **hello) as uri:
+        assert asked("doctor", uri, capsys) == cli.CANT_TELL
+        assert cli.main(["doctor", uri]) == cli.CANT_TELL
+    told = capsys.readouterr()
+    assert (told.err.count("\n"), told.err.endswith(NO_MONGODB)) == (1, True), told.err
+
+
+def test_a_monitor_that_ends_later_prints_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    """The first answer is read. The second one ends the monitor, maybe after the measurement."""
+    with hostile.mongod(STATUS, topologyVersion="x") as uri:
+        code = cli.main(["doctor", uri, "--seconds", "0.1"])
+    assert code in (0, cli.CANT_TELL)
+    assert capsys.readouterr().err.count("\n") == (1 if code else 0)
+
+
+def test_no_warning_of_pymongo_is_printed(
+    recwarn: pytest.WarningsRecorder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with hostile.mongod(STATUS) as uri:
+        for option in ("nonsense=1", "tls=maybe", "compressors=lzma", "appName=a&appName=b"):
+            assert asked("doctor", f"{uri}&{option}", capsys) in (0, cli.CANT_TELL)
+    assert [str(one.message) for one in recwarn] == []
 
 
 def test_a_server_that_stops_answering_has_a_deadline(

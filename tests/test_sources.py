@@ -11,7 +11,7 @@ from prometheus_client.exposition import generate_latest
 from pool_telemetry import PoolTelemetry, cli
 from pool_telemetry.cli import sources
 from pool_telemetry.cli.sources import SourceError, validate_target
-from pool_telemetry.cli.sources.server import has_restarted
+from pool_telemetry.cli.sources.server import Status, has_restarted
 from pool_telemetry.cli.sources.service import base_url
 from pool_telemetry.diagnosis import diagnose
 from pool_telemetry.diagnosis.intervals import intervals
@@ -73,6 +73,38 @@ def test_what_is_no_address_is_told_with_what_is_one(
     assert ACCEPTED in err
     assert "mongodb://" in err
     assert "s3cr3t" not in err
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("", "it is empty"),
+        ("http://a b", "it has a space or a control character"),
+        ("ftp://host/", "it begins in another way than http://, https:// or mongodb://"),
+        ("ann:s3cr3t@host:8000", "a user name or password needs http:// before it"),
+        ("http://ann:s3c@r3t@host", "write @ and / in a user name or password as %40 and %2F"),
+        ("host:99999", "its port is not from 1 to 65535"),
+        ("host:port", "its port is not from 1 to 65535"),
+        ("host:0", "its port is not from 1 to 65535"),
+        ("-", "its host is not valid"),
+        ("http://...", "its host is not valid"),
+        ("::1", "write an IPv6 address in brackets, as in [::1]:8000"),
+        ("http://[::1", "its host is not valid"),
+        ("8765", "its host is not valid"),
+        ("host/ä", "write characters outside of ASCII as %XX"),
+    ],
+)
+def test_an_address_is_refused_with_its_name_and_the_reason(target: str, words: str) -> None:
+    with pytest.raises(SourceError) as raised:
+        validate_target(target, "POOL_TELEMETRY_URL")
+    message = str(raised.value)
+    assert message.startswith(f"POOL_TELEMETRY_URL is not a valid address ({words}): use ")
+    assert "s3c" not in message
+
+
+@pytest.mark.parametrize("host", ["[::ffff:127.0.0.1]", "[::1]", "[fe80::1%25eth0]", "ä.example"])
+def test_an_unusual_host_is_accepted(host: str) -> None:
+    assert validate_target(f"{host}:8000") == f"http://{host}:8000"
 
 
 # Two looks
@@ -246,8 +278,12 @@ def test_a_server_that_restarted_is_not_compared_with_what_it_was() -> None:
         "opcounters": {"query": 10, "command": 70},
         "opLatencies": {"reads": {"ops": 10, "latency": 5_000}},
     }
-    assert not has_restarted(before, before)
-    assert has_restarted(before, {**before, "uptime": 2})
-    assert has_restarted(before, {**before, "connections": {"current": 1, "totalCreated": 2}})
-    assert has_restarted(before, {**before, "opcounters": {"query": 5}})
-    assert has_restarted(before, {**before, "opLatencies": {}})
+
+    def restarted(**now: Any) -> bool:
+        return has_restarted(Status.of(before), Status.of({**before, **now}))
+
+    assert not restarted()
+    assert restarted(uptime=2)
+    assert restarted(connections={"current": 1, "totalCreated": 2})
+    assert restarted(opcounters={"query": 5})
+    assert restarted(opLatencies={})

@@ -3,9 +3,10 @@
 from typing import Any
 
 import pytest
-from pymongo import common
+from pymongo import MongoClient, common
+from pymongo.errors import ConfigurationError
 
-from pool_telemetry import PoolConfigurationError
+from pool_telemetry import MongoDBConnectionPool, PoolConfigurationError
 from pool_telemetry.uri import (
     check_credentials,
     identity,
@@ -159,6 +160,30 @@ def test_errors_keep_their_type_and_lose_their_secrets() -> None:
     assert untouched.value.args == ("x", 5)
 
 
+def test_no_attribute_of_an_error_keeps_a_secret() -> None:
+    uri = f"{URI}?authMechanism=MONGODB-OIDC&authMechanismProperties=ENVIRONMENT:S3cret"
+    with pytest.raises(ConfigurationError) as raised, without_secrets(uri, {}):
+        MongoClient[Any](uri, connect=False)
+    assert "S3cret" not in f"{raised.value!r} {vars(raised.value)}"
+    assert "***" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "shown"),
+    [
+        ("maxPoolSize", "S3cret", "a text that is not valid"),
+        ("maxPoolSize", "-5", "'-5'"),
+        ("maxIdleTimeMS", "10s", "'10s'"),
+        ("retryWrites", "S3cret", "a text that is not valid"),
+        ("telemetry", "S3cret", "of type str"),
+    ],
+)
+def test_no_value_that_may_be_a_secret_is_quoted(name: str, given: str, shown: str) -> None:
+    with pytest.raises(PoolConfigurationError, match=shown) as raised:
+        MongoDBConnectionPool.initialize("mongodb://127.0.0.1:1/", **{name: given})  # type: ignore[arg-type]  # that is the point
+    assert "S3cret" not in f"{raised.value!r}"
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -167,6 +192,7 @@ def test_errors_keep_their_type_and_lose_their_secrets() -> None:
         "authMechanismProperties=AWS_SESSION_TOKEN:a,S3cret:b",
         "proxyPassword=a&compressors=S3cret",
         "proxyPassword=a&readPreferenceTags=S3cret",
+        "compressors=S3cret&proxyPassword=S3cret",
     ],
 )
 def test_an_option_that_pymongo_would_show_is_refused(options: str) -> None:

@@ -7,7 +7,7 @@ the service's metrics.
 import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeVar, cast
 
 from pool_telemetry.cli.output import as_json as as_json_text
 from pool_telemetry.cli.output import as_text
@@ -17,7 +17,6 @@ from pool_telemetry.cli.sources import (
     is_server,
     own_diagnosis,
     scrape,
-    validate_target,
 )
 from pool_telemetry.diagnosis import Diagnosis, Finding, Severity, diagnose, worst_first
 from pool_telemetry.report import pool_lines
@@ -33,6 +32,13 @@ FULL_SHARE: Final = 0.9
 """The lowest share of the server's connections in use that is reported."""
 OPENED_PER_SECOND: Final = 10.0
 """The lowest rate of new connections that is reported, over all clients of the server."""
+MAX_FINDINGS: Final = 200
+"""The findings that are printed, the worst first: a service of 64 workers may have as many."""
+MAX_POOLS: Final = 1_000
+"""The lines of pools that are printed."""
+MAX_TEXT: Final = 2_000
+"""The characters of a text that are printed: the longest of this library has some 500."""
+_Text = TypeVar("_Text", bound=str)
 _WIDTH: Final = 96
 """The longest line of a paragraph, in columns."""
 
@@ -41,15 +47,15 @@ def run(target: str, *, seconds: float, as_json: bool) -> tuple[str, int]:
     """Return the text to print, and the exit code.
 
     Args:
-        target: The address of a service, of one of its pages, or of MongoDB.
+        target: The address of a service, of one of its pages, or of MongoDB, as
+            `sources.validate_target` returns it.
         seconds: How long to measure, if the target keeps no history.
         as_json: Whether the text is JSON.
 
     Raises:
         SourceError: The target does not answer, or has no numbers of a pool.
     """
-    target = validate_target(target)
-    diagnosis, pools = _diagnose(target, seconds)
+    diagnosis, pools = _bounded(*_diagnose(target, seconds))
     code = EXIT_CODES[diagnosis.severity]
     if as_json:
         return as_json_text({**diagnosis.as_dict(), "pools": pools}), code
@@ -73,6 +79,36 @@ def _diagnose(target: str, seconds: float) -> tuple[Diagnosis, list[str]]:
     if len(workers) > 1:
         lines.append(f"{len(workers)} processes of this service")
     return worst_first(found), lines
+
+
+def _bounded(diagnosis: Diagnosis, pools: Sequence[str]) -> tuple[Diagnosis, list[str]]:
+    """Return as much as is printed, because a remote may answer with megabytes."""
+    found = tuple(
+        replace(
+            one,
+            id=_cut(one.id),
+            verdict=_cut(one.verdict),
+            pool=_cut(one.pool),
+            because=_cut(one.because),
+            advice=_cut(one.advice),
+            runbook=_cut(one.runbook),
+        )
+        for one in diagnosis.findings[:MAX_FINDINGS]
+    )
+    lines = [_cut(line) for line in pools[:MAX_POOLS]]
+    lines += (
+        f"{more:,} more {kind} are not shown"
+        for more, kind in (
+            (len(diagnosis.findings) - MAX_FINDINGS, "findings"),
+            (len(pools) - MAX_POOLS, "lines of pools"),
+        )
+        if more > 0
+    )
+    return Diagnosis(found), lines
+
+
+def _cut(text: _Text) -> _Text:
+    return text if len(text) <= MAX_TEXT else cast("_Text", f"{text[: MAX_TEXT - 1]}…")
 
 
 def describe(

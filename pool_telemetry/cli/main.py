@@ -9,9 +9,11 @@ import argparse
 import contextlib
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Final
@@ -61,11 +63,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.exit(CANT_TELL)
     failed = CANT_TELL if options.command in _ASKING else FAILED
     try:
-        code: int = options.run(options)
+        with _ending_by_sigterm() if failed == CANT_TELL else contextlib.nullcontext():
+            code: int = options.run(options)
     except PoolTelemetryError as error:
         return _fail(options, str(error), failed)
-    except KeyboardInterrupt:
-        return _fail(options, "interrupted", CANT_TELL if failed == CANT_TELL else INTERRUPTED)
+    except KeyboardInterrupt as ended:
+        return _fail(
+            options, str(ended) or "interrupted", CANT_TELL if failed == CANT_TELL else INTERRUPTED
+        )
     except BrokenPipeError:  # the reader of the output has closed it, as `head` does
         output.discard(sys.stdout)
         return failed
@@ -75,6 +80,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = f"unexpected {type(error).__name__} in {where}: please report it ({error})"
         return _fail(options, words[:_MAX_WORDS], failed)
     return code
+
+
+@contextlib.contextmanager
+def _ending_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM, which `timeout` sends, end the block as Ctrl-C does."""
+
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt("terminated")
+
+    if threading.current_thread() is not threading.main_thread():  # it gets no signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _fail(options: argparse.Namespace, message: str, code: int) -> int:
@@ -96,30 +118,33 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from pool_telemetry.cli import doctor
+    from pool_telemetry.cli import doctor, sources
 
     target = _target(options.target)
     if target is None:
         raise PoolTelemetryError(f"give an address, or set {ADDRESS_VARIABLE}")
-    text, code = doctor.run(target, seconds=options.seconds, as_json=options.json)
+    with sources.time_limit(options.seconds + sources.COMMAND_SECONDS):
+        text, code = doctor.run(target, seconds=options.seconds, as_json=options.json)
     output.say(text)
     return code
 
 
 def _size(options: argparse.Namespace) -> int:
-    from pool_telemetry.cli import size
+    from pool_telemetry.cli import size, sources
 
     is_given = options.rate is not None and options.use_time is not None
+    target = None if is_given and options.target is None else _target(options.target)
     try:
-        text, fits = size.run(
-            options.target if is_given and options.target != "-" else _target(options.target),
-            seconds=options.seconds,
-            rate=options.rate,
-            use_seconds=options.use_time,
-            processes=options.processes,
-            limit=options.connection_limit,
-            as_json=options.json,
-        )
+        with sources.time_limit(options.seconds + sources.COMMAND_SECONDS):
+            text, fits = size.run(
+                target,
+                seconds=options.seconds,
+                rate=options.rate,
+                use_seconds=options.use_time,
+                processes=options.processes,
+                limit=options.connection_limit,
+                as_json=options.json,
+            )
     except size.NothingFitsError as error:
         return _fail(options, str(error), FAILED)
     output.say(text)
@@ -128,12 +153,20 @@ def _size(options: argparse.Namespace) -> int:
 
 def _target(given: str | None) -> str | None:
     """Return the address to ask: as given, or from standard input, or from the environment."""
-    if given != "-":
-        return os.environ.get(ADDRESS_VARIABLE) or None if given is None else given
-    try:
-        return sys.stdin.readline(_MAX_ADDRESS)
-    except (AttributeError, ValueError) as error:  # closed, or not in its encoding
-        raise PoolTelemetryError("standard input has no address") from error
+    from pool_telemetry.cli import sources
+
+    name = "the argument"
+    if given is None:
+        given, name = os.environ.get(ADDRESS_VARIABLE), ADDRESS_VARIABLE
+        if not given:
+            return None
+    elif given == "-":
+        name = "the first line of standard input"
+        try:
+            given = sys.stdin.readline(_MAX_ADDRESS)
+        except (AttributeError, ValueError) as error:  # closed, or not in its encoding
+            raise PoolTelemetryError("standard input has no address") from error
+    return sources.validate_target(given, name)
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -258,7 +291,8 @@ def parser() -> argparse.ArgumentParser:
             type=_seconds,
             default=5.0,
             metavar="N",
-            help="how long to measure if the service keeps no history (default: %(default)s)",
+            help="how long to measure if the service keeps no history (default: %(default)s); the "
+            "answers may take 30 s more, all together",
         )
         command.add_argument("--json", action="store_true", help="print JSON, for programs")
     serve = commands.add_parser(

@@ -86,7 +86,8 @@ def run(
     """Return the text to print, and whether the server allows the recommended sizes.
 
     Args:
-        target: The address of a service, a Prometheus or MongoDB; None if the load is given.
+        target: The address of a service, a Prometheus or MongoDB, as `sources.validate_target`
+            returns it; None if the load is given.
         seconds: How long to measure.
         rate: Callers per second of one process, instead of the measured value.
         use_seconds: How long a caller holds a connection, instead of the measured value.
@@ -99,7 +100,6 @@ def run(
         SourceError: The target does not answer, or the pool was not used.
         NothingFitsError: The server does not allow a pool in each process.
     """
-    target = None if target is None else sources.validate_target(target)
     given = None
     if rate is not None and use_seconds is not None:
         given = Load.exponential(rate, use_seconds)

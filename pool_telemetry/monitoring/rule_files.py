@@ -86,6 +86,9 @@ def grafana_alerts(
 ) -> str:
     """Return a provisioning file for Grafana's `provisioning/alerting/`, in JSON.
 
+    Grafana replaces `$X` by a variable of its environment in all texts, except in annotations and
+    in the `model` of a query. Only these two have a text of the user, and a `$`.
+
     Args:
         alerts: The alerts to write.
         runbooks: The address of each alert's runbook, by the alert's name.

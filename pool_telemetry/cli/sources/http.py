@@ -1,10 +1,12 @@
 """Addresses that a user may name, and pages that are read by HTTP.
 
 `get` is the only function that asks a host by HTTP. The host may be broken or hostile: its answer
-has a time and a size, and credentials and redirects never reach another host.
+has a time and a size, and credentials and redirects never reach another host. The answers of one
+command also have a time together (`time_limit`).
 """
 
 import base64
+import contextlib
 import http.client
 import ipaddress
 import json
@@ -12,12 +14,16 @@ import math
 import re
 import ssl
 import threading
+import time
 import unicodedata
 import urllib.error
 import urllib.parse
 import urllib.request
 import zlib
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextvars import ContextVar
+from http import HTTPStatus
 from typing import Any, Final
 
 from pool_telemetry.errors import PoolTelemetryError
@@ -27,6 +33,8 @@ DEADLINE_SECONDS: Final = 10.0
 
 A slow Prometheus query takes a few seconds.
 """
+COMMAND_SECONDS: Final = 30.0
+"""The limit of all answers that one command asks for, in seconds, besides its measurement."""
 MAX_BYTES: Final = 32 * 1024 * 1024
 """The limit of a page, unpacked. A process with 500 series of commands has less than 2 MB."""
 MAX_JSON_BYTES: Final = 8 * 1024 * 1024
@@ -48,6 +56,8 @@ _OTHER_PROTOCOL: Final = (
     "use mongodb://HOST:PORT for a MongoDB server, https://HOST:PORT for a service with TLS"
 )
 
+_ends_at: ContextVar[float] = ContextVar("ends_at", default=math.inf)
+
 
 class SourceError(PoolTelemetryError, RuntimeError):
     """A source does not answer, or does not have the numbers that a command needs."""
@@ -57,34 +67,77 @@ class NotFoundError(SourceError):
     """The host answers, but it does not have this page."""
 
 
-def validate_target(target: str) -> str:
+class RefusedError(NotFoundError):
+    """The host may have this page, but it refuses to give it. The message says what to do."""
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Limit the time of all answers in this block together; an outer block's limit still holds."""
+    token = _ends_at.set(min(_ends_at.get(), time.monotonic() + seconds))
+    try:
+        yield
+    finally:
+        _ends_at.reset(token)
+
+
+def validate_target(target: str, name: str = "the address") -> str:
     """Return the address that a user named as a complete one: `HOST:PORT` gets `http://`.
+
+    Args:
+        target: The address.
+        name: The words for the address in an error, because its text may have a password.
 
     Raises:
         SourceError: The target is not a valid address.
     """
     target = target.strip()
-    usable = target.isprintable() and " " not in target
-    if usable and is_server(target):
-        return target
     address = target if "://" in target else f"http://{target}"
+    if (wrong := _what_is_wrong(target, address)) is not None:
+        raise SourceError(
+            f"{name} is not a valid address ({wrong}): use HOST:PORT or http://HOST:PORT of a "
+            "service (or its /health or /metrics), https://HOST, or mongodb://HOST:PORT"
+        )
+    return target if is_server(target) else urllib.parse.urlsplit(address).geturl()
+
+
+def _what_is_wrong(target: str, address: str) -> str | None:
+    if not target:
+        return "it is empty"
+    if not target.isprintable() or " " in target:
+        return "it has a space or a control character"
+    if is_server(target):
+        return None
+    parts = urllib.parse.urlsplit(f"{address.partition('://')[0]}:")
+    if parts.scheme not in ("http", "https"):
+        return "it begins in another way than http://, https:// or mongodb://"
+    if "@" in address and target != address:
+        return "a user name or password needs http:// before it"
     try:
         parts = urllib.parse.urlsplit(address)
-        user, _, host = parts.netloc.rpartition("@")
-        usable = usable and parts.scheme in ("http", "https") and _is_host(host) and parts.port != 0
-        usable = usable and not _is_number(parts.hostname or "")
-        # A second "@" may be a part of the password, and so may be all that is before it.
-        usable = usable and address.count("@") <= (1 if user and target == address else 0)
-        usable = usable and address.replace(host, "", 1).isascii()
-    except ValueError:  # an invalid port or IPv6 address
-        usable = False
-    if not usable:
-        raise SourceError(
-            "this is not a valid address: use HOST:PORT or http://HOST:PORT of a service (or its "
-            "/health or /metrics), https://HOST, or mongodb://HOST:PORT; write other characters "
-            "as %XX"
-        )
-    return parts.geturl()
+        host = parts.netloc.rpartition("@")[2]
+        is_valid = _is_host(host)
+    except ValueError:  # an invalid IPv6 address
+        return "its host is not valid"
+    # A second "@" may be a part of the password, and so may be all that is before it.
+    if address.count("@") > ("@" in parts.netloc):
+        return "write @ and / in a user name or password as %40 and %2F"
+    if host.count(":") > 1 and not host.startswith("["):
+        return "write an IPv6 address in brackets, as in [::1]:8000"
+    if not _is_port(parts):
+        return "its port is not from 1 to 65535"
+    if not is_valid or _is_number(parts.hostname or ""):
+        return "its host is not valid"
+    if not address.replace(host, "", 1).isascii():
+        return "write characters outside of ASCII as %XX"
+    return None
+
+
+def _is_port(parts: urllib.parse.SplitResult) -> bool:
+    try:
+        return parts.port != 0
+    except ValueError:
+        return False
 
 
 def _is_host(host: str) -> bool:
@@ -92,12 +145,16 @@ def _is_host(host: str) -> bool:
     host.encode("idna")  # raises a ValueError for an empty or overlong label
     if found and found["name"].startswith("["):
         ipaddress.IPv6Address(found["name"][1:-1])  # raises a ValueError
-    return found is not None and unicodedata.normalize("NFKC", host) == host
+    return (
+        found is not None
+        and any(c.isalnum() for c in found["name"])
+        and unicodedata.normalize("NFKC", host) == host
+    )
 
 
 def _is_number(host: str) -> bool:
     """Return whether the resolver would take a host for a number: 8765 would be 0.0.34.61."""
-    if not re.fullmatch(r"[0-9]+|0x[0-9a-f]*", host.rpartition(".")[2]):
+    if ":" in host or not re.fullmatch(r"[0-9]+|0x[0-9a-f]*", host.rpartition(".")[2]):
         return False
     try:
         ipaddress.IPv4Address(host)
@@ -149,17 +206,21 @@ def get(page: str, max_bytes: int = MAX_BYTES) -> str:
 
     Raises:
         NotFoundError: The host answers with an error status, or redirects elsewhere.
+        RefusedError: The status speaks of the caller or of the host, and not of the page.
         SourceError: The host does not answer, or not in time, or with too much, or in another
             protocol.
     """
+    seconds = min(DEADLINE_SECONDS, max(0.0, _ends_at.get() - time.monotonic()))
     answer = Future[bytes]()
     # A thread of its own, because a look-up of a name has no limit, and each piece of an answer
     # would have a limit of its own. The process ends without it.
     threading.Thread(target=_fulfil, args=(answer, page, max_bytes), daemon=True).start()
     name, host = shown(page), shown(urllib.parse.urljoin(page, "/")).rstrip("/")
     try:
-        text = answer.result(DEADLINE_SECONDS).decode()
+        text = answer.result(seconds).decode()
     except urllib.error.HTTPError as error:
+        if advice := _advice(page, error.code):
+            raise RefusedError(f"{name} {_status(error)}: {advice}") from None
         raise NotFoundError(f"{name} {_status(error)}") from None
     except UnicodeDecodeError:
         raise SourceError(f"{name} does not answer with text in UTF-8") from None
@@ -169,6 +230,11 @@ def get(page: str, max_bytes: int = MAX_BYTES) -> str:
             "restarted; run the command again"
         ) from None
     except OSError as error:
+        if isinstance(error, TimeoutError) and seconds < DEADLINE_SECONDS:
+            raise SourceError(
+                f"{host} answers so slowly that the time of the command is over: its process may "
+                "be overloaded; give a longer --seconds to wait for it"
+            ) from None
         raise SourceError(f"{host} {_reason(error)}") from None
     except (http.client.HTTPException, zlib.error, ValueError):
         raise SourceError(f"{host} does not answer in valid HTTP: {_OTHER_PROTOCOL}") from None
@@ -181,6 +247,29 @@ def get(page: str, max_bytes: int = MAX_BYTES) -> str:
 def _status(error: urllib.error.HTTPError) -> str:
     reason = f" ({error.reason[:_MAX_REASON]})" if error.reason else ""
     return f"answers with status {error.code}{reason}"
+
+
+def _advice(page: str, status: int) -> str:
+    """Return what to do about an error status; empty if the page may be at another address."""
+    if status == HTTPStatus.UNAUTHORIZED and "@" not in urllib.parse.urlsplit(page).netloc:
+        return (
+            "give user name and password, best as http://USER:PASSWORD@HOST:PORT in "
+            "POOL_TELEMETRY_URL"
+        )
+    if status == HTTPStatus.UNAUTHORIZED:
+        return "check the user name and the password, and that the page takes basic authentication"
+    if status == HTTPStatus.FORBIDDEN:
+        return (
+            "ask from a host, or with a user, that may see the page (http://USER:PASSWORD@HOST:"
+            "PORT in POOL_TELEMETRY_URL)"
+        )
+    if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+        return "give the proxy's user name and password in http_proxy, or name the host in no_proxy"
+    if status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS):
+        return "the host has too much to do, so wait a while before you run the command again"
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return "the service or a proxy before it has a problem, which its log tells"
+    return ""
 
 
 def _reason(error: OSError) -> str:

@@ -1,8 +1,11 @@
 """A MongoDB server as a source: its connections, its operations, and how fast it answers."""
 
+import contextlib
 import operator
+import threading
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -10,6 +13,7 @@ import pymongo
 from pymongo import MongoClient
 from pymongo.errors import OperationFailure, PyMongoError, ServerSelectionTimeoutError
 
+from pool_telemetry.cli.prometheus_text import MAX_VALUE
 from pool_telemetry.cli.sources.http import DEADLINE_SECONDS, SourceError
 from pool_telemetry.diagnosis import Diagnosis, Finding
 from pool_telemetry.options import TelemetryOptions
@@ -21,7 +25,9 @@ REACH_SECONDS: Final = 5.0
 _MAX_CAUSE: Final = 300
 _PINGS: Final = 20
 _AUTHENTICATION_CODES: Final = (18, 8000)
-_LATENCY_FIELDS: Final = ("ops", "latency")
+_NO_SERVER: Final = (
+    "does not answer as a MongoDB server does: check that the address is that of one"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +96,6 @@ def ask_server(uri: str, seconds: float) -> ServerFacts | Diagnosis:
                 "may be stopped or overloaded"
             ) from None
         raise SourceError(f"{mask_uri(uri)} can't be used: {error}") from None
-    except (AttributeError, LookupError):
-        raise SourceError(f"{mask_uri(uri)} does not report what a MongoDB server does") from None
 
 
 def _ask_server(uri: str, seconds: float) -> ServerFacts:
@@ -100,56 +104,131 @@ def _ask_server(uri: str, seconds: float) -> ServerFacts:
     # forever. The measurement itself sleeps for `seconds`.
     limit = pymongo.timeout(seconds + DEADLINE_SECONDS)
     with (
+        _quiet_monitor() as errors,
         limit,
-        MongoClient[dict[str, Any]](
+        _client(uri, telemetry) as client,
+    ):
+        try:
+            return _measure(client, telemetry, seconds)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            raise SourceError(f"{mask_uri(uri)} {_NO_SERVER}") from None
+        except PyMongoError:
+            if errors:
+                raise SourceError(f"{mask_uri(uri)} {_NO_SERVER}") from None
+            raise
+
+
+def _client(uri: str, telemetry: PoolTelemetry) -> MongoClient[dict[str, Any]]:
+    with warnings.catch_warnings(action="ignore"):  # each has the path of PyMongo's source
+        return MongoClient(
             uri,
             appname="pool-telemetry",
             maxPoolSize=1,
+            connectTimeoutMS=int(REACH_SECONDS * 1e3),  # also that of an SRV record's look-up
             event_listeners=telemetry.listeners,
-        ) as client,
-    ):
-        with pymongo.timeout(REACH_SECONDS):  # it overrides serverSelectionTimeoutMS
-            client.admin.command("ping")
-        pings = []
-        for _ in range(_PINGS):
-            began = time.monotonic()
-            client.admin.command("ping")
-            pings.append(time.monotonic() - began)
-        before, began = client.admin.command("serverStatus"), time.monotonic()
-        time.sleep(seconds)
-        after, took = client.admin.command("serverStatus"), time.monotonic() - began
-        pool = max(telemetry.stats().pools, key=lambda pool: pool.use_time.count)
+        )
+
+
+@contextlib.contextmanager
+def _quiet_monitor() -> Iterator[list[str]]:
+    """Print no traceback of PyMongo's monitor, which an odd `hello` ends; yield a list of them."""
+    errors, hook = list[str](), threading.excepthook
+
+    def note(ended: threading.ExceptHookArgs) -> None:
+        if ended.thread and ended.thread.name.startswith("pymongo_"):
+            errors.append(ended.exc_type.__name__)
+        else:
+            hook(ended)
+
+    threading.excepthook = note
+    try:
+        yield errors
+    finally:
+        threading.excepthook = hook
+
+
+def _measure(
+    client: MongoClient[dict[str, Any]], telemetry: PoolTelemetry, seconds: float
+) -> ServerFacts:
+    with pymongo.timeout(REACH_SECONDS):  # it overrides serverSelectionTimeoutMS
+        client.admin.command("ping")
+    pings = []
+    for _ in range(_PINGS):
+        began = time.monotonic()
+        client.admin.command("ping")
+        pings.append(time.monotonic() - began)
+    before, began = Status.of(client.admin.command("serverStatus")), time.monotonic()
+    time.sleep(seconds)
+    after, took = Status.of(client.admin.command("serverStatus")), time.monotonic() - began
+    pool = max(telemetry.stats().pools, key=lambda pool: pool.use_time.count)
     if has_restarted(before, after):
         raise SourceError(f"{pool.address} restarted during the measurement: run the command again")
-    current, available = (after["connections"].get(key, 0) for key in ("current", "available"))
-    operations, spent = (_latencies(after, f) - _latencies(before, f) for f in _LATENCY_FIELDS)
-    counted = sum(after["opcounters"].values()) - sum(before["opcounters"].values())
-    opened = (one["connections"].get("totalCreated", 0) for one in (after, before))
+    operations = after.operations - before.operations
+    counted = after.commands - before.commands
     return ServerFacts(
         address=pool.address,
         ping_seconds=sorted(pings)[_PINGS // 2],
         open_seconds=pool.create_time.mean or 0.0,
-        current=current,
-        limit=current + available if available else None,
-        opened_per_second=operator.sub(*opened) / took,
+        current=after.current,
+        limit=after.current + after.available if after.available else None,
+        opened_per_second=(after.created - before.created) / took,
         # One operation is the first `serverStatus` itself.
         operations_per_second=max(0, (operations or counted) - 1) / took,
-        operation_seconds=spent / operations / 1e6 if operations else None,
+        operation_seconds=(after.latency - before.latency) / operations / 1e6
+        if operations
+        else None,
     )
 
 
-def has_restarted(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What `serverStatus` reports: counters since the server started, and its connections now.
+
+    Attributes:
+        created: The connections that were opened.
+        commands: The commands by `opcounters`, which every server has.
+        operations: The operations by `opLatencies`; 0 when the server does not report them.
+        latency: The total time of these, in microseconds.
+    """
+
+    uptime: int
+    current: int
+    available: int
+    created: int
+    commands: int
+    operations: int
+    latency: int
+
+    @classmethod
+    def of(cls, answer: Mapping[str, Any]) -> "Status":
+        """Return what a server answered.
+
+        Raises:
+            LookupError, TypeError, ValueError: It is not what a MongoDB server reports.
+        """
+        connections, latencies = answer["connections"], answer.get("opLatencies", {}).values()
+        # MongoDB 5 and 6 also have the document `deprecated` in opcounters.
+        commands = (one for one in answer["opcounters"].values() if not isinstance(one, Mapping))
+        return cls(
+            uptime=_count(answer.get("uptime", 0)),
+            current=_count(connections.get("current", 0)),
+            available=_count(connections.get("available", 0)),
+            created=_count(connections.get("totalCreated", 0)),
+            commands=sum(map(_count, commands)),
+            operations=sum(_count(kind["ops"]) for kind in latencies),
+            latency=sum(_count(kind["latency"]) for kind in latencies),
+        )
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int | float):
+        raise TypeError
+    if not 0 <= value <= MAX_VALUE:  # nor is a value that is no number
+        raise ValueError
+    return int(value)
+
+
+def has_restarted(before: Status, after: Status) -> bool:
     """Return whether a counter fell between two answers to `serverStatus`."""
-
-    def counters(status: Mapping[str, Any]) -> list[float]:
-        opened = status["connections"].get("totalCreated", 0)
-        commands = sum(status["opcounters"].values())
-        latencies = (_latencies(status, field) for field in _LATENCY_FIELDS)
-        return [status.get("uptime", 0), opened, commands, *latencies]
-
+    counters = operator.attrgetter("uptime", "created", "commands", "operations", "latency")
     return any(map(operator.lt, counters(after), counters(before)))
-
-
-def _latencies(status: Mapping[str, Any], field: str) -> int:
-    """Return the count, or the total microseconds, of all operations since the server started."""
-    return sum(kind[field] for kind in status.get("opLatencies", {}).values())

@@ -8,8 +8,16 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Final, get_args
 
 from pool_telemetry.catalog import CATALOG, Value
-from pool_telemetry.cli.prometheus_text import ScrapedProcess, read
-from pool_telemetry.cli.sources.http import NotFoundError, SourceError, get, get_json, shown
+from pool_telemetry.cli.prometheus_text import MAX_VALUE, ScrapedProcess, read
+from pool_telemetry.cli.sources.http import (
+    NotFoundError,
+    RefusedError,
+    SourceError,
+    get,
+    get_json,
+    shown,
+    time_limit,
+)
 from pool_telemetry.diagnosis import Diagnosis, Finding, Severity, worst_first
 from pool_telemetry.stats import ClientStats, HistogramStats
 
@@ -19,7 +27,10 @@ _ROUTES: Final = (
     *("/health", "/health/live", "/health/ready"),
 )
 _MAX_WORDS: Final = 100
+_MAX_NUMBERS: Final = 100  # of one finding
 _SCRAPES: Final = 8  # one of two processes answers all of them once in 128 times
+_SCRAPES_SECONDS: Final = 5.0
+"""The limit of these scrapes, in seconds: the answer that they explain is already there."""
 _FIELDS: Final = frozenset(field.name for field in fields(Finding))
 _SAME_START_SECONDS: Final = 0.1
 """Two start times that differ by less, in seconds, belong to one process: steps are of 10 ms."""
@@ -131,6 +142,8 @@ def _scrape(url: str) -> list[ScrapedProcess]:
     page = url if _is_metrics(url) else base_url(url) + "/metrics"
     try:
         found = read(get(page), time.time())
+    except RefusedError:
+        raise
     except NotFoundError as error:
         raise NotFoundError(
             f"{error}: give the address of a service that serves /metrics"
@@ -187,7 +200,7 @@ def _processes(workers: Any) -> str | None:
 def _have_several_starts(page: str) -> bool:
     """Return whether processes with different starts answer, as far as a few scrapes show."""
     starts = list[float]()
-    with contextlib.suppress(SourceError, ValueError):
+    with contextlib.suppress(SourceError, ValueError), time_limit(_SCRAPES_SECONDS):
         for _ in range(_SCRAPES):
             starts += [client.since for one in read(get(page), 0.0) for client in one.clients]
     return bool(starts) and max(starts) - min(starts) > _SAME_START_SECONDS
@@ -214,11 +227,18 @@ def _finding(answer: Mapping[str, Any]) -> Finding:
     texts = (finding.verdict, finding.pool, finding.because, finding.advice)
     numbers = (finding.ended, finding.worker, finding.pid)
     values = [
-        *((one, str) for one in (*texts, finding.id, finding.runbook)),
-        *((one, int | float) for one in numbers if one is not None),
-        *((one, int | float) for one in (*finding.evidence.values(), *finding.change.values())),
+        *(one for one in numbers if one is not None),
+        *finding.evidence.values(),
+        *finding.change.values(),
     ]
-    if not all(isinstance(value, kind) for value, kind in values):
+    if not all(isinstance(one, str) for one in (*texts, finding.id, finding.runbook)):
+        raise TypeError
+    if not all(type(one) in (int, float) and abs(one) <= MAX_VALUE for one in values):
+        raise TypeError
+    if finding.ended is not None and finding.ended < 0.0:
+        raise TypeError
+    names = (*finding.evidence, *finding.change)
+    if len(names) > _MAX_NUMBERS or any(len(name) > _MAX_WORDS for name in names):
         raise TypeError
     if finding.severity not in get_args(Severity):
         raise TypeError
