@@ -65,7 +65,9 @@ def run_spans(effort: Effort, uri: str) -> list[Goal]:
     show(costs, "no-op", "ours")
     theirs, ours = over(costs, THEIRS, "no-op"), over(costs, OURS, "ours")
     limit = round(SHARE * theirs, 2)
-    return [Goal("h", f"our spans over our metrics; {SHARE:g} of theirs over no-op", limit, ours)]
+    return [
+        Goal("h", f"our spans over our metrics; {SHARE:g} of the others over no-op", limit, ours)
+    ]
 
 
 def _in_request(turn: Turn, provider: TracerProvider) -> Turn:
