@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import io
+import logging
 import random
 import socket
 import sys
@@ -227,6 +229,22 @@ def hide_other_clients(telemetry: PoolTelemetry, monkeypatch: pytest.MonkeyPatch
     """Let the exporters see one client alone, whatever else lives or was closed in this process."""
     monkeypatch.setattr(prometheus, "clients_to_report", lambda _: [telemetry.stats()])
     monkeypatch.setattr(collection, "collect", lambda _: Collected(*2 * [[telemetry.stats()]]))
+
+
+@contextlib.contextmanager
+def captured_log() -> Iterator[io.StringIO]:
+    """Yield all that this library logs meanwhile."""
+    text = io.StringIO()
+    handler = logging.StreamHandler(text)
+    log = logging.getLogger("pool_telemetry")
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG)
+    try:
+        yield text
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def logged(caplog: pytest.LogCaptureFixture, words: str) -> list[str]:

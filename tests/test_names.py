@@ -1,12 +1,8 @@
 """Names from outside are short in every output, however long they are, and valid Unicode."""
 
 import asyncio
-import contextlib
-import io
 import json
-import logging
 import threading
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -30,7 +26,7 @@ from pymongo.monitoring import (
 from pool_telemetry import PoolTelemetry, TelemetryOptions, prometheus
 from pool_telemetry.stats import MAX_NAME, bounded
 from tests.otlp import exported
-from tests.support import hide_other_clients, traced_to, unmeasured
+from tests.support import captured_log, hide_other_clients, traced_to, unmeasured
 
 LONG = 1_000_000
 names = st.text(st.characters(codec=None, exclude_categories=()), max_size=2 * MAX_NAME)
@@ -55,19 +51,6 @@ def test_a_bounded_name_is_short_valid_and_its_own(one: str, other: str) -> None
 def test_names_that_a_server_allows_are_not_cut() -> None:
     for name in ("x" * 255, "é" * 127, "a.b"):
         assert bounded(name) is name
-
-
-@contextlib.contextmanager
-def log_text() -> Iterator[io.StringIO]:
-    text, log = io.StringIO(), logging.getLogger("pool_telemetry")
-    handler, level = logging.StreamHandler(text), log.level
-    log.addHandler(handler)
-    log.setLevel(logging.DEBUG)
-    try:
-        yield text
-    finally:
-        log.removeHandler(handler)
-        log.setLevel(level)
 
 
 @pytest.mark.parametrize("letter", ["x", "😀", "\ud800"])
@@ -100,7 +83,7 @@ def test_no_output_is_large_because_a_name_is(letter: str, monkeypatch: pytest.M
         seen.extend(outputs(telemetry))
 
     seen = list[str]()
-    with log_text() as log, traced_to(SimpleSpanProcessor(exporter)):
+    with captured_log() as log, traced_to(SimpleSpanProcessor(exporter)):
         pool.pool_created(PoolCreatedEvent(server, {}))
         pool.pool_ready(PoolReadyEvent(server))
         thread = threading.Thread(target=use, name=long)

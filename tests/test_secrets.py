@@ -9,7 +9,6 @@ import json
 import logging
 import traceback
 import warnings
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote_plus, unquote_plus
 
@@ -45,7 +44,7 @@ from pool_telemetry.otel import configure_otlp
 from pool_telemetry.otel.endpoint import check_endpoint
 from pool_telemetry.uri import mask_uri
 from tests.otlp import exported
-from tests.support import traced_to, unmeasured
+from tests.support import captured_log, traced_to, unmeasured
 from tests.web import serving
 
 # Long enough not to be in a text by chance, and of every kind of character.
@@ -247,21 +246,6 @@ def test_a_replaced_client_is_logged_without_its_secrets(server_uri: str) -> Non
             MongoDBConnectionPool.initialize(server_uri + f"?proxyPasword={secret}")
     assert MARK not in log.getvalue()
     assert "with other settings: proxypasword. The old client" in log.getvalue()
-
-
-@contextlib.contextmanager
-def captured_log() -> Iterator[io.StringIO]:
-    text = io.StringIO()
-    handler = logging.StreamHandler(text)
-    log = logging.getLogger("pool_telemetry")
-    level = log.level
-    log.addHandler(handler)
-    log.setLevel(logging.DEBUG)
-    try:
-        yield text
-    finally:
-        log.removeHandler(handler)
-        log.setLevel(level)
 
 
 @given(st.text(max_size=40).filter(lambda text: text.isprintable()))
