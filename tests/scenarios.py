@@ -427,7 +427,7 @@ def few_open_for_many(case: Case) -> None:
 
 def hardly_used_connections(case: Case) -> None:
     """Each caller comes when the connection of the last one was closed for idleness."""
-    case.callers(4, think=0.15)
+    case.callers(2, think=0.15)
     case.go_on(CALM_SECONDS + TROUBLE_SECONDS)
 
 
