@@ -204,7 +204,7 @@ def generate(
         workers: Whether the pools' metrics are those of all processes of the service.
         names: The samples to return, as `name[]` asks for; empty is all.
     """
-    encode, content_type = _encoder(accept)
+    encode, content_type = choose_format(accept)
     shown: Any = registry
     with _lock:
         if (collector := _registered.get(registry)) is not None:
@@ -243,8 +243,11 @@ def existing(names: Iterable[str], registry: CollectorRegistry) -> set[str]:
     return {one for one in names if one in registry._names_to_collectors}
 
 
-def _encoder(accept: str) -> tuple[Callable[[Any], bytes], str]:
-    """Return prometheus_client's encoder for an Accept header, and its content type."""
+def choose_format(accept: str) -> tuple[Callable[[Any], bytes], str]:
+    """Return prometheus_client's encoder for an Accept header, and its content type.
+
+    A malformed header counts as none.
+    """
     with contextlib.suppress(TypeError, ValueError):  # of a version that is no version
         encode, content_type = choose_encoder(accept)
         if content_type.isascii() and content_type.isprintable():  # it repeats the version

@@ -17,7 +17,6 @@ from urllib.parse import parse_qs
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import REGISTRY
-from prometheus_client.exposition import choose_encoder
 
 from pool_telemetry import endpoints, prometheus
 from pool_telemetry.endpoints import Pool
@@ -190,10 +189,7 @@ class Routes:
         chosen = tuple(sorted(prometheus.existing(names, self.registry)))
         if names and not chosen:
             chosen = ("",)  # no sample; without a name the answer would have all
-        try:
-            return _Wish(choose_encoder(accept)[1], chosen, accept)
-        except Exception:  # noqa: BLE001  # prometheus_client raises several kinds at such headers
-            return _Wish("", chosen)
+        return _Wish(prometheus.choose_format(accept)[1], chosen, accept)
 
     def _answer(self, route: Route, wish: _Wish, *, is_gzip: bool) -> Answer:
         try:
