@@ -204,6 +204,7 @@ class BaseConnectionPool(Generic[ClientT]):
     """The answers of both singletons that need no I/O, at any time and from any thread."""
 
     _current: ClassVar[ManagedClient[Any] | None] = None
+    _adopted: ClassVar[ManagedClient[Any] | None] = None
 
     @classmethod
     def get_client(cls) -> ClientT:
@@ -212,8 +213,7 @@ class BaseConnectionPool(Generic[ClientT]):
         Raises:
             PoolNotInitializedError: Before `initialize()` or after `close()`.
         """
-        notice_fork()
-        current = cls._current
+        current = cls._shown()
         if current is None:
             raise PoolNotInitializedError(
                 f"{cls.__name__} has no client: call {cls.__name__}.initialize(connection_string) "
@@ -232,7 +232,7 @@ class BaseConnectionPool(Generic[ClientT]):
         Args:
             detail: Whether to list the holders of connections and the waiters, by name.
         """
-        report, current = cls.read()[0], cls._current
+        report, current = cls.read()[0], cls._shown()
         if detail:
             holders, waiters = ([], []) if current is None else current.telemetry.callers()
             report["holders"], report["waiters"] = callers(holders), callers(waiters)
@@ -251,8 +251,7 @@ class BaseConnectionPool(Generic[ClientT]):
     @classmethod
     def read(cls) -> tuple[PoolReport, ClientStats | None]:
         """Return `get_pool_stats()` and the stats it was made from; None without a client."""
-        notice_fork()
-        current = cls._current
+        current = cls._shown()
         if current is not None:
             stats = current.telemetry.stats()
             return current.report(stats), stats
@@ -267,9 +266,14 @@ class BaseConnectionPool(Generic[ClientT]):
     @classmethod
     def get_telemetry(cls) -> PoolTelemetry | None:
         """Return the telemetry of the current client, for `health.assess`; None without one."""
-        notice_fork()
-        current = cls._current
+        current = cls._shown()
         return None if current is None else current.telemetry
+
+    @classmethod
+    def _shown(cls) -> ManagedClient[Any] | None:
+        """Return the singleton's own client, or the adopted one without it."""
+        notice_fork()
+        return cls._current or cls._adopted
 
 
 class DrainMonitor:

@@ -105,6 +105,7 @@ class MongoDBConnectionPool(BaseConnectionPool[_Client]):
     _initializing: ClassVar[threading.Lock] = threading.Lock()
     _lock: ClassVar[threading.Lock] = threading.Lock()
     _current: ClassVar[ManagedMongoClient | None] = None
+    _adopted: ClassVar[ManagedMongoClient | None] = None
     _draining: ClassVar[list[tuple[ManagedMongoClient, threading.Thread]]] = []
     _closes: ClassVar[int] = 0
 
@@ -141,6 +142,11 @@ class MongoDBConnectionPool(BaseConnectionPool[_Client]):
             settings = PoolSettings.of(connection_string, telemetry, kwargs, current)
             if current is not None and current.is_usable(settings):
                 return current.client
+            with cls._lock:
+                adopted = None if current else cls._adopted
+                if adopted is not None and adopted.is_usable(settings):
+                    cls._current, cls._adopted = adopted, None
+                    return adopted.client
             new = ManagedMongoClient(settings)
             with cls._lock:
                 if is_open := cls._closes == closes:
@@ -178,6 +184,24 @@ class MongoDBConnectionPool(BaseConnectionPool[_Client]):
         if current is not None:
             end()
 
+    @classmethod
+    def adopt(cls, managed: ManagedMongoClient) -> None:
+        """Answer for a client that its maker closes, while the singleton has none of its own.
+
+        The latest adopted client counts. `initialize()` with its settings makes it the singleton's
+        own.
+        """
+        with cls._lock:
+            cls._adopted = managed
+
+    @classmethod
+    def release(cls, managed: ManagedMongoClient) -> bool:
+        """End an adoption; return whether the maker closes the client, not the singleton."""
+        with cls._lock:
+            if cls._adopted is managed:
+                cls._adopted = None
+            return cls._current is not managed
+
 
 @after_fork
 def _begin_anew() -> None:
@@ -185,5 +209,6 @@ def _begin_anew() -> None:
     MongoDBConnectionPool._initializing = threading.Lock()
     MongoDBConnectionPool._lock = threading.Lock()
     MongoDBConnectionPool._draining = []
-    if (current := MongoDBConnectionPool._current) is not None:
-        current._learning = threading.Thread()
+    for managed in (MongoDBConnectionPool._current, MongoDBConnectionPool._adopted):
+        if managed is not None:
+            managed._learning = threading.Thread()

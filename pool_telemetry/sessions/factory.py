@@ -22,7 +22,9 @@ class MongoDBSessionManagerFactory:
     """Makes session managers that share a client and settings; threads and tasks may share it.
 
     Args:
-        connection_string: The URI of a client that the factory makes and closes.
+        connection_string: The URI of a client that the factory makes and closes. While
+            MongoDBConnectionPool has no client of its own, its `get_client()`, `get_pool_stats()`
+            and health answer for this client.
         database_name: The database of the collections.
         client: A client instead of a URI; its owner closes it. With an AsyncMongoClient the factory
             makes asynchronous managers only. Without client and URI each manager uses the current
@@ -50,6 +52,7 @@ class MongoDBSessionManagerFactory:
         self._owned: ManagedMongoClient | None = None
         if connection_string is not None:
             self._owned = ManagedMongoClient(PoolSettings.of(connection_string, None, kwargs, None))
+            MongoDBConnectionPool.adopt(self._owned)
             client = self._owned.client
         self._client = client
         self._settings: dict[str, Any] = {
@@ -105,7 +108,7 @@ class MongoDBSessionManagerFactory:
     def close(self) -> None:
         """Close the client if this factory made it; a repeat does nothing."""
         owned, self._owned = self._owned, None
-        if owned is not None:
+        if owned is not None and MongoDBConnectionPool.release(owned):
             owned.close()
 
 
@@ -126,8 +129,9 @@ def initialize_global_factory(
 ) -> MongoDBSessionManagerFactory:
     """Make the factory of this process and return it; a previous factory is closed.
 
-    With a connection string the factory owns a client, whose pool is watched like any other.
-    Without client and URI the factory uses the singletons' clients.
+    With a connection string the factory makes a client, which is also that of
+    MongoDBConnectionPool unless this has its own. Without client and URI the factory uses the
+    singletons' clients.
     """
     global _global
     new = MongoDBSessionManagerFactory(
