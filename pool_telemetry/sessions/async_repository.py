@@ -89,6 +89,17 @@ class AsyncMongoDBSessionRepository(Directory):
         self._indexing = asyncio.Lock() if _call_method is None else None
         self._known = Cache(self._store.sessions.full_name)
 
+    @property
+    def uses_threads(self) -> bool:
+        """Return whether calls run in threads, because the client is a MongoClient."""
+        return self._store.call is asyncio.to_thread
+
+    @property
+    def full_name(self) -> str:
+        """Return the name of the sessions' collection with its database."""
+        name: str = self._store.sessions.full_name
+        return name
+
     # Sessions
 
     async def open_session(

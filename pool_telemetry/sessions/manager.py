@@ -3,18 +3,24 @@
 A turn writes its messages with one command each, and the agent only if its state changed.
 """
 
+import asyncio
+import logging
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from pymongo import MongoClient
+from strands.agent import Agent
+from strands.bidi.hooks import BidiAgentStopEvent, BidiResponseStopEvent
 from strands.hooks.events import (
     AfterInvocationEvent,
     AfterMultiAgentInvocationEvent,
     AfterNodeCallEvent,
     AgentInitializedEvent,
     MessageAddedEvent,
+    MessageUpdatedEvent,
     MultiAgentInitializedEvent,
 )
 from strands.hooks.registry import HookRegistry
@@ -28,6 +34,7 @@ from pool_telemetry.events import tracing
 from pool_telemetry.pool import ManagedMongoClient, MongoDBConnectionPool
 from pool_telemetry.sessions.async_repository import AsyncMongoDBSessionRepository
 from pool_telemetry.sessions.client_choice import AnyClient, check_choice, shared_client
+from pool_telemetry.sessions.dispatch import run_now
 from pool_telemetry.sessions.documents import (
     PREFIX,
     Document,
@@ -38,9 +45,29 @@ from pool_telemetry.sessions.opened_session import (
     OpenedSession,
     PreloadedSession,
     check_restore_last,
+    finish_writes,
+    log_lost_writes,
 )
 from pool_telemetry.sessions.repository import MongoDBSessionRepository
+from pool_telemetry.state.frames import call_site
 from pool_telemetry.stats import bounded
+
+_log = logging.getLogger("pool_telemetry.sessions")
+_warned = set[str]()  # the places that opened a blocking manager on an event loop
+_MAX_WARNED: Final = 100
+
+
+def _warn_on_event_loop() -> None:
+    """Log once for each place that it blocks the event loop that runs there."""
+    if asyncio._get_running_loop() is None or len(_warned) >= _MAX_WARNED:
+        return
+    if (place := call_site()) not in _warned:
+        _warned.add(place)
+        _log.warning(
+            "MongoDBSessionManager blocks the event loop at %s, because each of its commands waits "
+            "for the server there: use `await AsyncMongoDBSessionManager.open(...)`",
+            place,
+        )
 
 
 class _Manager(RepositorySessionManager):
@@ -50,6 +77,7 @@ class _Manager(RepositorySessionManager):
         self._opened = opened
         self._counts = repository.counts
         super().__init__(opened.session.session_id, opened)
+        weakref.finalize(self, log_lost_writes, self.session_id, opened.agents)
 
     def initialize(self, agent: Any, **kwargs: Any) -> None:
         """Restore an agent from the session, or create it in the session."""
@@ -61,7 +89,8 @@ class _Manager(RepositorySessionManager):
             except BaseException:
                 self._forget(agent.agent_id)
                 raise
-            if skipped := self._opened.skipped.pop(agent.agent_id, 0):
+            skipped = self._opened.skipped.pop(agent.agent_id, 0)
+            if skipped and isinstance(agent, Agent):  # a BidiAgent never removes messages
                 agent.conversation_manager.removed_message_count += skipped
             # The first turn need not write a state that was just read or written.
             opened = self._opened.agents[agent.agent_id]
@@ -85,6 +114,18 @@ class _Manager(RepositorySessionManager):
         """See RepositorySessionManager."""
         with self._named_on_spans(agent):
             super().sync_agent(agent, **kwargs)
+
+    def update_message(self, message: Message, agent: Any, **kwargs: Any) -> None:
+        """Replace the stored message with the same tracking id, as a BidiAgent does.
+
+        Its message is stored only when it is complete, so a killed process leaves no empty one.
+        """
+        for record in reversed(self._held_records.get(agent.agent_id, ())):
+            if record.message.get("tracking_id") == message["tracking_id"]:
+                record.message = message
+                with self._named_on_spans(agent):
+                    self._opened.update_message(self.session_id, agent.agent_id, record)
+                break
 
     def _initialize(self, agent: Any, **kwargs: Any) -> None:
         try:
@@ -183,11 +224,12 @@ class MongoDBSessionManager(_Manager):
                 application=application,
                 user=user,
             )
+            _warn_on_event_loop()
             session, is_new = self.repository.open_session(session_id, metadata=metadata, ttl=ttl)
             shared = self.repository.asynchronous
             super().__init__(OpenedSession(shared, session, is_new, restore_last), shared)
         except BaseException:
-            self.close()
+            self._close_client()
             raise
 
     def __enter__(self) -> Self:
@@ -196,20 +238,44 @@ class MongoDBSessionManager(_Manager):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def flush(self) -> None:
+        """Repeat the writes that failed because the server was down, as the next turn would.
+
+        Raises:
+            PyMongoError: The server is still down; the manager keeps the writes.
+        """
+        for agent_id in [*self._opened.agents]:
+            run_now(self._opened.flush(agent_id))
+
     def close(self) -> None:
-        """Close the client if this manager made it; a repeat does nothing."""
+        """Flush, then close the client if this manager made it; a repeat does nothing."""
+        try:
+            self.flush()
+        finally:
+            self._close_client()
+
+    def _close_client(self) -> None:
         owned, self._owned = self._owned, None
         if owned is not None:
             owned.close()
 
     def register_hooks(self, registry: HookRegistry, **kwargs: Any) -> None:
-        """Register Strands' own hooks, and count each invocation as a turn."""
+        """Register Strands' own hooks and those of a BidiAgent, and count each turn."""
         super().register_hooks(registry, **kwargs)
         registry.add_callback(AfterInvocationEvent, self._turn_ended)
         registry.add_callback(AfterMultiAgentInvocationEvent, self._turn_ended)
+        registry.add_callback(MessageUpdatedEvent, self._on_update)
+        registry.add_callback(BidiResponseStopEvent, self._turn_ended)
+        registry.add_callback(BidiAgentStopEvent, self._on_stop)
 
     def _turn_ended(self, event: object) -> None:
         self._counts.add(turns=1)
+
+    def _on_update(self, event: "MessageUpdatedEvent[Any]") -> None:
+        self.update_message(event.message, event.agent)
+
+    def _on_stop(self, event: BidiAgentStopEvent) -> None:
+        self.sync_agent(event.agent)
 
     def get_metadata(self) -> Document:
         """Return the session's metadata."""
@@ -294,6 +360,7 @@ class AsyncMongoDBSessionManager(_Manager):
                 application=application,
                 user=user,
             )
+            await finish_writes(repository, session_id)
             session, is_new = await repository.open_session(session_id, metadata=metadata, ttl=ttl)
             opened = PreloadedSession(repository, session, is_new, restore_last)
             await opened.load()
@@ -311,11 +378,27 @@ class AsyncMongoDBSessionManager(_Manager):
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
+    async def flush(self) -> None:
+        """Store everything that is not stored yet, in order.
+
+        A turn does so by itself. Await this after calls outside of a turn, such as
+        `append_message()`, `redact_latest_message()` or `sync_agent()`.
+
+        Raises:
+            SessionException: See MongoDBSessionManager.
+            PyMongoError: The server is down; the manager keeps the writes.
+        """
+        for agent_id in [*self._opened.agents]:
+            await self._opened.flush(agent_id)
+
     async def close(self) -> None:
-        """Close the client if this manager made it; a repeat does nothing."""
-        owned, self._owned = self._owned, None
-        if owned is not None:
-            await owned.close()
+        """Flush, then close the client if this manager made it; a repeat does nothing."""
+        try:
+            await self.flush()
+        finally:
+            owned, self._owned = self._owned, None
+            if owned is not None:
+                await owned.close()
 
     def register_hooks(self, registry: HookRegistry, **kwargs: Any) -> None:
         """Register hooks that await the writes after each step."""
@@ -325,6 +408,9 @@ class AsyncMongoDBSessionManager(_Manager):
         registry.add_callback(MultiAgentInitializedEvent, self._on_multi_agent)
         registry.add_callback(AfterNodeCallEvent, self._on_node)
         registry.add_callback(AfterMultiAgentInvocationEvent, self._on_multi_agent_invocation)
+        registry.add_callback(MessageUpdatedEvent, self._on_update)
+        registry.add_callback(BidiResponseStopEvent, self._on_response)
+        registry.add_callback(BidiAgentStopEvent, self._on_stop)
 
     def _on_agent(self, event: AgentInitializedEvent) -> None:
         self.initialize(event.agent)
@@ -340,6 +426,17 @@ class AsyncMongoDBSessionManager(_Manager):
         # If a write is behind, this turn has failed and already waited for the server.
         if not self._opened.agents[event.agent.agent_id].is_behind:
             await self._flush(event.agent.agent_id, event.agent)
+
+    async def _on_update(self, event: "MessageUpdatedEvent[Any]") -> None:
+        self.update_message(event.message, event.agent)
+        await self._flush(event.agent.agent_id, event.agent)
+
+    def _on_response(self, event: BidiResponseStopEvent) -> None:
+        self._counts.add(turns=1)
+
+    async def _on_stop(self, event: BidiAgentStopEvent) -> None:
+        self.sync_agent(event.agent)
+        await self._flush(event.agent.agent_id, event.agent)
 
     def _on_multi_agent(self, event: MultiAgentInitializedEvent) -> None:
         self.initialize_multi_agent(event.source)

@@ -5,8 +5,9 @@ stored conversation has no gap.
 """
 
 import asyncio
+import logging
 from collections import defaultdict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,6 +21,8 @@ from pool_telemetry.sessions.documents import Document, SessionConflictError
 
 if TYPE_CHECKING:
     from strands.multiagent.base import MultiAgentBase
+
+_log = logging.getLogger("pool_telemetry.sessions")
 
 Key = tuple[str, int]  # the kind of the write, and the message's id
 Do = Callable[..., Coroutine[Any, Any, None]]
@@ -46,6 +49,7 @@ class _Agent:
         self.stored: Document = {}  # its state as last written or read
         self.is_restoring = False  # its state was just read, so it is not written
         self.flushing = asyncio.Lock()
+        self.incomplete: set[int] = set()  # ids of messages that a BidiAgent has only begun
 
     @property
     def is_behind(self) -> bool:
@@ -196,6 +200,9 @@ class OpenedSession(SessionRepository):
                 f"another writer continued agent {agent_id!r} of session {session_id!r}: "
                 "open the session again"
             )
+        if _is_incomplete(session_message):
+            self.agents[agent_id].incomplete.add(session_message.message_id)
+            return  # a model would reject an empty message
         do = partial(self._repository.create_message, session_id, agent_id, session_message)
         self.write(agent_id, ("message", session_message.message_id), do)
 
@@ -209,6 +216,11 @@ class OpenedSession(SessionRepository):
         self, session_id: str, agent_id: str, session_message: SessionMessage, **kwargs: Any
     ) -> None:
         """See SessionRepository."""
+        incomplete, message_id = self.agents[agent_id].incomplete, session_message.message_id
+        if message_id in incomplete and not _is_incomplete(session_message):
+            incomplete.remove(message_id)
+            OpenedSession.create_message(self, session_id, agent_id, session_message)
+            return
         do = partial(self._repository.update_message, session_id, agent_id, session_message)
         self.write(agent_id, ("redaction", session_message.message_id), do)
 
@@ -245,6 +257,30 @@ class OpenedSession(SessionRepository):
         return restored
 
 
+_unfinished: Final[dict["asyncio.Task[None]", tuple[str, str]]] = {}
+
+
+async def finish_writes(repository: AsyncMongoDBSessionRepository, session_id: str) -> None:
+    """Wait until turns of a session that were cancelled on this loop have stored their messages."""
+    name, loop = (repository.full_name, session_id), asyncio.get_running_loop()
+    tasks = [task for task, one in _unfinished.copy().items() if one == name]
+    if here := [task for task in tasks if task.get_loop() is loop]:
+        await asyncio.wait(here)
+
+
+def log_lost_writes(session_id: str, agents: Mapping[str, _Agent]) -> None:
+    """Log which agents have messages or a state that no later flush can store."""
+    for name, agent in agents.items():
+        if lost := sum(kind != "agent" for kind, _ in agent.pending):
+            _log.error(
+                "session %r: %d writes of agent %r are lost, because its manager was dropped "
+                "before they were stored: await manager.flush() after calls outside of a turn",
+                session_id,
+                lost,
+                name,
+            )
+
+
 class PreloadedSession(OpenedSession):
     """Answers reads from memory, and keeps writes until `flush()` is awaited."""
 
@@ -270,13 +306,57 @@ class PreloadedSession(OpenedSession):
         self._messages = {one["agent_id"]: m for one, m in zip(agents, found, strict=True)}
 
     async def flush(self, agent_id: str) -> None:
-        """See OpenedSession; flushes run one at a time, because a graph runs nodes concurrently."""
+        """See OpenedSession; if the caller is cancelled, a task of its own finishes the writes.
+
+        A user may have seen the messages, so the next open of the session waits for that task.
+        """
+        finishing = self._finish(agent_id) if self._repository.uses_threads else None
+        try:
+            if finishing is None:  # the caller's own task, whose stack shows the application
+                await self._flush(agent_id)
+            else:  # a cancelled caller would leave a thread in the middle of a write
+                await asyncio.shield(finishing)
+        except asyncio.CancelledError:
+            (finishing or self._finish(agent_id)).add_done_callback(self._log_failure)
+            raise
+
+    async def _flush(self, agent_id: str) -> None:
+        """Flush one at a time, because a graph runs nodes concurrently."""
         async with self.agents[agent_id].flushing:
             await super().flush(agent_id)
+
+    def _finish(self, agent_id: str) -> "asyncio.Task[None]":
+        task = asyncio.create_task(self._flush(agent_id))
+        _unfinished[task] = (self._repository.full_name, self.session.session_id)
+        task.add_done_callback(_unfinished.pop)
+        return task
+
+    def _log_failure(self, task: "asyncio.Task[None]") -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.warning(
+                "session %r: a cancelled turn's messages are not stored yet: %s",
+                self.session.session_id,
+                type(error).__name__,
+            )
 
     def write(self, agent_id: str, key: Key, do: Do) -> None:
         """Keep a write for `flush()`."""
         self.agents[agent_id].pending[key] = _Write(do)
+
+    def create_message(
+        self, session_id: str, agent_id: str, session_message: SessionMessage, **kwargs: Any
+    ) -> None:
+        """See OpenedSession."""
+        super().create_message(session_id, agent_id, session_message)
+        self._messages.setdefault(agent_id, []).append(session_message)
+
+    def update_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
+        """See OpenedSession."""
+        super().update_agent(session_id, session_agent)
+        name, state = session_agent.agent_id, session_agent.conversation_manager_state
+        removed = state.get("removed_message_count", 0)
+        kept = [one for one in self._messages.get(name, ()) if one.message_id >= removed]
+        self._messages[name] = kept  # those that the agent dropped would only use memory
 
     def read_agent(self, session_id: str, agent_id: str, **kwargs: Any) -> SessionAgent | None:
         """Return the agent that `load()` read; None if there was none."""
@@ -299,12 +379,26 @@ class PreloadedSession(OpenedSession):
         offset: int = 0,
         **kwargs: Any,
     ) -> list[SessionMessage]:
-        """Return the messages that `load()` read, from the offset in the agent's document."""
-        return self._messages.pop(agent_id, [])
+        """Return the messages that `load()` read and those added since, from an id on."""
+        messages = self._messages.get(agent_id, ())
+        return [one for one in messages if one.message_id >= offset][:limit]
+
+    def read_message(
+        self, session_id: str, agent_id: str, message_id: int, **kwargs: Any
+    ) -> SessionMessage | None:
+        """Return a message that `list_messages()` would return; None for any other."""
+        messages = self._messages.get(agent_id, ())
+        return next((one for one in messages if one.message_id == message_id), None)
 
     def _read(self, kind: str, name: str) -> Document | None:
         kinds = (one for one in self._agents if (one["kind"], one["agent_id"]) == (kind, name))
         return next(kinds, None)
+
+
+def _is_incomplete(message: SessionMessage) -> bool:
+    """Return whether a BidiAgent has only begun a message, to complete it later."""
+    custom = message.message.get("metadata", {}).get("custom", {})
+    return custom.get("bidi", {}).get("status") == "pending" and not message.message["content"]
 
 
 def _may_succeed_later(error: Exception) -> bool:
