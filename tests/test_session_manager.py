@@ -554,7 +554,7 @@ def test_uniqueness_needs_no_index(chat: Chat) -> None:
 def test_documents_of_other_programs_stay_unchanged(chat: Chat) -> None:
     chat.direct["messages"].insert_many([{"text": "hello"}, {"text": "hello"}])
     chat.direct["sessions"].insert_one({"_id": "s", "token": "abc"})
-    with pytest.raises(SessionException, match="'s': use another prefix="):
+    with pytest.raises(SessionException, match=r"'s' has no `schema`.*use another prefix="):
         chat.open("s")
     assert chat.direct["messages"].count_documents({"text": "hello"}) == 2
     assert texts(agent_with(chat.open("s", prefix="strands_"))) == []

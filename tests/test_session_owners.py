@@ -302,8 +302,7 @@ def test_foreign_documents_are_skipped_and_never_changed(
             assert [one.message_id for one in everyone.list_messages(S, A, limit=1)] == [0]
             assert [one.message_id for one in everyone.last_messages(S, A, 2)] == [0]
     assert sorted(caplog.messages) == [
-        f"{database}.strands_{name} has documents that pool_telemetry did not write; "
-        "lists skip them"
+        f"{database}.strands_{name} has documents that pool_telemetry can't read; lists skip them"
         for name in ("agents", "messages", "sessions")
     ]
     assert everyone.count_messages(S, A) == everyone.usage(S).messages == 1

@@ -13,6 +13,7 @@ from pool_telemetry.sessions.client_choice import AnyClient, check_client
 from pool_telemetry.sessions.collections import Store
 from pool_telemetry.sessions.dispatch import CallMethod, call_method_for
 from pool_telemetry.sessions.documents import (
+    OF_MESSAGES,
     OF_OTHERS,
     PREFIX,
     SCHEMA,
@@ -21,14 +22,13 @@ from pool_telemetry.sessions.documents import (
     Owner,
     SessionConflictError,
     agent_document,
+    agent_fault,
     agent_ids,
     check_dict,
     check_form,
     check_session,
-    is_agent,
-    is_message,
-    is_session,
     message_document,
+    message_fault,
     message_ids,
     nested,
     now,
@@ -36,6 +36,7 @@ from pool_telemetry.sessions.documents import (
     others_filter,
     owner_of,
     replacement,
+    session_fault,
     session_filter,
     validated_id,
 )
@@ -147,14 +148,17 @@ class AsyncMongoDBSessionRepository(Directory):
                 "metadata": nested(metadata or {}),
                 **(lease.fields if lease else {}),
             }
-            # Documents of an expired session, or of one deleted while a process still wrote to it.
-            leftovers = {**others_filter(ids), "created_at": {"$lt": session.created_at}}
-            await self._store.do(ids, self._store.messages.delete_many, leftovers)
-            await self._store.do(ids, self._store.agents.delete_many, leftovers)
             try:
                 await self._store.do(ids, self._store.sessions.insert_one, document)
             except SessionConflictError:
                 continue  # another writer created the session first
+            # Documents of an expired session, or of one deleted while a process still wrote to it.
+            # Only the writer that created the session deletes them, and it compares no clocks:
+            # another host may already have stored its first turn in the new session.
+            other = {"session_created_at": {"$ne": session.created_at}}
+            leftovers = {**others_filter(ids), **other}
+            await self._store.do(ids, self._store.messages.delete_many, leftovers)
+            await self._store.do(ids, self._store.agents.delete_many, leftovers)
             self._known.remember(session_id, "", lease, session.created_at)
             return session, True
         found = Lease.in_document(check_session(before, owner))
@@ -203,7 +207,7 @@ class AsyncMongoDBSessionRepository(Directory):
         found = await self._read(self._store.agents, ids)
         if found is None:
             return None
-        check_form(ids, is_agent(found))
+        check_form(ids, agent_fault(found))
         self._remember_agent(found)
         return SessionAgent.from_dict(found)
 
@@ -218,7 +222,7 @@ class AsyncMongoDBSessionRepository(Directory):
         ids = {"session_id": validated_id("session", session_id)}
         which = {**ids, **of_session(await self._permit(session_id))}
         agents = await self._store.find_ours(
-            ids, self._store.agents, which, ours=OF_OTHERS, is_ours=is_agent
+            ids, self._store.agents, which, ours=OF_OTHERS, fault=agent_fault
         )
         for one in agents:
             del one["_id"]
@@ -240,7 +244,7 @@ class AsyncMongoDBSessionRepository(Directory):
         found = await self._read(self._store.agents, ids)
         if found is None:
             return None
-        check_form(ids, is_agent(found))
+        check_form(ids, agent_fault(found))
         state: Document = found["state"]
         return state
 
@@ -291,7 +295,7 @@ class AsyncMongoDBSessionRepository(Directory):
         found = await self._read(self._store.messages, ids)
         if found is None:
             return None
-        check_form(ids, is_message(found))
+        check_form(ids, message_fault(found))
         return SessionMessage.from_dict(found)
 
     async def update_message(
@@ -373,8 +377,8 @@ class AsyncMongoDBSessionRepository(Directory):
             ids,
             self._store.messages,
             {**which, **of_session(created_at)},
-            ours=OF_OTHERS,
-            is_ours=is_message,
+            ours=OF_MESSAGES,
+            fault=message_fault,
             sort=[("message_id", direction)],
             skip=offset,
             limit=limit,
@@ -455,7 +459,7 @@ class AsyncMongoDBSessionRepository(Directory):
         found = await self._store.do(ids, method, {"_id": session_id})
         if found is None:
             return False
-        lease = Lease.in_document(found) if is_session(found) else None
+        lease = None if session_fault(found) else Lease.in_document(found)
         if lease is not None and lease.is_over:  # its owner has no more claim to the id
             await self._delete_expired(ids)
             return False
@@ -502,7 +506,7 @@ class AsyncMongoDBSessionRepository(Directory):
             found = await self._read(self._store.agents, ids)
             if found is None:
                 raise await self._missing(ids, "is missing")
-            check_form(ids, is_agent(found))
+            check_form(ids, agent_fault(found))
             known = self._remember_agent(found)
         elif not self._known.is_new(session_id, known):
             touch = {"$set": {"updated_at": now()}}

@@ -42,6 +42,7 @@ _log = logging.getLogger("pool_telemetry.sessions")
 # Collections whose documents of another form were already logged; the number bounds the memory.
 _with_others: set[str] = set()
 _MAX_LOGGED: Final = 1_000
+_MAX_REPEATS: Final = 20  # queries of one list; each but the last found documents to skip
 
 _indexed: "WeakKeyDictionary[AnyClient, set[str]]" = WeakKeyDictionary()
 indexing: Final = ProcessLock()
@@ -98,24 +99,28 @@ class Store:
         which: Document,
         *,
         ours: Document,
-        is_ours: Callable[[Document], bool],
+        fault: Callable[[Document], str],
         sort: Sequence[tuple[str, int]] = (),
         skip: int = 0,
         limit: int = 0,
     ) -> list[Document]:
-        """Return the documents that this library wrote.
+        """Return the documents that this library wrote and can read.
 
-        Documents of another form are rare, so only a query that finds one is repeated with the
-        filter `ours`. They must not fill a page.
+        Other documents are rare, so only a query that finds one is repeated without it, first with
+        the filter `ours`. They must not fill a page.
         """
+        filters = [which]
         found: list[Document] = []
-        for each in (which, {"$and": [which, ours]}):
+        for _ in range(_MAX_REPEATS):
+            each = {"$and": filters} if filters[1:] else which
             cursor = collection.find(each).skip(skip).limit(limit)
             found = await self.do(ids, (cursor.sort([*sort]) if sort else cursor).to_list)
-            if all(map(is_ours, found)):
+            bad = [one["_id"] for one in found if fault(one)]
+            if not bad:
                 return found
             log_others(collection)
-        return [one for one in found if is_ours(one)]
+            filters.append({"_id": {"$nin": bad}} if filters[1:] else ours)
+        return [one for one in found if not fault(one)]
 
     @contextmanager
     def _explained(self, ids: Mapping[str, Any]) -> Iterator[None]:
@@ -148,7 +153,7 @@ def log_others(collection: Any) -> None:
     name = collection.full_name
     if name not in _with_others and len(_with_others) < _MAX_LOGGED:
         _with_others.add(name)
-        _log.warning("%s has documents that pool_telemetry did not write; lists skip them", name)
+        _log.warning("%s has documents that pool_telemetry can't read; lists skip them", name)
 
 
 def _too_large(ids: Mapping[str, Any]) -> str:

@@ -15,7 +15,12 @@ older library refuses the session. If a session expires, all its documents have 
 
 Agents and messages have the `created_at` of their session as `session_created_at`. It separates
 them from leftovers: documents that a process wrote after the session was deleted, perhaps when
-another session had its id. Documents of older releases lack it and belong to any session.
+another session had its id. Documents of older releases lack it and belong to any session. The
+writer that creates a session deletes the leftovers of its id.
+
+No order and no decision depends on the clocks of several hosts, except a session's end. A host
+computes `expires_at` with its own clock and MongoDB deletes by the server's, so a time to live has
+to be longer than the clocks' differences. `updated_at` only orders the list of sessions.
 
 A session's id is a capability: a caller that names no owner reads, writes and deletes any session
 whose id it knows. Errors and spans contain the id, so readers of logs and traces know it, too.
@@ -24,8 +29,9 @@ If a caller names an owner (`application`, `user`, or both), each name has to be
 SessionOwnerError is raised. A session that was stored without that name, such as an older session,
 has nothing to compare: its id opens it, and no later caller becomes its owner.
 
-Lists skip documents of another form, which another program wrote; no method changes or deletes
-them.
+Lists skip documents of another form, which another program wrote or which were damaged. Any other
+method raises SessionException with the key that is missing or has another type, never with a value,
+and no method changes or deletes documents of other programs.
 """
 
 from collections.abc import Iterable, Mapping
@@ -43,18 +49,27 @@ PREFIX: Final = "strands_"
 MAX_ID_BYTES: Final = 512
 
 # Filters for the form of this library's documents, as far as the server checks it.
+_TEXTS: Final = ("session_id", "created_at", "updated_at")
 OF_SESSIONS: Final = {
-    key: {"$type": "string"} for key in ("_id", "session_id", "created_at", "updated_at")
+    **{key: {"$type": "string"} for key in ("_id", *_TEXTS)},
+    "schema": {"$type": "number"},
 }
 OF_OTHERS: Final = {  # agents and messages
     "_id.session_id": {"$type": "string"},
     "schema": {"$type": "number"},
 }
+OF_MESSAGES: Final = {**OF_OTHERS, "message_id": {"$type": ["int", "long"]}}
+
+_MAX_SECONDS: Final = 2 * timedelta(days=36_500).total_seconds()  # a time to live has at most half
+_NOT_OURS: Final = (
+    "pool_telemetry did not write the document like this; use another prefix= beside other programs"
+)
 
 # The share of its time to live after which a session's end is moved: few turns have to move it.
 _SLACK: Final = 0.1
 
 Document = dict[str, Any]
+Kinds = dict[str, Any]  # the types of a document's keys
 Owner = Mapping[str, str]  # `application` and `user`, those that a caller named
 
 
@@ -179,7 +194,7 @@ def session_filter(session_id: str, owner: Owner, created_at: str | None = None)
     With `created_at` it matches no later session of the same id.
     """
     created = {} if created_at is None else {"created_at": created_at}
-    known = {"schema": {"$not": {"$gt": SCHEMA}}}
+    known = {"schema": {"$type": "number", "$lte": SCHEMA}}
     ids = {"_id": session_id, "session_id": session_id}
     return {**OF_SESSIONS, **ids, **known, **created, **owned_by(owner)}
 
@@ -203,63 +218,100 @@ def check_owner(what: str, document: Mapping[str, Any], owner: Owner) -> None:
         )
 
 
-def is_session(document: Mapping[str, Any]) -> bool:
-    """Return whether a document has the form of a session's."""
-    texts = [document.get(key) for key in OF_SESSIONS]
-    names = [document.get(key, "") for key in ("application", "user")]
-    return (
-        all(isinstance(text, str) for text in texts)
-        and document["_id"] == document["session_id"]
-        and all(isinstance(name, str | None) for name in names)
-        and isinstance(document.get("metadata", {}), dict)
-        and _has_common_form(document)
-    )
-
-
-def is_agent(document: Mapping[str, Any]) -> bool:
-    """Return whether a document has the form of an agent's, a graph's or a swarm's."""
-    keys = ("session_id", "kind", "agent_id")
-    ids = {key: document.get(key) for key in keys}
-    dicts = {"agent": ("state", "conversation_manager_state"), "multi_agent": ("state",)}
-    kind = ids["kind"]
-    return (
-        document.get("_id") == ids
-        and "schema" in document
-        and all(isinstance(one, str) for one in ids.values())
-        and kind in dicts
-        and all(isinstance(document.get(key), dict) for key in dicts[kind])
-        and _has_common_form(document)
-    )
-
-
-def is_message(document: Mapping[str, Any]) -> bool:
-    """Return whether a document has the form of a message."""
-    ids = {key: document.get(key) for key in ("session_id", "agent_id", "message_id")}
-    message = document.get("message")
-    return (
-        document.get("_id") == ids
-        and "schema" in document
-        and isinstance(ids["message_id"], int)
-        and isinstance(message, dict)
-        and isinstance(message.get("content"), list)
-        and isinstance(message.get("role"), str)
-    )
-
-
-def _has_common_form(document: Mapping[str, Any]) -> bool:
-    expires = "expires_at" not in document or (
-        isinstance(document["expires_at"], datetime)
-        and isinstance(document.get("ttl_seconds"), int | float)
-    )
-    return expires and isinstance(document.get("schema", SCHEMA), int)
-
-
-def check_form(ids: Mapping[str, Any], is_ours: bool) -> None:
-    """Raise SessionException if a document with an id of ours has another form."""
-    if not is_ours:
-        raise SessionException(
-            f"pool_telemetry did not write the document of {describe(ids)}: use another prefix="
+def session_fault(document: Mapping[str, Any]) -> str:
+    """Return why a document is no session that this library can read; empty if it can."""
+    if "schema" not in document and isinstance(document.get("agents"), Mapping):
+        return (
+            "is a session of mongodb-session-manager: `pool-telemetry import-sessions` copies it, "
+            "or use another prefix="
         )
+    needed: Kinds = {"_id": str, "schema": int, "session_type": str, **dict.fromkeys(_TEXTS, str)}
+    optional: Kinds = {"metadata": dict, "application": str | None, "user": str | None}
+    if fault := _fault(document, needed, optional) or _lease_fault(document):
+        return fault
+    return "" if document["_id"] == document["session_id"] else f"has another `_id`: {_NOT_OURS}"
+
+
+def agent_fault(document: Mapping[str, Any]) -> str:
+    """Return why a document is no agent, graph or swarm that this library can read, or ""."""
+    ids = {key: document.get(key) for key in ("session_id", "kind", "agent_id")}
+    needed: Kinds = {"_id": dict, "schema": int, **dict.fromkeys(ids, str), "state": dict}
+    optional: Kinds = {"session_created_at": str}
+    if ids["kind"] == "agent":
+        needed |= {"conversation_manager_state": dict, "created_at": str, "updated_at": str}
+        optional |= {"_internal_state": dict}
+    if fault := _fault(document, needed, optional) or _lease_fault(document):
+        return fault
+    removed = document.get("conversation_manager_state", {}).get("removed_message_count", 0)
+    if not isinstance(removed, int) or removed < 0:
+        return f"has a wrong `removed_message_count`: {_NOT_OURS}"
+    if document["_id"] != ids or ids["kind"] not in ("agent", "multi_agent"):
+        return f"has another `_id`: {_NOT_OURS}"
+    return ""
+
+
+def message_fault(document: Mapping[str, Any]) -> str:
+    """Return why a document is no message that this library can read, or ""."""
+    ids = {key: document.get(key) for key in ("session_id", "agent_id", "message_id")}
+    if document.get("_id") != ids:
+        return f"has another `_id`: {_NOT_OURS}"
+    needed: Kinds = {
+        "schema": int,
+        "session_id": str,
+        "agent_id": str,
+        "message_id": int,
+        "message": dict,
+        "created_at": str,
+        "updated_at": str,
+    }
+    optional: Kinds = {"redact_message": dict | None, "session_created_at": str, "feedback": list}
+    if fault := _fault(document, needed, optional):
+        return fault
+    return _content_fault(document, "message") or (
+        _content_fault(document, "redact_message") if document.get("redact_message") else ""
+    )
+
+
+def _fault(document: Mapping[str, Any], needed: Kinds, optional: Kinds) -> str:
+    """Return the first key that is missing or has a value of another type, in words."""
+    for key, kind in {**needed, **optional}.items():
+        value = document.get(key)
+        if key not in document:
+            if key in needed:
+                return f"has no `{key}`: {_NOT_OURS}"
+        elif not isinstance(value, kind) or isinstance(value, bool):
+            return f"has `{key}` of type {type(value).__name__}: {_NOT_OURS}"
+        elif key == "schema" and value > SCHEMA:
+            words = f"has schema {value}, but this pool_telemetry reads only {SCHEMA}"
+            return f"{words}: upgrade pool_telemetry"
+        elif key == "schema" and value < 1:
+            return f"has schema {value}: {_NOT_OURS}"
+    return ""
+
+
+def _lease_fault(document: Mapping[str, Any]) -> str:
+    if "expires_at" not in document:
+        return ""
+    if fault := _fault(document, {"expires_at": datetime, "ttl_seconds": int | float}, {}):
+        return fault
+    in_range = 0 < document["ttl_seconds"] <= _MAX_SECONDS  # False for NaN
+    return "" if in_range else f"has `ttl_seconds` out of range: {_NOT_OURS}"
+
+
+def _content_fault(document: Mapping[str, Any], key: str) -> str:
+    message = document[key]
+    if fault := _fault(message, {"content": list, "role": str}, {}):
+        return fault.replace("`", f"`{key}.", 1)
+    wrong = next((one for one in message["content"] if not isinstance(one, dict)), None)
+    if wrong is not None or None in message["content"]:
+        return f"has a block of type {type(wrong).__name__} in `{key}.content`: {_NOT_OURS}"
+    return ""
+
+
+def check_form(ids: Mapping[str, Any], fault: str) -> None:
+    """Raise SessionException if a document with an id of ours has a fault."""
+    if fault:
+        raise SessionException(f"{describe(ids)} {fault}")
 
 
 def check_session(session: Document, owner: Owner) -> Document:
@@ -270,12 +322,7 @@ def check_session(session: Document, owner: Owner) -> Document:
         SessionOwnerError: The session has another owner.
     """
     ids = {"session_id": session["_id"]}
-    check_form(ids, is_session(session))
-    if session.get("schema", SCHEMA) > SCHEMA:
-        raise SessionException(
-            f"{describe(ids)} has schema {session['schema']}, but this pool_telemetry "
-            f"reads only {SCHEMA}: upgrade pool_telemetry"
-        )
+    check_form(ids, session_fault(session))
     check_owner(describe(ids), session, owner)
     return session
 

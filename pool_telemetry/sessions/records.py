@@ -10,6 +10,7 @@ from strands.types.session import Session, decode_bytes_values, encode_bytes_val
 
 from pool_telemetry.sessions.collections import Store
 from pool_telemetry.sessions.documents import (
+    OF_MESSAGES,
     OF_SESSIONS,
     Document,
     Owner,
@@ -20,13 +21,13 @@ from pool_telemetry.sessions.documents import (
     check_owner,
     check_session,
     describe,
-    is_session,
     message_ids,
     metadata_fields,
     now,
     of_metadata,
     others_filter,
     owner_of,
+    session_fault,
     session_filter,
     validated_id,
 )
@@ -101,6 +102,9 @@ class Directory:
     async def latest_message(self, session_id: str, agent_id: str | None = None) -> tuple[str, int]:
         """Return the agent and the id of the latest message of a session, or of one of its agents.
 
+        The latest message has the highest id, because the clocks of several hosts differ. If
+        several agents have that id, it is the message of the first agent in alphabetical order.
+
         Raises:
             SessionException: There is no message.
         """
@@ -108,9 +112,10 @@ class Directory:
         if agent_id is not None:
             ids = agent_ids(session_id, agent_id)
         created_at = await self._permit(session_id)
-        order = [("created_at", DESCENDING), ("message_id", DESCENDING)]
-        which = {**others_filter(ids, created_at), "message_id": {"$type": "number"}}
-        found = await self._store.do(ids, self._store.messages.find_one, which, sort=order)
+        order = [("message_id", DESCENDING), ("agent_id", ASCENDING)]
+        which = {**others_filter(ids, created_at), **OF_MESSAGES}
+        shown = {"agent_id": True, "message_id": True}
+        found = await self._store.do(ids, self._store.messages.find_one, which, shown, sort=order)
         if found is None:
             raise await self._missing(ids, "has no messages")
         return found["agent_id"], int(found["message_id"])
@@ -175,7 +180,7 @@ class Directory:
             self._store.sessions,
             which,
             ours=OF_SESSIONS,
-            is_ours=is_session,
+            fault=session_fault,
             sort=[("updated_at", DESCENDING), ("_id", ASCENDING)],
             limit=limit,
         )
