@@ -38,6 +38,10 @@ _MAX_SECONDS: Final = 86_400.0
 _MAX_ADDRESS: Final = 10_000  # characters that are read from standard input
 _ASKING: Final = ("doctor", "size")
 
+SOURCE_VARIABLE: Final = "MONGODB_URI"
+TARGET_VARIABLE: Final = "MONGODB_TARGET_URI"
+"""The environment variables with the servers of import-sessions."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
@@ -46,10 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; by default those of the process.
 
     Returns:
-        0 after success, and after Ctrl-C in a demo without `--once`; 1 if the command failed, or
-        if no size fits; 2 if a package is not installed; 130 if a command was interrupted, except
-        doctor and size. These return 3 if they can't tell. The doctor's other codes are in
-        `cli.doctor`.
+        0 after success, and after Ctrl-C in a demo without `--once`; 1 if the command failed, no
+        size fits, or sessions were refused; 2 if a package is not installed; 130 if a command was
+        interrupted, except doctor and size. These return 3 if they can't tell. The doctor's other
+        codes are in `cli.doctor`.
     """
     arguments = sys.argv[1:] if argv is None else argv
     try:
@@ -109,7 +113,7 @@ def _demo(options: argparse.Namespace) -> int:
     try:
         from pool_telemetry.demo.main import run
     except ImportError as error:
-        print(_not_installed(error), file=sys.stderr)
+        print(_needs("demo", error, "demo"), file=sys.stderr)
         return NOT_INSTALLED
     except KeyboardInterrupt:  # from here on the demo handles signals itself
         return INTERRUPTED if options.once else 0
@@ -149,6 +153,32 @@ def _size(options: argparse.Namespace) -> int:
         return _fail(options, str(error), FAILED)
     output.say(text)
     return 0 if fits else FAILED
+
+
+def _import_sessions(options: argparse.Namespace) -> int:
+    try:
+        from pool_telemetry.cli import import_sessions
+    except ImportError as error:
+        print(_needs("import-sessions", error, "strands"), file=sys.stderr)
+        return NOT_INSTALLED
+    source = options.source or os.environ.get(SOURCE_VARIABLE)
+    if source == "-":
+        source = sys.stdin.readline(_MAX_ADDRESS).strip()
+    if not source:
+        raise PoolTelemetryError(f"give the source's connection string, or set {SOURCE_VARIABLE}")
+    text, is_complete = import_sessions.run(
+        source,
+        options.target or os.environ.get(TARGET_VARIABLE) or source,
+        database=options.database,
+        collection=options.collection,
+        target_database=options.target_database,
+        prefix=options.prefix,
+        user_key=options.user_key,
+        dry_run=options.dry_run,
+        as_json=options.json,
+    )
+    output.say(text)
+    return 0 if is_complete else FAILED
 
 
 def _target(given: str | None) -> str | None:
@@ -317,6 +347,7 @@ def parser() -> argparse.ArgumentParser:
         "service of this user on this host)",
     )
     serve.set_defaults(run=_serve)
+    _add_import_sessions(commands)
     boards = commands.add_parser(
         "dashboards",
         help="write the Grafana dashboards",
@@ -373,6 +404,58 @@ def parser() -> argparse.ArgumentParser:
     return program
 
 
+def _add_import_sessions(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "import-sessions",
+        help="copy the sessions of mongodb-session-manager",
+        description="Copy the sessions of mongodb-session-manager into the collections of "
+        "pool_telemetry.sessions. The source is only read. A repeated run goes on after an "
+        "interrupted run. Exit codes: 0 if the target has all sessions, 1 if the command failed "
+        "or refused sessions, 2 if strands-agents is not installed, 130 if it was interrupted.",
+    )
+    command.add_argument(
+        "source",
+        metavar="URL",
+        nargs="?",
+        help="the connection string of the source's server (default: "
+        f"{SOURCE_VARIABLE} in the environment; - is the first line of standard input). Use one "
+        "of these two for a password, because everybody on the machine can see arguments",
+    )
+    command.add_argument(
+        "--database", required=True, metavar="NAME", help="the database of the source"
+    )
+    command.add_argument(
+        "--collection", required=True, metavar="NAME", help="the collection of the source"
+    )
+    command.add_argument(
+        "--target",
+        metavar="URL",
+        help="the connection string of the target's server (default: "
+        f"{TARGET_VARIABLE} in the environment, or the source's server)",
+    )
+    command.add_argument(
+        "--target-database",
+        default="strands",
+        metavar="NAME",
+        help="the database of the target (default: %(default)s)",
+    )
+    command.add_argument(
+        "--prefix",
+        default="strands_",
+        metavar="TEXT",
+        help="the prefix of the target's collections (default: %(default)s)",
+    )
+    command.add_argument(
+        "--user-key",
+        metavar="KEY",
+        help="the key of a session's metadata that names its user (default: sessions get no user, "
+        "so any caller that knows an id opens its session)",
+    )
+    command.add_argument("--dry-run", action="store_true", help="check all sessions, write nothing")
+    command.add_argument("--json", action="store_true", help="print JSON, for programs")
+    command.set_defaults(run=_import_sessions)
+
+
 def _port(text: str) -> int:
     if not re.fullmatch("[0-9]{1,5}", text) or int(text) > 65535:
         raise argparse.ArgumentTypeError(
@@ -409,9 +492,9 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _not_installed(error: ImportError) -> str:
+def _needs(command: str, error: ImportError, extra: str) -> str:
     cause = error.__cause__ if isinstance(error.__cause__, ImportError) else error
     return (
-        f"pool-telemetry demo needs {cause.name or cause}, which is not installed: "
-        "pip install 'pool-telemetry[demo]'"
+        f"pool-telemetry {command} needs {cause.name or cause}, which is not installed: "
+        f"pip install 'pool-telemetry[{extra}]'"
     )

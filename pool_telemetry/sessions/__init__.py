@@ -27,6 +27,7 @@ from pool_telemetry.sessions.factory import (
     get_global_factory,
     initialize_global_factory,
 )
+from pool_telemetry.sessions.importer import ImportReport, import_sessions
 from pool_telemetry.sessions.manager import AsyncMongoDBSessionManager, MongoDBSessionManager
 from pool_telemetry.sessions.repository import MongoDBSessionRepository
 from pool_telemetry.sessions.storage import MongoDBStorage
@@ -34,6 +35,7 @@ from pool_telemetry.sessions.storage import MongoDBStorage
 __all__ = [
     "AsyncMongoDBSessionManager",
     "AsyncMongoDBSessionRepository",
+    "ImportReport",
     "InvalidIdError",
     "MongoDBSessionManager",
     "MongoDBSessionManagerFactory",
@@ -45,5 +47,6 @@ __all__ = [
     "SessionUsage",
     "close_global_factory",
     "get_global_factory",
+    "import_sessions",
     "initialize_global_factory",
 ]
