@@ -27,9 +27,9 @@ from pool_telemetry.sessions.documents import (
     SessionConflictError,
     agent_document,
     check_owner,
-    is_session,
     message_document,
     others_filter,
+    session_fault,
 )
 from pool_telemetry.sessions.repository import MongoDBSessionRepository
 from pool_telemetry.sessions.upstream import (
@@ -179,10 +179,10 @@ class _Import:
         for session_id, one in found.items():
             mark = one.get("imported")
             origin = mark.get("from") if isinstance(mark, dict) else None
-            if origin == self._name and is_session(one):
+            if origin == self._name and not session_fault(one):
                 self.report.present += 1
                 self._on_progress(self.report)
-            elif not is_session(one):
+            elif session_fault(one):
                 self._refuse(
                     session_id,
                     f"another program wrote the document of this id in "
