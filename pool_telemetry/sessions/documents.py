@@ -17,6 +17,10 @@ Agents and messages have the `created_at` of their session as `session_created_a
 them from leftovers: documents that a process wrote after the session was deleted, perhaps when
 another session had its id. Documents of older releases lack it and belong to any session.
 
+An agent's document has the count of its messages that its conversation manager has removed. If the
+count rises within a turn, the next message carries it as `conversation_manager_state`, so that a
+killed turn is restored as it was; the end of the turn writes the agent. The higher count holds.
+
 A session's id is a capability: a caller that names no owner reads, writes and deletes any session
 whose id it knows. Errors and spans contain the id, so readers of logs and traces know it, too.
 
@@ -243,6 +247,7 @@ def is_message(document: Mapping[str, Any]) -> bool:
         and isinstance(message, dict)
         and isinstance(message.get("content"), list)
         and isinstance(message.get("role"), str)
+        and isinstance(document.get("conversation_manager_state", {}), dict)
     )
 
 
