@@ -107,7 +107,8 @@ METHODS: dict[str, Callable[[Any], Any]] = {
 }
 ONLY_ASYNC: dict[str, Callable[[Any], Any]] = {
     "messages_from": lambda r: r.messages_from(S, A, 0),
-    "last_prompt": lambda r: r.last_prompt(S, A, 9),
+    "conversations": lambda r: r.conversations(S, {A: 0}, 5),
+    "last_prompts": lambda r: r.last_prompts(S, {A: 9}),
 }
 
 

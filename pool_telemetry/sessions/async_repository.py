@@ -1,16 +1,17 @@
 """Reads and writes of sessions, agents and messages, written once for both kinds of client."""
 
 import asyncio
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pymongo import ASCENDING, DESCENDING, AsyncMongoClient, MongoClient
 from strands.types.exceptions import SessionException
 from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
 
 from pool_telemetry.sessions.client_choice import AnyClient, check_client
-from pool_telemetry.sessions.collections import Store
+from pool_telemetry.sessions.collections import ONE_BATCH, Store
 from pool_telemetry.sessions.dispatch import CallMethod, call_method_for
 from pool_telemetry.sessions.documents import (
     OF_MESSAGES,
@@ -47,6 +48,16 @@ if TYPE_CHECKING:
     from strands.multiagent.base import MultiAgentBase
 
 MAX_TTL: Final = timedelta(days=36_500)
+
+# The number of agents whose last messages are read at once; MongoDB allows 1,000 stages.
+_AT_ONCE: Final = 500
+
+
+class Conversation(NamedTuple):
+    """An agent's stored messages, in the order of their ids."""
+
+    messages: list[SessionMessage]
+    counts: Document  # the conversation manager's counts that the last message carries
 
 
 class AsyncMongoDBSessionRepository(Directory):
@@ -217,10 +228,14 @@ class AsyncMongoDBSessionRepository(Directory):
         document = agent_document(ids, session_agent)
         session_agent.created_at = await self._replace(self._store.agents, ids, document)
 
-    async def list_agents(self, session_id: str) -> list[Document]:
-        """Return the documents of a session's agents, graphs and swarms."""
+    async def list_agents(
+        self, session_id: str, agent_ids: Collection[str] | None = None
+    ) -> list[Document]:
+        """Return the documents of a session's agents, graphs and swarms, or of these ids only."""
         ids = {"session_id": validated_id("session", session_id)}
         which = {**ids, **of_session(await self._permit(session_id))}
+        if agent_ids is not None:
+            which["agent_id"] = {"$in": [validated_id("agent", one) for one in agent_ids]}
         agents = await self._store.find_ours(
             ids, self._store.agents, which, ours=OF_OTHERS, fault=agent_fault
         )
@@ -262,6 +277,7 @@ class AsyncMongoDBSessionRepository(Directory):
         session_message: SessionMessage,
         *,
         again: bool = False,
+        counts: Mapping[str, int] | None = None,
     ) -> None:
         """Create a message; SessionException if its id is in use or its agent does not exist.
 
@@ -271,10 +287,14 @@ class AsyncMongoDBSessionRepository(Directory):
             session_message: The message.
             again: Whether an earlier try failed. If that try was stored nevertheless, it counts as
                 this message and is no conflict.
+            counts: The conversation manager's counts that the message carries for the next open,
+                because the agent's document has older ones.
         """
         ids = message_ids(session_id, agent_id, session_message.message_id)
         agent = await self._agent_of(session_id, agent_id)
         document = message_document(ids, session_message)
+        if counts:
+            document["conversation_manager_state"] = dict(counts)
         if agent.lease is not None:
             document["expires_at"] = agent.lease.expires_at
         try:
@@ -335,19 +355,57 @@ class AsyncMongoDBSessionRepository(Directory):
             raise ValueError(f"limit is {limit}: use 1 or more")
         return (await self._find(agent_ids(session_id, agent_id), DESCENDING, 0, limit))[::-1]
 
-    async def last_prompt(self, session_id: str, agent_id: str, before: int) -> int | None:
-        """Return the id of the last user message before this id; None if there is none."""
-        ids = agent_ids(session_id, agent_id)
-        prompt = {
-            "message_id": {"$lt": before},
-            "message.role": "user",
-            "message.content.toolResult": {"$exists": False},
-        }
+    async def conversations(
+        self, session_id: str, firsts: Mapping[str, int], last: int | None = None
+    ) -> dict[str, Conversation]:
+        """Return the messages of several agents, with one command for all of them.
+
+        Args:
+            session_id: The session's id.
+            firsts: The id of each agent's first message to read.
+            last: The number of messages of an agent to read at most, the last ones; None for all.
+        """
+        ids = {"session_id": validated_id("session", session_id)}
+        parts = [
+            {**agent_ids(session_id, one), "message_id": {"$gte": first}}
+            for one, first in firsts.items()
+        ]
         created_at = await self._permit(session_id)
-        method, order = self._store.messages.find_one, [("message_id", DESCENDING)]
-        which = {**others_filter(ids, created_at), **prompt}
-        found = await self._store.do(ids, method, which, {"message_id": 1}, sort=order)
-        return None if found is None else int(found["message_id"])
+        if last is not None:
+            found = await self._last(ids, parts, created_at, last)
+        elif parts:
+            which = parts[0] if len(parts) == 1 else {"$or": parts}
+            found = await self._store.find_ours(
+                ids,
+                self._store.messages,
+                {**which, **of_session(created_at)},
+                ours=OF_MESSAGES,
+                fault=message_fault,
+                sort=[(key, ASCENDING) for key in ("session_id", "agent_id", "message_id")],
+            )
+        else:
+            found = []
+        documents: defaultdict[str, list[Document]] = defaultdict(list)
+        for one in found:
+            documents[one["agent_id"]].append(one)
+        return {
+            one: Conversation(
+                [SessionMessage.from_dict(each) for each in documents[one]],
+                documents[one][-1].get("conversation_manager_state", {}) if documents[one] else {},
+            )
+            for one in firsts
+        }
+
+    async def last_prompts(self, session_id: str, befores: Mapping[str, int]) -> dict[str, int]:
+        """Return the id of each agent's last user message before an id, if there is one."""
+        ids = {"session_id": validated_id("session", session_id)}
+        prompt = {"message.role": "user", "message.content.toolResult": {"$exists": False}}
+        parts = [
+            {**agent_ids(session_id, one), "message_id": {"$lt": before}, **prompt}
+            for one, before in befores.items()
+        ]
+        found = await self._last(ids, parts, await self._permit(session_id), 1)
+        return {one["agent_id"]: int(one["message_id"]) for one in found}
 
     async def count_messages(self, session_id: str, agent_id: str) -> int:
         """Return the number of an agent's messages."""
@@ -384,6 +442,25 @@ class AsyncMongoDBSessionRepository(Directory):
             limit=limit,
         )
         return [SessionMessage.from_dict(one) for one in found]
+
+    async def _last(
+        self, ids: Document, parts: list[Document], created_at: str | None, limit: int
+    ) -> list[Document]:
+        """Return the last messages of each part, `limit` at most, in the order of their ids."""
+        order = {"$sort": {"message_id": DESCENDING}}
+        each: list[list[Document]] = [
+            [{"$match": others_filter(part, created_at)}, order, {"$limit": limit}]
+            for part in parts
+        ]
+        messages, found = self._store.messages, []
+        for index in range(0, len(each), _AT_ONCE):
+            first, *others = each[index : index + _AT_ONCE]
+            union = [{"$unionWith": {"coll": messages.name, "pipeline": one}} for one in others]
+            pipeline = [*first, *union]
+            cursor = await self._store.do(ids, messages.aggregate, pipeline, batchSize=ONE_BATCH)
+            found += await self._store.call(cursor.to_list)
+        ours = [one for one in found if not message_fault(one)]
+        return sorted(ours, key=lambda one: int(one["message_id"]))
 
     async def _create(self, ids: Document, document: Document) -> None:
         """Create an agent, graph or swarm in its session."""

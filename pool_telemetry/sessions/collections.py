@@ -39,6 +39,10 @@ _EXPIRY: Final = (
 
 _log = logging.getLogger("pool_telemetry.sessions")
 
+# The number of documents in a batch, so that a read is one command unless it is larger than 16 MB;
+# by default the first batch has 101.
+ONE_BATCH: Final = 1_000_000
+
 # Collections whose documents of another form were already logged; the number bounds the memory.
 _with_others: set[str] = set()
 _MAX_LOGGED: Final = 1_000
@@ -113,7 +117,7 @@ class Store:
         found: list[Document] = []
         for _ in range(_MAX_REPEATS):
             each = {"$and": filters} if filters[1:] else which
-            cursor = collection.find(each).skip(skip).limit(limit)
+            cursor = collection.find(each).skip(skip).limit(limit).batch_size(ONE_BATCH)
             found = await self.do(ids, (cursor.sort([*sort]) if sort else cursor).to_list)
             bad = [one["_id"] for one in found if fault(one)]
             if not bad:

@@ -22,6 +22,10 @@ No order and no decision depends on the clocks of several hosts, except a sessio
 computes `expires_at` with its own clock and MongoDB deletes by the server's, so a time to live has
 to be longer than the clocks' differences. `updated_at` only orders the list of sessions.
 
+An agent's document has the count of its messages that its conversation manager has removed. If the
+count rises within a turn, the next message carries it as `conversation_manager_state`, so that a
+killed turn is restored as it was; the end of the turn writes the agent. The higher count holds.
+
 A session's id is a capability: a caller that names no owner reads, writes and deletes any session
 whose id it knows. Errors and spans contain the id, so readers of logs and traces know it, too.
 
@@ -264,7 +268,12 @@ def message_fault(document: Mapping[str, Any]) -> str:
         "created_at": str,
         "updated_at": str,
     }
-    optional: Kinds = {"redact_message": dict | None, "session_created_at": str, "feedback": list}
+    optional: Kinds = {
+        "redact_message": dict | None,
+        "session_created_at": str,
+        "feedback": list,
+        "conversation_manager_state": dict,
+    }
     if fault := _fault(document, needed, optional):
         return fault
     return _content_fault(document, "message") or (

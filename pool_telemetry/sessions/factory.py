@@ -1,6 +1,6 @@
 """A factory of session managers per request over one client, without new connections or indexes."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import timedelta
 from typing import Any, Final, Self
 
@@ -98,11 +98,17 @@ class MongoDBSessionManagerFactory:
         *,
         user: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        agent_id: str | Collection[str] | None = None,
     ) -> AsyncMongoDBSessionManager:
         """Open a session for an asynchronous agent; see AsyncMongoDBSessionManager."""
         client = shared_client() if self._client is None else self._client
         return await AsyncMongoDBSessionManager.open(
-            session_id, client, user=user, metadata=metadata, **self._settings
+            session_id,
+            client,
+            user=user,
+            metadata=metadata,
+            agent_id=agent_id,
+            **self._settings,
         )
 
     def close(self) -> None:

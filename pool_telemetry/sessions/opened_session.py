@@ -7,13 +7,14 @@ stored conversation has no gap.
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from pymongo.errors import ConnectionFailure, PyMongoError, WriteConcernError
 from strands.session.session_repository import SessionRepository
-from strands.types.session import Session, SessionAgent, SessionMessage
+from strands.types.exceptions import SessionException
+from strands.types.session import Session, SessionAgent, SessionMessage, encode_bytes_values
 
 from pool_telemetry.sessions.async_repository import AsyncMongoDBSessionRepository
 from pool_telemetry.sessions.dispatch import run_now
@@ -27,9 +28,10 @@ _log = logging.getLogger("pool_telemetry.sessions")
 Key = tuple[str, int]  # the kind of the write, and the message's id
 Do = Callable[..., Coroutine[Any, Any, None]]
 
-# The number of removed messages after which an agent is written, if nothing else changed. A sliding
-# window changes that count in every turn; an agent restored with a few more removes them again.
-REMOVED_BY: Final = 20
+REMOVED: Final = "removed_message_count"
+# The conversation manager's counts, which only rise; a message may carry them.
+COUNTS: Final = (REMOVED, "model_call_count")
+_CONVERSATION: Final = "conversation_manager_state"
 
 
 class _Write:
@@ -48,6 +50,8 @@ class _Agent:
         self.superseded = False  # another writer continued its conversation
         self.stored: Document = {}  # its state as last written or read
         self.is_restoring = False  # its state was just read, so it is not written
+        self.is_in_turn = False  # a changed count can wait for the next message or the turn's end
+        self.carried: Document = {}  # the counts that its next message carries
         self.flushing = asyncio.Lock()
         self.incomplete: set[int] = set()  # ids of messages that a BidiAgent has only begun
 
@@ -68,7 +72,6 @@ class OpenedSession(SessionRepository):
 
     Attributes:
         agents: The pending writes of each agent.
-        skipped: By agent, the number of messages before the restored messages.
         adopts: Whether an agent that another writer created meanwhile counts as this one.
     """
 
@@ -85,7 +88,11 @@ class OpenedSession(SessionRepository):
         repository._bind(session)
         self.session = session
         self.agents: defaultdict[str, _Agent] = defaultdict(_Agent)
-        self.skipped: dict[str, int] = {}
+        # By agent: the messages to restore, the counts in its document, and the count of removed
+        # messages to store if `restore_last` left out messages.
+        self._messages: dict[str, list[SessionMessage]] = {}
+        self._counts: dict[str, Document] = {}
+        self._removed: dict[str, int] = {}
         self._repository = repository
         self._is_new = is_new
         self._restore_last = restore_last
@@ -155,14 +162,25 @@ class OpenedSession(SessionRepository):
 
     def read_agent(self, session_id: str, agent_id: str, **kwargs: Any) -> SessionAgent | None:
         """See SessionRepository."""
-        return run_now(self._repository.read_agent(session_id, agent_id))
+        found = run_now(self._repository.read_agent(session_id, agent_id))
+        if found is not None and not self.agents[agent_id].stored:
+            run_now(self._restore({agent_id: found.conversation_manager_state}))
+        return found
 
     def update_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
         """See SessionRepository."""
-        agent, state = self.agents[session_agent.agent_id], _state_of(session_agent)
+        agent = self.agents[session_agent.agent_id]
+        conversation = self._to_store(
+            session_agent.agent_id, session_agent.conversation_manager_state
+        )
+        session_agent.conversation_manager_state = conversation
+        state = _state_of(session_agent)
+        # A superseded agent's count is not that of the stored conversation.
+        waits = agent.is_in_turn or agent.superseded
         if agent.is_restoring:
-            agent.stored = state
-        elif not _only_removed_a_few(agent.stored, state):
+            counts = self._counts.get(session_agent.agent_id, {})
+            agent.stored = {**state, _CONVERSATION: {**state[_CONVERSATION], **counts}}
+        elif state != agent.stored and not (waits and _only_counted(agent.stored, state)):
             agent.stored = state
             do = partial(self._repository.update_agent, session_id, session_agent)
             self.write(session_agent.agent_id, ("state", -1), do)
@@ -191,6 +209,19 @@ class OpenedSession(SessionRepository):
 
     # Messages
 
+    def carry_counts(self, agent_id: str, conversation: Document) -> None:
+        """Let the next message carry the counts that the agent's document lacks.
+
+        Args:
+            agent_id: The agent's id.
+            conversation: The conversation manager's state. If more than its counts changed, the
+                next message carries nothing, because the agent is written.
+        """
+        agent = self.agents[agent_id]
+        before, after = agent.stored.get(_CONVERSATION, {}), self._to_store(agent_id, conversation)
+        changed = before != after and _with_counts(before, after) == encode_bytes_values(after)
+        agent.carried = {key: after[key] for key in COUNTS if key in after} if changed else {}
+
     def create_message(
         self, session_id: str, agent_id: str, session_message: SessionMessage, **kwargs: Any
     ) -> None:
@@ -203,7 +234,13 @@ class OpenedSession(SessionRepository):
         if _is_incomplete(session_message):
             self.agents[agent_id].incomplete.add(session_message.message_id)
             return  # a model would reject an empty message
-        do = partial(self._repository.create_message, session_id, agent_id, session_message)
+        do = partial(
+            self._repository.create_message,
+            session_id,
+            agent_id,
+            session_message,
+            counts=self.agents[agent_id].carried,
+        )
         self.write(agent_id, ("message", session_message.message_id), do)
 
     def read_message(
@@ -232,29 +269,57 @@ class OpenedSession(SessionRepository):
         offset: int = 0,
         **kwargs: Any,
     ) -> list[SessionMessage]:
-        """Return all messages of an agent, or the messages to restore."""
-        return run_now(self.restored(session_id, agent_id, offset))
+        """Return the messages to restore if the agent was just read, else all from the offset."""
+        if agent_id in self._messages:
+            return self._messages.pop(agent_id)
+        return run_now(self._repository.messages_from(session_id, agent_id, offset))[:limit]
 
-    async def restored(self, session_id: str, agent_id: str, removed: int) -> list[SessionMessage]:
-        """Return an agent's messages without the `removed` first, or the last `restore_last`.
+    async def _restore(self, states: Mapping[str, Document]) -> None:
+        """Read the messages of agents, and correct the counts in their states.
 
-        The messages begin with a prompt, because models reject an answer without its question; an
-        older prompt is read if needed. A message that couldn't be stored has an id but no document.
+        With `restore_last` the messages begin with a prompt, because models reject an answer
+        without its question; an older prompt is read if needed. A message that couldn't be stored
+        has an id but no document.
+
+        Args:
+            states: Each agent's `conversation_manager_state` as read, to be corrected in place.
         """
-        read = self._repository
-        if self._restore_last is None:
-            return await read.messages_from(session_id, agent_id, removed)
-        last = await read.last_messages(session_id, agent_id, self._restore_last)
-        messages = [one for one in last if one.message_id >= removed]
-        if len(messages) < len(last) or not messages or messages[0].message_id <= removed:
-            return messages  # these are all messages
-        restored = _from_first_prompt(messages)
-        if not restored:
-            first = messages[0].message_id
-            prompt = await read.last_prompt(session_id, agent_id, first)
-            restored = await read.messages_from(session_id, agent_id, max(prompt or 0, removed))
-        self.skipped[agent_id] = restored[0].message_id - removed
-        return restored
+        name, read, last = self.session.session_id, self._repository, self._restore_last
+        firsts = {one: state.get(REMOVED, 0) for one, state in states.items()}
+        found = await read.conversations(name, firsts, last)
+        early: dict[str, int] = {}
+        partial: set[str] = set()
+        for one, state in states.items():
+            messages, counts = found[one]
+            self._counts[one] = {key: state[key] for key in COUNTS if key in state}
+            state |= {key: max(n, counts.get(key, 0)) for key, n in self._counts[one].items()}
+            firsts[one] = state.get(REMOVED, 0)
+            kept = [each for each in messages if each.message_id >= firsts[one]]
+            if len(messages) == last and kept and kept[0].message_id > firsts[one]:
+                partial.add(one)
+                prompts = _from_first_prompt(kept)
+                if not prompts:
+                    early[one] = kept[0].message_id
+                kept = prompts
+            self._messages[one] = kept
+        if early:
+            prompt = await read.last_prompts(name, early)
+            begin = {one: max(prompt.get(one, 0), firsts[one]) for one in early}
+            found = await read.conversations(name, begin)
+            self._messages.update({one: found[one].messages for one in early})
+        for one in partial:
+            first = self._messages[one][0].message_id
+            if first > firsts[one] and REMOVED in states[one]:
+                self._removed[one], states[one][REMOVED] = firsts[one], first
+
+    def _to_store(self, agent_id: str, conversation: Document) -> Document:
+        """Return a conversation manager's state as it is to be stored.
+
+        The messages that `restore_last` left out were not removed from the conversation. So an
+        agent that lacks them keeps the stored count, and a later open can restore them.
+        """
+        kept = {REMOVED: self._removed[agent_id]} if agent_id in self._removed else {}
+        return {**conversation, **kept}
 
 
 _unfinished: Final[dict["asyncio.Task[None]", tuple[str, str]]] = {}
@@ -286,24 +351,15 @@ class PreloadedSession(OpenedSession):
 
     adopts = True  # its agent is created only by the first flush, when it is already in use
     _agents: list[Document]
-    _messages: dict[str, list[SessionMessage]]
 
-    async def load(self) -> None:
-        """Read the session's agents and their messages."""
+    async def load(self, agent_ids: Collection[str] | None = None) -> None:
+        """Read the session's agents and their messages, or those of these ids only."""
+        self._named = agent_ids
         name = self.session.session_id
-        self._agents = [] if self._is_new else await self._repository.list_agents(name)
+        self._agents = [] if self._is_new else await self._repository.list_agents(name, agent_ids)
         agents = [one for one in self._agents if one["kind"] == "agent"]
-        found = await asyncio.gather(
-            *(
-                self.restored(
-                    name,
-                    one["agent_id"],
-                    one["conversation_manager_state"].get("removed_message_count", 0),
-                )
-                for one in agents
-            )
-        )
-        self._messages = {one["agent_id"]: m for one, m in zip(agents, found, strict=True)}
+        if agents:
+            await self._restore({one["agent_id"]: one[_CONVERSATION] for one in agents})
 
     async def flush(self, agent_id: str) -> None:
         """See OpenedSession; if the caller is cancelled, a task of its own finishes the writes.
@@ -358,6 +414,18 @@ class PreloadedSession(OpenedSession):
         kept = [one for one in self._messages.get(name, ()) if one.message_id >= removed]
         self._messages[name] = kept  # those that the agent dropped would only use memory
 
+    def create_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
+        """See SessionRepository."""
+        self._check_named(session_agent.agent_id)
+        super().create_agent(session_id, session_agent, **kwargs)
+
+    def create_multi_agent(
+        self, session_id: str, multi_agent: "MultiAgentBase", **kwargs: Any
+    ) -> None:
+        """See SessionRepository."""
+        self._check_named(multi_agent.id)
+        super().create_multi_agent(session_id, multi_agent, **kwargs)
+
     def read_agent(self, session_id: str, agent_id: str, **kwargs: Any) -> SessionAgent | None:
         """Return the agent that `load()` read; None if there was none."""
         found = self._read("agent", agent_id)
@@ -390,7 +458,16 @@ class PreloadedSession(OpenedSession):
         messages = self._messages.get(agent_id, ())
         return next((one for one in messages if one.message_id == message_id), None)
 
+    def _check_named(self, agent_id: str) -> None:
+        """Raise SessionException if the open was told not to read this agent, graph or swarm."""
+        if self._named is not None and agent_id not in self._named:
+            raise SessionException(
+                f"agent {agent_id!r} of session {self.session.session_id!r} was not read: "
+                "add it to the agent_id= of the open"
+            )
+
     def _read(self, kind: str, name: str) -> Document | None:
+        self._check_named(name)
         kinds = (one for one in self._agents if (one["kind"], one["agent_id"]) == (kind, name))
         return next(kinds, None)
 
@@ -423,14 +500,17 @@ def _state_of(agent: SessionAgent) -> Document:
     return state
 
 
-def _only_removed_a_few(before: Document, after: Document) -> bool:
-    """Return whether two states differ only by fewer than REMOVED_BY more removed messages."""
+def _only_counted(before: Document, after: Document) -> bool:
+    """Return whether two states of an agent differ at most by the conversation manager's counts."""
     if not before:
         return False
-    key, count = "conversation_manager_state", "removed_message_count"
-    was, removed = (state[key].get(count, 0) for state in (before, after))
-    as_before = {**after, key: {**after[key], count: was}}
-    return 0 <= removed - was < REMOVED_BY and as_before == before
+    counted = _with_counts(before[_CONVERSATION], after[_CONVERSATION])
+    return {**before, _CONVERSATION: counted} == after
+
+
+def _with_counts(before: Document, after: Document) -> Document:
+    """Return a conversation manager's state with the counts of a later state."""
+    return before | {key: after[key] for key in COUNTS if key in before and key in after}
 
 
 def _from_first_prompt(messages: list[SessionMessage]) -> list[SessionMessage]:

@@ -1,0 +1,342 @@
+"""An agent is restored with the messages that it had: removed messages, last messages, many agents.
+
+Strands' FileSessionManager runs the same conversations and says what is right.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pymongo.errors import PyMongoError
+from strands import Agent, tool
+from strands.agent.conversation_manager import (
+    ConversationManager,
+    NullConversationManager,
+    SlidingWindowConversationManager,
+    SummarizingConversationManager,
+)
+from strands.session.file_session_manager import FileSessionManager
+from strands.types.exceptions import EventLoopException, SessionException
+from strands.types.session import SessionAgent, SessionMessage
+
+from pool_telemetry.sessions import (
+    InvalidIdError,
+    MongoDBSessionManager,
+    MongoDBSessionManagerFactory,
+    MongoDBSessionRepository,
+)
+from pool_telemetry.sessions.documents import message_document, message_ids
+from tests.benchmarks.sessions import SmallModel, add
+from tests.scripted import Step, agent_with, texts
+from tests.test_session_manager import Chat
+
+Made = Callable[[], ConversationManager]
+ROLES = ("user", "assistant")
+PROMPTS = ("0", "1", "2", "add", "4", "5")
+MANAGERS: dict[str, tuple[Made, int]] = {  # with the number of messages that the model holds
+    "window of 4": (lambda: SlidingWindowConversationManager(4), 60),
+    "window of 10": (lambda: SlidingWindowConversationManager(10), 11),
+    "window of 40, small model": (lambda: SlidingWindowConversationManager(40), 5),
+    "window in each turn": (lambda: SlidingWindowConversationManager(3, per_turn=True), 60),
+    "window of some turns": (lambda: SlidingWindowConversationManager(4, per_turn=2), 5),
+    "summary": (lambda: SummarizingConversationManager(0.5, 2), 5),
+    "none": (NullConversationManager, 60),
+}
+
+
+@contextlib.contextmanager
+def chatting(mode: str, uri: str) -> Iterator[Chat]:
+    database = f"chat_{uuid.uuid4().hex[:12]}"
+    with asyncio.Runner() as runner, contextlib.closing(Chat(mode, uri, database, runner)) as chat:
+        yield chat
+
+
+@pytest.fixture(params=["called", "awaited"])
+def chat(request: pytest.FixtureRequest, server_uri: str) -> Iterator[Chat]:
+    with chatting(request.param, server_uri) as chat:
+        yield chat
+
+
+@pytest.fixture
+def awaited(server_uri: str) -> Iterator[Chat]:
+    with chatting("awaited", server_uri) as chat:
+        yield chat
+
+
+def plain(agent: Agent) -> list[Any]:
+    """Return an agent's messages without their random ids."""
+    return [(one["role"], one["content"]) for one in agent.messages]
+
+
+def window(size: int = 4) -> SlidingWindowConversationManager:
+    return SlidingWindowConversationManager(size)
+
+
+@pytest.mark.parametrize("name", MANAGERS)
+def test_an_agent_per_request_has_the_messages_that_files_restore(
+    chat: Chat, name: str, tmp_path: Path
+) -> None:
+    made, holds = MANAGERS[name]
+    ours, theirs = SmallModel(holds), SmallModel(holds)
+    for prompt in PROMPTS:
+        of_files = FileSessionManager("s", storage_dir=str(tmp_path))
+        right = agent_with(of_files, model=theirs, tools=[add], conversation_manager=made())
+        agent = agent_with(chat.open("s"), model=ours, tools=[add], conversation_manager=made())
+        assert plain(agent) == plain(right)
+        right(prompt)
+        chat.say(agent, prompt)
+        assert plain(agent) == plain(right)
+    assert ours.refused == theirs.refused
+    assert [*map(len, ours.asked)] == [*map(len, theirs.asked)]
+
+
+@pytest.mark.parametrize("name", ["window of 4", "window of some turns", "summary"])
+def test_a_long_lived_agent_is_restored_as_it_is(chat: Chat, name: str) -> None:
+    made, holds = MANAGERS[name]
+    model = SmallModel(holds)
+    agent = agent_with(chat.open("s"), model=model, tools=[add], conversation_manager=made())
+    for prompt in PROMPTS:
+        chat.say(agent, prompt)
+        again = agent_with(chat.open("s"), conversation_manager=made())
+        assert again.messages == agent.messages
+        assert again.conversation_manager.get_state() == agent.conversation_manager.get_state()
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: SlidingWindowConversationManager(40),  # trimmed because the model refuses a call
+        lambda: SlidingWindowConversationManager(3, per_turn=True),
+    ],
+)
+def test_a_turn_that_never_ends_is_restored_without_its_removed_messages(
+    chat: Chat, made: Made
+) -> None:
+    """Open the session while a tool runs, as another process does after the first was killed."""
+    seen: list[Any] = []
+
+    @tool
+    def look() -> str:
+        """Open the session."""
+        manager = MongoDBSessionManager("s", chat.direct.client, None, chat.database, prefix="")
+        seen.append(agent_with(manager, conversation_manager=made()).messages)
+        seen.append([*agent.messages])
+        return "done"
+
+    steps: list[Step] = ["a", "b", "c", {"tool": "look", "input": {}}, "d"]
+    model = SmallModel(6, steps)
+    agent = agent_with(chat.open("s"), model=model, tools=[look], conversation_manager=made())
+    for prompt in ("1", "2", "3"):
+        chat.say(agent, prompt)
+    before = chat.commands()
+    chat.say(agent, "look")
+    assert seen[0] == seen[1]
+    assert 0 < len(seen[0]) < 7
+    written = chat.spent(before)
+    assert written.get("findAndModify agents", 0) <= 1
+    assert written["insert messages"] == 4
+
+
+@pytest.mark.parametrize("holds", [60, 6])
+def test_a_failed_turn_is_restored_without_its_removed_messages(chat: Chat, holds: int) -> None:
+    size = 40 if holds == 6 else 4
+    steps: list[Step] = ["a", "b", "c", RuntimeError("the model failed")]
+    model = SmallModel(holds, steps)
+    agent = agent_with(chat.open("s"), model=model, conversation_manager=window(size))
+    for prompt in ("1", "2", "3"):
+        chat.say(agent, prompt)
+    with pytest.raises((RuntimeError, EventLoopException), match="the model failed"):
+        chat.say(agent, "4")
+    again = agent_with(chat.open("s"), conversation_manager=window(size))
+    assert again.messages == agent.messages
+    assert again.conversation_manager.removed_message_count > 0
+
+
+@pytest.mark.parametrize("command", ["insert", "findAndModify"])
+def test_a_count_whose_write_failed_is_written_by_the_next_turn(chat: Chat, command: str) -> None:
+    agent = agent_with(
+        chat.open("s"), conversation_manager=SlidingWindowConversationManager(4, per_turn=True)
+    )
+    for prompt in ("1", "2", "3"):
+        chat.say(agent, prompt)
+    control = chat.direct.client.admin
+    data = {
+        "failCommands": [command],
+        "writeConcernError": {"code": 64, "errmsg": "timed out", "errInfo": {"wtimeout": True}},
+    }
+    control.command("configureFailPoint", "failCommand", mode={"times": 1}, data=data)
+    try:
+        with pytest.raises((PyMongoError, EventLoopException)):
+            chat.say(agent, "4")
+    finally:
+        control.command("configureFailPoint", "failCommand", mode="off")
+    chat.say(agent, "5")
+    again = agent_with(
+        chat.open("s"), conversation_manager=SlidingWindowConversationManager(4, per_turn=True)
+    )
+    assert again.messages == agent.messages
+    assert again.conversation_manager.get_state() == agent.conversation_manager.get_state()
+
+
+def test_a_superseded_agent_does_not_change_the_stored_count(chat: Chat) -> None:
+    agent_with(chat.open("s"), conversation_manager=window())
+    late = agent_with(chat.open("s"), conversation_manager=window())
+    agent = agent_with(chat.open("s"), conversation_manager=window())
+    for number in range(5):
+        chat.say(agent, str(number))
+    late.messages += [*agent.messages, *agent.messages]
+    with pytest.raises(SessionException):
+        chat.say(late, "too late")
+    again = agent_with(chat.open("s"), conversation_manager=window())
+    assert again.messages == agent.messages
+
+
+# The last messages
+
+
+@pytest.mark.parametrize("made", [MANAGERS["window of 4"][0], MANAGERS["summary"][0]])
+def test_restoring_the_last_messages_leaves_all_others_for_a_later_open(
+    chat: Chat, made: Made
+) -> None:
+    agent = agent_with(chat.open("s"), conversation_manager=NullConversationManager())
+    for number in range(8):
+        chat.say(agent, str(number))
+    chat.direct["agents"].update_one(
+        {"agent_id": "default"},
+        {"$set": {"conversation_manager_state": made().get_state()}},
+    )
+    model = SmallModel(6)
+    for number in range(8, 14):
+        few = agent_with(chat.open("s", restore_last=4), model=model, conversation_manager=made())
+        assert 4 <= len(few.messages) <= 5  # a summary comes before them
+        few.state.set("number", number)
+        chat.say(few, str(number))
+    again = agent_with(chat.open("s"), conversation_manager=made())
+    prompts = [text for text in texts(again) if text.startswith("user: ")]
+    assert prompts[-14:] == [f"user: {number}" for number in range(14)]
+    assert again.state.get("number") == 13
+
+
+def test_an_open_that_restores_all_messages_counts_the_removed_ones(chat: Chat) -> None:
+    for number in range(5):
+        window = SlidingWindowConversationManager(4)
+        agent = agent_with(chat.open("s", restore_last=9), conversation_manager=window)
+        chat.say(agent, str(number))
+    again = agent_with(chat.open("s"), conversation_manager=SlidingWindowConversationManager(4))
+    assert again.messages == agent.messages
+    assert len(again.messages) == 4
+
+
+# Many agents in a session
+
+
+def fill(chat: Chat, agents: int) -> None:
+    """Create a session of agents with four messages each; the first two have removed two."""
+    repository = MongoDBSessionRepository(chat.direct.client, chat.database, prefix="")
+    session, _ = repository.open_session("s")
+    state = window().get_state()
+    for number in range(agents):
+        removed = {"removed_message_count": 2 if number < 2 else 0}
+        repository.create_agent("s", SessionAgent(f"a{number}", {}, {**state, **removed}))
+    documents = []
+    for number, index in itertools.product(range(agents), range(4)):
+        message: Any = {"role": ROLES[index % 2], "content": [{"text": f"{number}-{index}"}]}
+        ids = message_ids("s", f"a{number}", index)
+        document = message_document(ids, SessionMessage(message, index))
+        created = {"session_created_at": session.created_at}
+        documents.append({"_id": ids, **document, **created})
+    chat.direct["messages"].insert_many(documents)
+
+
+def read(chat: Chat, session_manager: Any, number: int) -> list[str]:
+    agent = agent_with(session_manager, agent_id=f"a{number}", conversation_manager=window())
+    return texts(agent)
+
+
+OPEN = {"findAndModify sessions": 1, "find agents": 1, "find messages": 1}
+
+
+def test_opening_takes_three_commands_one_by_one_for_any_number_of_agents(awaited: Chat) -> None:
+    fill(awaited, 50)
+    awaited.open("other")  # creates the indexes
+    before = awaited.commands()
+    manager = awaited.open("s")
+    assert awaited.spent(before) == OPEN
+    assert awaited.telemetry.pool_stats()[0].size == 1
+    assert read(awaited, manager, 0) == ["user: 0-2", "assistant: 0-3"]
+    assert read(awaited, manager, 49) == of(49)
+
+
+def test_an_open_reads_only_the_agents_that_it_names(awaited: Chat) -> None:
+    fill(awaited, 4)
+    factory = MongoDBSessionManagerFactory(
+        client=awaited.client, database_name=awaited.database, prefix=""
+    )
+    awaited.open("other")  # creates the indexes
+    for names in ("a2", ["a2"], {"a1", "a2"}):
+        before = awaited.commands()
+        for manager in (
+            awaited.open("s", agent_id=names),
+            awaited.run(factory.open_session_manager("s", agent_id=names)),
+        ):
+            assert read(awaited, manager, 2) == of(2)
+            words = "agent 'a3' of session 's' was not read: add it to the agent_id= of the open"
+            with pytest.raises(SessionException, match=words):
+                read(awaited, manager, 3)
+            with pytest.raises(SessionException, match="'new' of session 's' was not read"):
+                agent_with(manager, agent_id="new")
+        assert awaited.spent(before) == dict.fromkeys(OPEN, 2)
+    new = awaited.open("new", agent_id="a0")
+    with pytest.raises(SessionException, match="agent 'a3' of session 'new' was not read"):
+        agent_with(new, agent_id="a3")
+    awaited.say(agent_with(new, agent_id="a0"), "hello")
+    assert len(awaited.stored("new")) == 2
+    with pytest.raises(InvalidIdError, match="agent_id is empty"):
+        awaited.open("s", agent_id="")
+
+
+def test_the_last_messages_of_many_agents_are_read_with_few_commands(
+    awaited: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pool_telemetry.sessions.async_repository._AT_ONCE", 20)
+    fill(awaited, 50)
+    awaited.open("other")
+    before = awaited.commands()
+    manager = awaited.open("s", restore_last=2)
+    spent = awaited.spent(before)
+    assert spent == {"findAndModify sessions": 1, "find agents": 1, "aggregate messages": 3}
+    assert awaited.telemetry.pool_stats()[0].size == 1
+    for number in (0, 1, 30, 49):
+        assert read(awaited, manager, number) == of(number)[2:]
+    before = awaited.commands()
+    manager = awaited.open("s", restore_last=1)  # each agent's last message is an answer
+    spent = awaited.spent(before)
+    assert spent == {**OPEN, "aggregate messages": 6}
+    for number in (0, 1, 30, 49):
+        assert read(awaited, manager, number) == of(number)[2:]
+
+
+def test_an_open_reads_any_number_of_messages_with_one_command(chat: Chat) -> None:
+    fill(chat, 1)
+    (last,) = chat.direct["messages"].find({"session_id": "s", "message_id": 3})
+    chat.direct["messages"].insert_many(
+        {**last, "_id": {**last["_id"], "message_id": index}, "message_id": index}
+        for index in range(4, 400)
+    )
+    chat.open("other")
+    before = chat.commands()
+    assert len(read(chat, chat.open("s"), 0)) == 398
+    assert chat.spent(before) == OPEN
+    before = chat.commands()
+    assert len(read(chat, chat.open("s", restore_last=300), 0)) == 398
+    assert "getMore messages" not in chat.spent(before)
+
+
+def of(number: int) -> list[str]:
+    """Return the texts of an agent of `fill` without removed messages."""
+    return [f"{ROLES[index % 2]}: {number}-{index}" for index in range(4)]
