@@ -5,10 +5,11 @@ Strands' FileSessionManager runs the same conversations and says what is right.
 
 import asyncio
 import contextlib
+import functools
 import itertools
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,16 +32,23 @@ from pool_telemetry.sessions import (
     MongoDBSessionRepository,
 )
 from pool_telemetry.sessions.documents import message_document, message_ids
-from tests.benchmarks.sessions import SmallModel, add
+from tests.benchmarks.sessions import (
+    COMMANDS_BEFORE,
+    FILES,
+    REQUESTS,
+    WINDOWS,
+    SmallModel,
+    add,
+    compare,
+)
 from tests.scripted import Step, agent_with, texts
 from tests.test_session_manager import Chat
 
 Made = Callable[[], ConversationManager]
 ROLES = ("user", "assistant")
-PROMPTS = ("0", "1", "2", "add", "4", "5")
+PROMPTS = ("0", "1", "add", "3", "4")
 MANAGERS: dict[str, tuple[Made, int]] = {  # with the number of messages that the model holds
     "window of 4": (lambda: SlidingWindowConversationManager(4), 60),
-    "window of 10": (lambda: SlidingWindowConversationManager(10), 11),
     "window of 40, small model": (lambda: SlidingWindowConversationManager(40), 5),
     "window in each turn": (lambda: SlidingWindowConversationManager(3, per_turn=True), 60),
     "window of some turns": (lambda: SlidingWindowConversationManager(4, per_turn=2), 5),
@@ -77,25 +85,52 @@ def window(size: int = 4) -> SlidingWindowConversationManager:
     return SlidingWindowConversationManager(size)
 
 
-@pytest.mark.parametrize("name", MANAGERS)
-def test_an_agent_per_request_has_the_messages_that_files_restore(
-    chat: Chat, name: str, tmp_path: Path
-) -> None:
+@functools.cache
+def with_files(name: str) -> tuple[list[Any], SmallModel]:
+    """Return the messages before and after each request, and the model."""
     made, holds = MANAGERS[name]
-    ours, theirs = SmallModel(holds), SmallModel(holds)
+    model, messages = SmallModel(holds), []
+    with tempfile.TemporaryDirectory() as folder:
+        for prompt in PROMPTS:
+            manager = FileSessionManager("s", storage_dir=folder)
+            agent = agent_with(manager, model=model, tools=[add], conversation_manager=made())
+            messages.append(plain(agent))
+            agent(prompt)
+            messages.append(plain(agent))
+    return messages, model
+
+
+@pytest.mark.parametrize("name", MANAGERS)
+def test_an_agent_per_request_has_the_messages_that_files_restore(chat: Chat, name: str) -> None:
+    made, holds = MANAGERS[name]
+    model, messages = SmallModel(holds), []
     for prompt in PROMPTS:
-        of_files = FileSessionManager("s", storage_dir=str(tmp_path))
-        right = agent_with(of_files, model=theirs, tools=[add], conversation_manager=made())
-        agent = agent_with(chat.open("s"), model=ours, tools=[add], conversation_manager=made())
-        assert plain(agent) == plain(right)
-        right(prompt)
+        agent = agent_with(chat.open("s"), model=model, tools=[add], conversation_manager=made())
+        messages.append(plain(agent))
         chat.say(agent, prompt)
-        assert plain(agent) == plain(right)
-    assert ours.refused == theirs.refused
-    assert [*map(len, ours.asked)] == [*map(len, theirs.asked)]
+        messages.append(plain(agent))
+    right, asked = with_files(name)
+    assert messages == right
+    assert model.refused == asked.refused
+    assert [*map(len, model.asked)] == [*map(len, asked.asked)]
 
 
-@pytest.mark.parametrize("name", ["window of 4", "window of some turns", "summary"])
+@pytest.mark.parametrize(
+    ("size", "requests"),
+    [(10, 9), *(pytest.param(size, REQUESTS, marks=pytest.mark.bulk) for size in WINDOWS)],
+)
+def test_a_conversation_costs_no_more_model_calls_than_with_files(
+    size: int, requests: int, server_uri: str
+) -> None:
+    costs = compare(server_uri, size, requests)
+    files = costs.pop(FILES)
+    assert files.sent > 0
+    for ours in costs.values():
+        assert (ours.refused, ours.sent) == (files.refused, files.sent)
+        assert 5 < ours.commands <= COMMANDS_BEFORE[size] + 1
+
+
+@pytest.mark.parametrize("name", ["window of some turns", "summary"])
 def test_a_long_lived_agent_is_restored_as_it_is(chat: Chat, name: str) -> None:
     made, holds = MANAGERS[name]
     model = SmallModel(holds)
@@ -204,22 +239,22 @@ def test_restoring_the_last_messages_leaves_all_others_for_a_later_open(
     chat: Chat, made: Made
 ) -> None:
     agent = agent_with(chat.open("s"), conversation_manager=NullConversationManager())
-    for number in range(8):
+    for number in range(4):
         chat.say(agent, str(number))
     chat.direct["agents"].update_one(
         {"agent_id": "default"},
         {"$set": {"conversation_manager_state": made().get_state()}},
     )
     model = SmallModel(6)
-    for number in range(8, 14):
+    for number in range(4, 7):
         few = agent_with(chat.open("s", restore_last=4), model=model, conversation_manager=made())
         assert 4 <= len(few.messages) <= 5  # a summary comes before them
         few.state.set("number", number)
         chat.say(few, str(number))
     again = agent_with(chat.open("s"), conversation_manager=made())
     prompts = [text for text in texts(again) if text.startswith("user: ")]
-    assert prompts[-14:] == [f"user: {number}" for number in range(14)]
-    assert again.state.get("number") == 13
+    assert prompts[-7:] == [f"user: {number}" for number in range(7)]
+    assert again.state.get("number") == 6
 
 
 def test_an_open_that_restores_all_messages_counts_the_removed_ones(chat: Chat) -> None:
@@ -303,21 +338,21 @@ def test_an_open_reads_only_the_agents_that_it_names(awaited: Chat) -> None:
 def test_the_last_messages_of_many_agents_are_read_with_few_commands(
     awaited: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pool_telemetry.sessions.async_repository._AT_ONCE", 20)
-    fill(awaited, 50)
+    monkeypatch.setattr("pool_telemetry.sessions.async_repository._AT_ONCE", 3)
+    fill(awaited, 8)
     awaited.open("other")
     before = awaited.commands()
     manager = awaited.open("s", restore_last=2)
     spent = awaited.spent(before)
     assert spent == {"findAndModify sessions": 1, "find agents": 1, "aggregate messages": 3}
     assert awaited.telemetry.pool_stats()[0].size == 1
-    for number in (0, 1, 30, 49):
+    for number in (0, 1, 7):
         assert read(awaited, manager, number) == of(number)[2:]
     before = awaited.commands()
     manager = awaited.open("s", restore_last=1)  # each agent's last message is an answer
     spent = awaited.spent(before)
     assert spent == {**OPEN, "aggregate messages": 6}
-    for number in (0, 1, 30, 49):
+    for number in (0, 1, 7):
         assert read(awaited, manager, number) == of(number)[2:]
 
 
@@ -326,14 +361,14 @@ def test_an_open_reads_any_number_of_messages_with_one_command(chat: Chat) -> No
     (last,) = chat.direct["messages"].find({"session_id": "s", "message_id": 3})
     chat.direct["messages"].insert_many(
         {**last, "_id": {**last["_id"], "message_id": index}, "message_id": index}
-        for index in range(4, 400)
+        for index in range(4, 150)
     )
     chat.open("other")
     before = chat.commands()
-    assert len(read(chat, chat.open("s"), 0)) == 398
+    assert len(read(chat, chat.open("s"), 0)) == 148
     assert chat.spent(before) == OPEN
     before = chat.commands()
-    assert len(read(chat, chat.open("s", restore_last=300), 0)) == 398
+    assert len(read(chat, chat.open("s", restore_last=120), 0)) == 148  # from the only prompt on
     assert "getMore messages" not in chat.spent(before)
 
 

@@ -20,6 +20,7 @@ from tests.benchmarks.in_place import run_in_place
 from tests.benchmarks.measure import FULL, QUICK, show_goals, yardstick
 from tests.benchmarks.memory import run_memory
 from tests.benchmarks.reading import run_reading
+from tests.benchmarks.sessions import run_sessions
 from tests.benchmarks.spans import run_spans
 from tests.benchmarks.traffic import DATABASE, connected, run_checkout, run_find_one
 from tests.benchmarks.workers import run_workers
@@ -50,6 +51,7 @@ def main() -> None:
         goals += [*run_memory(effort), *run_reading(effort, uri), *run_crowd(effort, uri)]
         goals += run_endpoints(effort, uri)
         run_workers(effort, uri)
+        goals += run_sessions(uri)
         goals += run_import(effort)
     show_goals(goals)
     print(f"\n{time.monotonic() - began:.0f} s")

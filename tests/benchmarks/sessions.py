@@ -20,15 +20,21 @@ from strands.types.content import Messages
 from strands.types.exceptions import ContextWindowOverflowException
 
 from pool_telemetry.sessions import AsyncMongoDBSessionManager, MongoDBSessionManager
+from tests.benchmarks.measure import Goal, show_heading
 from tests.scripted import ScriptedModel, Step, agent_with, chunks
 
 DATABASE: Final = "benchmark_sessions"
-PROMPTS: Final = tuple(f"{'add' if n % 5 == 4 else 'prompt'} {n}" for n in range(30))
+REQUESTS: Final = 20
 FILES, CALLED, AWAITED = "FileSessionManager", "MongoDBSessionManager", "AsyncMongoDBSessionManager"
 
 # The number of messages that the model holds, by the conversation's window: many more than the
 # window, just enough for it, and far fewer.
 WINDOWS: Final = {4: 60, 10: 13, 40: 8}
+
+
+# The commands of a request before the count of removed messages was written in each turn, by the
+# window; both managers of this library had the same, and FileSessionManager has none.
+COMMANDS_BEFORE: Final = {4: 5.53, 10: 5.47, 40: 5.53}
 
 
 class Costs(NamedTuple):
@@ -76,10 +82,10 @@ class SmallModel(ScriptedModel):
         for chunk in chunks(step, len(self.asked)):
             yield chunk
 
-    def costs(self, commands: Commands) -> Costs:
+    def costs(self, commands: Commands, requests: int) -> Costs:
         """Return the costs of the conversation so far."""
         sent = sum(map(len, self.asked))
-        return Costs(self.refused, sent, round(commands.count / (len(PROMPTS) - 1), 2))
+        return Costs(self.refused, sent, round(commands.count / requests, 2))
 
 
 @tool
@@ -88,47 +94,70 @@ def add(a: int, b: int) -> int:
     return a + b
 
 
-def compare(uri: str, windows: Iterable[int] = tuple(WINDOWS)) -> dict[int, dict[str, Costs]]:
-    """Return the costs of a conversation over each manager, by its window."""
+def run_sessions(uri: str) -> list[Goal]:
+    """Measure (k)."""
+    show_heading(
+        "k",
+        f"{REQUESTS} requests of a conversation, each with an agent of its own",
+        f"no more than {FILES} in model calls and messages; one more command than before",
+    )
+    head = ("model calls refused", "messages sent", "commands a request", "before")
+    print(f"    {'window':8}{'session manager':30}" + "".join(f"{one:>21}" for one in head))
+    over = []  # by how much more than files refuse and send, and than the commands before
+    for window in WINDOWS:
+        rows = compare(uri, window)
+        for name, costs in rows.items():
+            before = 0.0 if name == FILES else COMMANDS_BEFORE[window]
+            over.append([*(a - b for a, b in zip(costs, (*rows[FILES][:2], before), strict=True))])
+            cells = (costs.refused, costs.sent, f"{costs.commands:.2f}", f"{before:.2f}")
+            print(f"    {window:<8}{name:30}" + "".join(f"{one:>21}" for one in cells))
+    refused, sent, commands = map(max, zip(*over, strict=True))
+    return [
+        Goal("k", "model calls refused, over files", 0, refused, "", 0),
+        Goal("k", "messages sent, over files", 0, sent, "", 0),
+        Goal("k", "commands a request, over before", 1, commands, ""),
+    ]
+
+
+def compare(uri: str, window: int, requests: int = REQUESTS) -> dict[str, Costs]:
+    """Return the costs of a conversation over each manager."""
+    prompts = [f"{'add' if n % 5 == 4 else 'prompt'} {n}" for n in range(requests)]
     return {
-        window: {
-            FILES: _over_files(window),
-            CALLED: _called(window, uri),
-            AWAITED: asyncio.run(_awaited(window, uri)),
-        }
-        for window in windows
+        FILES: _over_files(window, prompts),
+        CALLED: _called(window, prompts, uri),
+        AWAITED: asyncio.run(_awaited(window, prompts, uri)),
     }
 
 
-def _over_files(window: int) -> Costs:
+def _over_files(window: int, prompts: list[str]) -> Costs:
     model = SmallModel(WINDOWS[window])
     with tempfile.TemporaryDirectory() as folder:
-        for prompt in PROMPTS:
+        for prompt in prompts:
             _agent(FileSessionManager("s", storage_dir=folder), model, window)(prompt)
-    return model.costs(Commands())
+    return model.costs(Commands(), len(prompts))
 
 
-def _called(window: int, uri: str) -> Costs:
+def _called(window: int, prompts: list[str], uri: str) -> Costs:
     commands, model = Commands(), SmallModel(WINDOWS[window])
     with MongoClient[Any](uri, event_listeners=[commands]) as client:
-        for prompt in PROMPTS:
-            if prompt == PROMPTS[1]:  # the first request has made the indexes and the session
+        for prompt in prompts:
+            if prompt == prompts[1]:  # the first request has made the indexes and the session
                 commands.count = 0
             _agent(MongoDBSessionManager("s", client, None, DATABASE), model, window)(prompt)
-        costs = model.costs(commands)
+        costs = model.costs(commands, len(prompts) - 1)
         client.drop_database(DATABASE)
     return costs
 
 
-async def _awaited(window: int, uri: str) -> Costs:
+async def _awaited(window: int, prompts: list[str], uri: str) -> Costs:
     commands, model = Commands(), SmallModel(WINDOWS[window])
     async with AsyncMongoClient[Any](uri, event_listeners=[commands]) as client:
-        for prompt in PROMPTS:
-            if prompt == PROMPTS[1]:
+        for prompt in prompts:
+            if prompt == prompts[1]:
                 commands.count = 0
             manager = await AsyncMongoDBSessionManager.open("s", client, None, DATABASE)
             await _agent(manager, model, window).invoke_async(prompt)
-        costs = model.costs(commands)
+        costs = model.costs(commands, len(prompts) - 1)
         await client.drop_database(DATABASE)
     return costs
 
