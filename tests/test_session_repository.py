@@ -187,7 +187,7 @@ def test_a_message_beyond_16_mb_is_an_error_and_the_next_is_stored(
 def test_a_value_that_bson_cant_store_is_an_error_that_hides_it(
     begun: MongoDBSessionRepository,
 ) -> None:
-    for value in (2**70, uuid.uuid4(), {"s3cr3t\0": 1}, object(), "s3cr3t \ud800"):
+    for value in (uuid.uuid4(), {"s3cr3t"}, {("s3cr3t",): 1}, object()):
         with pytest.raises(SessionException, match="has a value that BSON can't store") as caught:
             begun.create_message(S, A, a_message(0, {"text": "s3cr3t", "x": value}))
         assert "s3cr3t" not in repr(caught.value)

@@ -25,12 +25,16 @@ from pool_telemetry.sessions.documents import (
     agent_document,
     agent_fault,
     agent_ids,
+    agent_in,
     check_dict,
     check_form,
     check_session,
+    decoded,
+    encoded,
     message_document,
     message_fault,
     message_ids,
+    message_in,
     nested,
     now,
     of_session,
@@ -40,6 +44,7 @@ from pool_telemetry.sessions.documents import (
     session_fault,
     session_filter,
     validated_id,
+    value_fault,
 )
 from pool_telemetry.sessions.known import Cache, Known
 from pool_telemetry.sessions.records import Directory
@@ -156,7 +161,7 @@ class AsyncMongoDBSessionRepository(Directory):
                 "schema": SCHEMA,
                 **session.to_dict(),
                 **owner,
-                "metadata": nested(metadata or {}),
+                "metadata": nested(ids, metadata or {}),
                 **(lease.fields if lease else {}),
             }
             try:
@@ -220,7 +225,7 @@ class AsyncMongoDBSessionRepository(Directory):
             return None
         check_form(ids, agent_fault(found))
         self._remember_agent(found)
-        return SessionAgent.from_dict(found)
+        return agent_in(decoded(ids, found))
 
     async def update_agent(self, session_id: str, session_agent: SessionAgent) -> None:
         """Replace an agent except `created_at`; SessionException if it does not exist."""
@@ -237,13 +242,17 @@ class AsyncMongoDBSessionRepository(Directory):
         if agent_ids is not None:
             which["agent_id"] = {"$in": [validated_id("agent", one) for one in agent_ids]}
         agents = await self._store.find_ours(
-            ids, self._store.agents, which, ours=OF_OTHERS, fault=agent_fault
+            ids,
+            self._store.agents,
+            which,
+            ours=OF_OTHERS,
+            fault=lambda one: agent_fault(one) or value_fault(one),
         )
         for one in agents:
             del one["_id"]
             if one["kind"] == "agent":
                 self._remember_agent(one)
-        return agents
+        return [decoded(ids, one) for one in agents]
 
     # Graphs and swarms
 
@@ -251,7 +260,7 @@ class AsyncMongoDBSessionRepository(Directory):
         """Create the state of a graph or swarm; SessionException if it already exists."""
         ids = _agent(session_id, multi_agent.id, "multi_agent")
         document = {**ids, "schema": SCHEMA, "created_at": now()}
-        await self._create(ids, document | {"state": multi_agent.serialize_state()})
+        await self._create(ids, document | {"state": encoded(ids, multi_agent.serialize_state())})
 
     async def read_multi_agent(self, session_id: str, multi_agent_id: str) -> Document | None:
         """Return the state of a graph or swarm; None if it does not exist."""
@@ -260,13 +269,14 @@ class AsyncMongoDBSessionRepository(Directory):
         if found is None:
             return None
         check_form(ids, agent_fault(found))
-        state: Document = found["state"]
+        state: Document = decoded(ids, {"state": found["state"]})["state"]
         return state
 
     async def update_multi_agent(self, session_id: str, multi_agent: "MultiAgentBase") -> None:
         """Replace the state of a graph or swarm; SessionException if it does not exist."""
         ids = _agent(session_id, multi_agent.id, "multi_agent")
-        await self._replace(self._store.agents, ids, {"state": multi_agent.serialize_state()})
+        document = {"state": encoded(ids, multi_agent.serialize_state())}
+        await self._replace(self._store.agents, ids, document)
 
     # Messages
 
@@ -316,7 +326,7 @@ class AsyncMongoDBSessionRepository(Directory):
         if found is None:
             return None
         check_form(ids, message_fault(found))
-        return SessionMessage.from_dict(found)
+        return message_in(found)
 
     async def update_message(
         self, session_id: str, agent_id: str, session_message: SessionMessage
@@ -441,7 +451,7 @@ class AsyncMongoDBSessionRepository(Directory):
             skip=offset,
             limit=limit,
         )
-        return [SessionMessage.from_dict(one) for one in found]
+        return [message_in(one) for one in found]
 
     async def _last(
         self, ids: Document, parts: list[Document], created_at: str | None, limit: int

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from bson.errors import BSONError
 from pymongo import ASCENDING, DESCENDING, IndexModel
 from pymongo.errors import DocumentTooLarge, DuplicateKeyError, OperationFailure, WriteError
 from pymongo.write_concern import WriteConcern
@@ -21,7 +20,13 @@ from pool_telemetry.process import ProcessLock
 from pool_telemetry.registry import telemetry_of
 from pool_telemetry.sessions.client_choice import AnyClient
 from pool_telemetry.sessions.dispatch import CallMethod
-from pool_telemetry.sessions.documents import Document, SessionConflictError, describe
+from pool_telemetry.sessions.documents import (
+    Document,
+    SessionConflictError,
+    describe,
+    unstorable,
+)
+from pool_telemetry.sessions.values import ENCODE_ERRORS
 from pool_telemetry.state.agents import AgentCounts
 
 _TOO_LARGE: Final = (10334, 17419, 17420)  # the server's codes for an update beyond 16 MB
@@ -145,11 +150,8 @@ class Store:
                 words = f"{describe(ids)}: {reason} (code {error.code})"
                 raise SessionException(words) from None
             raise
-        except (BSONError, OverflowError, ValueError, RecursionError) as error:
-            # These errors' messages contain the whole document.
-            kind = type(error).__name__
-            words = f"{describe(ids)} has a value that BSON can't store ({kind})"
-            raise SessionException(words) from None
+        except ENCODE_ERRORS as error:
+            raise unstorable(ids, error) from None  # the message contains the whole document
 
 
 def log_others(collection: Any) -> None:

@@ -11,7 +11,9 @@ unique are also its `_id`, so that uniqueness needs no other index.
 
 Every document has `schema`, the version of this form: 1 since the first release. A version may get
 new keys. It rises when a key changes its meaning; then a newer library reads both versions, and an
-older library refuses the session. If a session expires, all its documents have one `expires_at`.
+older library refuses the session. `values.py` describes the values. Its forms did not raise the
+version: an older library reads all other values, and sees the form of such a value as a dict. If a
+session expires, all its documents have one `expires_at`.
 
 Agents and messages have the `created_at` of their session as `session_created_at`. It separates
 them from leftovers: documents that a process wrote after the session was deleted, perhaps when
@@ -39,14 +41,22 @@ and no method changes or deletes documents of other programs.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 from strands.types.exceptions import SessionException
-from strands.types.session import SessionAgent, SessionMessage, encode_bytes_values
+from strands.types.session import SessionAgent, SessionMessage
 
 from pool_telemetry.errors import SessionOwnerError
+from pool_telemetry.sessions.values import (
+    BASE64,
+    DECODE_ERRORS,
+    ENCODE_ERRORS,
+    MARK,
+    decode,
+    encode,
+)
 
 SCHEMA: Final = 1
 PREFIX: Final = "strands_"
@@ -364,12 +374,68 @@ def describe(ids: Mapping[str, Any]) -> str:
 
 def agent_document(ids: Mapping[str, Any], agent: SessionAgent) -> Document:
     """Return the document to store for an agent."""
-    return {**ids, "schema": SCHEMA, **agent.to_dict()}
+    return {**ids, "schema": SCHEMA, **_fields(ids, agent)}
 
 
 def message_document(ids: Mapping[str, Any], message: SessionMessage) -> Document:
     """Return the document to store for a message."""
-    return {**ids, "schema": SCHEMA, **message.to_dict()}
+    return {**ids, "schema": SCHEMA, **_fields(ids, message)}
+
+
+def agent_in(document: Mapping[str, Any]) -> SessionAgent:
+    """Return the agent in a document whose values are decoded."""
+    return SessionAgent(**_parameters(SessionAgent, document))
+
+
+def message_in(document: Mapping[str, Any]) -> SessionMessage:
+    """Return the message in a stored document."""
+    ids = {key: document[key] for key in ("session_id", "agent_id", "message_id")}
+    return SessionMessage(**decoded(ids, _parameters(SessionMessage, document)))
+
+
+def encoded(ids: Mapping[str, Any], value: Any) -> Any:
+    """Return a value as it is stored; SessionException without the value if that can't be."""
+    try:
+        return encode(value)
+    except ENCODE_ERRORS as error:
+        raise unstorable(ids, error) from None
+
+
+def decoded(ids: Mapping[str, Any], values: Mapping[str, Any]) -> Document:
+    """Return the values of a stored document's keys; SessionException if one can't be read."""
+    found = {}
+    for key, value in values.items():
+        try:
+            found[key] = decode(value)
+        except DECODE_ERRORS as error:
+            kind = type(error).__name__
+            words = f"{describe(ids)} has a damaged value in `{key}` ({kind})"
+            raise SessionException(words) from None
+    return found
+
+
+def value_fault(document: Mapping[str, Any]) -> str:
+    """Return why the values of a stored document can't be read, or ""."""
+    try:
+        decoded({}, document)
+    except SessionException as error:
+        return str(error).strip()
+    return ""
+
+
+def unstorable(ids: Mapping[str, Any], error: Exception) -> SessionException:
+    """Return the error for a value that can't be stored, without the value."""
+    kind = type(error).__name__
+    return SessionException(f"{describe(ids)} has a value that BSON can't store ({kind})")
+
+
+def _fields(ids: Mapping[str, Any], record: SessionAgent | SessionMessage) -> Document:
+    # Not `to_dict()`: it stores bytes as base64, and takes two frames for each level of a value.
+    return {one.name: encoded(ids, getattr(record, one.name)) for one in fields(record)}
+
+
+def _parameters(record: type, document: Mapping[str, Any]) -> Document:
+    return {one.name: document[one.name] for one in fields(record) if one.name in document}
 
 
 def replacement(document: Mapping[str, Any]) -> list[Document]:
@@ -397,7 +463,10 @@ def metadata_fields(paths: Iterable[str]) -> list[str]:
     found = []
     for path in paths:
         parts = path.split(".") if isinstance(path, str) else [""]
-        if any(not part or part.startswith("$") or "\0" in part for part in parts):
+        if any(
+            not part or part.startswith("$") or "\0" in part or part in (MARK, BASE64)
+            for part in parts
+        ):
             raise SessionException(
                 f"metadata path {str(path)[:40]!r}: use names separated by dots, none empty, "
                 "none beginning with '$'"
@@ -406,7 +475,17 @@ def metadata_fields(paths: Iterable[str]) -> list[str]:
     return found
 
 
-def nested(values: Mapping[str, Any]) -> Document:
+def through_values(paths: Iterable[str]) -> Document:
+    """Return the filter that refuses metadata paths through a value in one of our own forms.
+
+    The server itself refuses a path through any other value.
+    """
+    parts = [path.split(".") for path in paths]
+    parents = {".".join(each[:end]) for each in parts for end in range(1, len(each))}
+    return {f"metadata.{parent}.{MARK}": {"$not": {"$type": "object"}} for parent in parents}
+
+
+def nested(ids: Mapping[str, Any], values: Mapping[str, Any]) -> Document:
     """Return metadata as a stored document, from values by their paths.
 
     Raises:
@@ -419,15 +498,14 @@ def nested(values: Mapping[str, Any]) -> Document:
         place = metadata
         for parent in parents:
             place = place.setdefault(parent, {})
-            if not isinstance(place, dict):
+            if not isinstance(place, dict) or isinstance(place.get(MARK), dict):
                 raise SessionException(f"metadata path {path[:40]!r} leads through a value")
-        place[name] = encode_bytes_values(value)
+        place[name] = encoded(ids, value)
     return metadata
 
 
-def of_metadata(values: Mapping[str, Any]) -> Document:
-    """Return the fields to set for values by their paths; bytes are encoded like Strands' own."""
+def of_metadata(ids: Mapping[str, Any], values: Mapping[str, Any]) -> Document:
+    """Return the fields to set for values by their paths."""
     check_dict("metadata", values)
-    return dict(
-        zip(metadata_fields(values), map(encode_bytes_values, values.values()), strict=True)
-    )
+    stored = [encoded(ids, value) for value in values.values()]
+    return dict(zip(metadata_fields(values), stored, strict=True))

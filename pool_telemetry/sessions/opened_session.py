@@ -18,7 +18,7 @@ from strands.types.session import Session, SessionAgent, SessionMessage, encode_
 
 from pool_telemetry.sessions.async_repository import AsyncMongoDBSessionRepository
 from pool_telemetry.sessions.dispatch import run_now
-from pool_telemetry.sessions.documents import Document, SessionConflictError
+from pool_telemetry.sessions.documents import Document, SessionConflictError, agent_in
 
 if TYPE_CHECKING:
     from strands.multiagent.base import MultiAgentBase
@@ -429,7 +429,7 @@ class PreloadedSession(OpenedSession):
     def read_agent(self, session_id: str, agent_id: str, **kwargs: Any) -> SessionAgent | None:
         """Return the agent that `load()` read; None if there was none."""
         found = self._read("agent", agent_id)
-        return None if found is None else SessionAgent.from_dict(found)
+        return None if found is None else agent_in(found)
 
     def read_multi_agent(
         self, session_id: str, multi_agent_id: str, **kwargs: Any

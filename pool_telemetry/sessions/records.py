@@ -6,9 +6,9 @@ from typing import Any, Final
 
 from pymongo import ASCENDING, DESCENDING
 from strands.types.exceptions import SessionException
-from strands.types.session import Session, decode_bytes_values, encode_bytes_values
+from strands.types.session import Session
 
-from pool_telemetry.sessions.collections import Store
+from pool_telemetry.sessions.collections import Store, log_others
 from pool_telemetry.sessions.documents import (
     OF_MESSAGES,
     OF_SESSIONS,
@@ -20,7 +20,9 @@ from pool_telemetry.sessions.documents import (
     check_dict,
     check_owner,
     check_session,
+    decoded,
     describe,
+    encoded,
     message_ids,
     metadata_fields,
     now,
@@ -29,8 +31,11 @@ from pool_telemetry.sessions.documents import (
     owner_of,
     session_fault,
     session_filter,
+    through_values,
     validated_id,
+    value_fault,
 )
+from pool_telemetry.sessions.values import decode
 
 _MAX_LISTED: Final = 1_000
 _USAGE: Final = {
@@ -66,8 +71,8 @@ class Directory:
         found = await self._session(session_id)
         if found is None:
             raise self._no_session(session_id)
-        metadata: Document = decode_bytes_values(found.get("metadata", {}))
-        return metadata
+        ids, metadata = {"session_id": session_id}, found.get("metadata", {})
+        return decoded(ids, metadata)
 
     async def update_metadata(self, session_id: str, values: Mapping[str, Any]) -> None:
         """Set values by their paths, such as `{"customer.plan": "pro"}`, and keep all others.
@@ -75,11 +80,14 @@ class Directory:
         Raises:
             SessionException: There is no session, or a path is invalid or leads through a value.
         """
-        await self._set_metadata(session_id, {"$set": of_metadata(values)})
+        fields = of_metadata({"session_id": session_id}, values)
+        await self._set_metadata(session_id, {"$set": fields}, through_values(values))
 
     async def delete_metadata(self, session_id: str, *paths: str) -> None:
         """Delete values by their paths; a missing path is no error."""
-        await self._set_metadata(session_id, {"$unset": dict.fromkeys(metadata_fields(paths), "")})
+        await self._set_metadata(
+            session_id, {"$unset": dict.fromkeys(metadata_fields(paths), "")}, {}
+        )
 
     async def add_feedback(
         self, session_id: str, agent_id: str, message_id: int, feedback: Mapping[str, Any]
@@ -92,7 +100,7 @@ class Directory:
         ids = message_ids(session_id, agent_id, message_id)
         check_dict("feedback", feedback)
         created_at = await self._permit(session_id)
-        entry = {"created_at": now(), **encode_bytes_values(dict(feedback))}
+        entry = {"created_at": now(), **encoded(ids, dict(feedback))}
         update = {"$push": {"feedback": {"$each": [entry]}}}
         which = others_filter(ids, created_at)
         done = await self._store.do(ids, self._store.messages.update_one, which, update)
@@ -125,15 +133,20 @@ class Directory:
         ids = agent_ids(session_id, agent_id)
         created_at = await self._permit(session_id)
         shown = {"_id": False, "message_id": True, "feedback": True}
-        which = {**others_filter(ids, created_at), "feedback.created_at": {"$exists": True}}
+        which = {**others_filter(ids, created_at), **OF_MESSAGES}
+        which["feedback.created_at"] = {"$exists": True}
         cursor = self._store.messages.find(which, shown)
         found = await self._store.do(ids, cursor.sort("message_id", ASCENDING).to_list)
-        return [
-            {"message_id": one["message_id"], **decode_bytes_values(entry)}
-            for one in found
-            for entry in one["feedback"]
-            if isinstance(entry, dict)  # another program may have written into the message
-        ]
+        entries = []
+        for one in found:
+            feedback = one["feedback"] if isinstance(one["feedback"], list) else [None]
+            for entry in feedback:
+                # Another program may have written into the message.
+                if not isinstance(entry, dict) or value_fault(entry):
+                    log_others(self._store.messages)
+                else:
+                    entries.append({"message_id": one["message_id"], **decode(entry)})
+        return entries
 
     async def list_sessions(
         self,
@@ -180,7 +193,7 @@ class Directory:
             self._store.sessions,
             which,
             ours=OF_SESSIONS,
-            fault=session_fault,
+            fault=lambda one: session_fault(one) or value_fault(one),
             sort=[("updated_at", DESCENDING), ("_id", ASCENDING)],
             limit=limit,
         )
@@ -189,7 +202,7 @@ class Directory:
                 one["_id"],
                 one.get("application"),
                 one.get("user"),
-                decode_bytes_values(one.get("metadata", {})),
+                decode(one.get("metadata", {})),
                 one["created_at"],
                 one["updated_at"],
             )
@@ -260,19 +273,27 @@ class Directory:
         """
         raise NotImplementedError
 
-    async def _set_metadata(self, session_id: str, update: Document) -> None:
+    async def _set_metadata(self, session_id: str, update: Document, which: Document) -> None:
         validated_id("session", session_id)
         update = {key: fields for key, fields in update.items() if fields}
         update["$set"] = {**update.get("$set", {}), "updated_at": now()}
-        if not await self._update_session(session_id, update, self._created_at(session_id)):
+        created_at = self._created_at(session_id)
+        if not await self._update_session(session_id, update, created_at, which):
+            if which and await self._session(session_id) is not None:
+                ids = {"session_id": session_id}
+                raise SessionException(f"{describe(ids)}: a path leads through a value")
             raise self._no_session(session_id)
 
     async def _update_session(
-        self, session_id: str, update: Document, created_at: str | None
+        self,
+        session_id: str,
+        update: Document,
+        created_at: str | None,
+        also: Document | None = None,
     ) -> bool:
         """Update a session if the owner may use it, in one step; return whether it exists."""
         ids, method = {"session_id": session_id}, self._store.sessions.update_one
-        which = session_filter(session_id, self._owner, created_at)
+        which = {**session_filter(session_id, self._owner, created_at), **(also or {})}
         done = await self._store.do(ids, method, which, update)
         if not done.matched_count:
             await self._session(session_id)  # raises if the session is another owner's

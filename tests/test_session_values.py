@@ -1,0 +1,313 @@
+"""Odd values and large messages on a real server: read back equal, with the same types."""
+
+import base64
+import enum
+import math
+import uuid
+from collections import OrderedDict, namedtuple
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, timezone
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pymongo import MongoClient
+from strands.session.file_session_manager import FileSessionManager
+from strands.types.exceptions import SessionException
+from strands.types.session import SessionAgent, SessionMessage
+
+from pool_telemetry.sessions import MongoDBSessionRepository
+from pool_telemetry.sessions.values import BASE64, MARK, decode, encode
+from tests.support import rest_in_bulk
+
+Client = MongoClient[dict[str, Any]]
+S, A = "session-1", "agent-1"
+
+
+@pytest.fixture
+def client(server_uri: str) -> Iterator[Client]:
+    with Client(server_uri) as client:
+        yield client
+
+
+@pytest.fixture
+def database(client: Client) -> Iterator[str]:
+    name = f"values_{uuid.uuid4().hex[:12]}"
+    yield name
+    client.drop_database(name)
+
+
+@pytest.fixture
+def begun(client: Client, database: str) -> MongoDBSessionRepository:
+    repository = MongoDBSessionRepository(client, database, prefix="")
+    repository.open_session(S)
+    repository.create_agent(S, SessionAgent(A, {}, {}))
+    return repository
+
+
+def a_message(number: int, *content: Any) -> SessionMessage:
+    return SessionMessage({"role": "user", "content": list(content)}, number)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Return whether two values are equal and have the same types, NaN included."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        keys = [(type(key), key) for key in one]
+        return sorted(map(repr, keys)) == sorted(repr((type(key), key)) for key in other) and all(
+            same(value, other[key]) for key, value in one.items()
+        )
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, float) and math.isnan(one):
+        return math.isnan(other)
+    if isinstance(one, datetime):
+        return str(one) == str(other)
+    return bool(one == other)
+
+
+TEXTS = st.text(st.characters(exclude_categories=()), max_size=5)
+ODD_KEYS = st.sampled_from(
+    ["", "a.b", "$ref", "$id", "$set", "\0", "\ud800", MARK, BASE64, "data", "__proto__"]
+)
+KEYS = TEXTS | ODD_KEYS | st.integers() | st.booleans() | st.none()
+ZONES = st.integers(-86_399, 86_399).map(lambda s: timezone(timedelta(seconds=s)))
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([2**31, 2**63 - 1, 2**63, -(2**63), -(2**63) - 1, 10**4000, -0.0])
+    | st.floats()
+    | TEXTS
+    | st.binary(max_size=5)
+    | st.datetimes(timezones=st.none() | st.just(UTC) | ZONES, allow_imaginary=False)
+)
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def deep(levels: int, kind: str) -> Any:
+    value: Any = 2**64
+    for _ in range(levels):
+        value = {"dict": {"a": value}, "list": [value], "odd": {1: value}}[kind]
+    return value
+
+
+def read_back(begun: MongoDBSessionRepository, number: int, value: Any) -> dict[str, Any]:
+    """Store a value in each kind of document, and return what is read back."""
+    tool = {"toolUse": {"toolUseId": "1", "name": "t", "input": value}}
+    message = a_message(number, tool)
+    redacted: Any = [{"text": "", "odd": value}]
+    message.redact_message = {"role": "user", "content": redacted}
+    begun.create_message(S, A, message)
+    begun.update_agent(S, SessionAgent(A, {"x": value}, {"x": value}, {"x": value}))
+    begun.update_metadata(S, {"a.b": value})
+    begun.add_feedback(S, A, number, {"x": value})
+    (listed,) = begun.list_messages(S, A, offset=number)
+    read = begun.read_message(S, A, number)
+    assert read == listed or not same(value, value)
+    agent = begun.read_agent(S, A)
+    assert read is not None
+    assert read.redact_message is not None
+    assert agent is not None
+    block: Any = read.message["content"][0]
+    (redacted,) = read.redact_message["content"]
+    return {
+        "message": block["toolUse"]["input"],
+        "redaction": redacted["odd"],
+        "state": agent.state["x"],
+        "conversation manager": agent.conversation_manager_state["x"],
+        "internal state": agent._internal_state["x"],
+        "list of agents": begun.list_agents(S)[0]["state"]["x"],
+        "metadata": begun.get_metadata(S)["a"]["b"],
+        "list of sessions": begun.list_sessions()[0].metadata["a"]["b"],
+        "feedback": begun.list_feedback(S, A)[-1]["x"],
+    }
+
+
+@pytest.mark.parametrize("examples", rest_in_bulk([15, 100]))
+def test_any_value_is_read_back_equal_and_with_its_types(
+    examples: int, begun: MongoDBSessionRepository
+) -> None:
+    numbers = count()
+
+    @settings(max_examples=examples, suppress_health_check=list(HealthCheck))
+    @given(VALUES)
+    def check(value: Any) -> None:
+        for where, found in read_back(begun, next(numbers), value).items():
+            assert same(found, value), where
+
+    check()
+
+
+@given(VALUES)
+def test_a_stored_form_is_decoded_to_its_value(value: Any) -> None:
+    assert same(decode(encode(value)), value)
+    assert same(decode(encode(encode(value))), encode(value))
+
+
+@pytest.mark.parametrize("kind", ["dict", "list", "odd"])
+def test_values_deeper_than_the_servers_limit_are_read_back(
+    kind: str, begun: MongoDBSessionRepository, client: Client, database: str
+) -> None:
+    def levels_of(value: Any) -> int:
+        if not isinstance(value, dict | list):
+            return 0
+        inner = value.values() if isinstance(value, dict) else value
+        return 1 + max(map(levels_of, inner), default=0)
+
+    for number, levels in enumerate((70, 79, 80, 81, 200, 400)):
+        value = deep(levels, kind)
+        for where, found in read_back(begun, number, value).items():
+            assert found == value, (where, levels)
+        for name in ("sessions", "agents", "messages"):
+            assert max(map(levels_of, client[database][name].find())) <= 95
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+class Word(enum.StrEnum):
+    A = "a"
+
+
+class Number(enum.IntEnum):
+    ONE = 1
+
+
+@dataclass
+class Point:
+    x: int
+    where: Any
+
+
+Pair = namedtuple("Pair", "a b")
+JSON_ABLE: dict[str, Any] = {
+    "huge": [2**63, -(2**200), 10**400],
+    "numbers as keys": {1: "a", 2.5: "b", None: "c", False: "d"},
+    "not finite": [math.nan, math.inf, -math.inf],
+    "dots and dollars": {"a.b": 1, "$set": {"$ref": "x", "$id": 2}, "": 3},
+    "null bytes": {"\0": "\0"},
+    "tuples": (1, (2, [3])),
+    "named tuple": Pair(1, 2),
+    "dataclass": Point(1, {"deeper": Point(2**70, None)}),
+    "subclasses": [Word.A, Number.ONE, OrderedDict(a=1)],
+    "bytes": {"a": b"\0\xff", "b": [b""]},
+    "deep": deep(250, "dict"),
+}
+
+
+@pytest.mark.parametrize("name", JSON_ABLE)
+def test_what_a_file_session_manager_stores_is_stored(
+    name: str, begun: MongoDBSessionRepository, tmp_path: Path
+) -> None:
+    value = JSON_ABLE[name]
+    files = FileSessionManager(S, storage_dir=str(tmp_path))
+    files.create_agent(S, SessionAgent(A, {"x": value}, {}))
+    files.create_message(S, A, message := a_message(0, {"text": "", "x": value}))
+    begun.create_message(S, A, message)
+    begun.update_agent(S, SessionAgent(A, {"x": value}, {}))
+    in_files, ours = (each.read_message(S, A, 0) for each in (files, begun))
+    agent = begun.read_agent(S, A)
+    assert in_files is not None
+    assert ours is not None
+    assert agent is not None
+    content: list[Any] = [one.message["content"][0] for one in (in_files, ours)]
+    if name == "numbers as keys":  # JSON makes texts of them
+        assert content[0]["x"] == {"1": "a", "2.5": "b", "null": "c", "false": "d"}
+        assert same(content[1]["x"], value)
+    else:
+        assert same(*(one["x"] for one in content))
+    assert same(agent.state["x"], content[1]["x"])
+
+
+def test_ordinary_values_are_stored_as_they_are(
+    begun: MongoDBSessionRepository, client: Client, database: str
+) -> None:
+    """Queries and older releases depend on it."""
+    plain: Any = {"a.b": [1, 2**40, 0.5, None, True, "é😀", {"": {}}], "bytes": b"\0"}
+    read_back(begun, 0, plain)
+    (message,) = client[database]["messages"].find()
+    (agent,) = client[database]["agents"].find()
+    (session,) = client[database]["sessions"].find()
+    assert message["message"]["content"][0]["toolUse"]["input"] == plain
+    assert agent["state"] == {"x": plain}
+    assert session["metadata"] == {"a": {"b": plain}}
+    assert message["feedback"][0]["x"] == plain
+
+
+def test_documents_of_older_releases_have_bytes_as_base64(
+    begun: MongoDBSessionRepository, client: Client, database: str
+) -> None:
+    old = {"__bytes_encoded__": True, "data": base64.b64encode(b"\0\xff").decode()}
+    begun.create_message(S, A, a_message(0, {"text": ""}))
+    store = client[database]
+    content = [{"image": {"source": {"bytes": old}}}]
+    entry = {"created_at": "2026", "x": old}
+    store["messages"].update_one({}, {"$set": {"message.content": content, "feedback": [entry]}})
+    store["agents"].update_one({}, {"$set": {"state": {"x": old}}})
+    store["sessions"].update_one({}, {"$set": {"metadata": {"x": old}}})
+    (message,), agent = begun.list_messages(S, A), begun.read_agent(S, A)
+    assert message.message["content"] == [{"image": {"source": {"bytes": b"\0\xff"}}}]
+    assert agent is not None
+    assert agent.state == {"x": b"\0\xff"}
+    assert begun.get_metadata(S) == {"x": b"\0\xff"}
+    assert begun.list_feedback(S, A)[0]["x"] == b"\0\xff"
+
+
+def test_metadata_paths_do_not_lead_through_a_value_in_our_own_form(
+    begun: MongoDBSessionRepository,
+) -> None:
+    begun.update_metadata(S, {"a": 2**70, "b": {"c": datetime(2026, 1, 1)}, "d": {1: 2}})
+    for path in ("a.x", "a.x.y", "b.c.x"):
+        with pytest.raises(SessionException, match="leads through a value"):
+            begun.update_metadata(S, {path: 1})
+    for path in (MARK, f"a.{MARK}.int", f"x.{BASE64}"):
+        with pytest.raises(SessionException, match="metadata path"):
+            begun.update_metadata(S, {path: 1})
+    begun.update_metadata(S, {"d.x": 3, "a": 1})
+    assert begun.get_metadata(S) == {"a": 1, "b": {"c": datetime(2026, 1, 1)}, "d": {1: 2, "x": 3}}
+
+
+def cyclic() -> Any:
+    value: list[Any] = []
+    value.append(value)
+    return value
+
+
+UNSTORABLE: list[Callable[[], Any]] = [
+    lambda: {"s3cr3t"},
+    lambda: lambda: "s3cr3t",
+    lambda: {("s3cr3t",): 1},
+    lambda: object,
+    lambda: uuid.uuid4(),
+    cyclic,
+]
+
+
+@pytest.mark.parametrize("make", UNSTORABLE)
+def test_a_value_that_cant_be_stored_is_an_error_that_hides_it(
+    make: Callable[[], Any], begun: MongoDBSessionRepository
+) -> None:
+    begun.create_message(S, A, a_message(0, {"text": ""}))
+    bad = ["s3cr3t", make()]
+    for write in (
+        lambda value: begun.update_agent(S, SessionAgent(A, {"x": value}, {})),
+        lambda value: begun.update_metadata(S, {"x": value}),
+        lambda value: begun.add_feedback(S, A, 0, {"x": value}),
+        lambda value: begun.open_session("new", metadata={"x": value}),
+    ):
+        with pytest.raises(SessionException, match="has a value that BSON can't store") as caught:
+            write(bad)
+        assert "s3cr3t" not in repr(caught.value)
+        assert caught.value.__cause__ is None
+        write(1)
