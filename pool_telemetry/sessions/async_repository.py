@@ -62,8 +62,12 @@ class AsyncMongoDBSessionRepository(Directory):
         user: The user whose sessions alone the repository uses; None for any. With an owner the
             methods for agents and messages raise SessionException if the session is missing, skip
             leftovers of an earlier session of the same id, and take one more command.
+        create_indexes: Whether to create missing indexes. With False, for an account that may not,
+            another account creates those that `indexes()` lists; without them lists are slow, and
+            expired sessions stay.
 
     Raises:
+        PoolConfigurationError: The account may not create indexes.
         SessionOwnerError: The session has another owner than the repository, or than the call.
         SessionException: The session or agent of a write does not exist, or a document is larger
             than 16 MB or has a value that BSON can't store. Its subclass SessionConflictError is
@@ -79,11 +83,18 @@ class AsyncMongoDBSessionRepository(Directory):
         prefix: str = PREFIX,
         application: str | None = None,
         user: str | None = None,
+        create_indexes: bool = True,
         _call_method: CallMethod | None = None,  # given by the synchronous repository
     ) -> None:
         check_client(client, AsyncMongoClient, MongoClient)
         super().__init__(
-            Store(client, database_name, prefix, _call_method or call_method_for(client)),
+            Store(
+                client,
+                database_name,
+                prefix,
+                _call_method or call_method_for(client),
+                create_indexes=create_indexes,
+            ),
             owner_of(application, user),
         )
         self._indexing = asyncio.Lock() if _call_method is None else None
@@ -101,6 +112,9 @@ class AsyncMongoDBSessionRepository(Directory):
         ttl: timedelta | None = None,
     ) -> tuple[Session, bool]:
         """Return a session, and whether it is new: one command, or five to create it.
+
+        Creating a session takes one command more once a minute, to see if the collections were
+        dropped with their indexes.
 
         Args:
             session_id: The session's id.
@@ -136,6 +150,7 @@ class AsyncMongoDBSessionRepository(Directory):
                 "metadata": nested(metadata or {}),
                 **(lease.fields if lease else {}),
             }
+            await self._store.check_indexes()
             # Documents of an expired session, or of one deleted while a process still wrote to it.
             leftovers = {**others_filter(ids), "created_at": {"$lt": session.created_at}}
             await self._store.do(ids, self._store.messages.delete_many, leftovers)
@@ -159,6 +174,7 @@ class AsyncMongoDBSessionRepository(Directory):
     async def create_session(self, session: Session) -> Session:
         """Create a session; SessionConflictError if it already exists."""
         await self._prepare()
+        await self._store.check_indexes()
         ids = {"session_id": validated_id("session", session.session_id)}
         document = {"_id": session.session_id, "schema": SCHEMA, **session.to_dict(), **self._owner}
         await self._store.do(ids, self._store.sessions.insert_one, {**document, "metadata": {}})

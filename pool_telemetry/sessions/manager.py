@@ -137,6 +137,7 @@ class MongoDBSessionManager(_Manager):
         ttl: The time to live after the last use; None keeps an existing session's.
         restore_last: The number of messages that an agent begins with at most; None for all. The
             messages begin with a prompt, so there may be fewer, or more if one turn has more.
+        create_indexes: See AsyncMongoDBSessionRepository.
         **kwargs: MongoClient's options, with a connection string.
 
     Raises:
@@ -167,6 +168,7 @@ class MongoDBSessionManager(_Manager):
         metadata: Mapping[str, Any] | None = None,
         ttl: timedelta | None = None,
         restore_last: int | None = None,
+        create_indexes: bool = True,
         **kwargs: Any,
     ) -> None:
         check_choice(client, connection_string, kwargs)
@@ -182,6 +184,7 @@ class MongoDBSessionManager(_Manager):
                 prefix=prefix,
                 application=application,
                 user=user,
+                create_indexes=create_indexes,
             )
             session, is_new = self.repository.open_session(session_id, metadata=metadata, ttl=ttl)
             shared = self.repository.asynchronous
@@ -271,6 +274,7 @@ class AsyncMongoDBSessionManager(_Manager):
         metadata: Mapping[str, Any] | None = None,
         ttl: timedelta | None = None,
         restore_last: int | None = None,
+        create_indexes: bool = True,
         **kwargs: Any,
     ) -> Self:
         """Open a session; for the arguments see MongoDBSessionManager.
@@ -293,6 +297,7 @@ class AsyncMongoDBSessionManager(_Manager):
                 prefix=prefix,
                 application=application,
                 user=user,
+                create_indexes=create_indexes,
             )
             session, is_new = await repository.open_session(session_id, metadata=metadata, ttl=ttl)
             opened = PreloadedSession(repository, session, is_new, restore_last)
