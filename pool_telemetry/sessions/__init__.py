@@ -15,6 +15,7 @@ except ImportError as error:
 
 from pool_telemetry.errors import SessionOwnerError
 from pool_telemetry.sessions.async_repository import AsyncMongoDBSessionRepository
+from pool_telemetry.sessions.collections import indexes
 from pool_telemetry.sessions.documents import (
     InvalidIdError,
     SessionConflictError,
@@ -48,5 +49,6 @@ __all__ = [
     "close_global_factory",
     "get_global_factory",
     "import_sessions",
+    "indexes",
     "initialize_global_factory",
 ]

@@ -79,8 +79,12 @@ class AsyncMongoDBSessionRepository(Directory):
         user: The user whose sessions alone the repository uses; None for any. With an owner the
             methods for agents and messages raise SessionException if the session is missing, skip
             leftovers of an earlier session of the same id, and take one more command.
+        create_indexes: Whether to create missing indexes. With False, for an account that may not,
+            another account creates those that `indexes()` lists; without them lists are slow, and
+            expired sessions stay.
 
     Raises:
+        PoolConfigurationError: The account may not create indexes.
         SessionOwnerError: The session has another owner than the repository, or than the call.
         SessionException: The session or agent of a write does not exist, or a document is larger
             than 16 MB or has a value that BSON can't store. Its subclass SessionConflictError is
@@ -96,11 +100,18 @@ class AsyncMongoDBSessionRepository(Directory):
         prefix: str = PREFIX,
         application: str | None = None,
         user: str | None = None,
+        create_indexes: bool = True,
         _call_method: CallMethod | None = None,  # given by the synchronous repository
     ) -> None:
         check_client(client, AsyncMongoClient, MongoClient)
         super().__init__(
-            Store(client, database_name, prefix, _call_method or call_method_for(client)),
+            Store(
+                client,
+                database_name,
+                prefix,
+                _call_method or call_method_for(client),
+                create_indexes=create_indexes,
+            ),
             owner_of(application, user),
         )
         self._indexing = asyncio.Lock() if _call_method is None else None
@@ -130,6 +141,9 @@ class AsyncMongoDBSessionRepository(Directory):
     ) -> tuple[Session, bool]:
         """Return a session, and whether it is new: one command, or five to create it.
 
+        Creating a session takes one command more once a minute, to see if the collections were
+        dropped with their indexes.
+
         Args:
             session_id: The session's id.
             application: The application of a new session; an existing session's has to be the same.
@@ -137,7 +151,9 @@ class AsyncMongoDBSessionRepository(Directory):
             metadata: The metadata of a new session, as in `update_metadata`.
             ttl: The time to live of the session and all its documents after its last use. None
                 keeps an existing session's; a new session then never expires. Moving the end takes
-                three more commands, at most once in a tenth of this time.
+                three more commands, at most once in a tenth of this time. Another process that has
+                the session open learns of it within a minute, with its next message. A document
+                that it stores before, without another message, keeps its own end, or has none.
         """
         if ttl is not None and not (isinstance(ttl, timedelta) and timedelta() < ttl <= MAX_TTL):
             raise ValueError(
@@ -164,6 +180,7 @@ class AsyncMongoDBSessionRepository(Directory):
                 "metadata": nested(ids, metadata or {}),
                 **(lease.fields if lease else {}),
             }
+            await self._store.check_indexes()
             try:
                 await self._store.do(ids, self._store.sessions.insert_one, document)
             except SessionConflictError:
@@ -190,6 +207,7 @@ class AsyncMongoDBSessionRepository(Directory):
     async def create_session(self, session: Session) -> Session:
         """Create a session; SessionConflictError if it already exists."""
         await self._prepare()
+        await self._store.check_indexes()
         ids = {"session_id": validated_id("session", session.session_id)}
         document = {"_id": session.session_id, "schema": SCHEMA, **session.to_dict(), **self._owner}
         await self._store.do(ids, self._store.sessions.insert_one, {**document, "metadata": {}})
@@ -537,7 +555,7 @@ class AsyncMongoDBSessionRepository(Directory):
         # The session comes last, so that a deletion that fails half-way can be repeated.
         which = session_filter(session, owner, created_at)
         done = await self._store.do(ids, self._store.sessions.delete_one, which)
-        self._known.record_deletion(session)
+        self._known.doubt(session)
         return bool(done.deleted_count)
 
     async def _unexpired(self, session_id: str, owner: Owner) -> bool:
@@ -595,19 +613,52 @@ class AsyncMongoDBSessionRepository(Directory):
                 raise await self._missing(ids, "is missing")
             check_form(ids, agent_fault(found))
             known = self._remember_agent(found)
+            # A process that did not know of the session's time to live may have stored the agent.
+            opened = self._known.get(session_id)
+            if known.lease is None and opened is not None and opened.lease is not None:
+                known = await self._adopt(session_id, agent_id, known, opened.lease)
         elif not self._known.is_new(session_id, known):
-            touch = {"$set": {"updated_at": now()}}
-            if not await self._update_session(session_id, touch, known.created_at):
+            found = await self._touch(session_id, known.created_at)
+            if found is None:
                 self._known.forget(session_id)
                 await self._delete_leftovers(session_id, known.created_at)
                 raise _deleted(ids)
-            self._known.remember(session_id, "", known.lease, known.created_at)
-            known = self._known.remember(session_id, agent_id, known.lease, known.created_at)
+            lease = Lease.in_document(found)
+            self._known.remember(session_id, "", lease, known.created_at)
+            known = await self._adopt(session_id, agent_id, known, lease)
         if known.lease is not None and known.lease.is_stale:
             session = {"session_id": session_id}
             lease = await self._renew(session, known.lease, None, known.created_at)
             known = self._known.remember(session_id, agent_id, lease, known.created_at)
         return known
+
+    async def _touch(self, session_id: str, created_at: str | None) -> Document | None:
+        """Count a session as opened now, and return its document; None if it was deleted."""
+        ids, method = {"session_id": session_id}, self._store.sessions.find_one_and_update
+        which = session_filter(session_id, self._owner, created_at)
+        touch = {"$set": {"updated_at": now()}}
+        found: Document | None = await self._store.do(
+            ids, method, which, touch, {"metadata": False}
+        )
+        if found is None:
+            await self._session(session_id)  # raises if the session is another owner's
+            return None
+        check_form(ids, session_fault(found))
+        return found
+
+    async def _adopt(
+        self, session_id: str, agent_id: str, known: Known, lease: Lease | None
+    ) -> Known:
+        """Cache the lease of an agent's session as the agent's.
+
+        If the agent had another time to live, the session's was set meanwhile. Then all documents
+        get it, because some of them were stored without it.
+        """
+        before = known.lease
+        if lease is not None and (before is None or before.ttl != lease.ttl):
+            ids = {"session_id": session_id}
+            lease = await self._renew(ids, None, lease.ttl, known.created_at)
+        return self._known.remember(session_id, agent_id, lease, known.created_at)
 
     async def _delete_leftovers(self, session_id: str, created_at: str | None) -> None:
         """Delete what was written for a session after its deletion."""
@@ -633,6 +684,8 @@ class AsyncMongoDBSessionRepository(Directory):
             (self._store.sessions, session_filter(ids["session_id"], {}, created_at)),
         ):
             await self._store.do(ids, collection.update_many, which, {"$set": new.fields})
+        if lease is None or lease.ttl != ttl:  # other repositories store documents without it
+            self._known.doubt(ids["session_id"])
         self._known.remember(ids["session_id"], "", new, created_at)
         return new
 

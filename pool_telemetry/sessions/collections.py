@@ -5,22 +5,25 @@ a document's values.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
-from weakref import WeakKeyDictionary
+from typing import Any, Final, NamedTuple
 
 from pymongo import ASCENDING, DESCENDING, IndexModel
 from pymongo.errors import DocumentTooLarge, DuplicateKeyError, OperationFailure, WriteError
 from pymongo.write_concern import WriteConcern
 from strands.types.exceptions import SessionException
 
+from pool_telemetry.errors import PoolConfigurationError
 from pool_telemetry.events import tracing
 from pool_telemetry.process import ProcessLock
 from pool_telemetry.registry import telemetry_of
 from pool_telemetry.sessions.client_choice import AnyClient
 from pool_telemetry.sessions.dispatch import CallMethod
 from pool_telemetry.sessions.documents import (
+    PREFIX,
     Document,
     SessionConflictError,
     describe,
@@ -32,11 +35,11 @@ from pool_telemetry.state.agents import AgentCounts
 _TOO_LARGE: Final = (10334, 17419, 17420)  # the server's codes for an update beyond 16 MB
 _REFUSED: Final = {28: "a path leads through a value", 40: "two paths overlap"}
 _ATTRIBUTES: Final = {"session_id": "gen_ai.conversation.id", "agent_id": "gen_ai.agent.id"}
-_INDEXES: Final[tuple[tuple[tuple[str, dict[str, Any]], ...], ...]] = (
-    (("-updated_at _id", {}), ("application -updated_at _id", {}), ("user -updated_at _id", {})),
-    (("session_id kind agent_id", {}),),
-    (("session_id agent_id message_id", {}),),
-)  # of sessions, agents, messages
+_INDEXES: Final[Mapping[str, tuple[str, ...]]] = {
+    "sessions": ("-updated_at _id", "application -updated_at _id", "user -updated_at _id"),
+    "agents": ("session_id kind agent_id",),
+    "messages": ("session_id agent_id message_id",),
+}
 _EXPIRY: Final = (
     "expires_at",
     {"expireAfterSeconds": 0, "partialFilterExpression": {"expires_at": {"$exists": True}}},
@@ -53,15 +56,58 @@ _with_others: set[str] = set()
 _MAX_LOGGED: Final = 1_000
 _MAX_REPEATS: Final = 20  # queries of one list; each but the last found documents to skip
 
-_indexed: "WeakKeyDictionary[AnyClient, set[str]]" = WeakKeyDictionary()
+# The time after which a new session asks if the collections are still those with the indexes.
+CHECK_SECONDS: Final = 60.0
+_UNAUTHORIZED: Final = 13
+
+
+class _Indexed(NamedTuple):
+    """Three collections have their indexes."""
+
+    ids: Mapping[str, object] | None  # the server's ids of the collections; None if it gave none
+    checked: float  # monotonic seconds
+
+
+# By server and the full name of the messages' collection. A client object is not asked about: two
+# of them may have one server, and PyMongo's compare their addresses only.
+_indexed: OrderedDict[tuple[Hashable, str], _Indexed] = OrderedDict()
+_MAX_INDEXED: Final = 1_000  # it bounds the memory
 indexing: Final = ProcessLock()
 
 
+def indexes(prefix: str = PREFIX) -> dict[str, list[IndexModel]]:
+    """Return the indexes of the sessions' collections, by the collections' names.
+
+    An account that may create indexes can create them for one that may not:
+
+        for name, models in indexes().items():
+            client["strands"][name].create_indexes(models)
+    """
+    return {
+        f"{prefix}{name}": [*map(_index, keys), IndexModel(_EXPIRY[0], **_EXPIRY[1])]
+        for name, keys in _INDEXES.items()
+    }
+
+
 class Store:
-    """The collections of one database."""
+    """The collections of one database.
+
+    Args:
+        client: The client.
+        database_name: The database.
+        prefix: The prefix of the collections' names.
+        call: The function that calls this client's methods.
+        create_indexes: Whether to create missing indexes; False for an account that may not.
+    """
 
     def __init__(
-        self, client: AnyClient, database_name: str, prefix: str, call: CallMethod
+        self,
+        client: AnyClient,
+        database_name: str,
+        prefix: str,
+        call: CallMethod,
+        *,
+        create_indexes: bool = True,
     ) -> None:
         database: Any = client.get_database(database_name)
         if not database.write_concern.acknowledged:  # otherwise the server reports no conflict
@@ -69,24 +115,88 @@ class Store:
         self.sessions = database[f"{prefix}sessions"]
         self.agents = database[f"{prefix}agents"]
         self.messages = database[f"{prefix}messages"]
+        self._database = database
         self._client = client
+        self._indexes = indexes(prefix) if create_indexes else {}
         self.call = call
         self.counts = found.agents if (found := telemetry_of(client)) else AgentCounts()
 
     @property
     def is_indexed(self) -> bool:
-        """Return whether this process made the indexes of these collections with this client."""
-        return self.messages.full_name in _indexed.get(self._client, ())
+        """Return whether the server has the indexes, as far as this process knows."""
+        return not self._indexes or self._known_indexes is not None
 
     async def create_indexes(self) -> None:
-        """Create the missing indexes, once for each client and database."""
+        """Create the missing indexes, once for each server and database.
+
+        Raises:
+            PoolConfigurationError: The account may not create indexes.
+        """
         if self.is_indexed:
             return
-        every = (self.sessions, self.agents, self.messages)
-        for collection, indexes in zip(every, _INDEXES, strict=True):
-            models = [_index(keys, options) for keys, options in (*indexes, _EXPIRY)]
-            await self.call(collection.create_indexes, models)
-        _indexed.setdefault(self._client, set()).add(self.messages.full_name)
+        try:
+            for name, models in self._indexes.items():
+                await self.call(self._database[name].create_indexes, models)
+        except OperationFailure as error:
+            if error.code != _UNAUTHORIZED:
+                raise
+            raise PoolConfigurationError(
+                f"the account may not create the indexes of {self.messages.full_name!r}: grant it "
+                "createIndex, or create them with another account (pool_telemetry.sessions."
+                "indexes() lists them) and use create_indexes=False"
+            ) from None
+        found = _Indexed(await self._ids(), time.monotonic())
+        for server in self._servers():
+            _put(_indexed, (server, self.messages.full_name), found)
+
+    async def check_indexes(self) -> None:
+        """Create the indexes again if a collection was dropped since they were created.
+
+        The server does not say this by itself, so the creation of a session asks for the ids of
+        the collections: one command, at most once in CHECK_SECONDS.
+        """
+        known = self._known_indexes if self._indexes else None
+        if known is None or known.ids is None or time.monotonic() < known.checked + CHECK_SECONDS:
+            return
+        is_same = await self._ids() == known.ids
+        for server in self._servers():
+            key = server, self.messages.full_name
+            if is_same:
+                _put(_indexed, key, known._replace(checked=time.monotonic()))
+            else:
+                _indexed.pop(key, None)
+        if not is_same:
+            await self.create_indexes()
+
+    @property
+    def _known_indexes(self) -> _Indexed | None:
+        keys = ((server, self.messages.full_name) for server in self._servers())
+        return next((_indexed[key] for key in keys if key in _indexed), None)
+
+    def _servers(self) -> list[Hashable]:
+        """Return the servers that the client writes to; an empty list before it has one.
+
+        A process of MongoDB names itself by its `processId`, whatever its address. Other servers
+        lack it; there each client has its own answer.
+        """
+        servers = self._client.topology_description.server_descriptions().values()
+        return [
+            (one.topology_version or {}).get("processId") or (id(self._client), one.address)
+            for one in servers
+            if one.is_writable
+        ]
+
+    async def _ids(self) -> dict[str, object] | None:
+        """Return the server's ids of the collections; None if the account may not ask."""
+        which = {"name": {"$in": [*self._indexes]}}
+        try:
+            cursor = await self.call(self._database.list_collections, filter=which)
+            found = await self.call(cursor.to_list)
+        except OperationFailure as error:
+            if error.code != _UNAUTHORIZED:
+                raise
+            return None
+        return {one["name"]: one.get("info", {}).get("uuid") for one in found}
 
     async def do(
         self, ids: Mapping[str, Any], method: Callable[..., Any], *args: Any, **kwargs: Any
@@ -166,6 +276,18 @@ def _too_large(ids: Mapping[str, Any]) -> str:
     return f"{describe(ids)} is larger than MongoDB's limit of 16 MB"
 
 
-def _index(keys: str, options: Mapping[str, Any]) -> IndexModel:
-    named = [(key.lstrip("-"), DESCENDING if key[0] == "-" else ASCENDING) for key in keys.split()]
-    return IndexModel(named, **options)
+def _index(keys: str) -> IndexModel:
+    return IndexModel(
+        [(key.lstrip("-"), DESCENDING if key[0] == "-" else ASCENDING) for key in keys.split()]
+    )
+
+
+def _put(
+    latest: "OrderedDict[tuple[Hashable, str], _Indexed]",
+    key: tuple[Hashable, str],
+    value: _Indexed,
+) -> None:
+    latest[key] = value
+    latest.move_to_end(key)
+    if len(latest) > _MAX_INDEXED:
+        latest.popitem(last=False)

@@ -33,6 +33,7 @@ class MongoDBSessionManagerFactory:
         application: The sessions' application; each manager opens only sessions of it.
         ttl: A session's time to live after its last use; with None a new session never expires.
         restore_last: The number of messages that an agent begins with at most; None for all.
+        create_indexes: See AsyncMongoDBSessionRepository.
         **kwargs: MongoClient's options, with a connection string.
     """
 
@@ -46,6 +47,7 @@ class MongoDBSessionManagerFactory:
         application: str | None = None,
         ttl: timedelta | None = None,
         restore_last: int | None = None,
+        create_indexes: bool = True,
         **kwargs: Any,
     ) -> None:
         check_choice(client, connection_string, kwargs)
@@ -61,6 +63,7 @@ class MongoDBSessionManagerFactory:
             "application": application,
             "ttl": ttl,
             "restore_last": restore_last,
+            "create_indexes": create_indexes,
         }
 
     def __enter__(self) -> Self:
@@ -131,6 +134,7 @@ def initialize_global_factory(
     application: str | None = None,
     ttl: timedelta | None = None,
     restore_last: int | None = None,
+    create_indexes: bool = True,
     **kwargs: Any,
 ) -> MongoDBSessionManagerFactory:
     """Make the factory of this process and return it; a previous factory is closed.
@@ -148,6 +152,7 @@ def initialize_global_factory(
         application=application,
         ttl=ttl,
         restore_last=restore_last,
+        create_indexes=create_indexes,
         **kwargs,
     )
     with _lock:

@@ -17,7 +17,6 @@ from pymongo import ASCENDING
 from pymongo.collection import Collection
 from pymongo.errors import BulkWriteError
 from strands.types.exceptions import SessionException
-from strands.types.session import encode_bytes_values
 
 from pool_telemetry.errors import PoolConfigurationError, SessionOwnerError
 from pool_telemetry.sessions.dispatch import run_now
@@ -38,6 +37,7 @@ from pool_telemetry.sessions.upstream import (
     UpstreamSession,
     session_of,
 )
+from pool_telemetry.sessions.values import encode
 
 MAX_REASONS: Final = 1_000  # reasons that a report keeps; it bounds memory
 
@@ -231,7 +231,7 @@ class _Import:
             "schema": SCHEMA,
             **session.session.to_dict(),
             **owner,
-            "metadata": encode_bytes_values(session.metadata),
+            "metadata": encode(session.metadata),
             "imported": {"from": self._name, **({"rest": session.rest} if session.rest else {})},
         }
         try:
@@ -274,7 +274,7 @@ class _Import:
             its = {**ids, "agent_id": agent.agent.agent_id, "message_id": one.message_id}
             document = {"_id": its, **message_document(its, one), "session_created_at": created_at}
             if feedback := agent.feedback.get(one.message_id):
-                document["feedback"] = [encode_bytes_values(each) for each in feedback]
+                document["feedback"] = [encode(each) for each in feedback]
             yield document
 
     def _delete(self, ids: Document, created_at: str) -> None:

@@ -15,9 +15,9 @@ MAX_KNOWN: Final = 10_000  # sessions and agents in a cache; it bounds memory
 # The age at which the cache is doubted: the next message then asks if the session still exists.
 KNOWN_SECONDS: Final = 60.0
 
-# The time at which this process deleted a session, by the collection and the session's id. Older
-# answers are doubted in every repository of this process.
-_deleted_at: OrderedDict[tuple[str, str], float] = OrderedDict()
+# The time at which this process deleted a session or set its time to live, by the collection and
+# the session's id. Older answers are doubted in every repository of this process.
+_changed_at: OrderedDict[tuple[str, str], float] = OrderedDict()
 _lock: Final = ProcessLock()
 
 
@@ -60,15 +60,15 @@ class Cache:
             for pair in [pair for pair in self._known if pair[0] == session_id]:
                 del self._known[pair]
 
-    def record_deletion(self, session_id: str) -> None:
+    def doubt(self, session_id: str) -> None:
         """Let every repository of this process doubt its answers about a session."""
         with _lock:
-            _put(_deleted_at, (self._collection, session_id), time.monotonic())
+            _put(_changed_at, (self._collection, session_id), time.monotonic())
 
     def is_new(self, session_id: str, known: Known) -> bool:
         """Return whether an answer about a session or its agent need not be asked again."""
-        deleted_at = _deleted_at.get((self._collection, session_id), -math.inf)
-        return known.asked > deleted_at and time.monotonic() - known.asked <= KNOWN_SECONDS
+        changed_at = _changed_at.get((self._collection, session_id), -math.inf)
+        return known.asked > changed_at and time.monotonic() - known.asked <= KNOWN_SECONDS
 
 
 def _put(latest: "OrderedDict[tuple[str, str], T]", key: tuple[str, str], value: T) -> None:

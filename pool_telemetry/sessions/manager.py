@@ -190,6 +190,8 @@ class MongoDBSessionManager(_Manager):
             messages begin with a prompt, so there may be fewer, or more if one turn has more. The
             older messages stay: an agent that lacks them stores its state, but not the count of
             messages removed from its conversation, so that an open without this restores them all.
+            messages begin with a prompt, so there may be fewer, or more if one turn has more.
+        create_indexes: See AsyncMongoDBSessionRepository.
         **kwargs: MongoClient's options, with a connection string.
 
     Raises:
@@ -220,6 +222,7 @@ class MongoDBSessionManager(_Manager):
         metadata: Mapping[str, Any] | None = None,
         ttl: timedelta | None = None,
         restore_last: int | None = None,
+        create_indexes: bool = True,
         **kwargs: Any,
     ) -> None:
         check_choice(client, connection_string, kwargs)
@@ -235,6 +238,7 @@ class MongoDBSessionManager(_Manager):
                 prefix=prefix,
                 application=application,
                 user=user,
+                create_indexes=create_indexes,
             )
             _warn_on_event_loop()
             session, is_new = self.repository.open_session(session_id, metadata=metadata, ttl=ttl)
@@ -353,6 +357,7 @@ class AsyncMongoDBSessionManager(_Manager):
         ttl: timedelta | None = None,
         restore_last: int | None = None,
         agent_id: str | Collection[str] | None = None,
+        create_indexes: bool = True,
         **kwargs: Any,
     ) -> Self:
         """Open a session; for the other arguments see MongoDBSessionManager.
@@ -379,6 +384,7 @@ class AsyncMongoDBSessionManager(_Manager):
                 prefix=prefix,
                 application=application,
                 user=user,
+                create_indexes=create_indexes,
             )
             await finish_writes(repository, session_id)
             session, is_new = await repository.open_session(session_id, metadata=metadata, ttl=ttl)

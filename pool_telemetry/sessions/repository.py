@@ -30,6 +30,7 @@ class MongoDBSessionRepository(SessionRepository):
         prefix: The prefix of the collections' names.
         application: The application whose sessions alone the repository uses; None for any.
         user: The user whose sessions alone the repository uses; None for any.
+        create_indexes: See AsyncMongoDBSessionRepository.
 
     Raises:
         SessionOwnerError: See AsyncMongoDBSessionRepository.
@@ -47,6 +48,7 @@ class MongoDBSessionRepository(SessionRepository):
         prefix: str = PREFIX,
         application: str | None = None,
         user: str | None = None,
+        create_indexes: bool = True,
     ) -> None:
         check_client(client, MongoClient)
         self.asynchronous = AsyncMongoDBSessionRepository(
@@ -55,6 +57,7 @@ class MongoDBSessionRepository(SessionRepository):
             prefix=prefix,
             application=application,
             user=user,
+            create_indexes=create_indexes,
             _call_method=call_now,
         )
         with indexing:
