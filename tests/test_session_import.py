@@ -300,10 +300,6 @@ ODD: dict[str, tuple[Document, str]] = {
         {"agents": {A: an_agent(A, a_message(0, "user", 3, minutes=0))}},
         "message 0 of agent 'support-agent': content is no list of blocks",
     ),
-    "large": (
-        {"agents": {A: an_agent(A, a_message(0, "user", {"data": b"x" * 14_000_000}, minutes=0))}},
-        "larger than MongoDB's limit",
-    ),
 }
 
 
