@@ -104,6 +104,10 @@ METHODS: dict[str, Callable[[Any], Any]] = {
     "latest_message": lambda r: r.latest_message(S),
     "list_feedback": lambda r: r.list_feedback(S, A),
     "usage": lambda r: r.usage(S),
+    "usage_by_agent": lambda r: r.usage_by_agent(S),
+    "usage_by_message": lambda r: r.usage_by_message(S, A),
+    "get_application_name": lambda r: r.get_application_name(S),
+    "get_user": lambda r: r.get_user(S),
 }
 ONLY_ASYNC: dict[str, Callable[[Any], Any]] = {
     "messages_from": lambda r: r.messages_from(S, A, 0),

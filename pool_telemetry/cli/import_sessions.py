@@ -54,7 +54,9 @@ def run(
         stack.callback(progress.end)
         report = import_sessions(
             source[database][collection],
-            MongoDBSessionRepository(target, target_database, prefix=prefix),
+            MongoDBSessionRepository(
+                target, target_database, prefix=prefix, create_indexes=not dry_run
+            ),
             user_key=user_key,
             dry_run=dry_run,
             on_progress=progress.show,

@@ -150,15 +150,21 @@ class SessionInfo:
 
 @dataclass(frozen=True, slots=True)
 class SessionUsage:
-    """The sums of the models' reports for a session's messages, in tokens and milliseconds."""
+    """The sums of the models' reports for some messages, in tokens and milliseconds.
 
-    messages: int  # all messages of the session, also those without a report
+    The messages are those of a session, or of one of its agents, or a single one.
+    """
+
+    messages: int  # all messages, also those without a report
     input_tokens: int
     output_tokens: int
     total_tokens: int
     cache_read_input_tokens: int
     cache_write_input_tokens: int
     latency_ms: int
+    cycles: int  # messages of the model; each call of the model ends with one
+    tool_calls: int  # calls of tools in these messages
+    time_to_first_byte_ms: float | None  # the mean of the calls that report it; None without any
 
 
 def now() -> str:

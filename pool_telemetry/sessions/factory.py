@@ -12,6 +12,7 @@ from pool_telemetry.pool import ManagedMongoClient, MongoDBConnectionPool
 from pool_telemetry.process import ProcessLock
 from pool_telemetry.sessions.client_choice import AnyClient, check_choice, shared_client
 from pool_telemetry.sessions.documents import PREFIX
+from pool_telemetry.sessions.hooks import AsyncHook
 from pool_telemetry.sessions.manager import (
     AsyncMongoDBSessionManager,
     MongoDBSessionManager,
@@ -34,6 +35,8 @@ class MongoDBSessionManagerFactory:
         ttl: A session's time to live after its last use; with None a new session never expires.
         restore_last: The number of messages that an agent begins with at most; None for all.
         create_indexes: See AsyncMongoDBSessionRepository.
+        metadata_hook: See MongoDBSessionManager; asynchronous managers take coroutine functions.
+        feedback_hook: The same for feedback.
         **kwargs: MongoClient's options, with a connection string.
     """
 
@@ -48,6 +51,8 @@ class MongoDBSessionManagerFactory:
         ttl: timedelta | None = None,
         restore_last: int | None = None,
         create_indexes: bool = True,
+        metadata_hook: AsyncHook | None = None,
+        feedback_hook: AsyncHook | None = None,
         **kwargs: Any,
     ) -> None:
         check_choice(client, connection_string, kwargs)
@@ -64,6 +69,8 @@ class MongoDBSessionManagerFactory:
             "ttl": ttl,
             "restore_last": restore_last,
             "create_indexes": create_indexes,
+            "metadata_hook": metadata_hook,
+            "feedback_hook": feedback_hook,
         }
 
     def __enter__(self) -> Self:
@@ -135,6 +142,8 @@ def initialize_global_factory(
     ttl: timedelta | None = None,
     restore_last: int | None = None,
     create_indexes: bool = True,
+    metadata_hook: AsyncHook | None = None,
+    feedback_hook: AsyncHook | None = None,
     **kwargs: Any,
 ) -> MongoDBSessionManagerFactory:
     """Make the factory of this process and return it; a previous factory is closed.
@@ -153,6 +162,8 @@ def initialize_global_factory(
         ttl=ttl,
         restore_last=restore_last,
         create_indexes=create_indexes,
+        metadata_hook=metadata_hook,
+        feedback_hook=feedback_hook,
         **kwargs,
     )
     with _lock:

@@ -42,6 +42,7 @@ from pool_telemetry.sessions.documents import (
     SessionConflictError,
     SessionUsage,
 )
+from pool_telemetry.sessions.hooks import AsyncHook, Hook, Hooks, check_hooks
 from pool_telemetry.sessions.opened_session import (
     OpenedSession,
     PreloadedSession,
@@ -190,8 +191,10 @@ class MongoDBSessionManager(_Manager):
             messages begin with a prompt, so there may be fewer, or more if one turn has more. The
             older messages stay: an agent that lacks them stores its state, but not the count of
             messages removed from its conversation, so that an open without this restores them all.
-            messages begin with a prompt, so there may be fewer, or more if one turn has more.
         create_indexes: See AsyncMongoDBSessionRepository.
+        metadata_hook: A function to call with the session's id and the values after this manager
+            changed the metadata; a deleted path has the value None. If it fails, that is logged.
+        feedback_hook: The same for feedback.
         **kwargs: MongoClient's options, with a connection string.
 
     Raises:
@@ -223,10 +226,14 @@ class MongoDBSessionManager(_Manager):
         ttl: timedelta | None = None,
         restore_last: int | None = None,
         create_indexes: bool = True,
+        metadata_hook: Hook | None = None,
+        feedback_hook: Hook | None = None,
         **kwargs: Any,
     ) -> None:
         check_choice(client, connection_string, kwargs)
         check_restore_last(restore_last)
+        check_hooks(metadata_hook=metadata_hook, feedback_hook=feedback_hook)
+        self._hooks = Hooks(session_id, metadata_hook, feedback_hook)
         self._owned: ManagedMongoClient | None = None
         if connection_string is not None:
             self._owned = ManagedMongoClient(PoolSettings.of(connection_string, None, kwargs, None))
@@ -303,19 +310,34 @@ class MongoDBSessionManager(_Manager):
     def update_metadata(self, values: Mapping[str, Any]) -> None:
         """Set values by their paths, such as `{"customer.plan": "pro"}`, and keep all others."""
         self.repository.update_metadata(self.session_id, values)
+        self._hooks.metadata(values)
 
     def delete_metadata(self, *paths: str) -> None:
         """Delete values by their paths; a missing path is no error."""
         self.repository.delete_metadata(self.session_id, *paths)
+        self._hooks.metadata(dict.fromkeys(paths))
+
+    def get_application_name(self) -> str | None:
+        """Return the session's application; None without one."""
+        return self.repository.get_application_name(self.session_id)
+
+    def get_user(self) -> str | None:
+        """Return the session's user; None without one."""
+        return self.repository.get_user(self.session_id)
+
+    def get_feedbacks(self, agent_id: str | None = None) -> list[Document]:
+        """Return the feedback on the session's messages, or on those of one of its agents."""
+        return self.repository.list_feedback(self.session_id, agent_id)
 
     def add_feedback(self, feedback: Mapping[str, Any], agent_id: str | None = None) -> None:
         """Add feedback to the latest message of the session, or of one of its agents."""
         which = self.repository.latest_message(self.session_id, agent_id)
         self.repository.add_feedback(self.session_id, *which, feedback)
+        self._hooks.feedback(feedback)
 
-    def usage(self) -> SessionUsage:
-        """Return the sums of the models' reports for the session so far."""
-        return self.repository.usage(self.session_id)
+    def usage(self, agent_id: str | None = None) -> SessionUsage:
+        """Return the sums of the models' reports so far, for the session or one of its agents."""
+        return self.repository.usage(self.session_id, agent_id)
 
 
 class AsyncMongoDBSessionManager(_Manager):
@@ -336,6 +358,7 @@ class AsyncMongoDBSessionManager(_Manager):
 
     repository: AsyncMongoDBSessionRepository
     _owned: ManagedAsyncMongoClient | None = None
+    _hooks: Hooks
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if not args or not isinstance(args[0], OpenedSession):
@@ -358,6 +381,8 @@ class AsyncMongoDBSessionManager(_Manager):
         restore_last: int | None = None,
         agent_id: str | Collection[str] | None = None,
         create_indexes: bool = True,
+        metadata_hook: AsyncHook | None = None,
+        feedback_hook: AsyncHook | None = None,
         **kwargs: Any,
     ) -> Self:
         """Open a session; for the other arguments see MongoDBSessionManager.
@@ -365,6 +390,8 @@ class AsyncMongoDBSessionManager(_Manager):
         With `agent_id`, one id or several, only these agents, graphs and swarms are read, and
         another one raises SessionException. Without it all are read, with 3 commands for any
         number: if a session has 50 agents, name the agent that answers.
+
+        The hooks may be coroutine functions.
 
         Without client and connection string it uses the client of AsyncMongoDBConnectionPool, or of
         MongoDBConnectionPool if the asynchronous pool is not initialized.
@@ -396,6 +423,7 @@ class AsyncMongoDBSessionManager(_Manager):
             raise
         self = cls(opened, repository)
         self.repository, self._owned = repository, owned
+        self._hooks = Hooks(session_id, metadata_hook, feedback_hook)
         return self
 
     async def __aenter__(self) -> Self:
@@ -489,16 +517,31 @@ class AsyncMongoDBSessionManager(_Manager):
     async def update_metadata(self, values: Mapping[str, Any]) -> None:
         """Set values by their paths, such as `{"customer.plan": "pro"}`, and keep all others."""
         await self.repository.update_metadata(self.session_id, values)
+        await self._hooks.metadata_async(values)
 
     async def delete_metadata(self, *paths: str) -> None:
         """Delete values by their paths; a missing path is no error."""
         await self.repository.delete_metadata(self.session_id, *paths)
+        await self._hooks.metadata_async(dict.fromkeys(paths))
+
+    async def get_application_name(self) -> str | None:
+        """Return the session's application; None without one."""
+        return await self.repository.get_application_name(self.session_id)
+
+    async def get_user(self) -> str | None:
+        """Return the session's user; None without one."""
+        return await self.repository.get_user(self.session_id)
+
+    async def get_feedbacks(self, agent_id: str | None = None) -> list[Document]:
+        """Return the feedback on the session's messages, or on those of one of its agents."""
+        return await self.repository.list_feedback(self.session_id, agent_id)
 
     async def add_feedback(self, feedback: Mapping[str, Any], agent_id: str | None = None) -> None:
         """Add feedback to the latest message of the session, or of one of its agents."""
         which = await self.repository.latest_message(self.session_id, agent_id)
         await self.repository.add_feedback(self.session_id, *which, feedback)
+        await self._hooks.feedback_async(feedback)
 
-    async def usage(self) -> SessionUsage:
-        """Return the sums of the models' reports for the session so far."""
-        return await self.repository.usage(self.session_id)
+    async def usage(self, agent_id: str | None = None) -> SessionUsage:
+        """Return the sums of the models' reports so far, for the session or one of its agents."""
+        return await self.repository.usage(self.session_id, agent_id)

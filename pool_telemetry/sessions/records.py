@@ -46,6 +46,17 @@ _USAGE: Final = {
     "cache_write_input_tokens": "usage.cacheWriteInputTokens",
     "latency_ms": "metrics.latencyMs",
 }  # paths in a message's metadata; Strands keeps the model's report there
+_CYCLES: Final = {"$sum": {"$cond": [{"$eq": ["$message.role", "assistant"]}, 1, 0]}}
+_CALLS: Final = {"$eq": [{"$type": "$$block.toolUse"}, "object"]}
+_TOOL_CALLS: Final = {
+    "$sum": {
+        "$cond": [
+            {"$isArray": "$message.content"},
+            {"$size": {"$filter": {"input": "$message.content", "as": "block", "cond": _CALLS}}},
+            0,
+        ]
+    }
+}
 
 
 class Directory:
@@ -73,6 +84,16 @@ class Directory:
             raise self._no_session(session_id)
         ids, metadata = {"session_id": session_id}, found.get("metadata", {})
         return decoded(ids, metadata)
+
+    async def get_application_name(self, session_id: str) -> str | None:
+        """Return a session's application; None without one, or if there is no session."""
+        found = await self._session(session_id)
+        return None if found is None else found.get("application")
+
+    async def get_user(self, session_id: str) -> str | None:
+        """Return a session's user; None without one, or if there is no session."""
+        found = await self._session(session_id)
+        return None if found is None else found.get("user")
 
     async def update_metadata(self, session_id: str, values: Mapping[str, Any]) -> None:
         """Set values by their paths, such as `{"customer.plan": "pro"}`, and keep all others.
@@ -128,24 +149,31 @@ class Directory:
             raise await self._missing(ids, "has no messages")
         return found["agent_id"], int(found["message_id"])
 
-    async def list_feedback(self, session_id: str, agent_id: str) -> list[Document]:
-        """Return all feedback on an agent's messages, each with its `message_id`, in order."""
-        ids = agent_ids(session_id, agent_id)
+    async def list_feedback(self, session_id: str, agent_id: str | None = None) -> list[Document]:
+        """Return all feedback on the messages of a session, or of one of its agents.
+
+        Each has its message's `agent_id` and `message_id`, and they are in that order.
+        """
+        ids = {"session_id": validated_id("session", session_id)}
+        if agent_id is not None:
+            ids = agent_ids(session_id, agent_id)
         created_at = await self._permit(session_id)
-        shown = {"_id": False, "message_id": True, "feedback": True}
+        shown = {"_id": False, "agent_id": True, "message_id": True, "feedback": True}
+        order = [("agent_id", ASCENDING), ("message_id", ASCENDING)]
         which = {**others_filter(ids, created_at), **OF_MESSAGES}
         which["feedback.created_at"] = {"$exists": True}
         cursor = self._store.messages.find(which, shown)
-        found = await self._store.do(ids, cursor.sort("message_id", ASCENDING).to_list)
+        found = await self._store.do(ids, cursor.sort(order).to_list)
         entries = []
         for one in found:
+            its = {key: one[key] for key in ("agent_id", "message_id")}
             feedback = one["feedback"] if isinstance(one["feedback"], list) else [None]
             for entry in feedback:
                 # Another program may have written into the message.
                 if not isinstance(entry, dict) or value_fault(entry):
                     log_others(self._store.messages)
                 else:
-                    entries.append({"message_id": one["message_id"], **decode(entry)})
+                    entries.append({**decode(entry), **its})
         return entries
 
     async def list_sessions(
@@ -209,24 +237,49 @@ class Directory:
             for one in found
         ]
 
-    async def usage(self, session_id: str) -> SessionUsage:
-        """Return the sums of the models' reports for all messages of a session.
+    async def usage(self, session_id: str, agent_id: str | None = None) -> SessionUsage:
+        """Return the sums of the models' reports for the messages of a session, or of an agent.
 
         A report that is no whole or finite number counts as 0.
         """
+        found = await self._usage(session_id, agent_id, None)
+        return found.get(None, SessionUsage(0, 0, 0, 0, 0, 0, 0, 0, 0, None))
+
+    async def usage_by_agent(self, session_id: str) -> dict[str, SessionUsage]:
+        """Return the sums of the models' reports for each agent that has messages."""
+        return await self._usage(session_id, None, "$agent_id")
+
+    async def usage_by_message(self, session_id: str, agent_id: str) -> dict[int, SessionUsage]:
+        """Return the models' reports for each message of an agent, in the messages' order."""
+        return await self._usage(session_id, agent_id, "$message_id")
+
+    async def _usage(
+        self, session_id: str, agent_id: str | None, group: str | None
+    ) -> dict[Any, SessionUsage]:
+        """Return the sums of the models' reports by a field of the messages."""
         ids = {"session_id": validated_id("session", session_id)}
+        if agent_id is not None:
+            ids = agent_ids(session_id, agent_id)
         created_at = await self._permit(session_id)
         number = {"to": "long", "onError": 0, "onNull": 0}
-        sums = {
+        sums: Document = {
             key: {"$sum": {"$convert": {"input": f"$message.metadata.{path}", **number}}}
             for key, path in _USAGE.items()
         }
-        group = {"_id": None, "messages": {"$sum": 1}, **sums}
-        pipeline = [{"$match": others_filter(ids, created_at)}, {"$group": group}]
+        sums |= {"messages": {"$sum": 1}, "cycles": _CYCLES, "tool_calls": _TOOL_CALLS}
+        first_byte = {"$avg": "$message.metadata.metrics.timeToFirstByteMs"}  # of numbers only
+        pipeline = [
+            {"$match": others_filter(ids, created_at)},
+            {"$group": {"_id": group, **sums, "first_byte": first_byte}},
+            {"$sort": {"_id": ASCENDING}},
+        ]
         cursor = await self._store.do(ids, self._store.messages.aggregate, pipeline)
-        found = await self._store.call(cursor.to_list)
-        total = found[0] if found else {}
-        return SessionUsage(**{key: int(total.get(key, 0)) for key in ("messages", *_USAGE)})
+        return {
+            one["_id"]: SessionUsage(
+                **{key: int(one[key]) for key in sums}, time_to_first_byte_ms=one["first_byte"]
+            )
+            for one in await self._store.call(cursor.to_list)
+        }
 
     def _owner_with(self, application: str | None, user: str | None) -> Owner:
         """Return the repository's owner with the names of one call."""

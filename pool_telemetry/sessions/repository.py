@@ -203,6 +203,14 @@ class MongoDBSessionRepository(SessionRepository):
         """Return a session's metadata; SessionException if there is no session."""
         return run_now(self.asynchronous.get_metadata(session_id))
 
+    def get_application_name(self, session_id: str) -> str | None:
+        """Return a session's application; None without one, or if there is no session."""
+        return run_now(self.asynchronous.get_application_name(session_id))
+
+    def get_user(self, session_id: str) -> str | None:
+        """Return a session's user; None without one, or if there is no session."""
+        return run_now(self.asynchronous.get_user(session_id))
+
     def update_metadata(self, session_id: str, values: Mapping[str, Any]) -> None:
         """Set values by their paths, such as `{"customer.plan": "pro"}`, and keep all others."""
         run_now(self.asynchronous.update_metadata(session_id, values))
@@ -221,8 +229,8 @@ class MongoDBSessionRepository(SessionRepository):
         """Return the agent and id of the latest message of a session, or of one of its agents."""
         return run_now(self.asynchronous.latest_message(session_id, agent_id))
 
-    def list_feedback(self, session_id: str, agent_id: str) -> list[Document]:
-        """Return all feedback on an agent's messages, each with its `message_id`, in order."""
+    def list_feedback(self, session_id: str, agent_id: str | None = None) -> list[Document]:
+        """Return all feedback on the messages of a session, or of one of its agents."""
         return run_now(self.asynchronous.list_feedback(session_id, agent_id))
 
     def list_sessions(
@@ -247,9 +255,17 @@ class MongoDBSessionRepository(SessionRepository):
             )
         )
 
-    def usage(self, session_id: str) -> SessionUsage:
-        """Return the sums of the models' reports for all messages of a session."""
-        return run_now(self.asynchronous.usage(session_id))
+    def usage(self, session_id: str, agent_id: str | None = None) -> SessionUsage:
+        """Return the sums of the models' reports for the messages of a session, or of an agent."""
+        return run_now(self.asynchronous.usage(session_id, agent_id))
+
+    def usage_by_agent(self, session_id: str) -> dict[str, SessionUsage]:
+        """Return the sums of the models' reports for each agent that has messages."""
+        return run_now(self.asynchronous.usage_by_agent(session_id))
+
+    def usage_by_message(self, session_id: str, agent_id: str) -> dict[int, SessionUsage]:
+        """Return the models' reports for each message of an agent, in the messages' order."""
+        return run_now(self.asynchronous.usage_by_message(session_id, agent_id))
 
 
 def _refuse_owner(kwargs: Mapping[str, Any]) -> None:
