@@ -222,7 +222,8 @@ class Directory:
             for key, path in _USAGE.items()
         }
         group = {"_id": None, "messages": {"$sum": 1}, **sums}
-        pipeline = [{"$match": others_filter(ids, created_at)}, {"$group": group}]
+        which = {**others_filter(ids, created_at), **OF_MESSAGES}
+        pipeline = [{"$match": which}, {"$group": group}]
         cursor = await self._store.do(ids, self._store.messages.aggregate, pipeline)
         found = await self._store.call(cursor.to_list)
         total = found[0] if found else {}
