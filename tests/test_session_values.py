@@ -1,5 +1,6 @@
 """Odd values and large messages on a real server: read back equal, with the same types."""
 
+import asyncio
 import base64
 import enum
 import math
@@ -16,13 +17,23 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pymongo import MongoClient
+from pymongo.errors import AutoReconnect
+from strands import tool
 from strands.session.file_session_manager import FileSessionManager
 from strands.types.exceptions import SessionException
 from strands.types.session import SessionAgent, SessionMessage
 
-from pool_telemetry.sessions import MongoDBSessionRepository
+from pool_telemetry.sessions import (
+    AsyncMongoDBSessionManager,
+    MongoDBSessionManager,
+    MongoDBSessionRepository,
+    SessionConflictError,
+    large_messages,
+)
+from pool_telemetry.sessions.dispatch import run_now
 from pool_telemetry.sessions.values import BASE64, MARK, decode, encode
-from tests.support import rest_in_bulk
+from tests.scripted import Step, agent_with
+from tests.support import logged, rest_in_bulk
 
 Client = MongoClient[dict[str, Any]]
 S, A = "session-1", "agent-1"
@@ -311,3 +322,263 @@ def test_a_value_that_cant_be_stored_is_an_error_that_hides_it(
         assert "s3cr3t" not in repr(caught.value)
         assert caught.value.__cause__ is None
         write(1)
+
+
+# Large messages
+
+IN_PARTS = {"text": "This content is stored in parts."}
+
+
+@pytest.fixture
+def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a message large from 10 kB on, too large from 100 kB on, and keep blocks of 1 kB."""
+    for name, size in {"INLINE_BYTES": 10_000, "MAX_BYTES": 100_000, "_KEPT_BYTES": 1_000}.items():
+        monkeypatch.setattr(large_messages, name, size)
+
+
+def image(size: int, number: int = 0) -> Any:
+    data = number.to_bytes(4, "big") * (size // 4)
+    return {"image": {"format": "png", "source": {"bytes": data}}}
+
+
+def stored(client: Client, database: str, **which: Any) -> list[dict[str, Any]]:
+    return list(client[database]["messages"].find(which))
+
+
+def test_a_13_mb_image_is_one_document_and_a_20_mb_message_has_parts(
+    begun: MongoDBSessionRepository, client: Client, database: str
+) -> None:
+    one, other = a_message(0, image(13_000_000)), a_message(1, image(20_000_000), {"text": "hi"})
+    begun.create_message(S, A, one)
+    assert client[database]["messages"].count_documents({}) == 1
+    begun.create_message(S, A, other)
+    assert client[database]["messages"].count_documents({}) == 4
+    assert begun.list_messages(S, A) == [one, other]
+
+
+@pytest.mark.usefixtures("small_limits")
+def test_parts_of_messages_are_in_no_list_and_no_sum(
+    begun: MongoDBSessionRepository, client: Client, database: str
+) -> None:
+    messages = [a_message(0, {"text": "hi"})]
+    messages += [a_message(n, image(25_000, n), {"text": str(n)}) for n in (1, 2)]
+    messages += [a_message(3, {"text": "bye"})]
+    usage: Any = {"usage": {"inputTokens": 3}}
+    for one in messages:
+        one.message["metadata"] = usage
+        begun.create_message(S, A, one)
+    assert len(stored(client, database)) == 10
+    assert begun.list_messages(S, A) == messages
+    assert begun.list_messages(S, A, limit=2, offset=1) == messages[1:3]
+    assert begun.last_messages(S, A, 3) == messages[1:]
+    assert [begun.read_message(S, A, n) for n in range(4)] == messages
+    assert run_now(begun.asynchronous.messages_from(S, A, 2)) == messages[2:]
+    assert run_now(begun.asynchronous.last_prompts(S, {A: 3})) == {A: 2}
+    assert begun.count_messages(S, A) == begun.usage(S).messages == 4
+    assert begun.usage(S).input_tokens == 12
+    assert begun.latest_message(S) == (A, 3)
+    begun.add_feedback(S, A, 2, {"rating": "up"})
+    assert [one["message_id"] for one in begun.list_feedback(S, A)] == [2]
+    # An older release shows a placeholder: it knows no parts, and filters by these keys.
+    (old,) = stored(client, database, session_id=S, agent_id=A, message_id=1)
+    assert old["message"]["content"] == [IN_PARTS, {"text": "1"}]
+    begun.delete_session(S)
+    assert stored(client, database) == []
+
+
+@pytest.mark.usefixtures("small_limits")
+def test_parts_expire_with_their_session(
+    client: Client, database: str, begun: MongoDBSessionRepository
+) -> None:
+    begun.open_session(S, ttl=timedelta(hours=1))
+    fresh = MongoDBSessionRepository(client, database, prefix="")  # knows the end
+    fresh.create_message(S, A, a_message(0, image(25_000)))
+    (session,) = client[database]["sessions"].find()
+    assert {one["expires_at"] for one in stored(client, database)} == {session["expires_at"]}
+    fresh.open_session(S, ttl=timedelta(hours=9))
+    (session,) = client[database]["sessions"].find()
+    assert {one["expires_at"] for one in stored(client, database)} == {session["expires_at"]}
+    later = a_message(0, image(30_000))
+    fresh.update_message(S, A, later)
+    assert {one["expires_at"] for one in stored(client, database)} == {session["expires_at"]}
+    assert fresh.read_message(S, A, 0) == later
+
+
+@pytest.mark.usefixtures("small_limits")
+def test_parts_of_a_deleted_session_are_not_shown_by_the_next_and_deleted(
+    client: Client, database: str, begun: MongoDBSessionRepository
+) -> None:
+    begun.create_message(S, A, a_message(0, image(25_000)))
+    client[database]["sessions"].delete_one({})
+    begun.open_session(S)
+    assert stored(client, database) == []
+
+
+@pytest.mark.usefixtures("small_limits")
+def test_a_redaction_leaves_no_part_behind(
+    begun: MongoDBSessionRepository, client: Client, database: str
+) -> None:
+    begun.create_message(S, A, a_message(0, image(25_000, 7)))
+    begun.create_message(S, A, a_message(1, image(25_000, 8)))
+    small = a_message(1, {"text": "redacted"})
+    begun.update_message(S, A, small)
+    assert begun.read_message(S, A, 1) == small
+    assert image(25_000, 8)["image"]["source"]["bytes"][:100] not in b"".join(
+        one.get("data", b"") for one in stored(client, database)
+    )
+    assert begun.read_message(S, A, 0) == a_message_like(begun, 0, image(25_000, 7))
+    large = a_message(1, image(30_000, 9))
+    begun.update_message(S, A, large)
+    assert begun.read_message(S, A, 1) == large
+    begun.update_message(S, A, large)
+    assert begun.read_message(S, A, 1) == large
+    assert len(stored(client, database)) == 2 + 3 + 4
+
+
+def a_message_like(begun: MongoDBSessionRepository, number: int, *content: Any) -> SessionMessage:
+    other, message = begun.read_message(S, A, number), a_message(number, *content)
+    assert other is not None
+    message.created_at, message.updated_at = other.created_at, other.updated_at
+    return message
+
+
+@pytest.mark.usefixtures("small_limits")
+def test_a_message_is_whole_or_absent_after_a_crash_between_its_parts(
+    begun: MongoDBSessionRepository, client: Client, database: str, server_uri: str
+) -> None:
+    message = a_message(0, image(25_000))
+    writer = Client(server_uri, appName="crashes", retryWrites=False)
+    other = MongoDBSessionRepository(writer, database, prefix="")
+    other.read_agent(S, A)
+    control = client.admin
+    for fails_at in (1, 2, 3):  # the third is the message itself
+        data = {"failCommands": ["insert"], "closeConnection": True, "appName": "crashes"}
+        control.command("configureFailPoint", "failCommand", mode={"skip": fails_at}, data=data)
+        try:
+            with pytest.raises(AutoReconnect):
+                other.create_message(S, A, message)
+        finally:
+            control.command("configureFailPoint", "failCommand", mode="off")
+        assert len(stored(client, database)) == fails_at
+        assert begun.list_messages(S, A) == []
+        assert begun.count_messages(S, A) == begun.usage(S).messages == 0
+    run_now(other.asynchronous.create_message(S, A, message, again=True))
+    run_now(other.asynchronous.create_message(S, A, message, again=True))
+    assert begun.list_messages(S, A) == [message]
+    assert len(stored(client, database)) == 4
+    writer.close()
+
+
+@pytest.mark.usefixtures("small_limits")
+def test_a_writer_that_came_second_leaves_no_parts_and_keeps_the_firsts(
+    begun: MongoDBSessionRepository, client: Client, database: str
+) -> None:
+    first, second = a_message(0, image(25_000, 1)), a_message(0, image(25_000, 2))
+    begun.create_message(S, A, first)
+    for message in (second, first):
+        with pytest.raises(SessionConflictError):
+            begun.create_message(S, A, message)
+        assert len(stored(client, database)) == 4
+        assert begun.list_messages(S, A) == [first]
+
+
+@pytest.mark.usefixtures("small_limits")
+def test_a_message_that_lost_its_parts_is_read_as_a_placeholder(
+    begun: MongoDBSessionRepository,
+    client: Client,
+    database: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    begun.create_message(S, A, a_message(0, image(25_000), {"text": "hi"}))
+    client[database]["messages"].delete_one({"_id.part": 1})
+    (found,) = begun.list_messages(S, A)
+    assert found.message["content"] == [IN_PARTS, {"text": "hi"}]
+    assert logged(caplog, f"message 0 of agent {A!r} of session {S!r} has lost its parts")
+    begun.update_message(S, A, a_message(0, image(25_000)))
+    client[database]["messages"].update_one({"_id.part": 1}, {"$set": {"data": b"other"}})
+    with pytest.raises(SessionException, match=r"message 0 of .* has damaged parts"):
+        begun.list_messages(S, A)
+
+
+# A message that can't be stored
+
+
+@pytest.mark.usefixtures("small_limits")
+@pytest.mark.parametrize("large", [True, False])
+def test_a_message_that_cant_be_stored_is_a_placeholder_with_its_tool_calls(
+    large: bool, begun: MongoDBSessionRepository, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad: Any = "s3cr3t" * 50_000 if large else {"s3cr3t"}
+    content = [
+        {"text": "kept"},
+        {"text": bad},
+        {"toolUse": {"toolUseId": "1", "name": "t", "input": {"a": bad}}},
+        {"toolUse": {"toolUseId": "2", "name": "t", "input": {"a": 1}}},
+        {"toolResult": {"toolUseId": "3", "status": "error", "content": [{"json": bad}]}},
+    ]
+    message = a_message(0, *content)
+    begun.create_message(S, A, message)
+    assert message.message["content"] == content  # the agent keeps it
+    (found,) = begun.list_messages(S, A)
+    reason = "was too large to store" if large else "has a value that can't be stored"
+    words = f"This content {reason}."
+    assert found.message == {
+        "role": "user",
+        "content": [
+            content[0],
+            {"text": words},
+            {"toolUse": {"toolUseId": "1", "name": "t", "input": {}}},
+            content[3],
+            {"toolResult": {"toolUseId": "3", "status": "error", "content": [{"text": words}]}},
+        ],
+    }
+    assert logged(caplog, f"message 0 of agent {A!r} of session {S!r} {reason}")
+    assert "s3cr3t" not in caplog.text
+    begun.update_message(S, A, message)
+    assert begun.list_messages(S, A)[0].message == found.message
+
+
+@tool
+def load(what: str) -> dict[str, Any]:
+    """Load something."""
+    values: dict[str, Any] = {
+        "large": {"text": "x" * 50_000},
+        "too large": {"text": "x" * 200_000},
+        "unstorable": {"json": {"x": {1, 2}}},
+        "odd": {"json": {"x": 2**70, "y": {1: 2}}},
+    }
+    return {"status": "success", "content": [values[what]]}
+
+
+@pytest.mark.usefixtures("small_limits")
+@pytest.mark.parametrize("what", ["large", "too large", "unstorable", "odd"])
+@pytest.mark.parametrize("awaited", [True, False])
+def test_no_result_of_a_tool_ends_the_turn(
+    awaited: bool, what: str, begun: MongoDBSessionRepository, client: Client, database: str
+) -> None:
+    def conversation(*steps: Step, prompt: str) -> Any:
+        kwargs: Any = {"client": client, "database_name": database, "prefix": ""}
+        if not awaited:
+            agent = agent_with(MongoDBSessionManager("chat", **kwargs), *steps, tools=[load])
+            agent(prompt)
+            return agent.messages
+
+        async def talk() -> Any:
+            manager = await AsyncMongoDBSessionManager.open("chat", **kwargs)
+            agent = agent_with(manager, *steps, tools=[load])
+            await agent.invoke_async(prompt)
+            return agent.messages
+
+        return asyncio.run(talk())
+
+    before = conversation({"tool": "load", "input": {"what": what}}, "fine", prompt="load it")
+    after = conversation("again", prompt="go on")
+    assert [one["role"] for one in after] == ["user", "assistant"] * 3
+    ids = [
+        block[kind]["toolUseId"]
+        for message, kind in ((after[1], "toolUse"), (after[2], "toolResult"))
+        for block in message["content"]
+    ]
+    assert ids == ["call-1", "call-1"]
+    if what in ("large", "odd"):
+        assert after[:4] == before

@@ -1,6 +1,8 @@
 """Reads and writes of sessions, agents and messages, written once for both kinds of client."""
 
 import asyncio
+import contextlib
+import logging
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
@@ -30,8 +32,9 @@ from pool_telemetry.sessions.documents import (
     check_form,
     check_session,
     decoded,
+    describe,
     encoded,
-    message_document,
+    has_message_id,
     message_fault,
     message_ids,
     message_in,
@@ -47,10 +50,13 @@ from pool_telemetry.sessions.documents import (
     value_fault,
 )
 from pool_telemetry.sessions.known import Cache, Known
+from pool_telemetry.sessions.large_messages import joined, part_ids, stored_form
 from pool_telemetry.sessions.records import Directory
 
 if TYPE_CHECKING:
     from strands.multiagent.base import MultiAgentBase
+
+_log = logging.getLogger("pool_telemetry.sessions")
 
 MAX_TTL: Final = timedelta(days=36_500)
 
@@ -87,7 +93,9 @@ class AsyncMongoDBSessionRepository(Directory):
         PoolConfigurationError: The account may not create indexes.
         SessionOwnerError: The session has another owner than the repository, or than the call.
         SessionException: The session or agent of a write does not exist, or a document is larger
-            than 16 MB or has a value that BSON can't store. Its subclass SessionConflictError is
+            than 16 MB or has a value that BSON can't store; such a message is stored as a
+            placeholder instead (`large_messages.py`). Or a document that was read is not this
+            library's, is damaged, or has a newer schema. The subclass SessionConflictError is
             raised if the document already exists, and InvalidIdError for an invalid id. Errors of
             the server and the network are PyMongo's own.
     """
@@ -320,17 +328,20 @@ class AsyncMongoDBSessionRepository(Directory):
         """
         ids = message_ids(session_id, agent_id, session_message.message_id)
         agent = await self._agent_of(session_id, agent_id)
-        document = message_document(ids, session_message)
+        options = self._store.messages.codec_options
+        document, parts = stored_form(ids, session_message, options)
         if counts:
             document["conversation_manager_state"] = dict(counts)
         if agent.lease is not None:
             document["expires_at"] = agent.lease.expires_at
+        await self._insert_parts(ids, document, parts, agent.created_at)
         try:
             await self._insert(self._store.messages, ids, document, agent.created_at)
         except SessionConflictError:
             stored = await self.read_message(*ids.values()) if again else None
             if stored is None or stored.created_at != session_message.created_at:
                 self._store.counts.add(conflicts=1)
+                await self._delete_unused_parts(ids, document)
                 raise
             if stored != session_message:  # the message was changed after the earlier try
                 await self.update_message(session_id, agent_id, session_message)
@@ -343,15 +354,26 @@ class AsyncMongoDBSessionRepository(Directory):
         found = await self._read(self._store.messages, ids)
         if found is None:
             return None
-        check_form(ids, message_fault(found))
-        return message_in(found)
+        return await self._whole(ids, found)
 
     async def update_message(
         self, session_id: str, agent_id: str, session_message: SessionMessage
     ) -> None:
         """Replace a message except `created_at`; SessionException if it does not exist."""
         ids = message_ids(session_id, agent_id, session_message.message_id)
-        document = message_document(ids, session_message)
+        options = self._store.messages.codec_options
+        document, parts = stored_form(ids, session_message, options)
+        document.setdefault("parts", None)
+        created_at = None
+        if parts:
+            before = await self._read(self._store.messages, ids)
+            if before is None:
+                raise await self._missing(ids)
+            created_at = before.get("session_created_at")
+            kept = {key: before[key] for key in ("expires_at",) if key in before}
+            await self._insert_parts(ids, {**document, **kept}, parts, created_at)
+        # First, so that a redacted message's parts never stay behind.
+        await self._delete_parts(ids, document["parts"])
         session_message.created_at = await self._replace(self._store.messages, ids, document)
 
     async def list_messages(
@@ -416,13 +438,12 @@ class AsyncMongoDBSessionRepository(Directory):
         documents: defaultdict[str, list[Document]] = defaultdict(list)
         for one in found:
             documents[one["agent_id"]].append(one)
-        return {
-            one: Conversation(
-                [SessionMessage.from_dict(each) for each in documents[one]],
-                documents[one][-1].get("conversation_manager_state", {}) if documents[one] else {},
-            )
-            for one in firsts
-        }
+        conversations = {}
+        for agent in firsts:
+            messages = [await self._whole(one["_id"], one) for one in documents[agent]]
+            counts = documents[agent][-1].get("conversation_manager_state", {}) if messages else {}
+            conversations[agent] = Conversation(messages, counts)
+        return conversations
 
     async def last_prompts(self, session_id: str, befores: Mapping[str, int]) -> dict[str, int]:
         """Return the id of each agent's last user message before an id, if there is one."""
@@ -464,12 +485,65 @@ class AsyncMongoDBSessionRepository(Directory):
             self._store.messages,
             {**which, **of_session(created_at)},
             ours=OF_MESSAGES,
-            fault=message_fault,
+            fault=lambda one: "" if has_message_id(one) else message_fault(one),
             sort=[("message_id", direction)],
             skip=offset,
             limit=limit,
         )
-        return [message_in(one) for one in found]
+        return [await self._whole(one["_id"], one) for one in found]
+
+    async def _insert_parts(
+        self, ids: Document, document: Document, parts: list[bytes], created_at: str | None
+    ) -> None:
+        """Insert the parts of a message's document; those of an earlier try are kept."""
+        keys = ("session_id", "schema", "expires_at")
+        form: Document = {key: document[key] for key in keys if key in document}
+        if created_at is not None:
+            form["session_created_at"] = created_at
+        names = part_ids(ids, document["parts"]) if parts else []
+        for name, data in zip(names, parts, strict=True):
+            method = self._store.messages.insert_one
+            with contextlib.suppress(SessionConflictError):
+                await self._store.do(ids, method, {"_id": name, **form, "data": data})
+
+    async def _delete_parts(self, ids: Document, used: Document | None) -> None:
+        """Delete the parts of a message, except the parts that it uses now."""
+        session = ids["session_id"]
+        which = {
+            **others_filter({"session_id": session, "agent_id": None, "message_id": None}),
+            **of_session(await self._permit(session)),
+            **{f"_id.{key}": ids[key] for key in ("agent_id", "message_id")},
+            "_id.content": {"$exists": True, "$ne": used and used["content"]},
+        }
+        await self._store.do(ids, self._store.messages.delete_many, which)
+
+    async def _delete_unused_parts(self, ids: Document, document: Document) -> None:
+        """Delete the parts of a message that another writer stored first with another content."""
+        if document.get("parts"):
+            stored = await self._read(self._store.messages, ids)
+            await self._delete_parts(ids, stored and stored.get("parts"))
+
+    async def _whole(self, ids: Document, found: Document) -> SessionMessage:
+        """Return a stored message, with its parts."""
+        messages = self._store.messages
+        while True:
+            check_form(ids, message_fault(found))
+            parts = found.get("parts")
+            if not parts:
+                return message_in(found)
+            names = part_ids(ids, parts)
+            cursor = messages.find({"_id": {"$in": names}}, {"data": True}).sort("_id.part")
+            data = [one["data"] for one in await self._store.do(ids, cursor.to_list)]
+            if len(data) == len(names):
+                message = joined(ids, parts["content"], data, messages.codec_options)
+                message.created_at = found["created_at"]  # an update keeps it
+                return message
+            # Another writer replaced or deleted the message meanwhile, or a redaction was cut off.
+            again = await self._read(messages, ids)
+            if again is None or again.get("parts") == parts:
+                _log.warning("%s has lost its parts; a placeholder was read", describe(ids))
+                return message_in(found)
+            found = again
 
     async def _last(
         self, ids: Document, parts: list[Document], created_at: str | None, limit: int

@@ -6,6 +6,8 @@
 | `agents` | each agent, graph or swarm of a session | `session_id`, `kind`, `agent_id` |
 | `messages` | each message | `session_id`, `agent_id`, `message_id` |
 
+`large_messages.py` describes the parts of large messages, which are in `messages`, too.
+
 The collections' names begin with a prefix, `strands_` by default. The fields that make a document
 unique are also its `_id`, so that uniqueness needs no other index.
 
@@ -74,6 +76,7 @@ OF_OTHERS: Final = {  # agents and messages
 }
 OF_MESSAGES: Final = {**OF_OTHERS, "message_id": {"$type": ["int", "long"]}}
 
+_MAX_PARTS: Final = 1_000  # of a large message
 _MAX_SECONDS: Final = 2 * timedelta(days=36_500).total_seconds()  # a time to live has at most half
 _NOT_OURS: Final = (
     "pool_telemetry did not write the document like this; use another prefix= beside other programs"
@@ -270,10 +273,15 @@ def agent_fault(document: Mapping[str, Any]) -> str:
     return ""
 
 
+def has_message_id(document: Mapping[str, Any]) -> bool:
+    """Return whether a document has the `_id` of a message; then only its content may be wrong."""
+    ids = {key: document.get(key) for key in ("session_id", "agent_id", "message_id")}
+    return bool(document.get("_id") == ids)
+
+
 def message_fault(document: Mapping[str, Any]) -> str:
     """Return why a document is no message that this library can read, or ""."""
-    ids = {key: document.get(key) for key in ("session_id", "agent_id", "message_id")}
-    if document.get("_id") != ids:
+    if not has_message_id(document):
         return f"has another `_id`: {_NOT_OURS}"
     needed: Kinds = {
         "schema": int,
@@ -287,11 +295,16 @@ def message_fault(document: Mapping[str, Any]) -> str:
     optional: Kinds = {
         "redact_message": dict | None,
         "session_created_at": str,
-        "feedback": list,
+        "parts": dict | None,
         "conversation_manager_state": dict,
     }
     if fault := _fault(document, needed, optional):
         return fault
+    parts = document.get("parts")
+    if parts and (fault := _fault(parts, {"content": str, "count": int}, {})):
+        return fault.replace("`", "`parts.", 1)
+    if parts and not 1 <= parts["count"] <= _MAX_PARTS:
+        return f"has a wrong `parts.count`: {_NOT_OURS}"
     return _content_fault(document, "message") or (
         _content_fault(document, "redact_message") if document.get("redact_message") else ""
     )

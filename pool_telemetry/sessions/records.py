@@ -269,7 +269,7 @@ class Directory:
         sums |= {"messages": {"$sum": 1}, "cycles": _CYCLES, "tool_calls": _TOOL_CALLS}
         first_byte = {"$avg": "$message.metadata.metrics.timeToFirstByteMs"}  # of numbers only
         pipeline = [
-            {"$match": others_filter(ids, created_at)},
+            {"$match": {**others_filter(ids, created_at), **OF_MESSAGES}},
             {"$group": {"_id": group, **sums, "first_byte": first_byte}},
             {"$sort": {"_id": ASCENDING}},
         ]
