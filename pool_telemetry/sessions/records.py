@@ -135,8 +135,15 @@ class Directory:
         shown = {"_id": False, "message_id": True, "feedback": True}
         which = {**others_filter(ids, created_at), **OF_MESSAGES}
         which["feedback.created_at"] = {"$exists": True}
-        cursor = self._store.messages.find(which, shown)
-        found = await self._store.do(ids, cursor.sort("message_id", ASCENDING).to_list)
+        found = await self._store.find_ours(
+            ids,
+            self._store.messages,
+            which,
+            ours={},
+            fault=lambda _: "",
+            sort=[("message_id", ASCENDING)],
+            shown=shown,
+        )
         entries = []
         for one in found:
             feedback = one["feedback"] if isinstance(one["feedback"], list) else [None]
