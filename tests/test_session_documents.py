@@ -1,19 +1,31 @@
 """Documents that this library did not write, or can't read, and the order of messages."""
 
+import asyncio
+import math
+import random
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
+from bson import Decimal128, ObjectId
+from bson.codec_options import TypeDecoder, TypeRegistry
+from bson.errors import InvalidBSON
 from pymongo import MongoClient
 from strands.types.exceptions import SessionException
 from strands.types.session import SessionAgent, SessionMessage
 
 from pool_telemetry.sessions import (
+    AsyncMongoDBSessionManager,
     MongoDBSessionManager,
     MongoDBSessionRepository,
 )
+from pool_telemetry.sessions.dispatch import run_now
+from pool_telemetry.sessions.values import BASE64, MARK
+from tests.scripted import agent_with
+from tests.support import rest_in_bulk
 
 Client = MongoClient[dict[str, Any]]
 S, A = "session-1", "agent-1"
@@ -205,3 +217,192 @@ def test_a_new_session_shows_nothing_of_a_host_whose_clock_was_ahead(
         "agents": 0,
         "messages": 0,
     }
+
+
+# Damaged documents
+
+HEALTHY = "healthy"
+
+
+@pytest.fixture
+def conversation(client: Client, database: str) -> MongoDBSessionRepository:
+    """Two sessions, each with metadata, a graph, and an agent with two messages and feedback."""
+    for name in (S, HEALTHY):
+        kwargs: Any = {"client": client, "database_name": database, "prefix": ""}
+        manager = MongoDBSessionManager(name, **kwargs, metadata={"a": {"b": "s3cr3t"}}, ttl=HOUR)
+        agent_with(manager, "s3cr3t", agent_id=A, state={"x": "s3cr3t"})("s3cr3t")
+        manager.add_feedback({"x": {"y": "s3cr3t"}})
+        manager.repository.create_multi_agent(name, GRAPH)
+        manager.repository.create_agent(name, SessionAgent(HEALTHY, {}, {}))
+        manager.repository.create_message(name, HEALTHY, a_message(0))
+        manager.repository.add_feedback(name, HEALTHY, 0, {"x": 1})
+    return MongoDBSessionRepository(client, database, prefix="")
+
+
+class Graph:
+    """The part of a graph that is stored."""
+
+    id = "graph"
+
+    def serialize_state(self) -> dict[str, Any]:
+        return {"type": "graph", "nodes": {"a": "s3cr3t"}}
+
+
+GRAPH: Any = Graph()
+READS: dict[str, Callable[[MongoDBSessionRepository], Any]] = {
+    "open_session": lambda r: r.open_session(S),
+    "read_session": lambda r: r.read_session(S),
+    "get_metadata": lambda r: r.get_metadata(S),
+    "update_metadata": lambda r: r.update_metadata(S, {"a.c": 1}),
+    "read_agent": lambda r: r.read_agent(S, A),
+    "read_multi_agent": lambda r: r.read_multi_agent(S, "graph"),
+    "read_message": lambda r: r.read_message(S, A, 0),
+    "list_messages": lambda r: r.list_messages(S, A),
+    "last_messages": lambda r: r.last_messages(S, A, 1),
+    "messages_from": lambda r: run_now(r.asynchronous.messages_from(S, A, 1)),
+    "last_prompt": lambda r: run_now(r.asynchronous.last_prompt(S, A, 9)),
+    "latest_message": lambda r: r.latest_message(S, A),
+    "add_feedback": lambda r: r.add_feedback(S, A, 1, {"x": 1}),
+    "create_agent": lambda r: r.create_agent(S, SessionAgent(A, {}, {})),
+}
+LISTS: dict[str, Callable[[MongoDBSessionRepository], Any]] = {
+    "list_sessions": lambda r: [one.session_id for one in r.list_sessions()],
+    "list_sessions, page by page": lambda r: [
+        one.session_id for page in (1, 2) for one in r.list_sessions(limit=page)
+    ],
+    "list_agents": lambda r: [one["agent_id"] for one in r.list_agents(S)],
+    "list_feedback": lambda r: [r.list_feedback(S, HEALTHY), r.list_feedback(S, A)] and [HEALTHY],
+    "usage": lambda r: r.usage(S) and [HEALTHY],
+    "count_messages": lambda r: r.count_messages(S, A) is not None and [HEALTHY],
+}
+ODD: list[Any] = [
+    *(None, True, 0, -1, 7, 2**62, 1.5, math.nan, math.inf, "x", "s3cr3t", b"\0", [], {}),
+    *([1], [None], [[]], {"a": 1}, datetime(2001, 1, 1), ObjectId(), Decimal128("1")),
+    *({MARK: "x"}, {MARK: [1]}, {MARK: [[[], 1]]}, {MARK: {"int": "z"}}, {MARK: {"deep": b"x"}}),
+    *({BASE64: True, "data": "s3cr3t"}, {BASE64: True, "data": 1}, {MARK: {"new": 1}}),
+]
+GONE: Any = object()
+
+
+def paths(value: Any, path: str = "") -> Iterator[str]:
+    """Yield the path of each value in a document, except below `_id`, which can't change."""
+    pairs = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, one in pairs:
+        if key == "_id":
+            continue
+        yield f"{path}{key}"
+        if isinstance(one, dict | list):
+            yield from paths(one, f"{path}{key}.")
+
+
+def use_managers(client: Client, database: str) -> dict[str, Callable[[], Any]]:
+    kwargs: Any = {"client": client, "database_name": database, "prefix": ""}
+
+    def called() -> None:
+        agent_with(MongoDBSessionManager(S, **kwargs), agent_id=A)
+
+    async def awaited() -> None:
+        manager = await AsyncMongoDBSessionManager.open(S, **kwargs)
+        await agent_with(manager, agent_id=A).invoke_async("more")
+
+    return {"manager": called, "async manager": lambda: asyncio.run(awaited())}
+
+
+def refusal(use: Callable[[], Any]) -> str:
+    """Return the text of the SessionException that a method raises; empty if it works."""
+    try:
+        use()
+    except SessionException as error:
+        return repr(error)
+    return ""
+
+
+@pytest.mark.parametrize("examples", rest_in_bulk([12, 400]))
+def test_a_damaged_document_is_an_error_that_hides_its_values_and_breaks_no_list(
+    examples: int, conversation: MongoDBSessionRepository, client: Client, database: str
+) -> None:
+    store = client[database]
+    names = ("sessions", "agents", "messages")
+    kept = {name: list(store[name].find()) for name in names}
+    which = {"agent_id": {"$ne": HEALTHY}, "session_id": S}
+    cases = [
+        (name, document, path)
+        for name in names
+        for document in store[name].find(which)
+        for path in paths(document)
+    ]
+    refused = set()
+    chance = random.Random(examples)
+    for number in range(examples):
+        name, document, path = chance.choice(cases)
+        value = chance.choice([GONE, *ODD])
+        change = {"$unset": {path: ""}} if value is GONE else {"$set": {path: value}}
+        store[name].update_one({"_id": document["_id"]}, change)
+        where = (name, path, value)
+        fresh = MongoDBSessionRepository(client, database, prefix="")
+        uses: dict[str, Callable[[], Any]] = {
+            key: partial(use, fresh) for key, use in READS.items()
+        }
+        if number % 8 == 0:
+            uses |= use_managers(client, database)
+        for key, use in uses.items():
+            if words := refusal(use):
+                refused.add(key)
+                assert repr(S) in words, (where, key, words)
+                assert "s3cr3t" not in words, (where, key)
+        for key, listed in LISTS.items():
+            assert HEALTHY in listed(fresh), (where, key)
+        for each in names:
+            store[each].delete_many({})
+            store[each].insert_many(kept[each])
+    assert len(refused) > 4
+
+
+@pytest.mark.parametrize("name", ["sessions", "agents", "messages"])
+def test_a_newer_schema_is_refused_and_skipped_by_lists(
+    name: str, conversation: MongoDBSessionRepository, client: Client, database: str
+) -> None:
+    for schema in (2, 2**40):
+        client[database][name].update_many({"session_id": S}, {"$set": {"schema": schema}})
+        reads = {
+            "sessions": ("open_session", "read_session", "get_metadata", "update_metadata"),
+            "agents": ("read_agent", "read_multi_agent"),
+            "messages": ("read_message", "list_messages", "last_messages"),
+        }
+        for key in reads[name]:
+            words = f"session {S!r} has schema {schema}, but .* upgrade pool_telemetry"
+            with pytest.raises(SessionException, match=words):
+                READS[key](conversation)
+    listed = [one.session_id for one in conversation.list_sessions()]
+    assert sorted(listed) == ([HEALTHY] if name == "sessions" else [HEALTHY, S])
+    assert len(conversation.list_agents(HEALTHY)) == 3
+    assert len(conversation.list_agents(S)) == (0 if name == "agents" else 3)
+
+
+class Undecodable(TypeDecoder):
+    """Fails as PyMongo does for a text that is no UTF-8, which the embedded server refuses."""
+
+    bson_type = Decimal128
+
+    def transform_bson(self, value: Any) -> Any:
+        raise InvalidBSON("s3cr3t")
+
+
+def test_a_value_that_is_no_valid_bson_is_an_error_and_breaks_no_list(
+    conversation: MongoDBSessionRepository, client: Client, database: str, server_uri: str
+) -> None:
+    bad = Decimal128("1")
+    for name, field in (("sessions", "metadata"), ("agents", "state"), ("messages", "feedback.0")):
+        which = {"session_id": S, "agent_id": {"$ne": HEALTHY}}
+        client[database][name].update_many(which, {"$set": {f"{field}.bad": bad}})
+    with Client(server_uri, type_registry=TypeRegistry([Undecodable()])) as strict:
+        repository = MongoDBSessionRepository(strict, database, prefix="")
+        for key in ("open_session", "read_session", "get_metadata", "read_agent", "list_messages"):
+            words = refusal(partial(READS[key], repository))
+            assert "'session-1' has a value that isn't valid BSON" in words, key
+            assert "s3cr3t" not in words
+        assert [one.session_id for one in repository.list_sessions()] == [HEALTHY]
+        assert [one["agent_id"] for one in repository.list_agents(S)] == [HEALTHY]
+        assert len(repository.list_feedback(S, HEALTHY)) == 1
+        assert repository.list_feedback(S, A) == []
+        assert repository.usage(S).messages == 3

@@ -124,7 +124,7 @@ def read_back(begun: MongoDBSessionRepository, number: int, value: Any) -> dict[
     begun.add_feedback(S, A, number, {"x": value})
     (listed,) = begun.list_messages(S, A, offset=number)
     read = begun.read_message(S, A, number)
-    assert read == listed or not same(value, value)
+    assert repr(read) == repr(listed)  # NaN is not equal to itself
     agent = begun.read_agent(S, A)
     assert read is not None
     assert read.redact_message is not None

@@ -486,6 +486,7 @@ class AsyncMongoDBSessionRepository(Directory):
             {**which, **of_session(created_at)},
             ours=OF_MESSAGES,
             fault=lambda one: "" if has_message_id(one) else message_fault(one),
+            skips_undecodable=False,  # a conversation must not lose a message unnoticed
             sort=[("message_id", direction)],
             skip=offset,
             limit=limit,
@@ -574,7 +575,12 @@ class AsyncMongoDBSessionRepository(Directory):
         created_at = known.created_at
         lease = await self._renew({"session_id": session}, known.lease, None, created_at)
         document |= lease.fields if lease else {}
-        await self._insert(self._store.agents, ids, document, created_at)
+        try:
+            await self._insert(self._store.agents, ids, document, created_at)
+        except SessionConflictError:
+            found = await self._read(self._store.agents, ids)
+            check_form(ids, "" if found is None else agent_fault(found))
+            raise
         if ids["kind"] == "agent":
             self._known.remember(session, ids["agent_id"], lease, created_at)
 

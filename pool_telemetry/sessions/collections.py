@@ -11,6 +11,9 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
+import bson
+from bson.errors import InvalidBSON
+from bson.raw_bson import RawBSONDocument
 from pymongo import ASCENDING, DESCENDING, IndexModel
 from pymongo.errors import DocumentTooLarge, DuplicateKeyError, OperationFailure, WriteError
 from pymongo.write_concern import WriteConcern
@@ -73,6 +76,10 @@ class _Indexed(NamedTuple):
 _indexed: OrderedDict[tuple[Hashable, str], _Indexed] = OrderedDict()
 _MAX_INDEXED: Final = 1_000  # it bounds the memory
 indexing: Final = ProcessLock()
+
+
+class UndecodableError(SessionException):
+    """A document has a value that PyMongo can't decode, such as a text that is no valid UTF-8."""
 
 
 def indexes(prefix: str = PREFIX) -> dict[str, list[IndexModel]]:
@@ -222,6 +229,8 @@ class Store:
         sort: Sequence[tuple[str, int]] = (),
         skip: int = 0,
         limit: int = 0,
+        shown: Document | None = None,
+        skips_undecodable: bool = True,
     ) -> list[Document]:
         """Return the documents that this library wrote and can read.
 
@@ -232,14 +241,36 @@ class Store:
         found: list[Document] = []
         for _ in range(_MAX_REPEATS):
             each = {"$and": filters} if filters[1:] else which
-            cursor = collection.find(each).skip(skip).limit(limit).batch_size(ONE_BATCH)
-            found = await self.do(ids, (cursor.sort([*sort]) if sort else cursor).to_list)
+            query: Document = {"filter": each, "projection": shown, "skip": skip, "limit": limit}
+            query["batch_size"] = ONE_BATCH
+            if sort:
+                query["sort"] = [*sort]
+            try:
+                found = await self.do(ids, collection.find(**query).to_list)
+            except UndecodableError:
+                if not skips_undecodable:
+                    raise
+                found = await self._decodable(ids, collection, query)
             bad = [one["_id"] for one in found if fault(one)]
             if not bad:
                 return found
             log_others(collection)
             filters.append({"_id": {"$nin": bad}} if filters[1:] else ours)
         return [one for one in found if not fault(one)]
+
+    async def _decodable(
+        self, ids: Mapping[str, Any], collection: Any, query: Document
+    ) -> list[Document]:
+        """Return the documents of a query that PyMongo can decode."""
+        options = collection.codec_options
+        raw = collection.with_options(options.with_options(document_class=RawBSONDocument))
+        found = []
+        for one in await self.do(ids, raw.find(**query).to_list):
+            try:
+                found.append(bson.decode(one.raw, options))
+            except InvalidBSON:
+                log_others(collection)
+        return found
 
     @contextmanager
     def _explained(self, ids: Mapping[str, Any]) -> Iterator[None]:
@@ -260,6 +291,8 @@ class Store:
                 words = f"{describe(ids)}: {reason} (code {error.code})"
                 raise SessionException(words) from None
             raise
+        except InvalidBSON:
+            raise UndecodableError(f"{describe(ids)} has a value that isn't valid BSON") from None
         except ENCODE_ERRORS as error:
             raise unstorable(ids, error) from None  # the message contains the whole document
 

@@ -27,6 +27,7 @@ from strands.hooks.events import (
 from strands.hooks.registry import HookRegistry
 from strands.session.repository_session_manager import RepositorySessionManager
 from strands.types.content import Message
+from strands.types.exceptions import SessionException
 
 from pool_telemetry.async_pool import ManagedAsyncMongoClient
 from pool_telemetry.base_pool import PoolSettings
@@ -41,6 +42,7 @@ from pool_telemetry.sessions.documents import (
     Document,
     SessionConflictError,
     SessionUsage,
+    describe,
 )
 from pool_telemetry.sessions.hooks import AsyncHook, Hook, Hooks, check_hooks
 from pool_telemetry.sessions.opened_session import (
@@ -70,6 +72,10 @@ def _warn_on_event_loop() -> None:
             "for the server there: use `await AsyncMongoDBSessionManager.open(...)`",
             place,
         )
+
+
+class StateError(SessionException, ValueError):
+    """A stored state that can't be restored; a ValueError too, as Strands raises it."""
 
 
 class _Manager(RepositorySessionManager):
@@ -145,6 +151,12 @@ class _Manager(RepositorySessionManager):
             self._forget(agent.agent_id)
             self._is_new_session = False
             super().initialize(agent, **kwargs)
+        except SessionException:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            ids = {"session_id": self.session_id, "agent_id": agent.agent_id}
+            words = f"{describe(ids)} has a state that can't be restored ({type(error).__name__})"
+            raise StateError(words) from error
 
     def _forget(self, agent_id: str) -> None:
         self._latest_agent_message.pop(agent_id, None)

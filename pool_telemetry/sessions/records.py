@@ -162,8 +162,15 @@ class Directory:
         order = [("agent_id", ASCENDING), ("message_id", ASCENDING)]
         which = {**others_filter(ids, created_at), **OF_MESSAGES}
         which["feedback.created_at"] = {"$exists": True}
-        cursor = self._store.messages.find(which, shown)
-        found = await self._store.do(ids, cursor.sort(order).to_list)
+        found = await self._store.find_ours(
+            ids,
+            self._store.messages,
+            which,
+            ours={},
+            fault=lambda _: "",
+            sort=order,
+            shown=shown,
+        )
         entries = []
         for one in found:
             its = {key: one[key] for key in ("agent_id", "message_id")}
