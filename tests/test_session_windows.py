@@ -161,6 +161,7 @@ def test_a_turn_that_never_ends_is_restored_without_its_removed_messages(
         manager = MongoDBSessionManager("s", chat.direct.client, None, chat.database, prefix="")
         seen.append(agent_with(manager, conversation_manager=made()).messages)
         seen.append([*agent.messages])
+        seen.append(chat.direct["agents"].find_one())
         return "done"
 
     steps: list[Step] = ["a", "b", "c", {"tool": "look", "input": {}}, "d"]
@@ -175,6 +176,13 @@ def test_a_turn_that_never_ends_is_restored_without_its_removed_messages(
     written = chat.spent(before)
     assert written.get("findAndModify agents", 0) <= 1
     assert written["insert messages"] == 4
+
+    # Its process was killed before it could write the agent.
+    chat.direct["agents"].replace_one({"_id": seen[2]["_id"]}, seen[2])
+    again = agent_with(chat.open("s"), conversation_manager=made())
+    assert len(again.messages) <= len(seen[0]) + 2  # the tool's result and the answer
+    chat.say(again, "go on")
+    assert agent_with(chat.open("s"), conversation_manager=made()).messages == again.messages
 
 
 @pytest.mark.parametrize("holds", [60, 6])
@@ -224,7 +232,7 @@ def test_a_superseded_agent_does_not_change_the_stored_count(chat: Chat) -> None
     agent = agent_with(chat.open("s"), conversation_manager=window())
     for number in range(5):
         chat.say(agent, str(number))
-    late.messages += [*agent.messages, *agent.messages]
+    late.messages += 5 * agent.messages  # so that it removes more
     with pytest.raises(SessionException):
         chat.say(late, "too late")
     again = agent_with(chat.open("s"), conversation_manager=window())
