@@ -100,15 +100,25 @@ def with_files(name: str) -> tuple[list[Any], SmallModel]:
     return messages, model
 
 
-@pytest.mark.parametrize("name", MANAGERS)
-def test_an_agent_per_request_has_the_messages_that_files_restore(chat: Chat, name: str) -> None:
+AWAITED = ("window of 40, small model", "window in each turn", "summary")
+
+
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [*(("called", name) for name in MANAGERS), *(("awaited", name) for name in AWAITED)],
+)
+def test_an_agent_per_request_has_the_messages_that_files_restore(
+    mode: str, name: str, server_uri: str
+) -> None:
     made, holds = MANAGERS[name]
     model, messages = SmallModel(holds), []
-    for prompt in PROMPTS:
-        agent = agent_with(chat.open("s"), model=model, tools=[add], conversation_manager=made())
-        messages.append(plain(agent))
-        chat.say(agent, prompt)
-        messages.append(plain(agent))
+    with chatting(mode, server_uri) as chat:
+        for prompt in PROMPTS:
+            manager = chat.open("s")
+            agent = agent_with(manager, model=model, tools=[add], conversation_manager=made())
+            messages.append(plain(agent))
+            chat.say(agent, prompt)
+            messages.append(plain(agent))
     right, asked = with_files(name)
     assert messages == right
     assert model.refused == asked.refused
@@ -130,9 +140,8 @@ def test_a_conversation_costs_no_more_model_calls_than_with_files(
         assert 5 < ours.commands <= COMMANDS_BEFORE[size] + 1
 
 
-@pytest.mark.parametrize("name", ["window of some turns", "summary"])
-def test_a_long_lived_agent_is_restored_as_it_is(chat: Chat, name: str) -> None:
-    made, holds = MANAGERS[name]
+def test_a_long_lived_agent_is_restored_as_it_is(chat: Chat) -> None:
+    made, holds = MANAGERS["window of some turns" if chat.mode == "called" else "summary"]
     model = SmallModel(holds)
     agent = agent_with(chat.open("s"), model=model, tools=[add], conversation_manager=made())
     for prompt in PROMPTS:
