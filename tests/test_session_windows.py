@@ -235,7 +235,10 @@ def test_a_count_whose_write_failed_is_written_by_the_next_turn(chat: Chat, comm
     assert again.conversation_manager.get_state() == agent.conversation_manager.get_state()
 
 
-def test_a_superseded_agent_does_not_change_the_stored_count(chat: Chat) -> None:
+@pytest.mark.parametrize("state", [{}, {"plan": "pro"}])
+def test_a_superseded_agent_does_not_change_the_stored_count(
+    chat: Chat, state: dict[str, str]
+) -> None:
     agent_with(chat.open("s"), conversation_manager=window())
     late = agent_with(chat.open("s"), conversation_manager=window())
     agent = agent_with(chat.open("s"), conversation_manager=window())
@@ -244,8 +247,13 @@ def test_a_superseded_agent_does_not_change_the_stored_count(chat: Chat) -> None
     late.messages += 5 * agent.messages  # so that it removes more
     with pytest.raises(SessionException):
         chat.say(late, "too late")
+    for key, value in state.items():
+        late.state.set(key, value)
+    with pytest.raises(SessionException):
+        chat.say(late, "again")
     again = agent_with(chat.open("s"), conversation_manager=window())
     assert again.messages == agent.messages
+    assert again.state.get() == state
 
 
 # The last messages
