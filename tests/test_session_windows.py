@@ -100,15 +100,25 @@ def with_files(name: str) -> tuple[list[Any], SmallModel]:
     return messages, model
 
 
-@pytest.mark.parametrize("name", MANAGERS)
-def test_an_agent_per_request_has_the_messages_that_files_restore(chat: Chat, name: str) -> None:
+AWAITED = ("window of 40, small model", "window in each turn", "summary")
+
+
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [*(("called", name) for name in MANAGERS), *(("awaited", name) for name in AWAITED)],
+)
+def test_an_agent_per_request_has_the_messages_that_files_restore(
+    mode: str, name: str, server_uri: str
+) -> None:
     made, holds = MANAGERS[name]
     model, messages = SmallModel(holds), []
-    for prompt in PROMPTS:
-        agent = agent_with(chat.open("s"), model=model, tools=[add], conversation_manager=made())
-        messages.append(plain(agent))
-        chat.say(agent, prompt)
-        messages.append(plain(agent))
+    with chatting(mode, server_uri) as chat:
+        for prompt in PROMPTS:
+            manager = chat.open("s")
+            agent = agent_with(manager, model=model, tools=[add], conversation_manager=made())
+            messages.append(plain(agent))
+            chat.say(agent, prompt)
+            messages.append(plain(agent))
     right, asked = with_files(name)
     assert messages == right
     assert model.refused == asked.refused
@@ -130,9 +140,8 @@ def test_a_conversation_costs_no_more_model_calls_than_with_files(
         assert 5 < ours.commands <= COMMANDS_BEFORE[size] + 1
 
 
-@pytest.mark.parametrize("name", ["window of some turns", "summary"])
-def test_a_long_lived_agent_is_restored_as_it_is(chat: Chat, name: str) -> None:
-    made, holds = MANAGERS[name]
+def test_a_long_lived_agent_is_restored_as_it_is(chat: Chat) -> None:
+    made, holds = MANAGERS["window of some turns" if chat.mode == "called" else "summary"]
     model = SmallModel(holds)
     agent = agent_with(chat.open("s"), model=model, tools=[add], conversation_manager=made())
     for prompt in PROMPTS:
@@ -161,6 +170,7 @@ def test_a_turn_that_never_ends_is_restored_without_its_removed_messages(
         manager = MongoDBSessionManager("s", chat.direct.client, None, chat.database, prefix="")
         seen.append(agent_with(manager, conversation_manager=made()).messages)
         seen.append([*agent.messages])
+        seen.append(chat.direct["agents"].find_one())
         return "done"
 
     steps: list[Step] = ["a", "b", "c", {"tool": "look", "input": {}}, "d"]
@@ -175,6 +185,13 @@ def test_a_turn_that_never_ends_is_restored_without_its_removed_messages(
     written = chat.spent(before)
     assert written.get("findAndModify agents", 0) <= 1
     assert written["insert messages"] == 4
+
+    # Its process was killed before it could write the agent.
+    chat.direct["agents"].replace_one({"_id": seen[2]["_id"]}, seen[2])
+    again = agent_with(chat.open("s"), conversation_manager=made())
+    assert len(again.messages) <= len(seen[0]) + 2  # the tool's result and the answer
+    chat.say(again, "go on")
+    assert agent_with(chat.open("s"), conversation_manager=made()).messages == again.messages
 
 
 @pytest.mark.parametrize("holds", [60, 6])
@@ -218,17 +235,25 @@ def test_a_count_whose_write_failed_is_written_by_the_next_turn(chat: Chat, comm
     assert again.conversation_manager.get_state() == agent.conversation_manager.get_state()
 
 
-def test_a_superseded_agent_does_not_change_the_stored_count(chat: Chat) -> None:
+@pytest.mark.parametrize("state", [{}, {"plan": "pro"}])
+def test_a_superseded_agent_does_not_change_the_stored_count(
+    chat: Chat, state: dict[str, str]
+) -> None:
     agent_with(chat.open("s"), conversation_manager=window())
     late = agent_with(chat.open("s"), conversation_manager=window())
     agent = agent_with(chat.open("s"), conversation_manager=window())
     for number in range(5):
         chat.say(agent, str(number))
-    late.messages += [*agent.messages, *agent.messages]
+    late.messages += 5 * agent.messages  # so that it removes more
     with pytest.raises(SessionException):
         chat.say(late, "too late")
+    for key, value in state.items():
+        late.state.set(key, value)
+    with pytest.raises(SessionException):
+        chat.say(late, "again")
     again = agent_with(chat.open("s"), conversation_manager=window())
     assert again.messages == agent.messages
+    assert again.state.get() == state
 
 
 # The last messages

@@ -253,10 +253,20 @@ class AsyncMongoDBSessionRepository(Directory):
         self._remember_agent(found)
         return agent_in(decoded(ids, found))
 
-    async def update_agent(self, session_id: str, session_agent: SessionAgent) -> None:
-        """Replace an agent except `created_at`; SessionException if it does not exist."""
+    async def update_agent(
+        self, session_id: str, session_agent: SessionAgent, *, conversation: bool = True
+    ) -> None:
+        """Replace an agent except `created_at`; SessionException if it does not exist.
+
+        Args:
+            session_id: The session's id.
+            session_agent: The agent.
+            conversation: Whether to replace the conversation manager's state, too.
+        """
         ids = _agent(session_id, session_agent.agent_id)
         document = agent_document(ids, session_agent)
+        if not conversation:
+            del document["conversation_manager_state"]
         session_agent.created_at = await self._replace(self._store.agents, ids, document)
 
     async def list_agents(

@@ -214,7 +214,8 @@ class MongoDBSessionManager(_Manager):
         SessionException: See MongoDBSessionRepository. SessionConflictError if another writer
             continued the session after it was opened. Then the agent has messages that the session
             lacks, and the messages that it stored in this turn stay: open the session again. For an
-            agent's state the last write wins.
+            agent's state the last write wins, except that this agent no longer stores which
+            messages it removed.
         PyMongoError: The server is down. The manager keeps the failed writes, and the next turn
             repeats them.
         EventLoopException: Strands' own exception, raised in the middle of a turn; one of the other

@@ -175,14 +175,19 @@ class OpenedSession(SessionRepository):
         )
         session_agent.conversation_manager_state = conversation
         state = _state_of(session_agent)
-        # A superseded agent's count is not that of the stored conversation.
+        # The stored conversation is not a superseded agent's, so its counts are not stored.
         waits = agent.is_in_turn or agent.superseded
         if agent.is_restoring:
             counts = self._counts.get(session_agent.agent_id, {})
             agent.stored = {**state, _CONVERSATION: {**state[_CONVERSATION], **counts}}
         elif state != agent.stored and not (waits and _only_counted(agent.stored, state)):
             agent.stored = state
-            do = partial(self._repository.update_agent, session_id, session_agent)
+            do = partial(
+                self._repository.update_agent,
+                session_id,
+                session_agent,
+                conversation=not agent.superseded,
+            )
             self.write(session_agent.agent_id, ("state", -1), do)
 
     # Graphs and swarms
