@@ -260,7 +260,7 @@ READS: dict[str, Callable[[MongoDBSessionRepository], Any]] = {
     "list_messages": lambda r: r.list_messages(S, A),
     "last_messages": lambda r: r.last_messages(S, A, 1),
     "messages_from": lambda r: run_now(r.asynchronous.messages_from(S, A, 1)),
-    "last_prompt": lambda r: run_now(r.asynchronous.last_prompt(S, A, 9)),
+    "last_prompt": lambda r: run_now(r.asynchronous.last_prompts(S, {A: 9})),
     "latest_message": lambda r: r.latest_message(S, A),
     "add_feedback": lambda r: r.add_feedback(S, A, 1, {"x": 1}),
     "create_agent": lambda r: r.create_agent(S, SessionAgent(A, {}, {})),

@@ -281,6 +281,8 @@ def test_two_messages_with_one_number_are_both_imported_in_their_order(
     assert contents == [one["message"]["content"] for one in document["agents"][A]["messages"]]
 
 
+# It is stored as a report of the model and as that library's own record.
+HUGE = {"accumulated_usage": {"note": "x" * 9_000_000}}
 ODD: dict[str, tuple[Document, str]] = {
     "no agents": ({"agents": None}, "no agents"),
     "id": ({"session_id": "other"}, "session_id is not its _id"),
@@ -299,6 +301,10 @@ ODD: dict[str, tuple[Document, str]] = {
     "content": (
         {"agents": {A: an_agent(A, a_message(0, "user", 3, minutes=0))}},
         "message 0 of agent 'support-agent': content is no list of blocks",
+    ),
+    "large": (
+        {"agents": {A: an_agent(A, a_message(0, "user", {}, minutes=0, event_loop_metrics=HUGE))}},
+        "larger than MongoDB's limit",
     ),
 }
 

@@ -337,8 +337,8 @@ def test_another_owners_blob_is_refused(client: Client, database: str) -> None:
     async def use() -> None:
         for size in (15_000, 100):  # as a document, and as a file
             alice, mallory, everyone = (
-                MongoDBStorage(client, database, inline_bytes=size, **owner)
-                for owner in ({"user": "alice"}, {"user": "mallory"}, {})
+                MongoDBStorage(client, database, inline_bytes=size, user=user)
+                for user in ("alice", "mallory", None)
             )
             scoped = mallory.namespace("a")
             await alice.write("a/b", b"s3cr3t" * 100)

@@ -94,7 +94,8 @@ def import_sessions(
 
     A session is copied with its application, metadata, feedback, agents, messages and times. A
     repeated run goes on after an interrupted run, and skips sessions that are already imported,
-    also if the source changed meanwhile. Messages are numbered from 0 in their stored order. The
+    also if the source changed meanwhile. A session that was deleted from the target is imported
+    again. Messages are numbered from 0 in their stored order. The
     reports of the models count in `usage()`; that library stores the sums of an agent object's
     life, so they are too high if one object served several turns. `session_viewer_password` is not
     copied.
@@ -104,7 +105,7 @@ def import_sessions(
         repository: The target. Its application and user become those of a session without them.
         user_key: The key of a session's metadata that names its user, such as `user_id`; None
             for no user. Without a user, any caller that knows its id opens the session.
-        dry_run: Whether to write nothing.
+        dry_run: Whether to write nothing. It does not notice documents that are too large.
         on_progress: A function to call with the report after each session.
 
     Raises:

@@ -18,9 +18,10 @@ from bson.binary import Binary
 from gridfs import AsyncGridFSBucket, GridFSBucket
 from gridfs.errors import CorruptGridFile, NoFile
 from pymongo import AsyncMongoClient, MongoClient
-from pymongo.errors import DuplicateKeyError, PyMongoError
+from pymongo.errors import DuplicateKeyError, OperationFailure, PyMongoError
 from strands.storage import Storage
 from strands.storage import storage as strands_storage
+from strands.storage.search.keyword import STOP_WORDS, tokenize
 from strands.types.exceptions import StorageError
 
 from pool_telemetry.sessions.client_choice import AnyClient, check_client, shared_client
@@ -36,9 +37,17 @@ from pool_telemetry.sessions.documents import (
 )
 
 T = TypeVar("T")
+_EXTENSION: Final = re.compile(r"(?<=[^/])\.[^./]*$")
 
 INLINE_BYTES: Final = 15 * 1024 * 1024  # a document has 16 MB, its key included
 MAX_KEY_BYTES: Final = 1024
+
+MAX_FOUND: Final = 1_000  # blobs that a search returns
+
+_SEARCHED_BYTES: Final = 1024 * 1024  # of a blob; more words would cost each write too much
+_MAX_WORDS: Final = 5_000  # of a blob, so that they fit beside INLINE_BYTES
+_MAX_WORD: Final = 64  # characters; longer ones are no words
+_UNAUTHORIZED: Final = 13
 
 _READS: Final = 10  # attempts to read a blob; a write may replace it during each
 _LOOP_SECONDS: Final = 5.0  # the client's loop counts as blocked if it runs nothing for so long
@@ -63,6 +72,9 @@ class MongoDBStorage(Storage):
         application: The application whose blobs alone the storage uses; None for any.
         user: The user whose blobs alone the storage uses; None for any. A new blob stores both, and
             a blob without them is anybody's, as a session is (see `documents.py`).
+        searchable: Whether a write also stores the words of a blob's first MB, with an index. Then
+            `search` reads no blob. It finds other blobs by their keys only, and returns no data,
+            at most MAX_FOUND keys. Without it, Strands' own search reads all blobs.
 
     Raises:
         SessionOwnerError: A blob has another owner.
@@ -81,6 +93,7 @@ class MongoDBStorage(Storage):
         inline_bytes: int = INLINE_BYTES,
         application: str | None = None,
         user: str | None = None,
+        searchable: bool = False,
     ) -> None:
         if not 0 <= inline_bytes <= INLINE_BYTES:
             raise ValueError(f"inline_bytes is {inline_bytes}: use 0 to {INLINE_BYTES}")
@@ -96,6 +109,8 @@ class MongoDBStorage(Storage):
         self._loop = _running_loop() if asynchronous else None  # the client's event loop
         self._prefix = ""
         self._owner = owner_of(application, user)
+        self._searchable = searchable
+        self._has_index = [False]  # shared with the storages of `namespace()`
 
     def namespace(self, prefix: str) -> Self:
         """Return this storage limited to keys below a prefix; its keys are without the prefix."""
@@ -129,6 +144,47 @@ class MongoDBStorage(Storage):
         keys = await self._run(prefix, self._list(prefix))
         return [key[len(self._prefix) :] for key in keys]
 
+    async def search(self, query: str) -> builtins.list[strands_storage.StorageSearchResult]:
+        """Return the keys of blobs with words of the query, most words first.
+
+        A word counts once, in the blob or in its key without the extension.
+        """
+        if not self._searchable:
+            return await super().search(query)
+        words = tokenize(query) - STOP_WORDS
+        return await self._run(query[:40], self._search(sorted(words))) if words else []
+
+    async def _search(
+        self, words: builtins.list[str]
+    ) -> builtins.list[strands_storage.StorageSearchResult]:
+        in_key = {"$regex": "|".join(map(re.escape, words)), "$options": "i"}
+        pipeline = [
+            {"$match": self._below(self._prefix)},
+            {"$match": {"$or": [{"words": {"$in": words}}, {"_id": in_key}]}},
+            {"$project": {"words": {"$setIntersection": [{"$ifNull": ["$words", []]}, words]}}},
+            {"$addFields": {"found": {"$size": "$words"}}},
+            {"$sort": {"found": -1, "_id": 1}},
+            {"$limit": MAX_FOUND},
+        ]
+        cursor = await self._call(self._blobs.aggregate, pipeline)
+        found = []
+        for one in await self._call(cursor.to_list):
+            key = one["_id"][len(self._prefix) :]
+            of_key = tokenize(_EXTENSION.sub("", key))
+            if score := len({*one["words"], *of_key}.intersection(words)):
+                found.append(strands_storage.StorageSearchResult(key, score))
+        return sorted(found, key=lambda one: (-one.score, one.key))
+
+    async def _create_index(self) -> None:
+        if self._has_index[0]:
+            return
+        try:
+            await self._call(self._blobs.create_index, "words", sparse=True)
+        except OperationFailure as error:
+            if error.code != _UNAUTHORIZED:  # without the index a search is slower
+                raise
+        self._has_index[0] = True
+
     async def _write(self, key: str, data: bytes) -> None:
         blob: Document = {
             "schema": SCHEMA,
@@ -141,7 +197,13 @@ class MongoDBStorage(Storage):
             await self._find(key)  # raises before the upload
             blob["file"] = ObjectId()
             await self._call(self._files.upload_from_stream_with_id, blob["file"], key, data)
-        update: Document = {"$set": blob, "$unset": {"data" if "file" in blob else "file": ""}}
+        unset = {"data" if "file" in blob else "file": ""}
+        if self._searchable:
+            await self._create_index()
+            blob["words"] = _words(data)
+        else:
+            unset["words"] = ""  # of an earlier blob
+        update: Document = {"$set": blob, "$unset": unset}
         if self._owner:
             update["$setOnInsert"] = self._owner
         method, which = self._blobs.find_one_and_update, self._blob(key)
@@ -183,14 +245,17 @@ class MongoDBStorage(Storage):
         await self._drop_file(before)
 
     async def _list(self, prefix: str) -> builtins.list[str]:
-        which = {"_id": {"$regex": f"^{re.escape(prefix)}"}} if prefix else {}
-        which |= owned_by(self._owner)
-        cursor = self._blobs.find(which, {"schema": True, "size": True}).sort("_id")
+        cursor = self._blobs.find(self._below(prefix), {"schema": True, "size": True}).sort("_id")
         found = await self._call(cursor.to_list)
         keys = [one["_id"] for one in found if isinstance(one["_id"], str) and _is_ours(one)]
         if len(keys) < len(found):
             log_others(self._blobs)
         return keys
+
+    def _below(self, prefix: str) -> Document:
+        """Return the filter for blobs whose keys begin with a text, and that the owner may use."""
+        which: Document = {"_id": {"$regex": f"^{re.escape(prefix)}"}} if prefix else {}
+        return which | owned_by(self._owner)
 
     def _blob(self, key: str) -> Document:
         """Return the filter for a blob that this library wrote and the owner may use."""
@@ -243,6 +308,11 @@ class MongoDBStorage(Storage):
 
 def _is_ours(blob: Document) -> bool:
     return all(isinstance(blob.get(name), int) for name in ("schema", "size"))
+
+
+def _words(data: bytes) -> builtins.list[str]:
+    words = tokenize(data[:_SEARCHED_BYTES].decode("utf-8", "replace"))
+    return sorted(word for word in words if len(word) <= _MAX_WORD)[:_MAX_WORDS]
 
 
 def _normalized(key: str) -> str:
