@@ -264,15 +264,23 @@ def agent_fault(document: Mapping[str, Any]) -> str:
 
 
 def has_message_id(document: Mapping[str, Any]) -> bool:
-    """Return whether a document has the `_id` of a message; then only its content may be wrong."""
+    """Return whether a document has the `_id` of a message."""
     ids = {key: document.get(key) for key in ("session_id", "agent_id", "message_id")}
     return bool(document.get("_id") == ids)
 
 
+def foreign_fault(document: Mapping[str, Any]) -> str:
+    """Return why a list of messages skips a document, or "".
+
+    A damaged message is not skipped: a conversation must not lose a message unnoticed.
+    """
+    return "" if has_message_id(document) else f"has another `_id`: {_NOT_OURS}"
+
+
 def message_fault(document: Mapping[str, Any]) -> str:
     """Return why a document is no message that this library can read, or ""."""
-    if not has_message_id(document):
-        return f"has another `_id`: {_NOT_OURS}"
+    if fault := foreign_fault(document):
+        return fault
     needed: Kinds = {
         "schema": int,
         "session_id": str,
@@ -286,9 +294,13 @@ def message_fault(document: Mapping[str, Any]) -> str:
         "redact_message": dict | None,
         "session_created_at": str,
         "parts": dict | None,
+        "conversation_manager_state": dict,
     }
     if fault := _fault(document, needed, optional):
         return fault
+    counts = document.get("conversation_manager_state", {}).values()
+    if not all(isinstance(one, int) and one >= 0 for one in counts):
+        return f"has a wrong `conversation_manager_state`: {_NOT_OURS}"
     parts = document.get("parts")
     if parts and (fault := _fault(parts, {"content": str, "count": int}, {})):
         return fault.replace("`", "`parts.", 1)
