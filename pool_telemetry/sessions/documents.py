@@ -339,11 +339,14 @@ def _lease_fault(document: Mapping[str, Any]) -> str:
 
 def _content_fault(document: Mapping[str, Any], key: str) -> str:
     message = document[key]
-    if fault := _fault(message, {"content": list, "role": str}, {}):
+    optional: Kinds = {"tracking_id": str | None, "metadata": dict | None}
+    if fault := _fault(message, {"content": list, "role": str}, optional):
         return fault.replace("`", f"`{key}.", 1)
-    wrong = next((one for one in message["content"] if not isinstance(one, dict)), None)
-    if wrong is not None or None in message["content"]:
-        return f"has a block of type {type(wrong).__name__} in `{key}.content`: {_NOT_OURS}"
+    for block in message["content"]:
+        if not isinstance(block, dict):
+            return f"has a block of type {type(block).__name__} in `{key}.content`: {_NOT_OURS}"
+        if fault := _fault(block, {}, {"toolUse": dict, "toolResult": dict}):
+            return fault.replace("`", f"`{key}.content.", 1)
     return ""
 
 
