@@ -303,7 +303,7 @@ def use_managers(client: Client, database: str) -> dict[str, Callable[[], Any]]:
 
     async def awaited() -> None:
         manager = await AsyncMongoDBSessionManager.open(S, **kwargs)
-        await agent_with(manager, agent_id=A).invoke_async("more")
+        agent_with(manager, agent_id=A)
 
     return {"manager": called, "async manager": lambda: asyncio.run(awaited())}
 

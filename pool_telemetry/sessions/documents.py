@@ -274,15 +274,23 @@ def agent_fault(document: Mapping[str, Any]) -> str:
 
 
 def has_message_id(document: Mapping[str, Any]) -> bool:
-    """Return whether a document has the `_id` of a message; then only its content may be wrong."""
+    """Return whether a document has the `_id` of a message."""
     ids = {key: document.get(key) for key in ("session_id", "agent_id", "message_id")}
     return bool(document.get("_id") == ids)
 
 
+def foreign_fault(document: Mapping[str, Any]) -> str:
+    """Return why a list of messages skips a document, or "".
+
+    A damaged message is not skipped: a conversation must not lose a message unnoticed.
+    """
+    return "" if has_message_id(document) else f"has another `_id`: {_NOT_OURS}"
+
+
 def message_fault(document: Mapping[str, Any]) -> str:
     """Return why a document is no message that this library can read, or ""."""
-    if not has_message_id(document):
-        return f"has another `_id`: {_NOT_OURS}"
+    if fault := foreign_fault(document):
+        return fault
     needed: Kinds = {
         "schema": int,
         "session_id": str,
@@ -300,6 +308,9 @@ def message_fault(document: Mapping[str, Any]) -> str:
     }
     if fault := _fault(document, needed, optional):
         return fault
+    counts = document.get("conversation_manager_state", {}).values()
+    if not all(isinstance(one, int) and one >= 0 for one in counts):
+        return f"has a wrong `conversation_manager_state`: {_NOT_OURS}"
     parts = document.get("parts")
     if parts and (fault := _fault(parts, {"content": str, "count": int}, {})):
         return fault.replace("`", "`parts.", 1)
@@ -338,11 +349,14 @@ def _lease_fault(document: Mapping[str, Any]) -> str:
 
 def _content_fault(document: Mapping[str, Any], key: str) -> str:
     message = document[key]
-    if fault := _fault(message, {"content": list, "role": str}, {}):
+    optional: Kinds = {"tracking_id": str | None, "metadata": dict | None}
+    if fault := _fault(message, {"content": list, "role": str}, optional):
         return fault.replace("`", f"`{key}.", 1)
-    wrong = next((one for one in message["content"] if not isinstance(one, dict)), None)
-    if wrong is not None or None in message["content"]:
-        return f"has a block of type {type(wrong).__name__} in `{key}.content`: {_NOT_OURS}"
+    for block in message["content"]:
+        if not isinstance(block, dict):
+            return f"has a block of type {type(block).__name__} in `{key}.content`: {_NOT_OURS}"
+        if fault := _fault(block, {}, {"toolUse": dict, "toolResult": dict}):
+            return fault.replace("`", f"`{key}.content.", 1)
     return ""
 
 

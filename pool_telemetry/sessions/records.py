@@ -23,6 +23,7 @@ from pool_telemetry.sessions.documents import (
     decoded,
     describe,
     encoded,
+    foreign_fault,
     message_ids,
     metadata_fields,
     now,
@@ -143,11 +144,19 @@ class Directory:
         created_at = await self._permit(session_id)
         order = [("message_id", DESCENDING), ("agent_id", ASCENDING)]
         which = {**others_filter(ids, created_at), **OF_MESSAGES}
-        shown = {"agent_id": True, "message_id": True}
-        found = await self._store.do(ids, self._store.messages.find_one, which, shown, sort=order)
-        if found is None:
+        found = await self._store.find_ours(
+            ids,
+            self._store.messages,
+            which,
+            ours=OF_MESSAGES,
+            fault=foreign_fault,
+            sort=order,
+            limit=1,
+            shown={"session_id": True, "agent_id": True, "message_id": True},
+        )
+        if not found:
             raise await self._missing(ids, "has no messages")
-        return found["agent_id"], int(found["message_id"])
+        return found[0]["agent_id"], int(found[0]["message_id"])
 
     async def list_feedback(self, session_id: str, agent_id: str | None = None) -> list[Document]:
         """Return all feedback on the messages of a session, or of one of its agents.
