@@ -81,18 +81,21 @@ def test_a_new_server_at_the_same_address_gets_the_indexes() -> None:
             client.close()  # while a server answers, so that it waits for none
 
 
+@pytest.mark.parametrize("is_connected", [True, False])
 def test_another_client_of_a_server_creates_no_index_again(
-    server_uri: str, client: Client, database: str
+    is_connected: bool, server_uri: str, client: Client, database: str
 ) -> None:
     MongoDBSessionRepository(client, database, prefix="").open_session("s")
     telemetry = PoolTelemetry("other")
     address = server_uri.replace("127.0.0.1", "localhost")
-    with Client(address, event_listeners=telemetry.listeners) as other:
-        other.admin.command("ping")
+    listeners = telemetry.listeners
+    with Client(address, event_listeners=listeners, connect=is_connected) as other:
+        if is_connected:
+            other.admin.command("ping")
         MongoDBSessionRepository(other, database, prefix="").open_session("s")
     assert commands(telemetry, "createIndexes", "listCollections", "findAndModify") == {
         "createIndexes": 0,
-        "listCollections": 0,
+        "listCollections": 0 if is_connected else 1,
         "findAndModify": 1,
     }
 
@@ -144,6 +147,7 @@ def test_a_new_session_in_a_dropped_database_gets_the_indexes(
 def test_new_sessions_ask_for_dropped_collections_once_a_minute(
     telemetry: PoolTelemetry, client: Client, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    client.admin.command("ping")
     repository = MongoDBSessionRepository(client, database, prefix="")
     names = ("createIndexes", "listCollections")
     assert commands(telemetry, *names) == {"createIndexes": 3, "listCollections": 1}

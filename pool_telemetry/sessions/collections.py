@@ -141,6 +141,10 @@ class Store:
         """
         if self.is_indexed:
             return
+        if not self._servers():
+            ids = await self._ids()  # it connects the client, so that its server is known
+            if (known := self._known_indexes) is not None and known.ids == ids:
+                return
         try:
             for name, models in self._indexes.items():
                 await self.call(self._database[name].create_indexes, models)
