@@ -26,16 +26,12 @@ ALL = [
 
 
 def check_usable(messages: Messages) -> None:
-    """Check what APIs of models demand.
-
-    A prompt may follow a prompt without an answer, or a result that Strands added for a call
-    without one: the APIs take them as one turn of the user.
-    """
+    """Check what APIs of models demand: roles that alternate, and each tool call's result."""
     assert messages[0]["role"] == messages[-1]["role"] == "user"
     assert not ids(messages[0], "toolResult")
     for before, after in itertools.pairwise(messages):
         assert after["content"]
-        assert (before["role"], after["role"]) != ("assistant", "assistant")
+        assert before["role"] != after["role"]
         assert ids(before, "toolUse") == ids(after, "toolResult")
 
 

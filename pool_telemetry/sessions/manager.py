@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Final, Self
+from uuid import uuid4
 
 from pymongo import MongoClient
 from strands.agent import Agent
@@ -60,6 +61,12 @@ _log = logging.getLogger("pool_telemetry.sessions")
 _warned = set[str]()  # the places that opened a blocking manager on an event loop
 _MAX_WARNED: Final = 100
 
+INTERRUPTED: Final = "[No answer: the turn was interrupted.]"
+"""The answer that a restored agent's next turn adds to an unanswered message.
+
+Some models, such as those of Amazon Bedrock, reject two messages of the user in a row.
+"""
+
 
 def _warn_on_event_loop() -> None:
     """Log once for each place that it blocks the event loop that runs there."""
@@ -83,6 +90,7 @@ class _Manager(RepositorySessionManager):
 
     def __init__(self, opened: OpenedSession, repository: AsyncMongoDBSessionRepository) -> None:
         self._opened = opened
+        self._just_restored = set[str]()  # agents whose first turn has not begun
         self._counts = repository.counts
         super().__init__(opened.session.session_id, opened)
         weakref.finalize(self, log_lost_writes, self.session_id, opened.agents)
@@ -92,11 +100,14 @@ class _Manager(RepositorySessionManager):
         if agent.agent_id in self._latest_agent_message:
             super().initialize(agent, **kwargs)  # raises, because the id is already in use
         with self._named_on_spans(agent):
+            before = agent.messages
             try:
                 self._initialize(agent, **kwargs)
             except BaseException:
                 self._forget(agent.agent_id)
                 raise
+            if isinstance(agent, Agent) and agent.messages is not before:
+                self._just_restored.add(agent.agent_id)
             # The first turn need not write a state that was just read or written.
             opened = self._opened.agents[agent.agent_id]
             opened.is_restoring = True
@@ -107,11 +118,15 @@ class _Manager(RepositorySessionManager):
 
     def append_message(self, message: Message, agent: Any, **kwargs: Any) -> None:
         """See RepositorySessionManager."""
-        if isinstance(agent, Agent):
-            state = agent.conversation_manager.get_state()
-            self._opened.carry_counts(agent.agent_id, state)
-        with self._named_on_spans(agent):
-            super().append_message(message, agent, **kwargs)
+        if self._is_unanswered(message, agent):
+            answer: Message = {
+                "role": "assistant",
+                "content": [{"text": INTERRUPTED}],
+                "tracking_id": str(uuid4()),
+            }
+            agent.messages.insert(-1, answer)
+            self._append(answer, agent, **kwargs)
+        self._append(message, agent, **kwargs)
 
     def redact_latest_message(self, redact_message: Message, agent: Any, **kwargs: Any) -> None:
         """See RepositorySessionManager."""
@@ -137,6 +152,27 @@ class _Manager(RepositorySessionManager):
                 with self._named_on_spans(agent):
                     self._opened.update_message(self.session_id, agent.agent_id, record)
                 break
+
+    def _append(self, message: Message, agent: Any, **kwargs: Any) -> None:
+        if isinstance(agent, Agent):
+            state = agent.conversation_manager.get_state()
+            self._opened.carry_counts(agent.agent_id, state)
+        with self._named_on_spans(agent):
+            super().append_message(message, agent, **kwargs)
+
+    def _is_unanswered(self, message: Message, agent: Any) -> bool:
+        """Return whether a user's message follows one that an interrupted turn left unanswered.
+
+        The message before it was restored, or is the result that Strands adds for a restored tool
+        call.
+        """
+        name = agent.agent_id
+        if name not in self._just_restored or agent.messages[-1:] != [message]:
+            return False
+        if not any("toolResult" in block for block in message["content"]):
+            self._just_restored.remove(name)
+        latest = self._latest_agent_message[name]
+        return latest is not None and latest.to_message()["role"] == message["role"] == "user"
 
     def _begin_turn(self, event: BeforeInvocationEvent) -> None:
         self._opened.agents[event.agent.agent_id].is_in_turn = True
