@@ -440,7 +440,8 @@ class AsyncMongoDBSessionRepository(Directory):
                 self._store.messages,
                 {**which, **of_session(created_at)},
                 ours=OF_MESSAGES,
-                fault=message_fault,
+                fault=foreign_fault,
+                skips_undecodable=False,
                 sort=[(key, ASCENDING) for key in ("session_id", "agent_id", "message_id")],
             )
         else:
@@ -572,7 +573,7 @@ class AsyncMongoDBSessionRepository(Directory):
             pipeline = [*first, *union]
             cursor = await self._store.do(ids, messages.aggregate, pipeline, batchSize=ONE_BATCH)
             found += await self._store.call(cursor.to_list)
-        ours = [one for one in found if not message_fault(one)]
+        ours = [one for one in found if not foreign_fault(one)]
         return sorted(ours, key=lambda one: int(one["message_id"]))
 
     async def _create(self, ids: Document, document: Document) -> None:

@@ -64,6 +64,10 @@ SCHEMA: Final = 1
 PREFIX: Final = "strands_"
 MAX_ID_BYTES: Final = 512
 
+REMOVED: Final = "removed_message_count"
+# The conversation manager's counts, which only rise; a message may carry them.
+COUNTS: Final = (REMOVED, "model_call_count")
+
 # Filters for the form of this library's documents, as far as the server checks it.
 _TEXTS: Final = ("session_id", "created_at", "updated_at")
 OF_SESSIONS: Final = {
@@ -265,9 +269,10 @@ def agent_fault(document: Mapping[str, Any]) -> str:
         optional |= {"_internal_state": dict}
     if fault := _fault(document, needed, optional) or _lease_fault(document):
         return fault
-    removed = document.get("conversation_manager_state", {}).get("removed_message_count", 0)
-    if not isinstance(removed, int) or removed < 0:
-        return f"has a wrong `removed_message_count`: {_NOT_OURS}"
+    counts = document.get("conversation_manager_state", {})
+    for key in COUNTS:
+        if not isinstance(count := counts.get(key, 0), int) or count < 0:
+            return f"has a wrong `conversation_manager_state.{key}`: {_NOT_OURS}"
     if document["_id"] != ids or ids["kind"] not in ("agent", "multi_agent"):
         return f"has another `_id`: {_NOT_OURS}"
     return ""

@@ -18,7 +18,13 @@ from strands.types.session import Session, SessionAgent, SessionMessage, encode_
 
 from pool_telemetry.sessions.async_repository import AsyncMongoDBSessionRepository
 from pool_telemetry.sessions.dispatch import run_now
-from pool_telemetry.sessions.documents import Document, SessionConflictError, agent_in
+from pool_telemetry.sessions.documents import (
+    COUNTS,
+    REMOVED,
+    Document,
+    SessionConflictError,
+    agent_in,
+)
 
 if TYPE_CHECKING:
     from strands.multiagent.base import MultiAgentBase
@@ -28,9 +34,6 @@ _log = logging.getLogger("pool_telemetry.sessions")
 Key = tuple[str, int]  # the kind of the write, and the message's id
 Do = Callable[..., Coroutine[Any, Any, None]]
 
-REMOVED: Final = "removed_message_count"
-# The conversation manager's counts, which only rise; a message may carry them.
-COUNTS: Final = (REMOVED, "model_call_count")
 _CONVERSATION: Final = "conversation_manager_state"
 
 
@@ -415,7 +418,7 @@ class PreloadedSession(OpenedSession):
         """See OpenedSession."""
         super().update_agent(session_id, session_agent)
         name, state = session_agent.agent_id, session_agent.conversation_manager_state
-        removed = state.get("removed_message_count", 0)
+        removed = state.get(REMOVED, 0)
         kept = [one for one in self._messages.get(name, ()) if one.message_id >= removed]
         self._messages[name] = kept  # those that the agent dropped would only use memory
 

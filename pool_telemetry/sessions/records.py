@@ -186,10 +186,11 @@ class Directory:
             feedback = one["feedback"] if isinstance(one["feedback"], list) else [None]
             for entry in feedback:
                 # Another program may have written into the message.
-                if not isinstance(entry, dict) or value_fault(entry):
-                    log_others(self._store.messages)
+                whole = None if value_fault({"feedback": entry}) else decode(entry)
+                if isinstance(whole, dict):
+                    entries.append({**whole, **its})
                 else:
-                    entries.append({**decode(entry), **its})
+                    log_others(self._store.messages)
         return entries
 
     async def list_sessions(
