@@ -19,7 +19,6 @@ from pool_telemetry.sessions import (
     MongoDBSessionManagerFactory,
     MongoDBSessionRepository,
     close_global_factory,
-    collections,
     indexes,
     initialize_global_factory,
     known,
@@ -123,10 +122,7 @@ def test_a_new_session_in_a_dropped_database_gets_the_indexes(
     server_uri: str,
     client: Client,
     database: str,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(collections, "CHECK_SECONDS", 0.0)
-
     async def awaited() -> None:
         async with AsyncMongoClient[dict[str, Any]](server_uri) as other:
             repository = AsyncMongoDBSessionRepository(other, database, prefix="")
@@ -144,27 +140,22 @@ def test_a_new_session_in_a_dropped_database_gets_the_indexes(
     assert indexed(client, database) == ALL
 
 
-def test_new_sessions_ask_for_dropped_collections_once_a_minute(
-    telemetry: PoolTelemetry, client: Client, database: str, monkeypatch: pytest.MonkeyPatch
+def test_only_new_sessions_ask_for_dropped_collections(
+    telemetry: PoolTelemetry, client: Client, database: str
 ) -> None:
     client.admin.command("ping")
     repository = MongoDBSessionRepository(client, database, prefix="")
     names = ("createIndexes", "listCollections")
     assert commands(telemetry, *names) == {"createIndexes": 3, "listCollections": 1}
     repository.open_session("a")
-    repository.open_session("b")
-    assert commands(telemetry, *names) == {"createIndexes": 3, "listCollections": 1}
-    monkeypatch.setattr(collections, "CHECK_SECONDS", 0.0)
-    repository.open_session("c")
     assert commands(telemetry, *names) == {"createIndexes": 3, "listCollections": 2}
-    repository.open_session("c")  # it exists
+    repository.open_session("a")  # it exists
     assert commands(telemetry, *names) == {"createIndexes": 3, "listCollections": 2}
 
 
 def test_an_account_that_may_not_list_collections_stores_sessions(
-    server_uri: str, client: Client, database: str, monkeypatch: pytest.MonkeyPatch
+    server_uri: str, client: Client, database: str
 ) -> None:
-    monkeypatch.setattr(collections, "CHECK_SECONDS", 0.0)
     with failing(server_uri, "indexes", "listCollections", errorCode=13):
         repository = MongoDBSessionRepository(client, database, prefix="")
         assert repository.open_session("a")[1]

@@ -54,11 +54,11 @@ from tests.proxy import Proxy
 from tests.scripted import ScriptedModel, Step, agent_with, texts
 from tests.support import UNMEASURED, traced_to, until
 
-# The commands that create a session: the find asks if another owner has it, and the deletes remove
-# leftovers of a session of the same name.
+# The commands that create a session: the first asks if the collections were dropped, and the deletes
+# remove leftovers of a session of the same name.
 CREATE_SESSION = {
     "findAndModify sessions": 1,
-    "find sessions": 1,
+    "listCollections ": 1,
     "delete messages": 1,
     "delete agents": 1,
     "insert sessions": 1,

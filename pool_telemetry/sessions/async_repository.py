@@ -177,8 +177,6 @@ class AsyncMongoDBSessionRepository(Directory):
         method = self._store.sessions.find_one_and_update
         which = session_filter(session_id, owner)
         while (before := await self._store.do(ids, method, which, touched)) is None:
-            if await self._unexpired(session_id, owner):
-                continue  # another writer created the session meanwhile
             lease = None if ttl is None else Lease.of(ttl)
             document = {
                 "_id": session_id,
@@ -192,7 +190,9 @@ class AsyncMongoDBSessionRepository(Directory):
             try:
                 await self._store.do(ids, self._store.sessions.insert_one, document)
             except SessionConflictError:
-                continue  # another writer created the session first
+                # Another writer was first, or the session is expired, or another owner's.
+                await self._check_present(session_id, owner)
+                continue
             # Documents of an expired session, or of one deleted while a process still wrote to it.
             # Only the writer that created the session deletes them, and it compares no clocks:
             # another host may already have stored its first turn in the new session.
@@ -456,13 +456,13 @@ class AsyncMongoDBSessionRepository(Directory):
             conversations[agent] = Conversation(messages, counts)
         return conversations
 
-    async def last_prompts(self, session_id: str, befores: Mapping[str, int]) -> dict[str, int]:
+    async def last_prompts(self, session_id: str, before_ids: Mapping[str, int]) -> dict[str, int]:
         """Return the id of each agent's last user message before an id, if there is one."""
         ids = {"session_id": validated_id("session", session_id)}
         prompt = {"message.role": "user", "message.content.toolResult": {"$exists": False}}
         parts = [
             {**agent_ids(session_id, one), "message_id": {"$lt": before}, **prompt}
-            for one, before in befores.items()
+            for one, before in before_ids.items()
         ]
         found = await self._last(ids, parts, await self._permit(session_id), 1)
         return {one["agent_id"]: int(one["message_id"]) for one in found}
@@ -649,18 +649,17 @@ class AsyncMongoDBSessionRepository(Directory):
         self._known.doubt(session)
         return bool(done.deleted_count)
 
-    async def _unexpired(self, session_id: str, owner: Owner) -> bool:
-        """Return whether a session exists that the owner may use; delete an expired session."""
+    async def _check_present(self, session_id: str, owner: Owner) -> None:
+        """Refuse a present session that the owner may not use, or delete it if it is expired."""
         ids, method = {"session_id": session_id}, self._store.sessions.find_one
         found = await self._store.do(ids, method, {"_id": session_id})
         if found is None:
-            return False
+            return
         lease = None if session_fault(found) else Lease.in_document(found)
         if lease is not None and lease.is_over:  # its owner has no more claim to the id
             await self._delete_expired(ids)
-            return False
-        check_session(found, owner)
-        return True
+        else:
+            check_session(found, owner)
 
     async def _permit(self, session_id: str) -> str | None:
         """See Directory; a bound session's answer is cached for KNOWN_SECONDS."""

@@ -5,11 +5,10 @@ a document's values.
 """
 
 import logging
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import bson
 from bson.errors import InvalidBSON
@@ -59,21 +58,16 @@ _with_others: set[str] = set()
 _MAX_LOGGED: Final = 1_000
 _MAX_REPEATS: Final = 20  # queries of one list; each but the last found documents to skip
 
-# The time after which a new session asks if the collections are still those with the indexes.
-CHECK_SECONDS: Final = 60.0
 _UNAUTHORIZED: Final = 13
 
 
-class _Indexed(NamedTuple):
-    """Three collections have their indexes."""
+Ids = Mapping[str, object] | None
+"""The server's ids of three collections; None if the account may not ask for them."""
 
-    ids: Mapping[str, object] | None  # the server's ids of the collections; None if it gave none
-    checked: float  # monotonic seconds
-
-
-# By server and the full name of the messages' collection. A client object is not asked about: two
-# of them may have one server, and PyMongo's compare their addresses only.
-_indexed: OrderedDict[tuple[Hashable, str], _Indexed] = OrderedDict()
+# The collections that have their indexes, by server and the full name of the messages' collection.
+# A client object is not asked about: two of them may have one server, and PyMongo's compare their
+# addresses only.
+_indexed: OrderedDict[tuple[Hashable, str], Ids] = OrderedDict()
 _MAX_INDEXED: Final = 1_000  # it bounds the memory
 indexing: Final = ProcessLock()
 
@@ -131,7 +125,7 @@ class Store:
     @property
     def is_indexed(self) -> bool:
         """Return whether the server has the indexes, as far as this process knows."""
-        return not self._indexes or self._known_indexes is not None
+        return not self._indexes or any(key in _indexed for key in self._keys())
 
     async def create_indexes(self) -> None:
         """Create the missing indexes, once for each server and database.
@@ -143,7 +137,7 @@ class Store:
             return
         if not self._servers():
             ids = await self._ids()  # it connects the client, so that its server is known
-            if (known := self._known_indexes) is not None and known.ids == ids:
+            if any(key in _indexed and _indexed[key] == ids for key in self._keys()):
                 return
         try:
             for name, models in self._indexes.items():
@@ -156,33 +150,31 @@ class Store:
                 "createIndex, or create them with another account (pool_telemetry.sessions."
                 "indexes() lists them) and use create_indexes=False"
             ) from None
-        found = _Indexed(await self._ids(), time.monotonic())
-        for server in self._servers():
-            _put(_indexed, (server, self.messages.full_name), found)
+        ids = await self._ids()
+        for key in self._keys():
+            _indexed[key] = ids
+            _indexed.move_to_end(key)
+        while len(_indexed) > _MAX_INDEXED:
+            _indexed.popitem(last=False)
 
     async def check_indexes(self) -> None:
         """Create the indexes again if a collection was dropped since they were created.
 
         The server does not say this by itself, so the creation of a session asks for the ids of
-        the collections: one command, at most once in CHECK_SECONDS.
+        the collections, with one command.
         """
-        known = self._known_indexes if self._indexes else None
-        if known is None or known.ids is None or time.monotonic() < known.checked + CHECK_SECONDS:
-            return
-        is_same = await self._ids() == known.ids
-        for server in self._servers():
-            key = server, self.messages.full_name
-            if is_same:
-                _put(_indexed, key, known._replace(checked=time.monotonic()))
-            else:
+        known = self._known_ids
+        if self._indexes and known is not None and await self._ids() != known:
+            for key in self._keys():
                 _indexed.pop(key, None)
-        if not is_same:
             await self.create_indexes()
 
     @property
-    def _known_indexes(self) -> _Indexed | None:
-        keys = ((server, self.messages.full_name) for server in self._servers())
-        return next((_indexed[key] for key in keys if key in _indexed), None)
+    def _known_ids(self) -> Ids:
+        return next((_indexed[key] for key in self._keys() if key in _indexed), None)
+
+    def _keys(self) -> list[tuple[Hashable, str]]:
+        return [(server, self.messages.full_name) for server in self._servers()]
 
     def _servers(self) -> list[Hashable]:
         """Return the servers that the client writes to; an empty list before it has one.
@@ -317,14 +309,3 @@ def _index(keys: str) -> IndexModel:
     return IndexModel(
         [(key.lstrip("-"), DESCENDING if key[0] == "-" else ASCENDING) for key in keys.split()]
     )
-
-
-def _put(
-    latest: "OrderedDict[tuple[Hashable, str], _Indexed]",
-    key: tuple[Hashable, str],
-    value: _Indexed,
-) -> None:
-    latest[key] = value
-    latest.move_to_end(key)
-    if len(latest) > _MAX_INDEXED:
-        latest.popitem(last=False)
