@@ -54,7 +54,7 @@ from tests.proxy import Proxy
 from tests.scripted import ScriptedModel, Step, agent_with, texts
 from tests.support import UNMEASURED, traced_to, until
 
-# The commands that create a session: the first asks if the collections were dropped, and the deletes
+# The commands that create a session: one asks if the collections were dropped, and the deletes
 # remove leftovers of a session of the same name.
 CREATE_SESSION = {
     "findAndModify sessions": 1,
