@@ -29,7 +29,8 @@ def check_choice(
     """Raise PoolConfigurationError if the arguments describe more than one client."""
     if client is not None and connection_string is not None:
         raise PoolConfigurationError(
-            "client and connection_string are both given: use one, or neither for the shared pool"
+            "client and connection_string are both given: use one, or neither for the shared pool "
+            "(the argument after client is connection_string; give database_name by its name)"
         )
     if connection_string is None and kwargs:
         raise PoolConfigurationError(

@@ -110,6 +110,8 @@ class Store:
         *,
         create_indexes: bool = True,
     ) -> None:
+        if not isinstance(prefix, str):
+            raise TypeError(f"prefix is {type(prefix).__name__}: use a text, which may be empty")
         database: Any = client.get_database(database_name)
         if not database.write_concern.acknowledged:  # otherwise the server reports no conflict
             database = database.with_options(write_concern=WriteConcern(1))

@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Final, Self
-from uuid import uuid4
 
 from pymongo import MongoClient
 from strands.agent import Agent
@@ -29,6 +28,11 @@ from strands.hooks.registry import HookRegistry
 from strands.session.repository_session_manager import RepositorySessionManager
 from strands.types.content import Message
 from strands.types.exceptions import SessionException
+
+try:
+    from strands.middleware import InvokeModelStage
+except ImportError:  # before Strands 1.62
+    InvokeModelStage = None  # type: ignore[assignment]
 
 from pool_telemetry.async_pool import ManagedAsyncMongoClient
 from pool_telemetry.base_pool import PoolSettings
@@ -61,11 +65,20 @@ _log = logging.getLogger("pool_telemetry.sessions")
 _warned = set[str]()  # the places that opened a blocking manager on an event loop
 _MAX_WARNED: Final = 100
 
-INTERRUPTED: Final = "[No answer: the turn was interrupted.]"
-"""The answer that a restored agent's next turn adds to an unanswered message.
 
-Some models, such as those of Amazon Bedrock, reject two messages of the user in a row.
-"""
+def _join_user_messages(context: Any) -> Any:
+    """Send messages of the user that follow each other as one; the stored messages stay.
+
+    A prompt has no answer if its turn failed or its process was killed. Some models, such as those
+    of Amazon Bedrock, reject the next prompt then.
+    """
+    messages: list[Any] = []
+    for message in context.messages:
+        if messages and messages[-1]["role"] == message["role"] == "user":
+            messages[-1] = {**message, "content": [*messages[-1]["content"], *message["content"]]}
+        else:
+            messages.append(message)
+    return context.replace(messages=messages)
 
 
 def _warn_on_event_loop() -> None:
@@ -90,7 +103,6 @@ class _Manager(RepositorySessionManager):
 
     def __init__(self, opened: OpenedSession, repository: AsyncMongoDBSessionRepository) -> None:
         self._opened = opened
-        self._just_restored = set[str]()  # agents whose first turn has not begun
         self._counts = repository.counts
         super().__init__(opened.session.session_id, opened)
         weakref.finalize(self, log_lost_writes, self.session_id, opened.agents)
@@ -100,14 +112,13 @@ class _Manager(RepositorySessionManager):
         if agent.agent_id in self._latest_agent_message:
             super().initialize(agent, **kwargs)  # raises, because the id is already in use
         with self._named_on_spans(agent):
-            before = agent.messages
             try:
                 self._initialize(agent, **kwargs)
             except BaseException:
                 self._forget(agent.agent_id)
                 raise
-            if isinstance(agent, Agent) and agent.messages is not before:
-                self._just_restored.add(agent.agent_id)
+            if isinstance(agent, Agent) and InvokeModelStage is not None:
+                agent.add_middleware(InvokeModelStage.Input, _join_user_messages)
             # The first turn need not write a state that was just read or written.
             opened = self._opened.agents[agent.agent_id]
             opened.is_restoring = True
@@ -118,15 +129,11 @@ class _Manager(RepositorySessionManager):
 
     def append_message(self, message: Message, agent: Any, **kwargs: Any) -> None:
         """See RepositorySessionManager."""
-        if self._is_unanswered(message, agent):
-            answer: Message = {
-                "role": "assistant",
-                "content": [{"text": INTERRUPTED}],
-                "tracking_id": str(uuid4()),
-            }
-            agent.messages.insert(-1, answer)
-            self._append(answer, agent, **kwargs)
-        self._append(message, agent, **kwargs)
+        if isinstance(agent, Agent):
+            state = agent.conversation_manager.get_state()
+            self._opened.carry_counts(agent.agent_id, state)
+        with self._named_on_spans(agent):
+            super().append_message(message, agent, **kwargs)
 
     def redact_latest_message(self, redact_message: Message, agent: Any, **kwargs: Any) -> None:
         """See RepositorySessionManager."""
@@ -152,27 +159,6 @@ class _Manager(RepositorySessionManager):
                 with self._named_on_spans(agent):
                     self._opened.update_message(self.session_id, agent.agent_id, record)
                 break
-
-    def _append(self, message: Message, agent: Any, **kwargs: Any) -> None:
-        if isinstance(agent, Agent):
-            state = agent.conversation_manager.get_state()
-            self._opened.carry_counts(agent.agent_id, state)
-        with self._named_on_spans(agent):
-            super().append_message(message, agent, **kwargs)
-
-    def _is_unanswered(self, message: Message, agent: Any) -> bool:
-        """Return whether a user's message follows one that an interrupted turn left unanswered.
-
-        The message before it was restored, or is the result that Strands adds for a restored tool
-        call.
-        """
-        name = agent.agent_id
-        if name not in self._just_restored or agent.messages[-1:] != [message]:
-            return False
-        if not any("toolResult" in block for block in message["content"]):
-            self._just_restored.remove(name)
-        latest = self._latest_agent_message[name]
-        return latest is not None and latest.to_message()["role"] == message["role"] == "user"
 
     def _begin_turn(self, event: BeforeInvocationEvent) -> None:
         self._opened.agents[event.agent.agent_id].is_in_turn = True
@@ -408,6 +394,7 @@ class AsyncMongoDBSessionManager(_Manager):
     repository: AsyncMongoDBSessionRepository
     _owned: ManagedAsyncMongoClient | None = None
     _hooks: Hooks
+    _loop: asyncio.AbstractEventLoop  # that opened the session
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if not args or not isinstance(args[0], OpenedSession):
@@ -447,6 +434,9 @@ class AsyncMongoDBSessionManager(_Manager):
         """
         check_choice(client, connection_string, kwargs)
         check_restore_last(restore_last)
+        named = {agent_id} if isinstance(agent_id, str) else agent_id
+        if not (named is None or all(isinstance(one, str) for one in named)):
+            raise TypeError("agent_id is no text: use an agent's id, or several of them")
         owned: ManagedAsyncMongoClient | None = None
         if connection_string is not None:
             settings = PoolSettings.of(connection_string, None, kwargs, None, ASYNC_DEFAULTS)
@@ -465,13 +455,14 @@ class AsyncMongoDBSessionManager(_Manager):
             await finish_writes(repository, session_id)
             session, is_new = await repository.open_session(session_id, metadata=metadata, ttl=ttl)
             opened = PreloadedSession(repository, session, is_new, restore_last)
-            await opened.load((agent_id,) if isinstance(agent_id, str) else agent_id)
+            await opened.load(named)
         except BaseException:
             if owned is not None:
                 await owned.close()
             raise
         self = cls(opened, repository)
         self.repository, self._owned = repository, owned
+        self._loop = asyncio.get_running_loop()
         self._hooks = Hooks(session_id, metadata_hook, feedback_hook)
         return self
 
@@ -556,6 +547,12 @@ class AsyncMongoDBSessionManager(_Manager):
         await self._flush(event.source.id, event.source)
 
     async def _flush(self, agent_id: str, agent: Any) -> None:
+        here = asyncio.get_running_loop()
+        if here is not self._loop and not self.repository.uses_threads:
+            raise SessionException(
+                "this turn is not on the event loop of the AsyncMongoClient: await the agent with "
+                "invoke_async() or stream_async() there, or use a MongoClient"
+            )
         with self._named_on_spans(agent):
             await self._opened.flush(agent_id)
 

@@ -342,12 +342,12 @@ async def finish_writes(repository: AsyncMongoDBSessionRepository, session_id: s
 
 
 def log_lost_writes(session_id: str, agents: Mapping[str, _Agent]) -> None:
-    """Log which agents have messages or a state that no later flush can store."""
+    """Log which agents have messages or a state that no flush has stored for sure."""
     for name, agent in agents.items():
         if lost := sum(kind != "agent" for kind, _ in agent.pending):
             _log.error(
-                "session %r: %d writes of agent %r are lost, because its manager was dropped "
-                "before they were stored: await manager.flush() after calls outside of a turn",
+                "session %r: %d writes of agent %r may be lost, because its manager was dropped "
+                "before they were stored: close the manager, or flush() it, at its end",
                 session_id,
                 lost,
                 name,
