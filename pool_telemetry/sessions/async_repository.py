@@ -170,8 +170,8 @@ class AsyncMongoDBSessionRepository(Directory):
         if metadata is not None:
             check_dict("metadata", metadata)
         owner = self._owner_with(application, user)
-        await self._prepare()
         ids = {"session_id": validated_id("session", session_id)}
+        await self._prepare()
         session = Session(session_id, SessionType.AGENT)
         touched = {"$set": {"updated_at": session.updated_at}}
         method = self._store.sessions.find_one_and_update
@@ -214,9 +214,9 @@ class AsyncMongoDBSessionRepository(Directory):
 
     async def create_session(self, session: Session) -> Session:
         """Create a session; SessionConflictError if it already exists."""
+        ids = {"session_id": validated_id("session", session.session_id)}
         await self._prepare()
         await self._store.check_indexes()
-        ids = {"session_id": validated_id("session", session.session_id)}
         document = {"_id": session.session_id, "schema": SCHEMA, **session.to_dict(), **self._owner}
         await self._store.do(ids, self._store.sessions.insert_one, {**document, "metadata": {}})
         return session
