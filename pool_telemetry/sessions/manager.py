@@ -148,7 +148,7 @@ class _Manager(RepositorySessionManager):
         with self._named_on_spans(agent):
             super().sync_agent(agent, **kwargs)
 
-    def update_message(self, message: Message, agent: Any, **kwargs: Any) -> None:
+    def replace_message(self, message: Message, agent: Any, **kwargs: Any) -> None:
         """Replace the stored message with the same tracking id, as a BidiAgent does.
 
         Its message is stored only when it is complete, so a killed process leaves no empty one.
@@ -333,7 +333,7 @@ class MongoDBSessionManager(_Manager):
         self._counts.add(turns=1)
 
     def _on_update(self, event: "MessageUpdatedEvent[Any]") -> None:
-        self.update_message(event.message, event.agent)
+        self.replace_message(event.message, event.agent)
 
     def _on_stop(self, event: BidiAgentStopEvent) -> None:
         self.sync_agent(event.agent)
@@ -524,7 +524,7 @@ class AsyncMongoDBSessionManager(_Manager):
             await self._flush(event.agent.agent_id, event.agent)
 
     async def _on_update(self, event: "MessageUpdatedEvent[Any]") -> None:
-        self.update_message(event.message, event.agent)
+        self.replace_message(event.message, event.agent)
         await self._flush(event.agent.agent_id, event.agent)
 
     def _on_response(self, event: BidiResponseStopEvent) -> None:
