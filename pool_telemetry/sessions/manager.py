@@ -25,14 +25,10 @@ from strands.hooks.events import (
     MultiAgentInitializedEvent,
 )
 from strands.hooks.registry import HookRegistry
+from strands.middleware import InvokeModelContext, InvokeModelStage
 from strands.session.repository_session_manager import RepositorySessionManager
 from strands.types.content import Message
 from strands.types.exceptions import SessionException
-
-try:
-    from strands.middleware import InvokeModelStage
-except ImportError:  # before Strands 1.62
-    InvokeModelStage = None  # type: ignore[assignment]
 
 from pool_telemetry.async_pool import ManagedAsyncMongoClient
 from pool_telemetry.base_pool import PoolSettings
@@ -66,7 +62,7 @@ _warned = set[str]()  # the places that opened a blocking manager on an event lo
 _MAX_WARNED: Final = 100
 
 
-def _join_user_messages(context: Any) -> Any:
+def _join_user_messages(context: InvokeModelContext) -> InvokeModelContext:
     """Send messages of the user that follow each other as one; the stored messages stay.
 
     A prompt has no answer if its turn failed or its process was killed. Some models, such as those
@@ -117,7 +113,7 @@ class _Manager(RepositorySessionManager):
             except BaseException:
                 self._forget(agent.agent_id)
                 raise
-            if isinstance(agent, Agent) and InvokeModelStage is not None:
+            if isinstance(agent, Agent):
                 agent.add_middleware(InvokeModelStage.Input, _join_user_messages)
             # The first turn need not write a state that was just read or written.
             opened = self._opened.agents[agent.agent_id]
