@@ -4,14 +4,16 @@ import copy
 import io
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from bson import Int64
-from pymongo import MongoClient
+from pymongo import MongoClient, monitoring
 from pymongo.errors import PyMongoError
+from strands.types.exceptions import SessionException
 from strands.types.session import Session, SessionType
 
 from pool_telemetry import PoolConfigurationError, cli
@@ -366,10 +368,118 @@ def test_another_sessions_collection_of_the_same_database_is_a_source(
     assert import_sessions(client[names[1]]["chats"], repository).imported == 1
 
 
-COMMANDS = ["insert", "delete", "aggregate", "find"]
+COMMANDS = ["insert", "update", "delete", "aggregate", "find"]
 
 
-@pytest.mark.parametrize("failed", range(1, 13))
+def run_killed_at(failed: int, server_uri: str, names: tuple[str, str]) -> None:
+    """Import until a command fails, and write nothing after it, as a killed run."""
+    control = MongoClient[Document](server_uri)
+    point = {"failCommands": COMMANDS, "appName": "killed", "closeConnection": True}
+    with Client(server_uri, appName="killed", retryWrites=False, retryReads=False) as broken:
+        mode = {"skip": failed - 1}
+        killed = MongoDBSessionRepository(broken, names[1], prefix="")
+        control.admin.command("configureFailPoint", "failCommand", mode=mode, data=point)
+        try:
+            with pytest.raises(PyMongoError):
+                import_sessions(broken[names[0]]["chat_sessions"], killed)
+        finally:
+            control.admin.command("configureFailPoint", "failCommand", mode="off")
+            control.close()
+
+
+class Pause(monitoring.CommandListener):
+    """Calls a function when a client sends its Nth command."""
+
+    def __init__(self, number: int, act: Callable[[], None]) -> None:
+        self._left, self._act = number, act
+
+    def started(self, event: monitoring.CommandStartedEvent) -> None:
+        self._left -= event.command_name in COMMANDS
+        if self._left == 0:
+            self._left = -1
+            self._act()
+
+    def succeeded(self, event: monitoring.CommandSucceededEvent) -> None:
+        pass
+
+    def failed(self, event: monitoring.CommandFailedEvent) -> None:
+        pass
+
+    @property
+    def is_over(self) -> bool:
+        return self._left < 0
+
+
+@pytest.mark.parametrize(("killed", "source_changes"), [(None, False), (None, True), (7, True)])
+@pytest.mark.parametrize("pause", range(3, 9))
+def test_two_runs_at_once_leave_a_whole_session(
+    pause: int,
+    killed: int | None,
+    source_changes: bool,
+    server_uri: str,
+    client: Client,
+    names: tuple[str, str],
+    source: Any,
+    repository: MongoDBSessionRepository,
+) -> None:
+    """The second run is at work, or is killed, between any two commands of the first run."""
+    source.insert_one(a_session())
+    said = []
+
+    def run() -> None:
+        if source_changes:
+            more = a_message(6, "assistant", {"text": "Are you there?"}, minutes=7)
+            source.update_one({"_id": S}, {"$push": {f"agents.{A}.messages": more}})
+        if killed:
+            run_killed_at(killed, server_uri, names)
+            return
+        assert import_sessions(source, repository) == ImportReport(
+            total=1, imported=1, messages=ANY
+        )
+        manager = MongoDBSessionManager(
+            S, client, database_name=names[1], prefix="", application="shop", user=None
+        )
+        agent_with(manager, "Good bye.", agent_id=A)("That is all")
+        said.extend(["user: That is all", "assistant: Good bye."])
+
+    listener = Pause(pause, run)
+    with Client(server_uri, event_listeners=[listener]) as first:
+        slow = MongoDBSessionRepository(first, names[1], prefix="")
+        report = import_sessions(first[names[0]]["chat_sessions"], slow)
+    assert listener.is_over
+    assert (report.imported + report.present, report.refused) == (1, 0)
+    numbers = [one.message_id for one in repository.list_messages(S, A)]
+    assert len(numbers) in (6 + len(said), 6 + len(said) + source_changes)
+    assert numbers == [*range(len(numbers))]
+    assert repository.count_messages(S, B) == 1
+    stored = everything(client, names[1])
+    runs = {one["imported"]["run"] for many in stored.values() for one in many if "imported" in one}
+    assert len(runs) == 1
+    agent = agent_with(
+        MongoDBSessionManager(S, client, database_name=names[1], prefix=""), agent_id=A
+    )
+    assert texts(agent)[len(texts(agent)) - len(said) :] == said
+
+
+def test_no_session_is_opened_before_it_is_whole(
+    server_uri: str,
+    client: Client,
+    names: tuple[str, str],
+    source: Any,
+    repository: MongoDBSessionRepository,
+) -> None:
+    source.insert_one(a_session())
+    run_killed_at(7, server_uri, names)
+    assert client[names[1]]["agents"].count_documents({}) == 2
+    for use in (repository.open_session, repository.read_session, repository.delete_session):
+        with pytest.raises(SessionException, match="not wholly imported yet: run"):
+            use(S)
+    assert repository.list_sessions() == []
+    assert import_sessions(source, repository).imported == 1
+    assert repository.open_session(S)[1] is False
+
+
+@pytest.mark.parametrize("failed", range(1, 14))
 def test_a_run_that_ends_at_any_command_is_finished_by_the_next(
     failed: int,
     server_uri: str,
@@ -380,18 +490,7 @@ def test_a_run_that_ends_at_any_command_is_finished_by_the_next(
 ) -> None:
     every = [a_session(f"s{number}") for number in range(2)]
     source.insert_many(copy.deepcopy(every))
-    control = MongoClient[Document](server_uri)
-    point = {"failCommands": COMMANDS, "appName": "import", "closeConnection": True}
-    with Client(server_uri, appName="import", retryWrites=False, retryReads=False) as broken:
-        mode = {"skip": failed - 1}
-        control.admin.command("configureFailPoint", "failCommand", mode=mode, data=point)
-        try:
-            killed = MongoDBSessionRepository(broken, names[1], prefix="")
-            with pytest.raises(PyMongoError):
-                import_sessions(broken[names[0]]["chat_sessions"], killed)
-        finally:
-            control.admin.command("configureFailPoint", "failCommand", mode="off")
-            control.close()
+    run_killed_at(failed, server_uri, names)
     # No session looks complete unless it is.
     for info in repository.list_sessions():
         assert repository.count_messages(info.session_id, A) == 6
@@ -422,7 +521,7 @@ def test_a_session_that_another_program_creates_meanwhile_is_left(
     report = import_sessions(source, repository, on_progress=open_b)
     assert (report.imported, report.reasons) == (
         1,
-        {"b": "another program created a session of this id now"},
+        {"b": "the target has a session of this id that is its own"},
     )
     assert repository.count_messages("b", A) == 0
     assert client[names[1]]["agents"].count_documents({"session_id": "b"}) == 0
@@ -499,6 +598,7 @@ def test_the_command_imports_and_says_what_it_did(
         "messages": 0,
         "present": 1,
         "refused": 0,
+        "without_user": 0,
         "reasons": {},
         "dry_run": False,
     }
