@@ -285,6 +285,8 @@ def test_two_messages_with_one_number_are_both_imported_in_their_order(
 
 # It is stored as a report of the model and as that library's own record.
 HUGE = {"accumulated_usage": {"note": "x" * 9_000_000}}
+UNREADABLE = {"role": "user", "content": [], "tracking_id": 7}
+MANAGER = {"__name__": "SlidingWindowConversationManager"}
 ODD: dict[str, tuple[Document, str]] = {
     "no agents": ({"agents": None}, "no agents"),
     "id": ({"session_id": "other"}, "session_id is not its _id"),
@@ -304,11 +306,80 @@ ODD: dict[str, tuple[Document, str]] = {
         {"agents": {A: an_agent(A, a_message(0, "user", 3, minutes=0))}},
         "message 0 of agent 'support-agent': content is no list of blocks",
     ),
+    "message": (
+        {"agents": {A: an_agent(A, a_message(0, "user", minutes=0, message=UNREADABLE))}},
+        "message 0 of agent 'support-agent' has `message.tracking_id` of type int",
+    ),
+    "tool": (
+        {"agents": {A: an_agent(A, a_message(0, "assistant", {"toolUse": {}}, minutes=0))}},
+        "message 0 of agent 'support-agent': a toolUse has no valid toolUseId",
+    ),
+    "result": (
+        {
+            "agents": {
+                A: an_agent(A, a_message(0, "user", {"toolResult": {"toolUseId": "1"}}, minutes=0))
+            }
+        },
+        "message 0 of agent 'support-agent': a toolResult has no valid content",
+    ),
+    "count": (
+        {
+            "agents": {
+                A: an_agent(
+                    A, conversation_manager_state={**MANAGER, "removed_message_count": "s3cr3t"}
+                )
+            }
+        },
+        "agent 'support-agent' has a wrong `conversation_manager_state.removed_message_count`",
+    ),
     "large": (
         {"agents": {A: an_agent(A, a_message(0, "user", {}, minutes=0, event_loop_metrics=HUGE))}},
         "larger than MongoDB's limit",
     ),
 }
+
+
+@pytest.mark.parametrize(
+    ("counts", "count"),
+    [
+        ({"removed_message_count": 4.0}, 4),
+        ({"removed_message_count": -1}, 0),
+        ({"removed_message_count": None, "model_call_count": 3.0}, 0),
+        ({}, 0),
+    ],
+)
+def test_a_count_of_removed_messages_is_a_whole_number(
+    counts: Document,
+    count: int,
+    client: Client,
+    names: tuple[str, str],
+    source: Any,
+    repository: MongoDBSessionRepository,
+) -> None:
+    source.insert_one(document := a_session())
+    state = {**MANAGER, **counts}
+    change = {f"agents.{A}.agent_data.conversation_manager_state": state}
+    source.update_one({"_id": S}, {"$set": change})
+    assert import_sessions(source, repository).reasons == {}
+    agent = agent_with(
+        MongoDBSessionManager(S, client, database_name=names[1], prefix=""), agent_id=A
+    )
+    assert agent.conversation_manager.removed_message_count == count
+    assert len(agent.messages) == len(document["agents"][A]["messages"]) - count
+
+
+def test_a_user_is_a_text_or_an_integer(source: Any, repository: MongoDBSessionRepository) -> None:
+    users = {"a": "ann", "b": 0, "c": Int64(7), "d": "", "e": 1.5, "f": True, "g": {"id": "s3cr3t"}}
+    source.insert_many(a_session(name, metadata={"uid": user}) for name, user in users.items())
+    source.insert_one(a_session("h", metadata={}))
+    report = import_sessions(source, repository, user_key="uid")
+    stored = {one.session_id: one.user for one in repository.list_sessions()}
+    assert stored == {"a": "ann", "b": "0", "c": "7", "d": None, "h": None}
+    assert (report.imported, report.without_user) == (5, 2)
+    assert report.reasons == {
+        name: f"its metadata has no user in 'uid': user is {kind}, not str"
+        for name, kind in {"e": "float", "f": "bool", "g": "dict"}.items()
+    }
 
 
 @pytest.mark.parametrize("odd", ODD)
@@ -324,7 +395,8 @@ def test_an_odd_document_is_refused_alone(
     if change.get("agents", "") is None:
         del document["agents"]
     source.insert_many([a_session("first"), document, a_session("zzz")])
-    report = import_sessions(source, repository)
+    dry = import_sessions(source, repository, dry_run=True)
+    assert (report := import_sessions(source, repository)) == dry
     assert (report.imported, report.refused) == (2, 1)
     assert reason in report.reasons[document["_id"]]
     assert "s3cr3t" not in repr(report)
@@ -461,6 +533,50 @@ def test_two_runs_at_once_leave_a_whole_session(
     assert texts(agent)[len(texts(agent)) - len(said) :] == said
 
 
+def test_a_session_that_other_runs_keep_at_is_left_to_the_next_run(
+    server_uri: str,
+    names: tuple[str, str],
+    source: Any,
+    repository: MongoDBSessionRepository,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(importer, "_TRIES", 1)
+    source.insert_one(a_session())
+
+    def run() -> None:
+        source.update_one({"_id": S}, {"$set": {"metadata.changed": True}})
+        run_killed_at(9, server_uri, names)
+
+    with Client(server_uri, event_listeners=[Pause(6, run)]) as first:
+        slow = MongoDBSessionRepository(first, names[1], prefix="")
+        report = import_sessions(first[names[0]]["chat_sessions"], slow)
+    assert "run the import again" in report.reasons[S]
+    assert import_sessions(source, repository).imported == 1
+    assert repository.get_metadata(S)["changed"] is True
+    assert repository.count_messages(S, A) == 6
+
+
+@pytest.mark.parametrize("cause", ["leftover", "validator"])
+def test_a_refused_session_leaves_nothing(
+    cause: str,
+    client: Client,
+    names: tuple[str, str],
+    source: Any,
+    repository: MongoDBSessionRepository,
+) -> None:
+    source.insert_one(a_session())
+    messages = client[names[1]]["messages"]
+    leftover = {"_id": {"session_id": S, "agent_id": A, "message_id": 5}, "session_id": S}
+    if cause == "leftover":
+        messages.insert_one(leftover)
+    else:
+        client[names[1]].command({"collMod": "messages", "validator": {"message_id": {"$lt": 5}}})
+    before = everything(client, names[1])
+    reason = {"leftover": "of a deleted session", "validator": "refused a document (code 121)"}
+    assert reason[cause] in import_sessions(source, repository).reasons[S]
+    assert everything(client, names[1]) == before
+
+
 def test_no_session_is_opened_before_it_is_whole(
     server_uri: str,
     client: Client,
@@ -587,7 +703,7 @@ def test_the_command_imports_and_says_what_it_did(
     shown = capsys.readouterr()
     assert shown.out.splitlines() == [
         "1 sessions imported (7 messages), 0 already there, 1 refused",
-        "refused 'odd': metadata is int",
+        "1 refused, metadata is int: 'odd'",
     ]
     assert shown.err.splitlines()[-1] == "2 of 2 sessions, 1 refused"
     source.delete_one({"_id": "odd"})
@@ -602,6 +718,54 @@ def test_the_command_imports_and_says_what_it_did(
         "reasons": {},
         "dry_run": False,
     }
+
+
+def test_the_command_groups_the_reasons_and_counts_sessions_without_a_user(
+    server_uri: str, names: tuple[str, str], source: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source.insert_many([a_session(f"odd-{number}", metadata=3) for number in range(5)])
+    source.insert_many([a_session(), a_session("x" * 600)])
+    assert cli.main(arguments(server_uri, names, "--user-key", "uid")) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == [
+        "1 sessions imported (7 messages), 0 already there, 6 refused",
+        "1 of them have no user: any caller that knows the id opens them",
+        "5 refused, metadata is int: 'odd-0', 'odd-1', 'odd-2' and 2 more",
+    ]
+    assert len(lines) == 4
+    assert "more than 512 bytes: 'xxx" in lines[3]
+    assert len(lines[3]) < 200
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_the_command_refuses_a_source_without_documents(
+    more: list[str],
+    server_uri: str,
+    client: Client,
+    names: tuple[str, str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(arguments(server_uri, names, *more)) == 1
+    words = f"has no documents in {names[0]}.chat_sessions: check --database and --collection"
+    assert words in capsys.readouterr().err
+    assert not {*names} & {*client.list_database_names()}
+
+
+@pytest.mark.parametrize(
+    ("uri", "database"), [("mongo://127.0.0.1/", "d"), ("", "a b"), ("", "a$b"), ("", "")]
+)
+def test_the_command_promises_no_repeat_after_a_wrong_argument(
+    uri: str,
+    database: str,
+    server_uri: str,
+    names: tuple[str, str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = arguments(uri or server_uri, names, "--database", database)
+    assert cli.main(words) == 1
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1
+    assert "goes on" not in shown
 
 
 def test_the_command_draws_a_bar_on_a_terminal(

@@ -4,10 +4,10 @@ The source is only read. A session begins as a mark, a document that readers ref
 and `imported` with an id, the source and a digest of the source's document. Its agents and messages
 are inserted next, with the id of the mark. The session's document replaces the mark last.
 
-Runs that are at one session, at once or after a killed run, insert the same documents under one
-mark, and each takes documents that are already there for its own. If the source changed meanwhile,
-the later run replaces the mark. The id of a mark never comes again. So documents may be deleted
-if their id is not the one in the session's document, however slow a run is.
+Several runs may import a session at once, or one after a killed run. They insert the same documents
+under one mark, and skip those that are already there. If the source changed meanwhile, the later
+run replaces the mark. Each mark has a new id. So documents may be deleted if the session's document
+has another id than they have, however slow a run is.
 """
 
 import hashlib
