@@ -18,7 +18,6 @@ from typing import Any, Final
 
 import bson
 from bson.codec_options import CodecOptions, DatetimeConversion
-from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 from pymongo import ASCENDING
 from pymongo.collection import Collection
@@ -46,7 +45,7 @@ from pool_telemetry.sessions.upstream import (
     UpstreamSession,
     session_of,
 )
-from pool_telemetry.sessions.values import encode
+from pool_telemetry.sessions.values import DECODE_ERRORS, encode
 
 MAX_REASONS: Final = 1_000  # reasons that a report keeps; it bounds memory
 
@@ -219,9 +218,7 @@ class _Import:
             is_mine = self._dry_run or self._write(session_id, mark, *documents)
         except (OddDocumentError, SessionException, SessionOwnerError) as error:
             self._refuse(session_id, str(error))
-        except (
-            *(BSONError, ValueError, TypeError, AttributeError, RecursionError, OverflowError),
-        ) as error:
+        except DECODE_ERRORS as error:
             self._refuse(session_id, f"its document can't be read ({type(error).__name__})")
         else:
             if is_mine:
@@ -321,9 +318,9 @@ class _Import:
                 break
             self._do(ids, sessions.update_one, found, {"$set": {"imported": mark}})
         # Their documents were there before the mark was seen, so their marks are gone for good.
-        self._delete(ids, runs - {found["imported"]["run"]})
-        theirs: Document = found["imported"]
-        return theirs
+        mark = dict(found["imported"])
+        self._delete(ids, runs - {mark["run"]})
+        return mark
 
     def _runs(self, ids: Document) -> set[str]:
         """Return the ids of the marks of the agents and messages that the target has."""
@@ -345,7 +342,7 @@ class _Import:
             self._do(ids, collection.insert_many, documents, ordered=False)
         except BulkWriteError as error:  # its message may contain values
             errors = error.details.get("writeErrors", [])
-            codes = {one.get("code") for one in errors} - {_DUPLICATE} or set()
+            codes = {one.get("code") for one in errors} - {_DUPLICATE}
             if codes or not errors:
                 words = f"the server refused a document (code {min(codes, default=None)})"
                 raise SessionException(words) from None
