@@ -4,14 +4,16 @@ import copy
 import io
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from bson import Int64
-from pymongo import MongoClient
+from pymongo import MongoClient, monitoring
 from pymongo.errors import PyMongoError
+from strands.types.exceptions import SessionException
 from strands.types.session import Session, SessionType
 
 from pool_telemetry import PoolConfigurationError, cli
@@ -283,6 +285,8 @@ def test_two_messages_with_one_number_are_both_imported_in_their_order(
 
 # It is stored as a report of the model and as that library's own record.
 HUGE = {"accumulated_usage": {"note": "x" * 9_000_000}}
+UNREADABLE = {"role": "user", "content": [], "tracking_id": 7}
+MANAGER = {"__name__": "SlidingWindowConversationManager"}
 ODD: dict[str, tuple[Document, str]] = {
     "no agents": ({"agents": None}, "no agents"),
     "id": ({"session_id": "other"}, "session_id is not its _id"),
@@ -302,11 +306,80 @@ ODD: dict[str, tuple[Document, str]] = {
         {"agents": {A: an_agent(A, a_message(0, "user", 3, minutes=0))}},
         "message 0 of agent 'support-agent': content is no list of blocks",
     ),
+    "message": (
+        {"agents": {A: an_agent(A, a_message(0, "user", minutes=0, message=UNREADABLE))}},
+        "message 0 of agent 'support-agent' has `message.tracking_id` of type int",
+    ),
+    "tool": (
+        {"agents": {A: an_agent(A, a_message(0, "assistant", {"toolUse": {}}, minutes=0))}},
+        "message 0 of agent 'support-agent': a toolUse has no valid toolUseId",
+    ),
+    "result": (
+        {
+            "agents": {
+                A: an_agent(A, a_message(0, "user", {"toolResult": {"toolUseId": "1"}}, minutes=0))
+            }
+        },
+        "message 0 of agent 'support-agent': a toolResult has no valid content",
+    ),
+    "count": (
+        {
+            "agents": {
+                A: an_agent(
+                    A, conversation_manager_state={**MANAGER, "removed_message_count": "s3cr3t"}
+                )
+            }
+        },
+        "agent 'support-agent' has a wrong `conversation_manager_state.removed_message_count`",
+    ),
     "large": (
         {"agents": {A: an_agent(A, a_message(0, "user", {}, minutes=0, event_loop_metrics=HUGE))}},
         "larger than MongoDB's limit",
     ),
 }
+
+
+@pytest.mark.parametrize(
+    ("counts", "count"),
+    [
+        ({"removed_message_count": 4.0}, 4),
+        ({"removed_message_count": -1}, 0),
+        ({"removed_message_count": None, "model_call_count": 3.0}, 0),
+        ({}, 0),
+    ],
+)
+def test_a_count_of_removed_messages_is_a_whole_number(
+    counts: Document,
+    count: int,
+    client: Client,
+    names: tuple[str, str],
+    source: Any,
+    repository: MongoDBSessionRepository,
+) -> None:
+    source.insert_one(document := a_session())
+    state = {**MANAGER, **counts}
+    change = {f"agents.{A}.agent_data.conversation_manager_state": state}
+    source.update_one({"_id": S}, {"$set": change})
+    assert import_sessions(source, repository).reasons == {}
+    agent = agent_with(
+        MongoDBSessionManager(S, client, database_name=names[1], prefix=""), agent_id=A
+    )
+    assert agent.conversation_manager.removed_message_count == count
+    assert len(agent.messages) == len(document["agents"][A]["messages"]) - count
+
+
+def test_a_user_is_a_text_or_an_integer(source: Any, repository: MongoDBSessionRepository) -> None:
+    users = {"a": "ann", "b": 0, "c": Int64(7), "d": "", "e": 1.5, "f": True, "g": {"id": "s3cr3t"}}
+    source.insert_many(a_session(name, metadata={"uid": user}) for name, user in users.items())
+    source.insert_one(a_session("h", metadata={}))
+    report = import_sessions(source, repository, user_key="uid")
+    stored = {one.session_id: one.user for one in repository.list_sessions()}
+    assert stored == {"a": "ann", "b": "0", "c": "7", "d": None, "h": None}
+    assert (report.imported, report.without_user) == (5, 2)
+    assert report.reasons == {
+        name: f"its metadata has no user in 'uid': user is {kind}, not str"
+        for name, kind in {"e": "float", "f": "bool", "g": "dict"}.items()
+    }
 
 
 @pytest.mark.parametrize("odd", ODD)
@@ -322,7 +395,8 @@ def test_an_odd_document_is_refused_alone(
     if change.get("agents", "") is None:
         del document["agents"]
     source.insert_many([a_session("first"), document, a_session("zzz")])
-    report = import_sessions(source, repository)
+    dry = import_sessions(source, repository, dry_run=True)
+    assert (report := import_sessions(source, repository)) == dry
     assert (report.imported, report.refused) == (2, 1)
     assert reason in report.reasons[document["_id"]]
     assert "s3cr3t" not in repr(report)
@@ -366,10 +440,162 @@ def test_another_sessions_collection_of_the_same_database_is_a_source(
     assert import_sessions(client[names[1]]["chats"], repository).imported == 1
 
 
-COMMANDS = ["insert", "delete", "aggregate", "find"]
+COMMANDS = ["insert", "update", "delete", "aggregate", "find"]
 
 
-@pytest.mark.parametrize("failed", range(1, 13))
+def run_killed_at(failed: int, server_uri: str, names: tuple[str, str]) -> None:
+    """Import until a command fails, and write nothing after it, as a killed run."""
+    control = MongoClient[Document](server_uri)
+    point = {"failCommands": COMMANDS, "appName": "killed", "closeConnection": True}
+    with Client(server_uri, appName="killed", retryWrites=False, retryReads=False) as broken:
+        mode = {"skip": failed - 1}
+        killed = MongoDBSessionRepository(broken, names[1], prefix="")
+        control.admin.command("configureFailPoint", "failCommand", mode=mode, data=point)
+        try:
+            with pytest.raises(PyMongoError):
+                import_sessions(broken[names[0]]["chat_sessions"], killed)
+        finally:
+            control.admin.command("configureFailPoint", "failCommand", mode="off")
+            control.close()
+
+
+class Pause(monitoring.CommandListener):
+    """Calls a function when a client sends its Nth command."""
+
+    def __init__(self, number: int, act: Callable[[], None]) -> None:
+        self._left, self._act = number, act
+
+    def started(self, event: monitoring.CommandStartedEvent) -> None:
+        self._left -= event.command_name in COMMANDS
+        if self._left == 0:
+            self._left = -1
+            self._act()
+
+    def succeeded(self, event: monitoring.CommandSucceededEvent) -> None:
+        pass
+
+    def failed(self, event: monitoring.CommandFailedEvent) -> None:
+        pass
+
+    @property
+    def is_over(self) -> bool:
+        return self._left < 0
+
+
+@pytest.mark.parametrize(("killed", "source_changes"), [(None, False), (None, True), (7, True)])
+@pytest.mark.parametrize("pause", range(3, 9))
+def test_two_runs_at_once_leave_a_whole_session(
+    pause: int,
+    killed: int | None,
+    source_changes: bool,
+    server_uri: str,
+    client: Client,
+    names: tuple[str, str],
+    source: Any,
+    repository: MongoDBSessionRepository,
+) -> None:
+    """The second run is at work, or is killed, between any two commands of the first run."""
+    source.insert_one(a_session())
+    said = []
+
+    def run() -> None:
+        if source_changes:
+            more = a_message(6, "assistant", {"text": "Are you there?"}, minutes=7)
+            source.update_one({"_id": S}, {"$push": {f"agents.{A}.messages": more}})
+        if killed:
+            run_killed_at(killed, server_uri, names)
+            return
+        assert import_sessions(source, repository) == ImportReport(
+            total=1, imported=1, messages=ANY
+        )
+        manager = MongoDBSessionManager(
+            S, client, database_name=names[1], prefix="", application="shop", user=None
+        )
+        agent_with(manager, "Good bye.", agent_id=A)("That is all")
+        said.extend(["user: That is all", "assistant: Good bye."])
+
+    listener = Pause(pause, run)
+    with Client(server_uri, event_listeners=[listener]) as first:
+        slow = MongoDBSessionRepository(first, names[1], prefix="")
+        report = import_sessions(first[names[0]]["chat_sessions"], slow)
+    assert listener.is_over
+    assert (report.imported + report.present, report.refused) == (1, 0)
+    numbers = [one.message_id for one in repository.list_messages(S, A)]
+    assert len(numbers) in (6 + len(said), 6 + len(said) + source_changes)
+    assert numbers == [*range(len(numbers))]
+    assert repository.count_messages(S, B) == 1
+    stored = everything(client, names[1])
+    runs = {one["imported"]["run"] for many in stored.values() for one in many if "imported" in one}
+    assert len(runs) == 1
+    agent = agent_with(
+        MongoDBSessionManager(S, client, database_name=names[1], prefix=""), agent_id=A
+    )
+    assert texts(agent)[len(texts(agent)) - len(said) :] == said
+
+
+def test_a_session_that_other_runs_keep_at_is_left_to_the_next_run(
+    server_uri: str,
+    names: tuple[str, str],
+    source: Any,
+    repository: MongoDBSessionRepository,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(importer, "_TRIES", 1)
+    source.insert_one(a_session())
+
+    def run() -> None:
+        source.update_one({"_id": S}, {"$set": {"metadata.changed": True}})
+        run_killed_at(9, server_uri, names)
+
+    with Client(server_uri, event_listeners=[Pause(6, run)]) as first:
+        slow = MongoDBSessionRepository(first, names[1], prefix="")
+        report = import_sessions(first[names[0]]["chat_sessions"], slow)
+    assert "run the import again" in report.reasons[S]
+    assert import_sessions(source, repository).imported == 1
+    assert repository.get_metadata(S)["changed"] is True
+    assert repository.count_messages(S, A) == 6
+
+
+@pytest.mark.parametrize("cause", ["leftover", "validator"])
+def test_a_refused_session_leaves_nothing(
+    cause: str,
+    client: Client,
+    names: tuple[str, str],
+    source: Any,
+    repository: MongoDBSessionRepository,
+) -> None:
+    source.insert_one(a_session())
+    messages = client[names[1]]["messages"]
+    leftover = {"_id": {"session_id": S, "agent_id": A, "message_id": 5}, "session_id": S}
+    if cause == "leftover":
+        messages.insert_one(leftover)
+    else:
+        client[names[1]].command({"collMod": "messages", "validator": {"message_id": {"$lt": 5}}})
+    before = everything(client, names[1])
+    reason = {"leftover": "of a deleted session", "validator": "refused a document (code 121)"}
+    assert reason[cause] in import_sessions(source, repository).reasons[S]
+    assert everything(client, names[1]) == before
+
+
+def test_no_session_is_opened_before_it_is_whole(
+    server_uri: str,
+    client: Client,
+    names: tuple[str, str],
+    source: Any,
+    repository: MongoDBSessionRepository,
+) -> None:
+    source.insert_one(a_session())
+    run_killed_at(7, server_uri, names)
+    assert client[names[1]]["agents"].count_documents({}) == 2
+    for use in (repository.open_session, repository.read_session, repository.delete_session):
+        with pytest.raises(SessionException, match="not wholly imported yet: run"):
+            use(S)
+    assert repository.list_sessions() == []
+    assert import_sessions(source, repository).imported == 1
+    assert repository.open_session(S)[1] is False
+
+
+@pytest.mark.parametrize("failed", range(1, 14))
 def test_a_run_that_ends_at_any_command_is_finished_by_the_next(
     failed: int,
     server_uri: str,
@@ -380,18 +606,7 @@ def test_a_run_that_ends_at_any_command_is_finished_by_the_next(
 ) -> None:
     every = [a_session(f"s{number}") for number in range(2)]
     source.insert_many(copy.deepcopy(every))
-    control = MongoClient[Document](server_uri)
-    point = {"failCommands": COMMANDS, "appName": "import", "closeConnection": True}
-    with Client(server_uri, appName="import", retryWrites=False, retryReads=False) as broken:
-        mode = {"skip": failed - 1}
-        control.admin.command("configureFailPoint", "failCommand", mode=mode, data=point)
-        try:
-            killed = MongoDBSessionRepository(broken, names[1], prefix="")
-            with pytest.raises(PyMongoError):
-                import_sessions(broken[names[0]]["chat_sessions"], killed)
-        finally:
-            control.admin.command("configureFailPoint", "failCommand", mode="off")
-            control.close()
+    run_killed_at(failed, server_uri, names)
     # No session looks complete unless it is.
     for info in repository.list_sessions():
         assert repository.count_messages(info.session_id, A) == 6
@@ -422,7 +637,7 @@ def test_a_session_that_another_program_creates_meanwhile_is_left(
     report = import_sessions(source, repository, on_progress=open_b)
     assert (report.imported, report.reasons) == (
         1,
-        {"b": "another program created a session of this id now"},
+        {"b": "the target has a session of this id that is its own"},
     )
     assert repository.count_messages("b", A) == 0
     assert client[names[1]]["agents"].count_documents({"session_id": "b"}) == 0
@@ -488,7 +703,7 @@ def test_the_command_imports_and_says_what_it_did(
     shown = capsys.readouterr()
     assert shown.out.splitlines() == [
         "1 sessions imported (7 messages), 0 already there, 1 refused",
-        "refused 'odd': metadata is int",
+        "1 refused, metadata is int: 'odd'",
     ]
     assert shown.err.splitlines()[-1] == "2 of 2 sessions, 1 refused"
     source.delete_one({"_id": "odd"})
@@ -499,9 +714,58 @@ def test_the_command_imports_and_says_what_it_did(
         "messages": 0,
         "present": 1,
         "refused": 0,
+        "without_user": 0,
         "reasons": {},
         "dry_run": False,
     }
+
+
+def test_the_command_groups_the_reasons_and_counts_sessions_without_a_user(
+    server_uri: str, names: tuple[str, str], source: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source.insert_many([a_session(f"odd-{number}", metadata=3) for number in range(5)])
+    source.insert_many([a_session(), a_session("x" * 600)])
+    assert cli.main(arguments(server_uri, names, "--user-key", "uid")) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == [
+        "1 sessions imported (7 messages), 0 already there, 6 refused",
+        "1 of them have no user: any caller that knows the id opens them",
+        "5 refused, metadata is int: 'odd-0', 'odd-1', 'odd-2' and 2 more",
+    ]
+    assert len(lines) == 4
+    assert "more than 512 bytes: 'xxx" in lines[3]
+    assert len(lines[3]) < 200
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_the_command_refuses_a_source_without_documents(
+    more: list[str],
+    server_uri: str,
+    client: Client,
+    names: tuple[str, str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(arguments(server_uri, names, *more)) == 1
+    words = f"has no documents in {names[0]}.chat_sessions: check --database and --collection"
+    assert words in capsys.readouterr().err
+    assert not {*names} & {*client.list_database_names()}
+
+
+@pytest.mark.parametrize(
+    ("uri", "database"), [("mongo://127.0.0.1/", "d"), ("", "a b"), ("", "a$b"), ("", "")]
+)
+def test_the_command_promises_no_repeat_after_a_wrong_argument(
+    uri: str,
+    database: str,
+    server_uri: str,
+    names: tuple[str, str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = arguments(uri or server_uri, names, "--database", database)
+    assert cli.main(words) == 1
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1
+    assert "goes on" not in shown
 
 
 def test_the_command_draws_a_bar_on_a_terminal(

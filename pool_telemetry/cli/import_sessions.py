@@ -8,23 +8,31 @@ import contextlib
 import sys
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, Final
 
 from pymongo import MongoClient
-from pymongo.errors import OperationFailure, PyMongoError
+from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError
 from strands.types.exceptions import SessionException
 
 from pool_telemetry.cli import output
 from pool_telemetry.errors import PoolTelemetryError
 from pool_telemetry.sessions import ImportReport, MongoDBSessionRepository, import_sessions
+from pool_telemetry.stats import bounded
 from pool_telemetry.uri import check_credentials, mask_uri, without_secrets
 
 LINE_SECONDS: Final = 10.0  # between two lines of progress
 _DRAW_SECONDS: Final = 0.1  # between two states of the bar
 _BAR: Final = 30  # characters
 _REACH_MS: Final = 10_000
+_SHOWN: Final = 3  # ids of sessions that were refused for one reason
+_SHOWN_CHARACTERS: Final = 80  # of such an id
+_ADVICE: Final = {
+    13: ": the user needs to read the source and to write the target",
+    18: ": check the user's name and password",
+}
 
 
 def run(
@@ -42,7 +50,7 @@ def run(
     """Import the sessions, and return the summary and whether all sessions are in the target.
 
     Raises:
-        PoolTelemetryError: A server can't be used; a repeated run goes on.
+        PoolTelemetryError: A server can't be used, or the source has no documents.
     """
     progress = _Progress()
     with contextlib.ExitStack() as stack:
@@ -52,6 +60,11 @@ def run(
         if target_uri != source_uri:
             target = stack.enter_context(_client(target_uri))
         stack.callback(progress.end)
+        if source[database][collection].find_one({}, {"_id": True}) is None:
+            raise PoolTelemetryError(
+                f"{mask_uri(source_uri)} has no documents in {database}.{collection}: check "
+                "--database and --collection"
+            )
         report = import_sessions(
             source[database][collection],
             MongoDBSessionRepository(
@@ -80,17 +93,15 @@ def _explained(*uris: str) -> Iterator[None]:
         with without_secrets(uris[0], {}), without_secrets(uris[-1], {}):
             yield
     except OperationFailure as error:
-        raise PoolTelemetryError(
-            f"{shown} refuses the import (code {error.code}): the user needs to read the source "
-            "and to write the target; a repeated run goes on"
-        ) from None
+        advice = _ADVICE.get(error.code or 0, "")
+        words = f"{shown} refuses the import (code {error.code}){advice}"
+        raise PoolTelemetryError(words) from None
     except SessionException as error:
         raise PoolTelemetryError(str(error)) from None
     except PyMongoError as error:
         cause = str(error).partition(" (configured timeouts:")[0].partition(", Timeout:")[0]
-        raise PoolTelemetryError(
-            f"{shown} can't be used: {cause}; a repeated run goes on"
-        ) from None
+        goes_on = "; a repeated run goes on" if isinstance(error, ConnectionFailure) else ""
+        raise PoolTelemetryError(f"{shown} can't be used: {cause}{goes_on}") from None
     except (OSError, TypeError, ValueError) as error:
         if isinstance(error, PoolTelemetryError):
             raise
@@ -107,9 +118,19 @@ def _summary(report: ImportReport, *, dry_run: bool, as_json: bool) -> str:
         f"{report.imported} sessions {done} ({report.messages} messages), "
         f"{report.present} already there, {report.refused} refused"
     ]
-    lines += [f"refused {name!r}: {reason}" for name, reason in report.reasons.items()]
-    if more := report.refused - len(report.reasons):
-        lines.append(f"and {more} more")
+    if report.without_user:
+        lines.append(
+            f"{report.without_user} of them have no user: any caller that knows the id opens them"
+        )
+    sessions = defaultdict(list)
+    for session_id, reason in report.reasons.items():
+        sessions[reason].append(session_id)
+    for reason, ids in sessions.items():
+        shown = ", ".join(repr(bounded(one, _SHOWN_CHARACTERS)) for one in ids[:_SHOWN])
+        more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
+        lines.append(f"{len(ids)} refused, {reason}: {shown}{more}")
+    if others := report.refused - len(report.reasons):
+        lines.append(f"and {others} more")
     return output.as_text(lines)
 
 

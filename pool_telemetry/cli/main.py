@@ -448,8 +448,8 @@ def _add_import_sessions(commands: "argparse._SubParsersAction[argparse.Argument
     command.add_argument(
         "--user-key",
         metavar="KEY",
-        help="the key of a session's metadata that names its user (default: sessions get no user, "
-        "so any caller that knows an id opens its session)",
+        help="the key of a session's metadata that names its user, a text or an integer (default: "
+        "sessions get no user, so any caller that knows an id opens its session)",
     )
     command.add_argument("--dry-run", action="store_true", help="check all sessions, write nothing")
     command.add_argument("--json", action="store_true", help="print JSON, for programs")

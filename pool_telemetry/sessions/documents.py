@@ -252,6 +252,8 @@ def session_fault(document: Mapping[str, Any]) -> str:
             "is a session of mongodb-session-manager: `pool-telemetry import-sessions` copies it, "
             "or use another prefix="
         )
+    if "schema" not in document and "imported" in document:
+        return "is not wholly imported yet: run `pool-telemetry import-sessions` again"
     needed: Kinds = {"_id": str, "schema": int, "session_type": str, **dict.fromkeys(_TEXTS, str)}
     optional: Kinds = {"metadata": dict, "application": str | None, "user": str | None}
     if fault := _fault(document, needed, optional) or _lease_fault(document):

@@ -15,7 +15,14 @@ from bson import Decimal128, ObjectId
 from bson.datetime_ms import DatetimeMS
 from strands.types.session import Session, SessionAgent, SessionMessage, SessionType
 
-from pool_telemetry.sessions.documents import Document, owner_of, validated_id
+from pool_telemetry.sessions.documents import (
+    COUNTS,
+    REMOVED,
+    Document,
+    InvalidIdError,
+    owner_of,
+    validated_id,
+)
 
 # Keys of a session's document that have a place of their own, or that are not copied: a password
 # opens the session in another program.
@@ -40,6 +47,11 @@ _EARLY_METRICS: Final = {
 }
 _REPORTS: Final = {"usage": "accumulated_usage", "metrics": "accumulated_metrics"}
 _ROLES: Final = ("user", "assistant")
+# The keys of blocks without which neither a model nor this library can read them.
+_OF_BLOCK: Final[dict[str, dict[str, type]]] = {
+    "toolUse": {"toolUseId": str, "name": str},
+    "toolResult": {"toolUseId": str, "content": list},
+}
 # The state of Strands' default manager. Strands refuses to restore an agent without a state.
 _DEFAULT_MANAGER: Final = {
     "__name__": "SlidingWindowConversationManager",
@@ -116,7 +128,12 @@ def session_of(document: Mapping[str, Any], *, user_key: str | None = None) -> U
     ]
     user = None if user_key is None else metadata.get(user_key)
     # That library stores an empty text for a key of the metadata that it indexes.
-    owner = owner_of(document.get("application_name") or None, user or None)
+    user = str(int(user)) if isinstance(user, int) and not isinstance(user, bool) else user or None
+    owner = owner_of(document.get("application_name") or None, None)
+    try:
+        owner |= owner_of(None, user)
+    except InvalidIdError as error:
+        raise OddDocumentError(f"its metadata has no user in {user_key!r}: {error}") from None
     rest = {key: value for key, value in document.items() if key not in _PLACED}
     numbers = {name: _numbers(one) for name, one in document["agents"].items()}
     if unplaced := _place_feedback(document.get("feedbacks"), agents, numbers, created_at):
@@ -138,8 +155,7 @@ def _agent(name: str, found: object, session_created_at: str) -> UpstreamAgent:
     agent = SessionAgent(
         name,
         _plain(_dict(f"{where}: state", data.get("state"))),
-        _plain(_dict(f"{where}: state of its manager", data.get("conversation_manager_state")))
-        or dict(_DEFAULT_MANAGER),
+        _manager_state(where, data.get("conversation_manager_state")),
         _plain(_dict(f"{where}: internal state", data.get("_internal_state"))),
         created_at,
         _time(f"{where}: updated_at", container.get("updated_at"), created_at),
@@ -153,6 +169,19 @@ def _agent(name: str, found: object, session_created_at: str) -> UpstreamAgent:
         found_messages.append(message)
     rest = {key: value for key, value in data.items() if key not in _OF_AGENT}
     return UpstreamAgent(agent, found_messages, {}, rest)
+
+
+def _manager_state(where: str, found: object) -> Document:
+    """Return a conversation manager's state with whole counts; the mongo shell stores doubles."""
+    state: Document = _plain(_dict(f"{where}: state of its manager", found))
+    state = {REMOVED: 0, **(state or _DEFAULT_MANAGER)}
+    for key in COUNTS:
+        count = state.get(key)
+        if isinstance(count, float) and count.is_integer():
+            state[key] = count = int(count)
+        if key in state and (count is None or (isinstance(count, int) and count < 0)):
+            state[key] = 0
+    return state
 
 
 def _message(where: str, found: object, number: int, before: str) -> SessionMessage:
@@ -181,6 +210,11 @@ def _content(where: str, found: object, document: Mapping[str, Any]) -> Any:
         isinstance(content, list) and all(isinstance(block, dict) for block in content),
         f"{where}: content is no list of blocks",
     )
+    for block in message["content"]:
+        for kind in _OF_BLOCK.keys() & block.keys():
+            value = _dict(f"{where}: {kind}", block[kind])
+            for key, form in _OF_BLOCK[kind].items():
+                _require(isinstance(value.get(key), form), f"{where}: a {kind} has no valid {key}")
     extra: Document = _plain({key: document[key] for key in _OF_MESSAGE if document.get(key)})
     reports = _dict(f"{where}: event_loop_metrics", extra.get("event_loop_metrics"))
     for key, (kind, name) in _EARLY_METRICS.items():
