@@ -112,7 +112,9 @@ def test_a_session_of_the_upstream_project_is_refused_and_kept(
     assert documents_of(client, database) == before
 
 
-@pytest.mark.parametrize("key", ["schema", "session_type", "created_at", "updated_at"])
+@pytest.mark.parametrize(
+    "key", rest_in_bulk(["schema", "session_type", "created_at", "updated_at"])
+)
 def test_a_session_without_a_key_is_refused_with_its_name(
     key: str, repository: MongoDBSessionRepository, client: Client, database: str
 ) -> None:
