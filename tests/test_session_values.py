@@ -162,6 +162,7 @@ def test_any_value_is_read_back_equal_and_with_its_types(
     check()
 
 
+@settings(max_examples=50)
 @given(VALUES)
 def test_a_stored_form_is_decoded_to_its_value(value: Any) -> None:
     assert same(decode(encode(value)), value)
