@@ -9,7 +9,8 @@ from strands.models import Model
 from strands.types.content import Messages
 
 Step = str | dict[str, Any] | Exception
-"""A text, a tool call `{"tool": name, "input": {...}}`, or `{"redact": replacement text}`."""
+"""A text, a tool call `{"tool": name, "input": {...}}`, calls of tools without an input
+`{"tools": [name, name]}`, or `{"redact": replacement text}`."""
 
 
 class ScriptedModel(Model):
@@ -53,6 +54,14 @@ def chunks(step: str | dict[str, Any], turn: int) -> Iterable[dict[str, Any]]:
     """Yield the chunks that a provider streams for one step."""
     reason = "end_turn"
     yield {"messageStart": {"role": "assistant"}}
+    if isinstance(step, dict) and "tools" in step:
+        for name in step["tools"]:
+            start = {"toolUse": {"toolUseId": f"call-{turn}-{name}", "name": name}}
+            yield {"contentBlockStart": {"start": start}}
+            yield {"contentBlockDelta": {"delta": {"toolUse": {"input": "{}"}}}}
+            yield {"contentBlockStop": {}}
+        yield {"messageStop": {"stopReason": "tool_use"}}
+        return
     if isinstance(step, dict) and "tool" in step:
         reason = "tool_use"
         start = {"toolUse": {"toolUseId": f"call-{turn}", "name": step["tool"]}}

@@ -53,6 +53,14 @@ def rest_in_bulk(values: Iterable[Any], keep: int = 1) -> list[Any]:
     ]
 
 
+def chain(error: BaseException | None) -> str:
+    """Return an error's texts and attributes, with those of all errors behind it."""
+    if error is None:
+        return ""
+    behind = {id(one): one for one in (error.__cause__, error.__context__)}
+    return f"{error!r} {vars(error)}" + "".join(map(chain, behind.values()))
+
+
 @contextlib.contextmanager
 def unmeasured() -> Iterator[None]:
     """Stop coverage in this thread, because it makes pure computing six times slower.

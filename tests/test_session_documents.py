@@ -112,7 +112,9 @@ def test_a_session_of_the_upstream_project_is_refused_and_kept(
     assert documents_of(client, database) == before
 
 
-@pytest.mark.parametrize("key", ["schema", "session_type", "created_at", "updated_at"])
+@pytest.mark.parametrize(
+    "key", rest_in_bulk(["schema", "session_type", "created_at", "updated_at"])
+)
 def test_a_session_without_a_key_is_refused_with_its_name(
     key: str, repository: MongoDBSessionRepository, client: Client, database: str
 ) -> None:
@@ -317,7 +319,7 @@ def refusal(use: Callable[[], Any]) -> str:
     return ""
 
 
-@pytest.mark.parametrize("examples", rest_in_bulk([12, 200]))
+@pytest.mark.parametrize("examples", rest_in_bulk([8, 200]))
 def test_a_damaged_document_is_an_error_that_hides_its_values_and_breaks_no_list(
     examples: int, conversation: MongoDBSessionRepository, client: Client, database: str
 ) -> None:

@@ -24,7 +24,7 @@ from pool_telemetry.sessions import (
     known,
 )
 from tests.scripted import agent_with
-from tests.support import failing
+from tests.support import failing, rest_in_bulk
 
 Client = MongoClient[dict[str, Any]]
 COLLECTIONS = ("sessions", "agents", "messages")
@@ -115,7 +115,7 @@ def drop_and_create(client: Client, database: str) -> None:
 
 
 @pytest.mark.parametrize("drop", [drop_database, drop_messages, drop_and_create])
-@pytest.mark.parametrize("way", ["called", "awaited"])
+@pytest.mark.parametrize("way", rest_in_bulk(["called", "awaited"]))
 def test_a_new_session_in_a_dropped_database_gets_the_indexes(
     drop: Callable[[Client, str], None],
     way: str,
@@ -229,7 +229,7 @@ def unexpiring(client: Client, database: str) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("before", [None, 2000 * HOUR])
+@pytest.mark.parametrize("before", rest_in_bulk([None, 2000 * HOUR]))
 def test_an_agent_that_was_opened_before_the_ttl_was_set_expires_with_its_session(
     before: timedelta | None, client: Client, database: str
 ) -> None:
@@ -243,7 +243,7 @@ def test_an_agent_that_was_opened_before_the_ttl_was_set_expires_with_its_sessio
     assert unexpiring(client, database) == []
 
 
-@pytest.mark.parametrize("before", [None, 2000 * HOUR])
+@pytest.mark.parametrize("before", rest_in_bulk([None, 2000 * HOUR]))
 def test_a_ttl_that_another_process_set_holds_within_a_minute(
     before: timedelta | None,
     client: Client,

@@ -19,6 +19,7 @@ from pool_telemetry.sessions import (
     MongoDBSessionRepository,
     SessionConflictError,
     SessionInfo,
+    large_messages,
 )
 
 Client = MongoClient[dict[str, Any]]
@@ -173,10 +174,11 @@ def test_an_invalid_id_is_an_error_without_a_command(
     assert commands(telemetry) == before
 
 
-def test_an_agents_state_beyond_16_mb_is_an_error_and_the_next_is_stored(
-    begun: MongoDBSessionRepository,
+def test_an_agents_state_beyond_the_limit_is_an_error_and_the_next_is_stored(
+    begun: MongoDBSessionRepository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(SessionException, match=r"agent .* is larger than MongoDB's limit of 16"):
+    monkeypatch.setattr(large_messages, "MAX_BYTES", 2**24)
+    with pytest.raises(SessionException, match=r"agent .* is larger than 16 MB"):
         begun.update_agent(S, an_agent(x="x" * 17_000_000))
     begun.update_agent(S, an_agent(x=1))
     agent = begun.read_agent(S, A)

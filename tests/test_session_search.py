@@ -11,7 +11,7 @@ from strands.storage import InMemoryStorage
 
 from pool_telemetry import PoolTelemetry
 from pool_telemetry.sessions import MongoDBStorage, storage
-from tests.support import failing
+from tests.support import failing, rest_in_bulk
 
 BLOBS = {
     "notes/auth.md": b"OAuth2 flow: the dark mode toggle is elsewhere",
@@ -41,7 +41,7 @@ def database(server_uri: str) -> Iterator[Any]:
         client.drop_database(name)
 
 
-@pytest.fixture(params=["awaited", "in threads"])
+@pytest.fixture(params=rest_in_bulk(["awaited", "in threads"]))
 def use(request: pytest.FixtureRequest, server_uri: str) -> Callable[..., None]:
     """Return a function that runs a test with a client of each kind and its telemetry."""
 

@@ -41,7 +41,7 @@ from pool_telemetry.sessions import (
 )
 from tests.proxy import Proxy
 from tests.scripted import ScriptedModel, agent_with, texts
-from tests.support import aexhausted, exhausted, logged, until
+from tests.support import aexhausted, exhausted, logged, rest_in_bulk, until
 
 MODES = ("awaited", "in threads")
 
@@ -93,7 +93,7 @@ def a_message(text: str, role: Any = "user") -> Message:
 # Calls outside of a turn
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", rest_in_bulk(MODES))
 @in_a_loop
 async def test_calls_by_hand_are_stored_by_flush_and_by_the_end_of_the_manager(
     mode: str, server_uri: str, database: str
@@ -115,7 +115,7 @@ async def test_calls_by_hand_are_stored_by_flush_and_by_the_end_of_the_manager(
         assert agent_with(again).state.get() == {"plan": "pro"}
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", rest_in_bulk(MODES))
 @in_a_loop
 async def test_messages_are_listed_again_and_with_later_ones(
     mode: str, server_uri: str, database: str
@@ -157,7 +157,7 @@ async def test_a_lost_manager_with_unwritten_messages_is_logged(
         assert len(logged(caplog, "may be lost")) == 1
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", rest_in_bulk(MODES))
 @in_a_loop
 async def test_leaving_a_manager_whose_server_is_gone_raises(
     mode: str, server_uri: str, database: str
@@ -239,7 +239,7 @@ async def _end(request: "asyncio.Task[Any]", opened: Any) -> "asyncio.Task[Any]"
     return following
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", rest_in_bulk(MODES))
 @in_a_loop
 async def test_a_cancelled_turn_whose_server_is_gone_is_logged(
     mode: str, server_uri: str, database: str, caplog: pytest.LogCaptureFixture
@@ -379,7 +379,7 @@ async def talking(agent: BidiAgent) -> AsyncIterator[list[Any]]:
     await asyncio.gather(hearing, return_exceptions=True)
 
 
-@pytest.mark.parametrize("mode", [*MODES, "called"])
+@pytest.mark.parametrize("mode", rest_in_bulk(["awaited", "called", "in threads"], keep=2))
 @in_a_loop
 async def test_a_bidi_agents_conversation_is_restored_as_it_was(
     mode: str, server_uri: str, database: str
@@ -417,7 +417,7 @@ async def test_a_bidi_agents_conversation_is_restored_as_it_was(
         assert bidi(await opened()).messages == first.messages
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", rest_in_bulk(MODES))
 @in_a_loop
 async def test_a_bidi_message_that_never_ended_is_not_stored_empty(
     mode: str, server_uri: str, database: str

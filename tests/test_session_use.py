@@ -18,6 +18,7 @@ from pool_telemetry.sessions import (
     MongoDBSessionRepository,
 )
 from tests.scripted import agent_with
+from tests.support import rest_in_bulk
 
 Client = MongoClient[dict[str, Any]]
 
@@ -163,7 +164,7 @@ def test_hooks_are_called_after_each_change(client: Client, database: str) -> No
     assert calls == EXPECTED
 
 
-@pytest.mark.parametrize("kind_of", [recording, recording_async])
+@pytest.mark.parametrize("kind_of", rest_in_bulk([recording_async, recording]))
 def test_an_asynchronous_manager_awaits_its_hooks(
     kind_of: Callable[[Calls, str], Any], server_uri: str, database: str
 ) -> None:
@@ -189,7 +190,7 @@ async def failing_async_hook(session_id: str, values: Mapping[str, Any]) -> None
     raise RuntimeError("the queue is down")
 
 
-@pytest.mark.parametrize("hook", [failing_hook, failing_async_hook])
+@pytest.mark.parametrize("hook", rest_in_bulk([failing_async_hook, failing_hook]))
 def test_a_hook_that_fails_is_logged_and_the_values_are_stored(
     hook: Any, client: Client, server_uri: str, database: str, caplog: pytest.LogCaptureFixture
 ) -> None:

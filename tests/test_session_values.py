@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import enum
+import itertools
 import math
 import uuid
 from collections import OrderedDict, namedtuple
@@ -13,12 +14,14 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import bson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pymongo import MongoClient
-from pymongo.errors import AutoReconnect
-from strands import tool
+from pymongo.errors import OperationFailure
+from strands import Agent, tool
+from strands.multiagent import GraphBuilder
 from strands.session.file_session_manager import FileSessionManager
 from strands.types.exceptions import SessionException
 from strands.types.session import SessionAgent, SessionMessage
@@ -32,8 +35,8 @@ from pool_telemetry.sessions import (
 )
 from pool_telemetry.sessions.dispatch import run_now
 from pool_telemetry.sessions.values import BASE64, MARK, decode, encode
-from tests.scripted import Step, agent_with
-from tests.support import logged, rest_in_bulk
+from tests.scripted import ScriptedModel, Step, agent_with
+from tests.support import chain, logged, rest_in_bulk
 
 Client = MongoClient[dict[str, Any]]
 S, A = "session-1", "agent-1"
@@ -159,13 +162,14 @@ def test_any_value_is_read_back_equal_and_with_its_types(
     check()
 
 
+@settings(max_examples=50)
 @given(VALUES)
 def test_a_stored_form_is_decoded_to_its_value(value: Any) -> None:
     assert same(decode(encode(value)), value)
     assert same(decode(encode(encode(value))), encode(value))
 
 
-@pytest.mark.parametrize("kind", ["dict", "list", "odd"])
+@pytest.mark.parametrize("kind", rest_in_bulk(["odd", "dict", "list"]))
 def test_values_deeper_than_the_servers_limit_are_read_back(
     kind: str, begun: MongoDBSessionRepository, client: Client, database: str
 ) -> None:
@@ -217,28 +221,27 @@ JSON_ABLE: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", JSON_ABLE)
 def test_what_a_file_session_manager_stores_is_stored(
-    name: str, begun: MongoDBSessionRepository, tmp_path: Path
+    begun: MongoDBSessionRepository, tmp_path: Path
 ) -> None:
-    value = JSON_ABLE[name]
     files = FileSessionManager(S, storage_dir=str(tmp_path))
-    files.create_agent(S, SessionAgent(A, {"x": value}, {}))
-    files.create_message(S, A, message := a_message(0, {"text": "", "x": value}))
-    begun.create_message(S, A, message)
-    begun.update_agent(S, SessionAgent(A, {"x": value}, {}))
-    in_files, ours = (each.read_message(S, A, 0) for each in (files, begun))
-    agent = begun.read_agent(S, A)
-    assert in_files is not None
-    assert ours is not None
-    assert agent is not None
-    content: list[Any] = [one.message["content"][0] for one in (in_files, ours)]
-    if name == "numbers as keys":  # JSON makes texts of them
-        assert content[0]["x"] == {"1": "a", "2.5": "b", "null": "c", "false": "d"}
-        assert same(content[1]["x"], value)
-    else:
-        assert same(*(one["x"] for one in content))
-    assert same(agent.state["x"], content[1]["x"])
+    for number, (name, value) in enumerate(JSON_ABLE.items()):
+        files.create_agent(S, SessionAgent(A, {"x": value}, {}))
+        files.create_message(S, A, message := a_message(number, {"text": "", "x": value}))
+        begun.create_message(S, A, message)
+        begun.update_agent(S, SessionAgent(A, {"x": value}, {}))
+        in_files, ours = (each.read_message(S, A, number) for each in (files, begun))
+        agent = begun.read_agent(S, A)
+        assert in_files is not None
+        assert ours is not None
+        assert agent is not None
+        content: list[Any] = [one.message["content"][0] for one in (in_files, ours)]
+        if name == "numbers as keys":  # JSON makes texts of them
+            assert content[0]["x"] == {"1": "a", "2.5": "b", "null": "c", "false": "d"}
+            assert same(content[1]["x"], value)
+        else:
+            assert same(*(one["x"] for one in content)), name
+        assert same(agent.state["x"], content[1]["x"]), name
 
 
 def test_ordinary_values_are_stored_as_they_are(
@@ -303,25 +306,93 @@ UNSTORABLE: list[Callable[[], Any]] = [
     lambda: uuid.uuid4(),
     cyclic,
 ]
+WRITES: list[Callable[[MongoDBSessionRepository, Any], object]] = [
+    lambda begun, value: begun.update_agent(S, SessionAgent(A, {"x": value}, {})),
+    lambda begun, value: begun.update_metadata(S, {"x": value}),
+    lambda begun, value: begun.add_feedback(S, A, 0, {"x": value}),
+    lambda begun, value: begun.open_session("new", metadata={"x": value}),
+]
 
 
-@pytest.mark.parametrize("make", UNSTORABLE)
 def test_a_value_that_cant_be_stored_is_an_error_that_hides_it(
-    make: Callable[[], Any], begun: MongoDBSessionRepository
+    begun: MongoDBSessionRepository,
 ) -> None:
     begun.create_message(S, A, a_message(0, {"text": ""}))
-    bad = ["s3cr3t", make()]
-    for write in (
-        lambda value: begun.update_agent(S, SessionAgent(A, {"x": value}, {})),
-        lambda value: begun.update_metadata(S, {"x": value}),
-        lambda value: begun.add_feedback(S, A, 0, {"x": value}),
-        lambda value: begun.open_session("new", metadata={"x": value}),
-    ):
+    for make, write in itertools.product(UNSTORABLE, WRITES):
+        bad = ["s3cr3t", make()]
         with pytest.raises(SessionException, match="has a value that BSON can't store") as caught:
-            write(bad)
-        assert "s3cr3t" not in repr(caught.value)
-        assert caught.value.__cause__ is None
-        write(1)
+            write(begun, bad)
+        assert "s3cr3t" not in chain(caught.value)
+    for write in WRITES:
+        write(begun, 1)
+
+
+MALFORMED: dict[str, Any] = {
+    "`message` of type str": "s3cr3t",
+    "no `message.content`": {"role": "user"},
+    "`message.content` of type object": {"role": "user", "content": object()},
+    "`message.content` of type str": {"role": "user", "content": "s3cr3t"},
+    "no `message.role`": {"content": [], "s3cr3t": {1}},
+    "`message.role` of type set": {"role": {"s3cr3t"}, "content": []},
+    "a block of type str in": {"role": "user", "content": ["s3cr3t"]},
+    "`message.content.toolUse` of type set": {"role": "user", "content": [{"toolUse": {1}}]},
+}
+
+
+def test_no_document_is_written_that_no_read_accepts(begun: MongoDBSessionRepository) -> None:
+    begun.create_message(S, A, first := a_message(0, {"text": "hi"}))
+    for words, message in MALFORMED.items():
+        for number, write in ((0, begun.update_message), (1, begun.create_message)):
+            with pytest.raises(SessionException, match=rf"has {words}[^:]*$") as caught:
+                write(S, A, SessionMessage(message, number))
+            assert "s3cr3t" not in chain(caught.value)
+    odd: Any = "s3cr3t"
+    for agent, words in (
+        (SessionAgent(A, odd, {}), "`state` of type str"),
+        (SessionAgent(A, {}, {"removed_message_count": odd}), "a wrong `conversation_manager_"),
+    ):
+        for save in (begun.create_agent, begun.update_agent):
+            with pytest.raises(SessionException, match=f"has {words}[^:]*$") as caught:
+                save(S, agent)
+            assert "s3cr3t" not in chain(caught.value)
+    assert begun.list_messages(S, A) == [first]
+    assert begun.read_agent(S, A) is not None
+
+
+def test_no_error_has_a_value_in_the_errors_behind_it(
+    begun: MongoDBSessionRepository, client: Client, database: str
+) -> None:
+    """A traceback shows the errors behind an error, and so does a log."""
+    begun.create_message(S, A, a_message(0, {"text": ""}))
+    agents, state = client[database]["agents"], SessionAgent(A, {"x": "s3cr3t"}, {})
+
+    def restore(**stored: Any) -> None:
+        begun.update_agent(S, SessionAgent(A, {}, {}))
+        agents.update_one({}, {"$set": stored})
+        manager = MongoDBSessionManager(S, client, database_name=database, prefix="")
+        agent_with(manager, agent_id=A)
+
+    def validated() -> None:
+        only = {"$jsonSchema": {"properties": {"state": {"maxProperties": 0}}}}
+        client[database].command("collMod", "agents", validator=only)
+        try:
+            begun.update_agent(S, state)
+        finally:
+            client[database].command("collMod", "agents", validator={})
+
+    calls: dict[str, Callable[[], object]] = {
+        "too large": lambda: begun.update_metadata(S, {"x": "s3cr3t" * 3_000_000}),
+        "exists": lambda: begun.create_agent(S, state),
+        "two paths": lambda: begun.update_metadata(S, {"x": 1, "x.s3cr3t": 2}),
+        "validator": validated,
+        "key": lambda: restore(_internal_state={"interrupt_state": {"s3cr3t": 1}}),
+        "name": lambda: restore(conversation_manager_state={"__name__": "s3cr3t"}),
+        "value": lambda: restore(state={"x": {MARK: {"s3cr3t": "s3cr3t"}}}),
+    }
+    for name, call in calls.items():
+        with pytest.raises(SessionException) as caught:
+            call()
+        assert "s3cr3t" not in chain(caught.value), name
 
 
 # Large messages
@@ -345,15 +416,14 @@ def stored(client: Client, database: str, **which: Any) -> list[dict[str, Any]]:
     return list(client[database]["messages"].find(which))
 
 
-def test_a_13_mb_image_is_one_document_and_a_20_mb_message_has_parts(
-    begun: MongoDBSessionRepository, client: Client, database: str
+@pytest.mark.parametrize("size", rest_in_bulk([17_000_000, 13_000_000]))
+def test_a_13_mb_image_is_one_document_and_a_17_mb_message_has_parts(
+    size: int, begun: MongoDBSessionRepository, client: Client, database: str
 ) -> None:
-    one, other = a_message(0, image(13_000_000)), a_message(1, image(20_000_000), {"text": "hi"})
-    begun.create_message(S, A, one)
-    assert client[database]["messages"].count_documents({}) == 1
-    begun.create_message(S, A, other)
-    assert client[database]["messages"].count_documents({}) == 4
-    assert begun.list_messages(S, A) == [one, other]
+    message = a_message(0, image(size), {"text": "hi"})
+    begun.create_message(S, A, message)
+    assert client[database]["messages"].count_documents({}) == (3 if size > 16_000_000 else 1)
+    assert begun.list_messages(S, A) == [message]
 
 
 @pytest.mark.usefixtures("small_limits")
@@ -452,10 +522,10 @@ def test_a_message_is_whole_or_absent_after_a_crash_between_its_parts(
     other.read_agent(S, A)
     control = client.admin
     for fails_at in (1, 2, 3):  # the third is the message itself
-        data = {"failCommands": ["insert"], "closeConnection": True, "appName": "crashes"}
+        data = {"failCommands": ["insert"], "errorCode": 8, "appName": "crashes"}
         control.command("configureFailPoint", "failCommand", mode={"skip": fails_at}, data=data)
         try:
-            with pytest.raises(AutoReconnect):
+            with pytest.raises(OperationFailure):
                 other.create_message(S, A, message)
         finally:
             control.command("configureFailPoint", "failCommand", mode="off")
@@ -498,6 +568,163 @@ def test_a_message_that_lost_its_parts_is_read_as_a_placeholder(
     client[database]["messages"].update_one({"_id.part": 1}, {"$set": {"data": b"other"}})
     with pytest.raises(SessionException, match=r"message 0 of .* has damaged parts"):
         begun.list_messages(S, A)
+
+
+# Large agents, graphs and swarms
+
+
+class Chart:
+    """A graph or swarm, of which only the state is stored."""
+
+    id = "chart"
+
+    def __init__(self, size: int, fill: str = "x") -> None:
+        self.state = {"type": "graph", "node_results": {"a": fill * size}}
+
+    def serialize_state(self) -> dict[str, Any]:
+        return self.state
+
+
+def an_agent(size: int, fill: str = "x") -> SessionAgent:
+    agent = SessionAgent(A, {"x": fill * size}, {"removed_message_count": 3})
+    agent._internal_state = {"interrupt_state": {"context": fill * size}}
+    return agent
+
+
+@pytest.mark.usefixtures("small_limits")
+def test_a_large_agent_and_a_large_graph_have_parts_that_no_query_for_agents_finds(
+    begun: MongoDBSessionRepository, client: Client, database: str
+) -> None:
+    agents, agent, chart = client[database]["agents"], an_agent(15_000), Chart(25_000)
+    begun.open_session(S, ttl=timedelta(hours=1))
+    begun.update_agent(S, agent)
+    begun.create_multi_agent(S, chart)  # type: ignore[arg-type]
+    assert begun.read_agent(S, A) == agent
+    assert begun.read_multi_agent(S, "chart") == chart.state
+    listed = {one["agent_id"]: one for one in begun.list_agents(S)}
+    assert listed[A]["_internal_state"] == agent._internal_state
+    assert [listed[A]["state"], listed["chart"]["state"]] == [agent.state, chart.state]
+    assert [one["state"] for one in agents.find({"kind": {"$exists": True}})] == [{}, {}]
+    assert agents.count_documents({"data": {"$exists": True}}) == 4 + 3
+    assert agents.count_documents({"agent_id": A}) == 1
+    run_now(begun.asynchronous.update_agent(S, an_agent(11_000), conversation=False))
+    begun.open_session(S, ttl=timedelta(hours=9))
+    (session,) = client[database]["sessions"].find()
+    assert {one["expires_at"] for one in agents.find()} == {session["expires_at"]}
+    begun.update_multi_agent(S, smaller := Chart(1))  # type: ignore[arg-type]
+    assert agents.count_documents({"data": {"$exists": True}}) == 3
+    assert begun.read_multi_agent(S, "chart") == smaller.state
+    begun.delete_session(S)
+    assert agents.count_documents({}) == 0
+
+
+@pytest.mark.usefixtures("small_limits")
+def test_an_agent_is_the_earlier_or_the_later_after_a_crash_between_its_parts(
+    begun: MongoDBSessionRepository, client: Client, database: str, server_uri: str
+) -> None:
+    before, after, agents = an_agent(6_000), an_agent(6_000, "y"), client[database]["agents"]
+    begun.update_agent(S, before)
+    with Client(server_uri, appName="agent-crashes", retryWrites=False) as writer:
+        other = MongoDBSessionRepository(writer, database, prefix="")
+        for command, skip, found in (
+            ("insert", 0, before),
+            ("insert", 1, before),
+            ("findAndModify", 0, before),
+            ("delete", 0, after),
+        ):
+            data = {"failCommands": [command], "errorCode": 8, "appName": "agent-crashes"}
+            client.admin.command(
+                "configureFailPoint", "failCommand", mode={"skip": skip}, data=data
+            )
+            try:
+                with pytest.raises(OperationFailure):
+                    other.update_agent(S, after)
+            finally:
+                client.admin.command("configureFailPoint", "failCommand", mode="off")
+            assert (read := begun.read_agent(S, A)) is not None
+            assert read.state == found.state
+        other.update_agent(S, before)
+    assert begun.read_agent(S, A) == before
+    # The other parts are those of the crashes, which are deleted with the session.
+    begun.delete_session(S)
+    assert agents.count_documents({}) == 0
+
+
+@pytest.mark.usefixtures("small_limits")
+def test_an_agent_that_lost_its_parts_is_an_error_and_no_empty_agent(
+    begun: MongoDBSessionRepository, client: Client, database: str
+) -> None:
+    begun.update_agent(S, an_agent(15_000))
+    client[database]["agents"].delete_one({"_id.part": 1})
+    for read in (lambda: begun.read_agent(S, A), lambda: begun.list_agents(S)):
+        with pytest.raises(SessionException, match=r"agent 'agent-1' of .* has lost its parts"):
+            read()
+    begun.update_agent(S, later := an_agent(12_000))
+    assert begun.read_agent(S, A) == later
+
+
+@pytest.mark.usefixtures("small_limits")
+def test_of_two_writers_of_a_large_agent_the_second_leaves_no_parts(
+    begun: MongoDBSessionRepository, client: Client, database: str
+) -> None:
+    begun.create_multi_agent(S, first := Chart(25_000))  # type: ignore[arg-type]
+    with pytest.raises(SessionConflictError):
+        begun.create_multi_agent(S, Chart(25_000))  # type: ignore[arg-type]
+    assert client[database]["agents"].count_documents({"data": {"$exists": True}}) == 3
+    assert begun.read_multi_agent(S, "chart") == first.state
+
+
+@tool
+def fetch() -> str:
+    """Return a large text."""
+    return "x" * 25_000
+
+
+@tool(context=True)
+def ask(tool_context: Any) -> str:
+    """Ask the user."""
+    return str(tool_context.interrupt("sure?"))
+
+
+@pytest.mark.usefixtures("small_limits")
+@pytest.mark.parametrize("awaited", rest_in_bulk([True, False]))
+def test_no_large_state_ends_a_turn(awaited: bool, client: Client, database: str) -> None:
+    """Neither an interrupt beside a large result, nor an agent's state, nor a graph's."""
+    names: dict[str, Any] = {"client": client, "database_name": database, "prefix": ""}
+
+    async def manager(name: str) -> Any:
+        if awaited:
+            return await AsyncMongoDBSessionManager.open(name, **names)
+        return MongoDBSessionManager(name, **names)
+
+    def check_sizes() -> None:
+        sizes = [len(bson.encode(one)) for one in client[database]["agents"].find()]
+        assert 10_000 < max(sizes) < 12_000
+
+    async def turn(prompt: Any, *steps: Step, large: bool = False) -> Any:
+        agent = agent_with(await manager("chat"), *steps, tools=[fetch, ask])
+        if large:
+            agent.state.set("large", "y" * 25_000)
+        result = await agent.invoke_async(prompt)
+        check_sizes()
+        return agent, result
+
+    async def talk() -> None:
+        _, paused = await turn("go", {"tools": ["fetch", "ask"]}, large=True)
+        assert paused.stop_reason == "interrupt"
+        answer = {"interruptId": paused.interrupts[0].id, "response": "yes"}
+        agent, result = await turn([{"interruptResponse": answer}], "done")
+        assert result.stop_reason == "end_turn"
+        assert agent.state.get("large") == "y" * 25_000
+        results = [block["toolResult"]["content"] for block in agent.messages[2]["content"]]
+        assert sorted(one[0]["text"][:3] for one in results) == ["xxx", "yes"]
+        builder = GraphBuilder().set_max_node_executions(1)
+        builder.add_node(Agent(model=ScriptedModel(["z" * 25_000]), callback_handler=None), "a")
+        builder.set_session_manager(await manager("graph"))
+        assert (await builder.build().invoke_async("go")).status.value == "completed"
+        check_sizes()
+
+    asyncio.run(talk())
 
 
 # A message that can't be stored
@@ -552,7 +779,7 @@ def load(what: str) -> dict[str, Any]:
 
 @pytest.mark.usefixtures("small_limits")
 @pytest.mark.parametrize("what", ["large", "too large", "unstorable", "odd"])
-@pytest.mark.parametrize("awaited", [True, False])
+@pytest.mark.parametrize("awaited", rest_in_bulk([True, False]))
 def test_no_result_of_a_tool_ends_the_turn(
     awaited: bool, what: str, begun: MongoDBSessionRepository, client: Client, database: str
 ) -> None:

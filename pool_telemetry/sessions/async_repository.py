@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -31,6 +31,7 @@ from pool_telemetry.sessions.documents import (
     check_dict,
     check_form,
     check_session,
+    check_written,
     decoded,
     describe,
     encoded,
@@ -50,7 +51,12 @@ from pool_telemetry.sessions.documents import (
     value_fault,
 )
 from pool_telemetry.sessions.known import Cache, Known
-from pool_telemetry.sessions.large_messages import joined, part_ids, stored_form
+from pool_telemetry.sessions.large_messages import (
+    joined,
+    part_ids,
+    stored_agent,
+    stored_form,
+)
 from pool_telemetry.sessions.records import Directory
 
 if TYPE_CHECKING:
@@ -93,7 +99,7 @@ class AsyncMongoDBSessionRepository(Directory):
         PoolConfigurationError: The account may not create indexes.
         SessionOwnerError: The session has another owner than the repository, or than the call.
         SessionException: The session or agent of a write does not exist, or a document is larger
-            than 16 MB or has a value that BSON can't store; such a message is stored as a
+            than its limit or has a value that BSON can't store; such a message is stored as a
             placeholder instead (`large_messages.py`). Or a document that was read is not this
             library's, is damaged, or has a newer schema. The subclass SessionConflictError is
             raised if the document already exists, and InvalidIdError for an invalid id. Errors of
@@ -249,9 +255,9 @@ class AsyncMongoDBSessionRepository(Directory):
         found = await self._read(self._store.agents, ids)
         if found is None:
             return None
-        check_form(ids, agent_fault(found))
-        self._remember_agent(found)
-        return agent_in(decoded(ids, found))
+        whole = await self._whole_agent(ids, found)
+        self._remember_agent(whole)
+        return agent_in(decoded(ids, whole))
 
     async def update_agent(
         self, session_id: str, session_agent: SessionAgent, *, conversation: bool = True
@@ -265,16 +271,17 @@ class AsyncMongoDBSessionRepository(Directory):
         """
         ids = _agent(session_id, session_agent.agent_id)
         document = agent_document(ids, session_agent)
-        if not conversation:
-            del document["conversation_manager_state"]
-        session_agent.created_at = await self._replace(self._store.agents, ids, document)
+        left_out = () if conversation else ("conversation_manager_state",)
+        session_agent.created_at = await self._replace_agent(ids, document, left_out)
 
     async def list_agents(
         self, session_id: str, agent_ids: Collection[str] | None = None
     ) -> list[Document]:
         """Return the documents of a session's agents, graphs and swarms, or of these ids only."""
         ids = {"session_id": validated_id("session", session_id)}
-        which = {**ids, **of_session(await self._permit(session_id))}
+        # The kind excludes parts.
+        kinds = {"kind": {"$type": "string"}}
+        which = {**ids, **kinds, **of_session(await self._permit(session_id))}
         if agent_ids is not None:
             which["agent_id"] = {"$in": [validated_id("agent", one) for one in agent_ids]}
         agents = await self._store.find_ours(
@@ -284,11 +291,12 @@ class AsyncMongoDBSessionRepository(Directory):
             ours=OF_OTHERS,
             fault=lambda one: agent_fault(one) or value_fault(one),
         )
-        for one in agents:
+        wholes = [await self._whole_agent(one["_id"], one) for one in agents]
+        for one in wholes:
             del one["_id"]
             if one["kind"] == "agent":
                 self._remember_agent(one)
-        return [decoded(ids, one) for one in agents]
+        return [decoded(ids, one) for one in wholes]
 
     # Graphs and swarms
 
@@ -304,15 +312,15 @@ class AsyncMongoDBSessionRepository(Directory):
         found = await self._read(self._store.agents, ids)
         if found is None:
             return None
-        check_form(ids, agent_fault(found))
-        state: Document = decoded(ids, {"state": found["state"]})["state"]
+        whole = await self._whole_agent(ids, found)
+        state: Document = decoded(ids, {"state": whole["state"]})["state"]
         return state
 
     async def update_multi_agent(self, session_id: str, multi_agent: "MultiAgentBase") -> None:
         """Replace the state of a graph or swarm; SessionException if it does not exist."""
         ids = _agent(session_id, multi_agent.id, "multi_agent")
-        document = {"state": encoded(ids, multi_agent.serialize_state())}
-        await self._replace(self._store.agents, ids, document)
+        document = {**ids, "schema": SCHEMA, "state": encoded(ids, multi_agent.serialize_state())}
+        await self._replace_agent(ids, document)
 
     # Messages
 
@@ -344,7 +352,7 @@ class AsyncMongoDBSessionRepository(Directory):
             document["conversation_manager_state"] = dict(counts)
         if agent.lease is not None:
             document["expires_at"] = agent.lease.expires_at
-        await self._insert_parts(ids, document, parts, agent.created_at)
+        await self._insert_parts(self._store.messages, ids, document, parts, agent.created_at)
         try:
             await self._insert(self._store.messages, ids, document, agent.created_at)
         except SessionConflictError:
@@ -373,18 +381,11 @@ class AsyncMongoDBSessionRepository(Directory):
         ids = message_ids(session_id, agent_id, session_message.message_id)
         options = self._store.messages.codec_options
         document, parts = stored_form(ids, session_message, options)
-        document.setdefault("parts", None)
-        created_at = None
-        if parts:
-            before = await self._read(self._store.messages, ids)
-            if before is None:
-                raise await self._missing(ids)
-            created_at = before.get("session_created_at")
-            kept = {key: before[key] for key in ("expires_at",) if key in before}
-            await self._insert_parts(ids, {**document, **kept}, parts, created_at)
+        await self._insert_parts_of(self._store.messages, ids, document, parts)
         # First, so that a redacted message's parts never stay behind.
-        await self._delete_parts(ids, document["parts"])
-        session_message.created_at = await self._replace(self._store.messages, ids, document)
+        await self._delete_other_parts(ids, document.get("parts"))
+        before = await self._replace(self._store.messages, ids, document)
+        session_message.created_at = str(before.get("created_at", ""))
 
     async def list_messages(
         self, session_id: str, agent_id: str, limit: int | None = None, offset: int = 0
@@ -504,57 +505,94 @@ class AsyncMongoDBSessionRepository(Directory):
         )
         return [await self._whole(one["_id"], one) for one in found]
 
-    async def _insert_parts(
-        self, ids: Document, document: Document, parts: list[bytes], created_at: str | None
+    async def _insert_parts_of(
+        self, collection: Any, ids: Document, document: Document, parts: list[bytes]
     ) -> None:
-        """Insert the parts of a message's document; those of an earlier try are kept."""
+        """Insert the parts of a document that is to be replaced, if it has any."""
+        if parts:
+            before = await self._read(collection, ids)
+            if before is None:
+                raise await self._missing(ids)
+            kept = {key: before[key] for key in ("expires_at",) if key in before}
+            created_at = before.get("session_created_at")
+            await self._insert_parts(collection, ids, {**document, **kept}, parts, created_at)
+
+    async def _insert_parts(
+        self,
+        collection: Any,
+        ids: Document,
+        document: Document,
+        parts: list[bytes],
+        created_at: str | None,
+    ) -> None:
+        """Insert the parts of a document; the parts of an earlier try of a message are kept."""
         keys = ("session_id", "schema", "expires_at")
         form: Document = {key: document[key] for key in keys if key in document}
         if created_at is not None:
             form["session_created_at"] = created_at
         names = part_ids(ids, document["parts"]) if parts else []
         for name, data in zip(names, parts, strict=True):
-            method = self._store.messages.insert_one
             with contextlib.suppress(SessionConflictError):
-                await self._store.do(ids, method, {"_id": name, **form, "data": data})
+                part = {"_id": name, **form, "data": data}
+                await self._store.do(ids, collection.insert_one, part)
 
-    async def _delete_parts(self, ids: Document, used: Document | None) -> None:
-        """Delete the parts of a message, except the parts that it uses now."""
-        session = ids["session_id"]
+    async def _delete_parts(self, collection: Any, ids: Document, content: Any) -> None:
+        """Delete the parts of a message or an agent with this `content`."""
+        session, names = ids["session_id"], [key for key in ids if key != "session_id"]
         which = {
-            **others_filter({"session_id": session, "agent_id": None, "message_id": None}),
+            **others_filter({"session_id": session, **dict.fromkeys(names)}),
             **of_session(await self._permit(session)),
-            **{f"_id.{key}": ids[key] for key in ("agent_id", "message_id")},
-            "_id.content": {"$exists": True, "$ne": used and used["content"]},
+            **{f"_id.{key}": ids[key] for key in names},
+            "_id.content": content,
         }
-        await self._store.do(ids, self._store.messages.delete_many, which)
+        await self._store.do(ids, collection.delete_many, which)
+
+    async def _delete_other_parts(self, ids: Document, used: Document | None) -> None:
+        """Delete the parts of a message, except the parts that it uses now."""
+        content = {"$exists": True, "$ne": used and used["content"]}
+        await self._delete_parts(self._store.messages, ids, content)
 
     async def _delete_unused_parts(self, ids: Document, document: Document) -> None:
         """Delete the parts of a message that another writer stored first with another content."""
         if document.get("parts"):
             stored = await self._read(self._store.messages, ids)
-            await self._delete_parts(ids, stored and stored.get("parts"))
+            await self._delete_other_parts(ids, stored and stored.get("parts"))
 
     async def _whole(self, ids: Document, found: Document) -> SessionMessage:
         """Return a stored message, with its parts."""
-        messages = self._store.messages
+        found, rest = await self._with_parts(self._store.messages, ids, found, message_fault)
+        if rest is None:
+            _log.warning("%s has lost its parts; a placeholder was read", describe(ids))
+        created_at = {"created_at": found["created_at"]}  # an update keeps it
+        return message_in({**found, **(rest or {}), **created_at})
+
+    async def _whole_agent(self, ids: Document, found: Document) -> Document:
+        """Return the stored document of an agent, graph or swarm, with its parts."""
+        found, rest = await self._with_parts(self._store.agents, ids, found, agent_fault)
+        if rest is None:  # an empty state would replace the lost one
+            raise SessionException(f"{describe(ids)} has lost its parts")
+        whole = {**found, **rest, "_id": ids}
+        whole.pop("parts", None)
+        return whole
+
+    async def _with_parts(
+        self, collection: Any, ids: Document, found: Document, fault: Callable[[Document], str]
+    ) -> tuple[Document, Document | None]:
+        """Return a stored document, and what its parts contain; None if they are lost."""
         while True:
-            check_form(ids, message_fault(found))
+            check_form(ids, fault(found))
             parts = found.get("parts")
             if not parts:
-                return message_in(found)
+                return found, {}
             names = part_ids(ids, parts)
-            cursor = messages.find({"_id": {"$in": names}}, {"data": True}).sort("_id.part")
+            cursor = collection.find({"_id": {"$in": names}}, {"data": True}).sort("_id.part")
             data = [one["data"] for one in await self._store.do(ids, cursor.to_list)]
             if len(data) == len(names):
-                message = joined(ids, parts["content"], data, messages.codec_options)
-                message.created_at = found["created_at"]  # an update keeps it
-                return message
-            # Another writer replaced or deleted the message meanwhile, or a redaction was cut off.
-            again = await self._read(messages, ids)
+                return found, joined(ids, parts["content"], data, collection.codec_options)
+            # Another writer replaced or deleted the document meanwhile, or a redaction was cut off.
+            again = await self._read(collection, ids)
             if again is None or again.get("parts") == parts:
-                _log.warning("%s has lost its parts; a placeholder was read", describe(ids))
-                return message_in(found)
+                return found, None
             found = again
 
     async def _last(
@@ -579,6 +617,9 @@ class AsyncMongoDBSessionRepository(Directory):
     async def _create(self, ids: Document, document: Document) -> None:
         """Create an agent, graph or swarm in its session."""
         session = ids["session_id"]
+        check_written(ids, agent_fault({"_id": ids, **document}))
+        agents = self._store.agents
+        document, parts = stored_agent(ids, document, agents.codec_options)
         await self._prepare()
         known = self._known.get(session)
         if known is None or not self._may_trust(session, known):
@@ -586,10 +627,13 @@ class AsyncMongoDBSessionRepository(Directory):
         created_at = known.created_at
         lease = await self._renew({"session_id": session}, known.lease, None, created_at)
         document |= lease.fields if lease else {}
+        await self._insert_parts(agents, ids, document, parts, created_at)
         try:
-            await self._insert(self._store.agents, ids, document, created_at)
+            await self._insert(agents, ids, document, created_at)
         except SessionConflictError:
-            found = await self._read(self._store.agents, ids)
+            if parts:
+                await self._delete_parts(agents, ids, document["parts"]["content"])
+            found = await self._read(agents, ids)
             check_form(ids, "" if found is None else agent_fault(found))
             raise
         if ids["kind"] == "agent":
@@ -622,16 +666,30 @@ class AsyncMongoDBSessionRepository(Directory):
         found: Document | None = await self._store.do(ids, collection.find_one, which)
         return found
 
-    async def _replace(self, collection: Any, ids: Document, document: Document) -> str:
-        """Replace a document except `created_at`, and return that."""
-        method = collection.find_one_and_update
+    async def _replace_agent(
+        self, ids: Document, document: Document, left_out: Collection[str] = ()
+    ) -> str:
+        """Replace an agent, graph or swarm except these keys; return its `created_at`."""
+        check_written(ids, agent_fault({"_id": ids, **document}))
+        agents = self._store.agents
+        changed = {key: value for key, value in document.items() if key not in left_out}
+        changed, parts = stored_agent(ids, changed, agents.codec_options)
+        await self._insert_parts_of(agents, ids, changed, parts)
+        before = await self._replace(agents, ids, changed)
+        if isinstance(old := before.get("parts"), dict):
+            await self._delete_parts(agents, ids, old.get("content"))
+        return str(before.get("created_at", ""))
+
+    async def _replace(self, collection: Any, ids: Document, document: Document) -> Document:
+        """Replace a document except `created_at`, and return what it had of that and of parts."""
+        method, shown = collection.find_one_and_update, {"created_at": True, "parts": True}
         which = {**ids, "_id": ids, **of_session(await self._permit(ids["session_id"]))}
-        before = await self._store.do(
-            ids, method, which, replacement(document), {"created_at": True}
+        before: Document | None = await self._store.do(
+            ids, method, which, replacement(document), shown
         )
         if before is None:
             raise await self._missing(ids)
-        return str(before.get("created_at", ""))
+        return before
 
     async def _delete(self, ids: Document, owner: Owner) -> bool:
         """Delete a session with its agents and messages; return whether the session existed."""

@@ -6,8 +6,7 @@ a document's values.
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Final
 
 import bson
@@ -35,7 +34,11 @@ from pool_telemetry.sessions.values import ENCODE_ERRORS
 from pool_telemetry.state.agents import AgentCounts
 
 _TOO_LARGE: Final = (10334, 17419, 17420)  # the server's codes for an update beyond 16 MB
-_REFUSED: Final = {28: "a path leads through a value", 40: "two paths overlap"}
+_REFUSED: Final = {
+    28: "a path leads through a value",
+    40: "two paths overlap",
+    121: "the collection's validator refuses it",
+}
 _ATTRIBUTES: Final = {"session_id": "gen_ai.conversation.id", "agent_id": "gen_ai.agent.id"}
 _INDEXES: Final[Mapping[str, tuple[str, ...]]] = {
     "sessions": ("-updated_at _id", "application -updated_at _id", "user -updated_at _id"),
@@ -211,10 +214,14 @@ class Store:
         token = tracing.span_attributes.set({**(tracing.span_attributes.get() or {}), **named})
         self.counts.add(operations=1)
         try:
-            with self._explained(ids):
-                return await self.call(method, *args, **kwargs)
+            return await self.call(method, *args, **kwargs)
+        except Exception as error:
+            explained = _explained(ids, error)
+            if explained is error:
+                raise
         finally:
             tracing.span_attributes.reset(token)
+        raise explained  # here, because a chain of errors would show the document
 
     async def find_ours(
         self,
@@ -270,30 +277,6 @@ class Store:
                 log_others(collection)
         return found
 
-    @contextmanager
-    def _explained(self, ids: Mapping[str, Any]) -> Iterator[None]:
-        """Turn the errors of a write into SessionException, without a document's values."""
-        try:
-            yield
-        except DuplicateKeyError as error:
-            words = f"{describe(ids)} already exists: another writer was first"
-            raise SessionConflictError(words) from error
-        except DocumentTooLarge as error:
-            raise SessionException(_too_large(ids)) from error
-        except OperationFailure as error:
-            # The server's message may contain values.
-            if error.code in _TOO_LARGE:
-                raise SessionException(_too_large(ids)) from None
-            if isinstance(error, WriteError):
-                reason = _REFUSED.get(error.code or 0, "the server refused it")
-                words = f"{describe(ids)}: {reason} (code {error.code})"
-                raise SessionException(words) from None
-            raise
-        except InvalidBSON:
-            raise UndecodableError(f"{describe(ids)} has a value that isn't valid BSON") from None
-        except ENCODE_ERRORS as error:
-            raise unstorable(ids, error) from None  # the message contains the whole document
-
 
 def log_others(collection: Any) -> None:
     """Log once that lists skip documents of a collection; their values may be secrets."""
@@ -303,8 +286,20 @@ def log_others(collection: Any) -> None:
         _log.warning("%s has documents that pool_telemetry can't read; lists skip them", name)
 
 
-def _too_large(ids: Mapping[str, Any]) -> str:
-    return f"{describe(ids)} is larger than MongoDB's limit of 16 MB"
+def _explained(ids: Mapping[str, Any], error: Exception) -> Exception:
+    """Return the SessionException for an error whose message may contain values, or the error."""
+    code = error.code or 0 if isinstance(error, OperationFailure) else 0
+    if isinstance(error, DuplicateKeyError):
+        words = f"{describe(ids)} already exists: another writer was first"
+        return SessionConflictError(words)
+    if isinstance(error, DocumentTooLarge) or code in _TOO_LARGE:
+        return SessionException(f"{describe(ids)} is larger than MongoDB's limit of 16 MB")
+    if isinstance(error, WriteError) or code in _REFUSED:
+        reason = _REFUSED.get(code, "the server refused it")
+        return SessionException(f"{describe(ids)}: {reason} (code {code})")
+    if isinstance(error, InvalidBSON):
+        return UndecodableError(f"{describe(ids)} has a value that isn't valid BSON")
+    return unstorable(ids, error) if isinstance(error, ENCODE_ERRORS) else error
 
 
 def _index(keys: str) -> IndexModel:

@@ -6,7 +6,8 @@
 | `agents` | each agent, graph or swarm of a session | `session_id`, `kind`, `agent_id` |
 | `messages` | each message | `session_id`, `agent_id`, `message_id` |
 
-`large_messages.py` describes the parts of large messages, which are in `messages`, too.
+`large_messages.py` describes the parts of large messages, which are in `messages`, too, and the
+parts of large agents, graphs and swarms, which are in `agents`.
 
 The collections' names begin with a prefix, `strands_` by default. The fields that make a document
 unique are also its `_id`, so that uniqueness needs no other index.
@@ -80,7 +81,7 @@ OF_OTHERS: Final = {  # agents and messages
 }
 OF_MESSAGES: Final = {**OF_OTHERS, "message_id": {"$type": ["int", "long"]}}
 
-_MAX_PARTS: Final = 1_000  # of a large message
+_MAX_PARTS: Final = 1_000  # of a large message or agent
 _MAX_SECONDS: Final = 2 * timedelta(days=36_500).total_seconds()  # a time to live has at most half
 _NOT_OURS: Final = (
     "pool_telemetry did not write the document like this; use another prefix= beside other programs"
@@ -265,11 +266,12 @@ def agent_fault(document: Mapping[str, Any]) -> str:
     """Return why a document is no agent, graph or swarm that this library can read, or ""."""
     ids = {key: document.get(key) for key in ("session_id", "kind", "agent_id")}
     needed: Kinds = {"_id": dict, "schema": int, **dict.fromkeys(ids, str), "state": dict}
-    optional: Kinds = {"session_created_at": str}
+    optional: Kinds = {"session_created_at": str, "parts": dict | None}
     if ids["kind"] == "agent":
         needed |= {"conversation_manager_state": dict, "created_at": str, "updated_at": str}
         optional |= {"_internal_state": dict}
-    if fault := _fault(document, needed, optional) or _lease_fault(document):
+    faults = _fault(document, needed, optional) or _lease_fault(document)
+    if fault := faults or _parts_fault(document.get("parts")):
         return fault
     counts = document.get("conversation_manager_state", {})
     for key in COUNTS:
@@ -318,13 +320,10 @@ def message_fault(document: Mapping[str, Any]) -> str:
     counts = document.get("conversation_manager_state", {}).values()
     if not all(isinstance(one, int) and one >= 0 for one in counts):
         return f"has a wrong `conversation_manager_state`: {_NOT_OURS}"
-    parts = document.get("parts")
-    if parts and (fault := _fault(parts, {"content": str, "count": int}, {})):
-        return fault.replace("`", "`parts.", 1)
-    if parts and not 1 <= parts["count"] <= _MAX_PARTS:
-        return f"has a wrong `parts.count`: {_NOT_OURS}"
-    return _content_fault(document, "message") or (
-        _content_fault(document, "redact_message") if document.get("redact_message") else ""
+    return (
+        _parts_fault(document.get("parts"))
+        or _content_fault(document, "message")
+        or (_content_fault(document, "redact_message") if document.get("redact_message") else "")
     )
 
 
@@ -354,6 +353,14 @@ def _lease_fault(document: Mapping[str, Any]) -> str:
     return "" if in_range else f"has `ttl_seconds` out of range: {_NOT_OURS}"
 
 
+def _parts_fault(parts: Document | None) -> str:
+    if parts and (fault := _fault(parts, {"content": str, "count": int}, {})):
+        return fault.replace("`", "`parts.", 1)
+    if parts and not 1 <= parts["count"] <= _MAX_PARTS:
+        return f"has a wrong `parts.count`: {_NOT_OURS}"
+    return ""
+
+
 def _content_fault(document: Mapping[str, Any], key: str) -> str:
     message = document[key]
     optional: Kinds = {"tracking_id": str | None, "metadata": dict | None}
@@ -371,6 +378,11 @@ def check_form(ids: Mapping[str, Any], fault: str) -> None:
     """Raise SessionException if a document with an id of ours has a fault."""
     if fault:
         raise SessionException(f"{describe(ids)} {fault}")
+
+
+def check_written(ids: Mapping[str, Any], fault: str) -> None:
+    """Raise SessionException if no read would accept a document that is to be written."""
+    check_form(ids, fault.removesuffix(f": {_NOT_OURS}"))
 
 
 def check_session(session: Document, owner: Owner) -> Document:
@@ -438,7 +450,8 @@ def encoded(ids: Mapping[str, Any], value: Any) -> Any:
     try:
         return encode(value)
     except ENCODE_ERRORS as error:
-        raise unstorable(ids, error) from None
+        failed = unstorable(ids, error)
+    raise failed  # here, because a chain of errors would show the value
 
 
 def decoded(ids: Mapping[str, Any], values: Mapping[str, Any]) -> Document:
@@ -449,8 +462,10 @@ def decoded(ids: Mapping[str, Any], values: Mapping[str, Any]) -> Document:
             found[key] = decode(value)
         except DECODE_ERRORS as error:
             kind = type(error).__name__
-            words = f"{describe(ids)} has a damaged value in `{key}` ({kind})"
-            raise SessionException(words) from None
+            failed = SessionException(f"{describe(ids)} has a damaged value in `{key}` ({kind})")
+        else:
+            continue
+        raise failed  # here, because a chain of errors would show the value
     return found
 
 
@@ -479,12 +494,13 @@ def _parameters(record: type, document: Mapping[str, Any]) -> Document:
 
 
 def replacement(document: Mapping[str, Any]) -> list[Document]:
-    """Return the update that sets all fields except `created_at`.
+    """Return the update that sets all fields except `created_at`, and removes earlier parts.
 
     It is a pipeline of literals, because a tool's input may have keys like `$ref` and `a.b`.
     """
     kept = {key: value for key, value in document.items() if key != "created_at"}
-    return [{"$set": {key: {"$literal": value} for key, value in kept.items()}}]
+    update: list[Document] = [{"$set": {key: {"$literal": one} for key, one in kept.items()}}]
+    return update if "parts" in kept else [*update, {"$unset": "parts"}]
 
 
 def check_dict(name: str, value: object) -> None:

@@ -1,4 +1,4 @@
-"""Messages that are too large for one document, and messages that can't be stored at all.
+"""Messages and agents that are too large for one document, and messages that can't be stored.
 
 A message above INLINE_BYTES is stored in parts: documents of the same collection, written before
 the message, so that it is whole or absent. Parts that a crash leaves are never shown.
@@ -13,11 +13,16 @@ A part has no `agent_id` and no `message_id` outside its `_id`. So a query for m
 part, and a session's deletion, expiry and renewal include its parts. The message's own document has
 `parts` and a placeholder, which older releases show.
 
+The state of a large agent, graph or swarm is stored the same way. Each write has parts of its own,
+and a replacement deletes the earlier parts last, so that a reader or another writer never lacks
+them. The document itself has an empty state.
+
 A turn must not end because of a message that can't be stored: the tool already ran, and models
 reject a toolUse without its toolResult. Such a message is stored as a placeholder, and a warning is
 logged. A placeholder keeps the small blocks, and the id of each toolUse and toolResult.
 """
 
+import contextlib
 import hashlib
 import logging
 from collections.abc import Mapping
@@ -25,22 +30,28 @@ from dataclasses import replace
 from typing import Any, Final
 
 import bson
+from bson import ObjectId
 from bson.codec_options import CodecOptions
 from strands.types.exceptions import SessionException
 from strands.types.session import SessionMessage
 
 from pool_telemetry.sessions.documents import (
+    SCHEMA,
     Document,
+    check_written,
     describe,
     message_document,
-    message_in,
+    message_fault,
+    unstorable,
 )
 from pool_telemetry.sessions.values import ENCODE_ERRORS, encode
 
 INLINE_BYTES: Final = 15 * 1024 * 1024  # a document has 16 MB; the rest is for feedback
-MAX_BYTES: Final = 256 * 1024 * 1024  # of a message with its redaction; it bounds memory
+MAX_BYTES: Final = 256 * 1024 * 1024  # of a message with its redaction, or an agent: for memory
 _KEPT_BYTES: Final = 1024 * 1024  # of the blocks that a placeholder keeps
 _KEPT_KEYS: Final = ("toolUseId", "status")  # of a toolResult
+
+_STATES: Final = ("state", "_internal_state")  # of an agent's document, stored in parts
 
 _log = logging.getLogger("pool_telemetry.sessions")
 
@@ -49,14 +60,16 @@ def stored_form(
     ids: Mapping[str, Any], message: SessionMessage, options: "CodecOptions[Document]"
 ) -> tuple[Document, list[bytes]]:
     """Return the document to store for a message, and the data of its parts."""
-    try:
+    document: Document = {**ids, "schema": SCHEMA, **vars(message)}
+    data = None
+    with contextlib.suppress(SessionException, *ENCODE_ERRORS):
         document = message_document(ids, message)
         data = bson.encode(document, codec_options=options)
-    except (SessionException, *ENCODE_ERRORS):
+    check_written(ids, message_fault({"_id": ids, **document}))
+    if data is None:
         reason = "has a value that can't be stored"
-        document = _placeholder(ids, message, reason)
         _log.warning("%s %s; a placeholder was stored", describe(ids), reason)
-        return document, []
+        return _placeholder(ids, message, reason), []
     if len(data) <= INLINE_BYTES:
         return document, []
     if len(data) > MAX_BYTES:
@@ -64,25 +77,52 @@ def stored_form(
         reason = "was too large to store"
         _log.warning("%s %s (%s); a placeholder was stored", describe(ids), reason, sizes)
         return _placeholder(ids, message, reason), []
+    return _cut(_placeholder(ids, message, "is stored in parts"), data)
+
+
+def stored_agent(
+    ids: Mapping[str, Any], document: Document, options: "CodecOptions[Document]"
+) -> tuple[Document, list[bytes]]:
+    """Return the document to store for an agent, graph or swarm, and the data of its parts.
+
+    Raises:
+        SessionException: The document is larger than MAX_BYTES or has a value that can't be stored.
+    """
+    try:
+        size = len(bson.encode(document, codec_options=options))
+    except ENCODE_ERRORS as error:
+        failed = unstorable(ids, error)
+    else:
+        if size <= INLINE_BYTES:
+            return document, []
+        if size <= MAX_BYTES:
+            states: Document = {key: document[key] for key in _STATES if key in document}
+            # The new id makes these parts no other writer's, which may delete its own.
+            data = bson.encode({"_id": ObjectId(), **states}, codec_options=options)
+            return _cut(document | {key: {} for key in states}, data)
+        failed = SessionException(f"{describe(ids)} is larger than {MAX_BYTES >> 20} MB")
+    raise failed  # here, because a chain of errors would show the value
+
+
+def _cut(document: Document, data: bytes) -> tuple[Document, list[bytes]]:
     parts = [data[at : at + INLINE_BYTES] for at in range(0, len(data), INLINE_BYTES)]
-    document = _placeholder(ids, message, "is stored in parts")
-    document["parts"] = {"content": hashlib.sha256(data).hexdigest(), "count": len(parts)}
-    return document, parts
+    named = {"content": hashlib.sha256(data).hexdigest(), "count": len(parts)}
+    return {**document, "parts": named}, parts
 
 
 def part_ids(ids: Mapping[str, Any], parts: Mapping[str, Any]) -> list[Document]:
-    """Return the `_id` of each part of a message."""
+    """Return the `_id` of each part of a message or an agent."""
     return [{**ids, "content": parts["content"], "part": one} for one in range(parts["count"])]
 
 
 def joined(
     ids: Mapping[str, Any], content: str, parts: list[bytes], options: "CodecOptions[Any]"
-) -> SessionMessage:
-    """Return the message that was stored in parts; SessionException if they were changed."""
+) -> Document:
+    """Return what was stored in parts; SessionException if they were changed."""
     data = b"".join(parts)
     if hashlib.sha256(data).hexdigest() != content:
         raise SessionException(f"{describe(ids)} has damaged parts")
-    return message_in(bson.decode(data, codec_options=options))
+    return dict(bson.decode(data, codec_options=options))
 
 
 def _placeholder(ids: Mapping[str, Any], message: SessionMessage, reason: str) -> Document:

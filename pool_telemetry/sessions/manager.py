@@ -163,6 +163,7 @@ class _Manager(RepositorySessionManager):
         self._opened.agents[event.agent.agent_id].is_in_turn = False
 
     def _initialize(self, agent: Any, **kwargs: Any) -> None:
+        failed = ""
         try:
             super().initialize(agent, **kwargs)
         except SessionConflictError:  # another writer created it after this session was opened
@@ -172,9 +173,10 @@ class _Manager(RepositorySessionManager):
         except SessionException:
             raise
         except (AttributeError, KeyError, TypeError, ValueError) as error:
+            failed = type(error).__name__
+        if failed:  # raised here, because a chain of errors would show the state
             ids = {"session_id": self.session_id, "agent_id": agent.agent_id}
-            words = f"{describe(ids)} has a state that can't be restored ({type(error).__name__})"
-            raise StateError(words) from error
+            raise StateError(f"{describe(ids)} has a state that can't be restored ({failed})")
 
     def _forget(self, agent_id: str) -> None:
         self._latest_agent_message.pop(agent_id, None)
