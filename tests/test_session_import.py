@@ -27,7 +27,7 @@ from pool_telemetry.sessions import (
     importer,
 )
 from tests.scripted import agent_with, texts
-from tests.support import failing
+from tests.support import failing, rest_in_bulk
 
 Document = dict[str, Any]
 Client = MongoClient[Document]
@@ -483,7 +483,7 @@ class Pause(monitoring.CommandListener):
 
 
 @pytest.mark.parametrize(("killed", "source_changes"), [(None, False), (None, True), (7, True)])
-@pytest.mark.parametrize("pause", range(3, 9))
+@pytest.mark.parametrize("pause", rest_in_bulk([7, 3, 4, 5, 6, 8]))
 def test_two_runs_at_once_leave_a_whole_session(
     pause: int,
     killed: int | None,
@@ -595,7 +595,9 @@ def test_no_session_is_opened_before_it_is_whole(
     assert repository.open_session(S)[1] is False
 
 
-@pytest.mark.parametrize("failed", range(1, 14))
+@pytest.mark.parametrize(
+    "failed", rest_in_bulk([7, 10, *range(1, 7), 8, 9, *range(11, 14)], keep=2)
+)
 def test_a_run_that_ends_at_any_command_is_finished_by_the_next(
     failed: int,
     server_uri: str,
