@@ -490,8 +490,8 @@ print(json.dumps(succeeded))
     prompts = [
         one["message"]["content"][0]["text"] for one in stored if one["message"]["role"] == "user"
     ]
-    answered = [
-        one["message"]["content"][0]["text"].removeprefix("You said: ")
+    answered = [  # the last prompt, because an unanswered one before it is sent with it
+        " ".join(one["message"]["content"][0]["text"].split()[-2:])
         for one in stored
         if one["message"]["role"] == "assistant"
     ]

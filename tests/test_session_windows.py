@@ -45,6 +45,16 @@ from tests.scripted import Step, agent_with, texts
 from tests.test_session_manager import Chat
 
 Made = Callable[[], ConversationManager]
+
+
+class Clearing(NullConversationManager):
+    """Removes all messages after each turn."""
+
+    def apply_management(self, agent: Any, **kwargs: Any) -> None:
+        self.removed_message_count += len(agent.messages)
+        agent.messages.clear()
+
+
 ROLES = ("user", "assistant")
 PROMPTS = ("0", "1", "add", "3", "4")
 MANAGERS: dict[str, tuple[Made, int]] = {  # with the number of messages that the model holds
@@ -54,6 +64,8 @@ MANAGERS: dict[str, tuple[Made, int]] = {  # with the number of messages that th
     "window of some turns": (lambda: SlidingWindowConversationManager(4, per_turn=2), 5),
     "summary": (lambda: SummarizingConversationManager(0.5, 2), 5),
     "none": (NullConversationManager, 60),
+    "window of 0": (lambda: SlidingWindowConversationManager(0), 60),
+    "clearing": (Clearing, 60),
 }
 
 
@@ -100,7 +112,7 @@ def with_files(name: str) -> tuple[list[Any], SmallModel]:
     return messages, model
 
 
-AWAITED = ("window of 40, small model", "window in each turn", "summary")
+AWAITED = ("window of 40, small model", "window in each turn", "summary", "window of 0", "clearing")
 
 
 @pytest.mark.parametrize(
@@ -235,6 +247,83 @@ def test_a_count_whose_write_failed_is_written_by_the_next_turn(chat: Chat, comm
     assert again.conversation_manager.get_state() == agent.conversation_manager.get_state()
 
 
+@pytest.mark.parametrize("restore_last", [None, 3])
+def test_an_agent_without_restored_messages_goes_on_after_the_last(
+    chat: Chat, restore_last: int | None
+) -> None:
+    def agent_of(*steps: Step) -> tuple[Any, Agent]:
+        manager = chat.open("s", restore_last=restore_last)
+        agent = agent_with(manager, *steps, conversation_manager=window(0))
+        assert agent.messages == []
+        return manager, agent
+
+    _, agent = agent_of()
+    chat.say(agent, "first")
+    manager, agent = agent_of()
+    manager.redact_latest_message({"role": "assistant", "content": [{"text": "..."}]}, agent)
+    chat.say(agent, "second")
+    chat.say(agent_of({"redact": "hidden"})[1], "third")
+    stored = chat.stored("s")
+    assert [one["message_id"] for one in stored] == [0, 1, 2, 3, 4, 5]
+    redacted = {one["message_id"] for one in stored if one.get("redact_message")}
+    assert redacted == {1, 4}
+    chat.direct["messages"].delete_one({"message_id": 5})  # as if that turn was interrupted
+    agent = agent_of()[1]
+    chat.say(agent, "fourth")
+    assert [one["message"]["role"] for one in chat.stored("s")[4:]] == ["user", "user", "assistant"]
+
+
+class Undoing(NullConversationManager):
+    """Counts no message as removed after a turn."""
+
+    def apply_management(self, agent: Any, **kwargs: Any) -> None:
+        self.removed_message_count = 0
+
+
+def counting(count: int) -> Any:
+    @tool(context=True)
+    def remove(tool_context: Any) -> str:
+        """Set the count."""
+        tool_context.agent.conversation_manager.removed_message_count = count
+        return "done"
+
+    return remove
+
+
+REMOVE: Step = {"tool": "remove", "input": {}}
+
+
+def test_a_count_that_fell_at_the_end_of_a_turn_holds(chat: Chat) -> None:
+    manager = chat.open("s")
+    tools = [counting(2)]
+    agent = agent_with(manager, "a", REMOVE, "b", tools=tools, conversation_manager=Undoing())
+    chat.say(agent, "1")
+    chat.say(agent, "2")
+    counts = [one.get("conversation_manager_state") for one in chat.stored("s")]
+    assert counts[-1] == {"removed_message_count": 2}
+    again = agent_with(chat.open("s"), conversation_manager=Undoing())
+    assert again.messages == agent.messages
+    assert again.conversation_manager.removed_message_count == 0
+
+
+@pytest.mark.parametrize("restore_last", [None, 40])
+def test_a_count_that_fell_in_a_turn_that_never_ended_holds(
+    chat: Chat, restore_last: int | None
+) -> None:
+    made = NullConversationManager
+    agent = agent_with(chat.open("s"), REMOVE, tools=[counting(4)], conversation_manager=made())
+    chat.say(agent, "1")
+    agent = agent_with(chat.open("s"), REMOVE, tools=[counting(0)], conversation_manager=made())
+    before = chat.direct["agents"].find_one()
+    assert before is not None
+    assert before["conversation_manager_state"]["removed_message_count"] == 4
+    chat.say(agent, "2")
+    chat.direct["agents"].replace_one({"_id": before["_id"]}, before)  # its process was killed
+    again = agent_with(chat.open("s", restore_last=restore_last), conversation_manager=made())
+    assert len(again.messages) == len(chat.stored("s")) == 8
+    assert again.conversation_manager.removed_message_count == 0
+
+
 @pytest.mark.parametrize("state", [{}, {"plan": "pro"}])
 def test_a_superseded_agent_does_not_change_the_stored_count(
     chat: Chat, state: dict[str, str]
@@ -290,6 +379,54 @@ def test_an_open_that_restores_all_messages_counts_the_removed_ones(chat: Chat) 
     again = agent_with(chat.open("s"), conversation_manager=SlidingWindowConversationManager(4))
     assert again.messages == agent.messages
     assert len(again.messages) == 4
+
+
+def test_what_a_restored_agent_removed_is_not_restored_by_the_next_of_its_kind(chat: Chat) -> None:
+    def agent_of(restore_last: int | None, model: SmallModel) -> Agent:
+        manager = chat.open("s", restore_last=restore_last)
+        return agent_with(manager, model=model, conversation_manager=window(40))
+
+    large, small = SmallModel(60), SmallModel(6)
+    agent = agent_of(None, large)
+    for number in range(12):
+        chat.say(agent, str(number))
+    for number in range(3):
+        agent = agent_of(16, small)
+        assert len(agent.messages) == (6 if number else 16)
+        chat.say(agent, f"small {number}")
+        assert len(agent.messages) == 6
+    assert plain(agent_of(16, small)) == plain(agent)
+    assert plain(agent_of(4, small)) == plain(agent)[-4:]
+    assert len(agent_of(17, large).messages) == 16  # it asked for more than 16
+    chat.say(agent_of(18, large), "more")
+    chat.say(agent_of(None, large), "all")
+    assert len(agent_of(16, small).messages) == 10  # the larger opens have removed none
+    agent = agent_of(None, small)
+    assert len(agent.messages) == 34
+    assert "user: 0" in texts(agent)
+    assert set(agent.conversation_manager.get_state()) == set(window().get_state())
+
+
+def test_a_restored_agent_whose_turn_never_ended_keeps_its_removed_messages_out(
+    chat: Chat,
+) -> None:
+    agent = agent_with(chat.open("s"), conversation_manager=window(40))
+    for number in range(6):
+        chat.say(agent, str(number))
+    before = chat.direct["agents"].find_one()
+    assert before is not None
+    few = agent_with(
+        chat.open("s", restore_last=8), model=SmallModel(4), conversation_manager=window(40)
+    )
+    chat.say(few, "few")
+    chat.direct["agents"].replace_one({"_id": before["_id"]}, before)  # its process was killed
+    again = agent_with(chat.open("s", restore_last=8), conversation_manager=window(40))
+    assert plain(again) == plain(few)
+    chat.say(again, "on")
+    last = agent_with(chat.open("s", restore_last=8), conversation_manager=window(40))
+    assert plain(last) == plain(again)
+    assert len(last.messages) == 6
+    assert len(agent_with(chat.open("s"), conversation_manager=window(40)).messages) == 16
 
 
 # Many agents in a session
@@ -395,6 +532,33 @@ def test_an_open_reads_any_number_of_messages_with_one_command(chat: Chat) -> No
     before = chat.commands()
     assert len(read(chat, chat.open("s", restore_last=120), 0)) == 148  # from the only prompt on
     assert "getMore messages" not in chat.spent(before)
+
+
+def test_the_parts_of_all_large_messages_are_read_with_one_command(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pool_telemetry.sessions.large_messages.INLINE_BYTES", 1_000)
+    agent = agent_with(chat.open("s"))
+    for number in range(3):
+        chat.say(agent, f"{number} {3_000 * 'x'}")
+    for kwargs in ({}, {"restore_last": 4}):
+        before = chat.commands()
+        again = agent_with(chat.open("s", **kwargs))
+        spent = chat.spent(before)
+        assert again.messages == agent.messages[-kwargs.get("restore_last", 6) :]
+        reads = spent.get("find messages", 0) + spent.get("aggregate messages", 0)
+        assert (reads, spent.get("getMore messages", 0)) == (2, 0)
+
+
+@pytest.mark.parametrize("restore_last", [None, 2])
+@pytest.mark.parametrize("message_id", [3.0, "3", 7])
+def test_a_message_with_a_damaged_id_is_named(
+    chat: Chat, message_id: object, restore_last: int | None
+) -> None:
+    fill(chat, 1)
+    chat.direct["messages"].update_one({"message_id": 3}, {"$set": {"message_id": message_id}})
+    with pytest.raises(SessionException, match="message 3 of agent 'a0' of session 's' has "):
+        read(chat, chat.open("s", restore_last=restore_last), 0)
 
 
 def of(number: int) -> list[str]:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -16,7 +15,6 @@ from pool_telemetry.sessions.client_choice import AnyClient, check_client
 from pool_telemetry.sessions.collections import ONE_BATCH, Store
 from pool_telemetry.sessions.dispatch import CallMethod, call_method_for
 from pool_telemetry.sessions.documents import (
-    OF_MESSAGES,
     OF_OTHERS,
     PREFIX,
     SCHEMA,
@@ -402,7 +400,7 @@ class AsyncMongoDBSessionRepository(Directory):
     ) -> list[SessionMessage]:
         """Return the messages with this id or a higher one, in the order of their ids."""
         ids = agent_ids(session_id, agent_id)
-        return await self._find({**ids, "message_id": {"$gte": message_id}}, ASCENDING, 0, 0)
+        return await self._find({**ids, **_from(message_id)}, ASCENDING, 0, 0)
 
     async def last_messages(
         self, session_id: str, agent_id: str, limit: int
@@ -421,16 +419,17 @@ class AsyncMongoDBSessionRepository(Directory):
     ) -> dict[str, Conversation]:
         """Return the messages of several agents, with one command for all of them.
 
+        An agent without a message from there on has its last message nevertheless, because the
+        next id follows it; that is one command more for all such agents. The parts of all large
+        messages are one more, in batches of 16 MB.
+
         Args:
             session_id: The session's id.
             firsts: The id of each agent's first message to read.
             last: The number of messages of an agent to read at most, the last ones; None for all.
         """
         ids = {"session_id": validated_id("session", session_id)}
-        parts = [
-            {**agent_ids(session_id, one), "message_id": {"$gte": first}}
-            for one, first in firsts.items()
-        ]
+        parts = [{**agent_ids(session_id, one), **_from(first)} for one, first in firsts.items()]
         created_at = await self._permit(session_id)
         if last is not None:
             found = await self._last(ids, parts, created_at, last)
@@ -440,21 +439,24 @@ class AsyncMongoDBSessionRepository(Directory):
                 ids,
                 self._store.messages,
                 {**which, **of_session(created_at)},
-                ours=OF_MESSAGES,
+                ours=OF_OTHERS,
                 fault=foreign_fault,
                 skips_undecodable=False,
                 sort=[(key, ASCENDING) for key in ("session_id", "agent_id", "message_id")],
             )
         else:
             found = []
-        documents: defaultdict[str, list[Document]] = defaultdict(list)
-        for one in found:
-            documents[one["agent_id"]].append(one)
-        conversations = {}
-        for agent in firsts:
-            messages = [await self._whole(one["_id"], one) for one in documents[agent]]
-            counts = documents[agent][-1].get("conversation_manager_state", {}) if messages else {}
-            conversations[agent] = Conversation(messages, counts)
+        having = {one["agent_id"] for one in found}
+        lacking = [
+            agent_ids(session_id, one) for one in firsts if firsts[one] and one not in having
+        ]
+        found += await self._last(ids, lacking, created_at, 1)
+        conversations = {one: Conversation([], {}) for one in firsts}
+        for one, message in zip(found, await self._all_whole(ids, found), strict=True):
+            messages = conversations[one["agent_id"]].messages
+            messages.append(message)
+            counts = one.get("conversation_manager_state", {})
+            conversations[one["agent_id"]] = Conversation(messages, counts)
         return conversations
 
     async def last_prompts(self, session_id: str, before_ids: Mapping[str, int]) -> dict[str, int]:
@@ -496,14 +498,14 @@ class AsyncMongoDBSessionRepository(Directory):
             ids,
             self._store.messages,
             {**which, **of_session(created_at)},
-            ours=OF_MESSAGES,
+            ours=OF_OTHERS,
             fault=foreign_fault,
             skips_undecodable=False,
             sort=[("message_id", direction)],
             skip=offset,
             limit=limit,
         )
-        return [await self._whole(one["_id"], one) for one in found]
+        return await self._all_whole(ids, found)
 
     async def _insert_parts_of(
         self, collection: Any, ids: Document, document: Document, parts: list[bytes]
@@ -558,9 +560,31 @@ class AsyncMongoDBSessionRepository(Directory):
             stored = await self._read(self._store.messages, ids)
             await self._delete_other_parts(ids, stored and stored.get("parts"))
 
-    async def _whole(self, ids: Document, found: Document) -> SessionMessage:
-        """Return a stored message, with its parts."""
-        found, rest = await self._with_parts(self._store.messages, ids, found, message_fault)
+    async def _data(
+        self, collection: Any, ids: Document, found: list[Document]
+    ) -> dict[tuple[Any, ...], bytes]:
+        """Return the data of all parts of stored documents, by the values of their ids."""
+        names = [name for one in found for name in part_ids(one["_id"], one["parts"])]
+        if not names:
+            return {}
+        which = {"_id": {"$in": names}}
+        cursor = collection.find(which, {"data": True}, batch_size=ONE_BATCH)
+        # By size, so that the last parts, which are small, share a batch.
+        cursor = cursor.sort("_id.part").allow_disk_use(True)
+        parts = await self._store.do(ids, cursor.to_list)
+        return {tuple(one["_id"].values()): one["data"] for one in parts}
+
+    async def _all_whole(self, ids: Document, found: list[Document]) -> list[SessionMessage]:
+        """Return stored messages, with their parts, which are read together."""
+        split = [one for one in found if one.get("parts") and not message_fault(one)]
+        data = await self._data(self._store.messages, ids, split)
+        return [await self._whole(one["_id"], one, data) for one in found]
+
+    async def _whole(
+        self, ids: Document, found: Document, data: Mapping[tuple[Any, ...], bytes] | None = None
+    ) -> SessionMessage:
+        """Return a stored message, with its parts; their data may be read already."""
+        found, rest = await self._with_parts(self._store.messages, ids, found, message_fault, data)
         if rest is None:
             _log.warning("%s has lost its parts; a placeholder was read", describe(ids))
         created_at = {"created_at": found["created_at"]}  # an update keeps it
@@ -576,7 +600,12 @@ class AsyncMongoDBSessionRepository(Directory):
         return whole
 
     async def _with_parts(
-        self, collection: Any, ids: Document, found: Document, fault: Callable[[Document], str]
+        self,
+        collection: Any,
+        ids: Document,
+        found: Document,
+        fault: Callable[[Document], str],
+        data: Mapping[tuple[Any, ...], bytes] | None = None,
     ) -> tuple[Document, Document | None]:
         """Return a stored document, and what its parts contain; None if they are lost."""
         while True:
@@ -584,21 +613,21 @@ class AsyncMongoDBSessionRepository(Directory):
             parts = found.get("parts")
             if not parts:
                 return found, {}
-            names = part_ids(ids, parts)
-            cursor = collection.find({"_id": {"$in": names}}, {"data": True}).sort("_id.part")
-            data = [one["data"] for one in await self._store.do(ids, cursor.to_list)]
-            if len(data) == len(names):
-                return found, joined(ids, parts["content"], data, collection.codec_options)
+            names = [tuple(one.values()) for one in part_ids(ids, parts)]
+            data = await self._data(collection, ids, [found]) if data is None else data
+            if all(name in data for name in names):
+                each = [data[name] for name in names]
+                return found, joined(ids, parts["content"], each, collection.codec_options)
             # Another writer replaced or deleted the document meanwhile, or a redaction was cut off.
             again = await self._read(collection, ids)
             if again is None or again.get("parts") == parts:
                 return found, None
-            found = again
+            found, data = again, None
 
     async def _last(
         self, ids: Document, parts: list[Document], created_at: str | None, limit: int
     ) -> list[Document]:
-        """Return the last messages of each part, `limit` at most, in the order of their ids."""
+        """Return each part's last messages, `limit` at most, in the order of their ids."""
         order = {"$sort": {"message_id": DESCENDING}}
         each: list[list[Document]] = [
             [{"$match": others_filter(part, created_at)}, order, {"$limit": limit}]
@@ -611,8 +640,7 @@ class AsyncMongoDBSessionRepository(Directory):
             pipeline = [*first, *union]
             cursor = await self._store.do(ids, messages.aggregate, pipeline, batchSize=ONE_BATCH)
             found += await self._store.call(cursor.to_list)
-        ours = [one for one in found if not foreign_fault(one)]
-        return sorted(ours, key=lambda one: int(one["message_id"]))
+        return [one for one in reversed(found) if not foreign_fault(one)]
 
     async def _create(self, ids: Document, document: Document) -> None:
         """Create an agent, graph or swarm in its session."""
@@ -846,6 +874,11 @@ class AsyncMongoDBSessionRepository(Directory):
 
 def _agent(session_id: str, agent_id: str, kind: str = "agent") -> Document:
     return {**agent_ids(session_id, agent_id), "kind": kind}
+
+
+def _from(message_id: int) -> Document:
+    """Return the filter for messages from an id on, and those whose id is damaged."""
+    return {"message_id": {"$not": {"$lt": message_id}}}
 
 
 def _deleted(ids: Mapping[str, Any]) -> SessionException:

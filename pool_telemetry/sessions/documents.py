@@ -28,8 +28,15 @@ computes `expires_at` with its own clock and MongoDB deletes by the server's, so
 to be longer than the clocks' differences. `updated_at` only orders the list of sessions.
 
 An agent's document has the count of its messages that its conversation manager has removed. If the
-count rises within a turn, the next message carries it as `conversation_manager_state`, so that a
-killed turn is restored as it was; the end of the turn writes the agent. The higher count holds.
+count changes within a turn, the next message carries it as `conversation_manager_state`, so that a
+killed turn is restored as it was; the end of the turn writes the agent. The document also has the
+id of the agent's last message at that time as `_last_message_id`: the count that the last message
+carries holds only if its id is higher.
+
+An agent that was restored with `restore_last` leaves this count as it is. If it removes messages,
+`_kept_from` is the id of the first message that it kept, and `_kept_of` its `restore_last`. A later
+open that asks for at most as many messages begins there or with its last messages, whichever is
+later; any other open ignores both.
 
 A session's id is a capability: a caller that names no owner reads, writes and deletes any session
 whose id it knows. Errors and spans contain the id, so readers of logs and traces know it, too.
@@ -66,8 +73,11 @@ PREFIX: Final = "strands_"
 MAX_ID_BYTES: Final = 512
 
 REMOVED: Final = "removed_message_count"
-# The conversation manager's counts, which only rise; a message may carry them.
-COUNTS: Final = (REMOVED, "model_call_count")
+KEPT_FROM: Final = "_kept_from"  # these three are this library's own
+KEPT_OF: Final = "_kept_of"
+LATEST: Final = "_last_message_id"
+# The counts in a conversation manager's state that a message may carry.
+COUNTS: Final = (REMOVED, "model_call_count", KEPT_FROM, KEPT_OF)
 
 # Filters for the form of this library's documents, as far as the server checks it.
 _TEXTS: Final = ("session_id", "created_at", "updated_at")
@@ -81,6 +91,7 @@ OF_OTHERS: Final = {  # agents and messages
 }
 OF_MESSAGES: Final = {**OF_OTHERS, "message_id": {"$type": ["int", "long"]}}
 
+_MESSAGE_IDS: Final = ("session_id", "agent_id", "message_id")
 _MAX_PARTS: Final = 1_000  # of a large message or agent
 _MAX_SECONDS: Final = 2 * timedelta(days=36_500).total_seconds()  # a time to live has at most half
 _NOT_OURS: Final = (
@@ -274,7 +285,7 @@ def agent_fault(document: Mapping[str, Any]) -> str:
     if fault := faults or _parts_fault(document.get("parts")):
         return fault
     counts = document.get("conversation_manager_state", {})
-    for key in COUNTS:
+    for key in (*COUNTS, LATEST):
         if not isinstance(count := counts.get(key, 0), int) or count < 0:
             return f"has a wrong `conversation_manager_state.{key}`: {_NOT_OURS}"
     if document["_id"] != ids or ids["kind"] not in ("agent", "multi_agent"):
@@ -282,24 +293,20 @@ def agent_fault(document: Mapping[str, Any]) -> str:
     return ""
 
 
-def has_message_id(document: Mapping[str, Any]) -> bool:
-    """Return whether a document has the `_id` of a message."""
-    ids = {key: document.get(key) for key in ("session_id", "agent_id", "message_id")}
-    return bool(document.get("_id") == ids)
-
-
 def foreign_fault(document: Mapping[str, Any]) -> str:
     """Return why a list of messages skips a document, or "".
 
     A damaged message is not skipped: a conversation must not lose a message unnoticed.
     """
-    return "" if has_message_id(document) else f"has another `_id`: {_NOT_OURS}"
+    ids = document.get("_id")
+    ours = isinstance(ids, Mapping) and [*ids] == [*_MESSAGE_IDS]
+    return "" if ours else f"has another `_id`: {_NOT_OURS}"
 
 
 def message_fault(document: Mapping[str, Any]) -> str:
     """Return why a document is no message that this library can read, or ""."""
-    if fault := foreign_fault(document):
-        return fault
+    if document.get("_id") != {key: document.get(key) for key in _MESSAGE_IDS}:
+        return f"has another `_id`: {_NOT_OURS}"
     needed: Kinds = {
         "schema": int,
         "session_id": str,
@@ -441,7 +448,7 @@ def agent_in(document: Mapping[str, Any]) -> SessionAgent:
 
 def message_in(document: Mapping[str, Any]) -> SessionMessage:
     """Return the message in a stored document."""
-    ids = {key: document[key] for key in ("session_id", "agent_id", "message_id")}
+    ids = {key: document[key] for key in _MESSAGE_IDS}
     return SessionMessage(**decoded(ids, _parameters(SessionMessage, document)))
 
 

@@ -113,6 +113,8 @@ class _Manager(RepositorySessionManager):
             except BaseException:
                 self._forget(agent.agent_id)
                 raise
+            if self._latest_agent_message[agent.agent_id] is None:  # no message was restored
+                self._latest_agent_message[agent.agent_id] = self._opened.latest.get(agent.agent_id)
             if isinstance(agent, Agent):
                 agent.add_middleware(InvokeModelStage.Input, _join_user_messages)
             # The first turn need not write a state that was just read or written.
@@ -223,6 +225,8 @@ class MongoDBSessionManager(_Manager):
             messages begin with a prompt, so there may be fewer, or more if one turn has more. The
             older messages stay: an agent that lacks them stores its state, but not the count of
             messages removed from its conversation, so that an open without this restores them all.
+            Messages that such an agent removes are not restored by an open that asks for as many
+            or fewer.
         create_indexes: See AsyncMongoDBSessionRepository.
         metadata_hook: A function to call with the session's id and the values after this manager
             changed the metadata; a deleted path has the value None. If it fails, that is logged.

@@ -16,10 +16,13 @@ from strands.session.session_repository import SessionRepository
 from strands.types.exceptions import SessionException
 from strands.types.session import Session, SessionAgent, SessionMessage, encode_bytes_values
 
-from pool_telemetry.sessions.async_repository import AsyncMongoDBSessionRepository
+from pool_telemetry.sessions.async_repository import AsyncMongoDBSessionRepository, Conversation
 from pool_telemetry.sessions.dispatch import run_now
 from pool_telemetry.sessions.documents import (
     COUNTS,
+    KEPT_FROM,
+    KEPT_OF,
+    LATEST,
     REMOVED,
     Document,
     SessionConflictError,
@@ -75,6 +78,7 @@ class OpenedSession(SessionRepository):
 
     Attributes:
         agents: The pending writes of each agent.
+        latest: The last message of each agent, also if it is not restored.
         adopts: Whether an agent that another writer created meanwhile counts as this one.
     """
 
@@ -91,11 +95,14 @@ class OpenedSession(SessionRepository):
         repository._bind(session)
         self.session = session
         self.agents: defaultdict[str, _Agent] = defaultdict(_Agent)
-        # By agent: the messages to restore, the counts in its document, and the count of removed
-        # messages to store if `restore_last` left out messages.
+        self.latest: dict[str, SessionMessage] = {}
+        # By agent: the messages to restore, the counts in its document, what an earlier open with
+        # `restore_last` kept, and if this one left out messages, the count of removed messages to
+        # store and the id of its first message.
         self._messages: dict[str, list[SessionMessage]] = {}
         self._counts: dict[str, Document] = {}
-        self._removed: dict[str, int] = {}
+        self._kept: dict[str, Document] = {}
+        self._skipped: dict[str, tuple[int, int]] = {}
         self._repository = repository
         self._is_new = is_new
         self._restore_last = restore_last
@@ -181,10 +188,15 @@ class OpenedSession(SessionRepository):
         # The stored conversation is not a superseded agent's, so its counts are not stored.
         waits = agent.is_in_turn or agent.superseded
         if agent.is_restoring:
-            counts = self._counts.get(session_agent.agent_id, {})
-            agent.stored = {**state, _CONVERSATION: {**state[_CONVERSATION], **counts}}
-        elif state != agent.stored and not (waits and _only_counted(agent.stored, state)):
+            counts = self._counts.get(session_agent.agent_id) or state[_CONVERSATION]
+            agent.stored = {**state, _CONVERSATION: _with_counts(state[_CONVERSATION], counts)}
+        elif (state != agent.stored or agent.carried) and not (
+            waits and _only_counted(agent.stored, state)
+        ):
             agent.stored = state
+            agent.carried = {}
+            if latest := self.latest.get(session_agent.agent_id):
+                session_agent.conversation_manager_state[LATEST] = latest.message_id
             do = partial(
                 self._repository.update_agent,
                 session_id,
@@ -242,6 +254,7 @@ class OpenedSession(SessionRepository):
         if _is_incomplete(session_message):
             self.agents[agent_id].incomplete.add(session_message.message_id)
             return  # a model would reject an empty message
+        self.latest[agent_id] = session_message
         do = partial(
             self._repository.create_message,
             session_id,
@@ -293,32 +306,57 @@ class OpenedSession(SessionRepository):
             states: Each agent's `conversation_manager_state` as read, to be corrected in place.
         """
         name, read, last = self.session.session_id, self._repository, self._restore_last
-        firsts = {one: state.get(REMOVED, 0) for one, state in states.items()}
-        found = await read.conversations(name, firsts, last)
-        early: dict[str, int] = {}
-        partial: set[str] = set()
+        noted = {one: state.pop(LATEST, -1) for one, state in states.items()}
+        found: dict[str, Conversation] = {}
+        firsts: dict[str, int] = {}
         for one, state in states.items():
-            messages, counts = found[one]
             self._counts[one] = {key: state[key] for key in COUNTS if key in state}
-            state |= {key: max(n, counts.get(key, 0)) for key, n in self._counts[one].items()}
-            firsts[one] = state.get(REMOVED, 0)
+        # A repeat is needed only if the last message of a killed turn has a count that fell.
+        while begin := {
+            one: first
+            for one, state in states.items()
+            if (first := self._first(state)) < firsts.get(one, first + 1)
+        }:
+            firsts |= begin
+            found |= await read.conversations(name, begin, last)
+            for one in begin:
+                messages, counts = found[one]
+                if messages and messages[-1].message_id > noted[one]:
+                    states[one] |= {key: counts[key] for key in COUNTS if key in counts}
+        early: dict[str, int] = {}
+        for one, state in states.items():
+            firsts[one] = self._first(state)
+            messages = found[one].messages
             kept = [each for each in messages if each.message_id >= firsts[one]]
             if len(messages) == last and kept and kept[0].message_id > firsts[one]:
-                partial.add(one)
                 prompts = _from_first_prompt(kept)
-                if not prompts:
+                if prompts:
+                    firsts[one] = prompts[0].message_id
+                else:
                     early[one] = kept[0].message_id
                 kept = prompts
             self._messages[one] = kept
+            if messages:
+                self.latest[one] = messages[-1]
         if early:
             prompt = await read.last_prompts(name, early)
             begin = {one: max(prompt.get(one, 0), firsts[one]) for one in early}
             found = await read.conversations(name, begin)
             self._messages.update({one: found[one].messages for one in early})
-        for one in partial:
-            first = self._messages[one][0].message_id
-            if first > firsts[one] and REMOVED in states[one]:
-                self._removed[one], states[one][REMOVED] = firsts[one], first
+            firsts |= begin
+        for one, state in states.items():
+            self._kept[one] = {key: state.pop(key) for key in (KEPT_FROM, KEPT_OF) if key in state}
+            self._skipped.pop(one, None)
+            if firsts[one] > state.get(REMOVED, firsts[one]):
+                self._skipped[one] = state[REMOVED], firsts[one]
+                state[REMOVED] = firsts[one]
+
+    def _first(self, state: Document) -> int:
+        """Return the id of the first message that this open may restore."""
+        last = self._restore_last
+        applies = last is not None and last <= state.get(KEPT_OF, 0)
+        first: int = max(state.get(REMOVED, 0), state.get(KEPT_FROM, 0) if applies else 0)
+        return first
 
     def _to_store(self, agent_id: str, conversation: Document) -> Document:
         """Return a conversation manager's state as it is to be stored.
@@ -326,8 +364,13 @@ class OpenedSession(SessionRepository):
         The messages that `restore_last` left out were not removed from the conversation. So an
         agent that lacks them keeps the stored count, and a later open can restore them.
         """
-        kept = {REMOVED: self._removed[agent_id]} if agent_id in self._removed else {}
-        return {**conversation, **kept}
+        state = {**conversation, **self._kept.get(agent_id, {})}
+        if agent_id in self._skipped:
+            removed, first = self._skipped[agent_id]
+            if (kept_from := state.get(REMOVED, 0)) > first:
+                state |= {KEPT_FROM: kept_from, KEPT_OF: self._restore_last}
+            state[REMOVED] = removed
+        return state
 
 
 _unfinished: Final[dict["asyncio.Task[None]", tuple[str, str]]] = {}
@@ -342,7 +385,7 @@ async def finish_writes(repository: AsyncMongoDBSessionRepository, session_id: s
 
 
 def log_lost_writes(session_id: str, agents: Mapping[str, _Agent]) -> None:
-    """Log which agents have messages or a state that no flush has stored for sure."""
+    """Log which agents have messages or a state that no flush is known to have stored."""
     for name, agent in agents.items():
         if lost := sum(kind != "agent" for kind, _ in agent.pending):
             _log.error(
@@ -518,7 +561,8 @@ def _only_counted(before: Document, after: Document) -> bool:
 
 def _with_counts(before: Document, after: Document) -> Document:
     """Return a conversation manager's state with the counts of a later state."""
-    return before | {key: after[key] for key in COUNTS if key in before and key in after}
+    others = {key: value for key, value in before.items() if key not in COUNTS}
+    return others | {key: after[key] for key in COUNTS if key in after}
 
 
 def _from_first_prompt(messages: list[SessionMessage]) -> list[SessionMessage]:
