@@ -7,13 +7,14 @@ import os
 import signal
 import socket
 import sys
+import uuid
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import hypothesis
 import pytest
-from pymongo import AsyncMongoClient
+from pymongo import AsyncMongoClient, MongoClient
 
 from pool_telemetry import AsyncMongoDBConnectionPool, MongoDBConnectionPool, registry
 from pool_telemetry.demo import embedded
@@ -81,6 +82,20 @@ def server_uri() -> Iterator[str]:
         return
     with embedded_server() as server:
         yield server.uri
+
+
+@pytest.fixture
+def client(server_uri: str) -> Iterator[MongoClient[dict[str, Any]]]:
+    with MongoClient[dict[str, Any]](server_uri) as client:
+        yield client
+
+
+@pytest.fixture
+def database(client: MongoClient[dict[str, Any]]) -> Iterator[str]:
+    """A name for a test's own database."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    yield name
+    client.drop_database(name)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import asyncio
 import math
 import random
-import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -30,19 +29,6 @@ from tests.support import rest_in_bulk
 Client = MongoClient[dict[str, Any]]
 S, A = "session-1", "agent-1"
 HOUR = timedelta(hours=1)
-
-
-@pytest.fixture
-def client(server_uri: str) -> Iterator[Client]:
-    with Client(server_uri) as client:
-        yield client
-
-
-@pytest.fixture
-def database(client: Client) -> Iterator[str]:
-    name = f"documents_{uuid.uuid4().hex[:12]}"
-    yield name
-    client.drop_database(name)
 
 
 @pytest.fixture
@@ -371,10 +357,13 @@ def test_a_newer_schema_is_refused_and_skipped_by_lists(
             "agents": ("read_agent", "read_multi_agent"),
             "messages": ("read_message", "list_messages", "last_messages"),
         }
+        words = f"session {S!r} has schema {schema}, but .* upgrade pool_telemetry"
         for key in reads[name]:
-            words = f"session {S!r} has schema {schema}, but .* upgrade pool_telemetry"
             with pytest.raises(SessionException, match=words):
                 READS[key](conversation)
+        for manager in use_managers(client, database).values():
+            with pytest.raises(SessionException, match=words):
+                manager()
     listed = [one.session_id for one in conversation.list_sessions()]
     assert sorted(listed) == ([HEALTHY] if name == "sessions" else [HEALTHY, S])
     assert len(conversation.list_agents(HEALTHY)) == 3

@@ -1,7 +1,6 @@
 """The sessions' indexes exist wherever sessions are stored, and all documents expire together."""
 
 import asyncio
-import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -41,13 +40,6 @@ def client(server_uri: str, telemetry: PoolTelemetry) -> Iterator[Client]:
     listeners = telemetry.listeners
     with Client(server_uri, appName="indexes", event_listeners=listeners) as client:
         yield client
-
-
-@pytest.fixture
-def database(client: Client) -> Iterator[str]:
-    name = f"indexes_{uuid.uuid4().hex[:12]}"
-    yield name
-    client.drop_database(name)
 
 
 def indexed(client: Client, database: str) -> dict[str, int]:

@@ -2,8 +2,7 @@
 
 import asyncio
 import logging
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -26,19 +25,6 @@ from pool_telemetry.sessions import (
 Client = MongoClient[dict[str, Any]]
 S, A = "0f9c2d7e", "default"
 OWNERS = ("alice", "mallory", "shop")
-
-
-@pytest.fixture
-def client(server_uri: str) -> Iterator[Client]:
-    with Client(server_uri) as client:
-        yield client
-
-
-@pytest.fixture
-def database(client: Client) -> Iterator[str]:
-    name = f"owners_{uuid.uuid4().hex[:12]}"
-    yield name
-    client.drop_database(name)
 
 
 @pytest.fixture

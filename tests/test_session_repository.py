@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import uuid
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -35,13 +34,6 @@ def telemetry() -> PoolTelemetry:
 def client(server_uri: str, telemetry: PoolTelemetry) -> Iterator[Client]:
     with Client(server_uri, event_listeners=telemetry.listeners) as client:
         yield client
-
-
-@pytest.fixture
-def database(client: Client) -> Iterator[str]:
-    name = f"sessions_{uuid.uuid4().hex[:12]}"
-    yield name
-    client.drop_database(name)
 
 
 @pytest.fixture

@@ -2,8 +2,7 @@
 
 import asyncio
 import logging
-import uuid
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import astuple
 from typing import Any
 
@@ -21,19 +20,6 @@ from tests.scripted import agent_with
 from tests.support import rest_in_bulk
 
 Client = MongoClient[dict[str, Any]]
-
-
-@pytest.fixture
-def client(server_uri: str) -> Iterator[Client]:
-    with Client(server_uri) as client:
-        yield client
-
-
-@pytest.fixture
-def database(client: Client) -> Iterator[str]:
-    name = f"use_{uuid.uuid4().hex[:12]}"
-    yield name
-    client.drop_database(name)
 
 
 @tool

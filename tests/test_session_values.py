@@ -7,7 +7,7 @@ import itertools
 import math
 import uuid
 from collections import OrderedDict, namedtuple
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from itertools import count
@@ -40,19 +40,6 @@ from tests.support import chain, logged, rest_in_bulk
 
 Client = MongoClient[dict[str, Any]]
 S, A = "session-1", "agent-1"
-
-
-@pytest.fixture
-def client(server_uri: str) -> Iterator[Client]:
-    with Client(server_uri) as client:
-        yield client
-
-
-@pytest.fixture
-def database(client: Client) -> Iterator[str]:
-    name = f"values_{uuid.uuid4().hex[:12]}"
-    yield name
-    client.drop_database(name)
 
 
 @pytest.fixture

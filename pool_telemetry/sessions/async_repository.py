@@ -273,9 +273,26 @@ class AsyncMongoDBSessionRepository(Directory):
         session_agent.created_at = await self._replace_agent(ids, document, left_out)
 
     async def list_agents(
-        self, session_id: str, agent_ids: Collection[str] | None = None
+        self,
+        session_id: str,
+        agent_ids: Collection[str] | None = None,
+        *,
+        faults: dict[tuple[str, str], str] | None = None,
     ) -> list[Document]:
-        """Return the documents of a session's agents, graphs and swarms, or of these ids only."""
+        """Return the documents of a session's agents, graphs and swarms, or of these ids only.
+
+        Args:
+            session_id: The session's id.
+            agent_ids: The ids; None for all.
+            faults: A dict to fill with the faults of skipped documents, by kind and id.
+        """
+
+        def fault(document: Document) -> str:
+            words, its = agent_fault(document) or value_fault(document), document["_id"]
+            if words and faults is not None and isinstance(its, dict):
+                faults[str(its.get("kind")), str(its.get("agent_id"))] = words
+            return words
+
         ids = {"session_id": validated_id("session", session_id)}
         # The kind excludes parts.
         kinds = {"kind": {"$type": "string"}}
@@ -287,7 +304,7 @@ class AsyncMongoDBSessionRepository(Directory):
             self._store.agents,
             which,
             ours=OF_OTHERS,
-            fault=lambda one: agent_fault(one) or value_fault(one),
+            fault=fault,
         )
         wholes = [await self._whole_agent(one["_id"], one) for one in agents]
         for one in wholes:

@@ -27,6 +27,7 @@ from pool_telemetry.sessions.documents import (
     Document,
     SessionConflictError,
     agent_in,
+    check_form,
 )
 
 if TYPE_CHECKING:
@@ -407,7 +408,12 @@ class PreloadedSession(OpenedSession):
         """Read the session's agents and their messages, or those of these ids only."""
         self._named = agent_ids
         name = self.session.session_id
-        self._agents = [] if self._is_new else await self._repository.list_agents(name, agent_ids)
+        self._faults: dict[tuple[str, str], str] = {}
+        self._agents = (
+            []
+            if self._is_new
+            else await self._repository.list_agents(name, agent_ids, faults=self._faults)
+        )
         agents = [one for one in self._agents if one["kind"] == "agent"]
         if agents:
             await self._restore({one["agent_id"]: one[_CONVERSATION] for one in agents})
@@ -519,6 +525,8 @@ class PreloadedSession(OpenedSession):
 
     def _read(self, kind: str, name: str) -> Document | None:
         self._check_named(name)
+        ids = {"session_id": self.session.session_id, "agent_id": name, "kind": kind}
+        check_form(ids, self._faults.get((kind, name), ""))
         kinds = (one for one in self._agents if (one["kind"], one["agent_id"]) == (kind, name))
         return next(kinds, None)
 
