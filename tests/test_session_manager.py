@@ -52,7 +52,7 @@ from pool_telemetry.sessions import (
 )
 from tests.proxy import Proxy
 from tests.scripted import ScriptedModel, Step, agent_with, texts
-from tests.support import UNMEASURED, traced_to, until
+from tests.support import UNMEASURED, rest_in_bulk, traced_to, until
 
 # The commands that create a session: one asks if the collections were dropped, and the deletes
 # remove leftovers of a session of the same name.
@@ -141,7 +141,12 @@ def runner() -> Iterator[asyncio.Runner]:
         yield runner
 
 
-@pytest.fixture(params=["called", "awaited", "in threads"])
+one_mode_in_make_test = pytest.mark.parametrize(
+    "chat", rest_in_bulk(["awaited", "called", "in threads"]), indirect=True
+)
+
+
+@pytest.fixture(params=rest_in_bulk(["called", "awaited", "in threads"], keep=2))
 def chat(request: pytest.FixtureRequest, server_uri: str, runner: asyncio.Runner) -> Iterator[Chat]:
     chat = Chat(request.param, server_uri, f"chat_{uuid.uuid4().hex[:12]}", runner)
     yield chat
@@ -171,6 +176,7 @@ def test_a_conversation_is_restored(chat: Chat) -> None:
     ]
 
 
+@one_mode_in_make_test
 def test_a_conversation_of_another_process_is_restored(chat: Chat) -> None:
     code = f"""
 import sys
@@ -430,6 +436,7 @@ def test_the_second_writer_gets_a_conflict_and_stores_nothing(chat: Chat) -> Non
     assert texts(again)[-4:] == ["user: 1", "assistant: one", "user: 2", "assistant: two"]
 
 
+@one_mode_in_make_test
 def test_two_processes_lose_no_turn(chat: Chat) -> None:
     code = f"""
 import asyncio, json, sys
@@ -569,6 +576,7 @@ def test_documents_of_other_programs_stay_unchanged(chat: Chat) -> None:
 # Failures
 
 
+@one_mode_in_make_test
 def test_a_server_lost_in_mid_turn_leaves_no_gap(chat: Chat) -> None:
     port = int(chat.uri.rpartition(":")[2].strip("/"))
     with Proxy(port) as proxy:

@@ -16,6 +16,7 @@ from strands.types.exceptions import StorageError
 from pool_telemetry import MongoDBConnectionPool
 from pool_telemetry.sessions import MongoDBStorage
 from tests.scripted import agent_with, texts
+from tests.support import rest_in_bulk
 
 Make = Callable[..., MongoDBStorage]
 
@@ -28,7 +29,7 @@ def database(server_uri: str) -> Iterator[Any]:
         client.drop_database(name)
 
 
-@pytest.fixture(params=["awaited", "in threads"])
+@pytest.fixture(params=rest_in_bulk(["awaited", "in threads"]))
 def kind(request: pytest.FixtureRequest) -> Any:
     return AsyncMongoClient if request.param == "awaited" else MongoClient
 
