@@ -42,6 +42,7 @@ from tests.benchmarks.sessions import (
     compare,
 )
 from tests.scripted import Step, agent_with, texts
+from tests.support import rest_in_bulk
 from tests.test_session_manager import Chat
 
 Made = Callable[[], ConversationManager]
@@ -76,7 +77,7 @@ def chatting(mode: str, uri: str) -> Iterator[Chat]:
         yield chat
 
 
-@pytest.fixture(params=["called", "awaited"])
+@pytest.fixture(params=rest_in_bulk(["awaited", "called"]))
 def chat(request: pytest.FixtureRequest, server_uri: str) -> Iterator[Chat]:
     with chatting(request.param, server_uri) as chat:
         yield chat
