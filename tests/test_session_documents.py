@@ -305,7 +305,7 @@ def refusal(use: Callable[[], Any]) -> str:
     return ""
 
 
-@pytest.mark.parametrize("examples", rest_in_bulk([8, 200]))
+@pytest.mark.parametrize("examples", rest_in_bulk([8, 80]))
 def test_a_damaged_document_is_an_error_that_hides_its_values_and_breaks_no_list(
     examples: int, conversation: MongoDBSessionRepository, client: Client, database: str
 ) -> None:
