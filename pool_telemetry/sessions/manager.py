@@ -178,7 +178,10 @@ class _Manager(RepositorySessionManager):
             failed = type(error).__name__
         if failed:  # raised here, because a chain of errors would show the state
             ids = {"session_id": self.session_id, "agent_id": agent.agent_id}
-            raise StateError(f"{describe(ids)} has a state that can't be restored ({failed})")
+            raise StateError(
+                f"{describe(ids)} has a state that can't be restored ({failed}): it may be of another "
+                "kind of conversation manager"
+            )
 
     def _forget(self, agent_id: str) -> None:
         self._latest_agent_message.pop(agent_id, None)
