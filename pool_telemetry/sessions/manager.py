@@ -179,8 +179,8 @@ class _Manager(RepositorySessionManager):
         if failed:  # raised here, because a chain of errors would show the state
             ids = {"session_id": self.session_id, "agent_id": agent.agent_id}
             raise StateError(
-                f"{describe(ids)} has a state that can't be restored ({failed}): it may be of another "
-                "kind of conversation manager"
+                f"{describe(ids)} has a state that can't be restored ({failed}): it may be of "
+                "another kind of conversation manager"
             )
 
     def _forget(self, agent_id: str) -> None:
