@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, 
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pymongo
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -73,10 +74,9 @@ async def a_client(mode: str, uri: str, **kwargs: Any) -> AsyncIterator[Any]:
 
 
 @asynccontextmanager
-async def a_proxied_client(mode: str, uri: str) -> AsyncIterator[tuple[Any, Proxy]]:
+async def a_proxied_client(mode: str, uri: str, **kwargs: Any) -> AsyncIterator[tuple[Any, Proxy]]:
     with Proxy(int(uri.rpartition(":")[2].strip("/"))) as proxy:
-        short = {"serverSelectionTimeoutMS": 600, "heartbeatFrequencyMS": 500}
-        async with a_client(mode, proxy.uri, **short) as client:
+        async with a_client(mode, proxy.uri, heartbeatFrequencyMS=500, **kwargs) as client:
             yield client, proxy
 
 
@@ -168,7 +168,7 @@ async def test_leaving_a_manager_whose_server_is_gone_raises(
         manager.append_message(a_message("one"), agent)
         proxy.refuse()
         proxy.cut()
-        with pytest.raises(PyMongoError):
+        with pymongo.timeout(0.5), pytest.raises(PyMongoError):
             async with manager:
                 pass
         proxy.accept()
@@ -244,7 +244,8 @@ async def _end(request: "asyncio.Task[Any]", opened: Any) -> "asyncio.Task[Any]"
 async def test_a_cancelled_turn_whose_server_is_gone_is_logged(
     mode: str, server_uri: str, database: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with a_proxied_client(mode, server_uri) as (client, proxy):
+    short = {"serverSelectionTimeoutMS": 2_000}
+    async with a_proxied_client(mode, server_uri, **short) as (client, proxy):
         manager = await AsyncMongoDBSessionManager.open("s", client, database_name=database)
         agent = agent_with(manager)
         manager.append_message(a_message("s3cr3t"), agent)
