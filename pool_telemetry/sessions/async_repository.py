@@ -153,9 +153,6 @@ class AsyncMongoDBSessionRepository(Directory):
     ) -> tuple[Session, bool]:
         """Return a session, and whether it is new: one command, or five to create it.
 
-        Creating a session takes one command more once a minute, to see if the collections were
-        dropped with their indexes.
-
         Args:
             session_id: The session's id.
             application: The application of a new session; an existing session's has to be the same.
@@ -452,15 +449,8 @@ class AsyncMongoDBSessionRepository(Directory):
             found = await self._last(ids, parts, created_at, last)
         elif parts:
             which = parts[0] if len(parts) == 1 else {"$or": parts}
-            found = await self._store.find_ours(
-                ids,
-                self._store.messages,
-                {**which, **of_session(created_at)},
-                ours=OF_OTHERS,
-                fault=foreign_fault,
-                skips_undecodable=False,
-                sort=[(key, ASCENDING) for key in ("session_id", "agent_id", "message_id")],
-            )
+            order = [(key, ASCENDING) for key in ("session_id", "agent_id", "message_id")]
+            found = await self._found(ids, which, created_at, order)
         else:
             found = []
         having = {one["agent_id"] for one in found}
@@ -511,18 +501,29 @@ class AsyncMongoDBSessionRepository(Directory):
     ) -> list[SessionMessage]:
         ids = {key: which[key] for key in ("session_id", "agent_id")}
         created_at = await self._permit(ids["session_id"])
-        found = await self._store.find_ours(
+        order = [("message_id", direction)]
+        found = await self._found(ids, which, created_at, order, skip=offset, limit=limit)
+        return await self._all_whole(ids, found)
+
+    async def _found(
+        self,
+        ids: Document,
+        which: Document,
+        created_at: str | None,
+        order: list[tuple[str, int]],
+        **page: Any,
+    ) -> list[Document]:
+        """Return the documents of messages; a damaged one is not left out."""
+        return await self._store.find_ours(
             ids,
             self._store.messages,
             {**which, **of_session(created_at)},
             ours=OF_OTHERS,
             fault=foreign_fault,
             skips_undecodable=False,
-            sort=[("message_id", direction)],
-            skip=offset,
-            limit=limit,
+            sort=order,
+            **page,
         )
-        return await self._all_whole(ids, found)
 
     async def _insert_parts_of(
         self, collection: Any, ids: Document, document: Document, parts: list[bytes]
@@ -532,9 +533,10 @@ class AsyncMongoDBSessionRepository(Directory):
             before = await self._read(collection, ids)
             if before is None:
                 raise await self._missing(ids)
-            kept = {key: before[key] for key in ("expires_at",) if key in before}
+            if "expires_at" in before:
+                document = {**document, "expires_at": before["expires_at"]}
             created_at = before.get("session_created_at")
-            await self._insert_parts(collection, ids, {**document, **kept}, parts, created_at)
+            await self._insert_parts(collection, ids, document, parts, created_at)
 
     async def _insert_parts(
         self,

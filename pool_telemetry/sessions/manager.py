@@ -158,6 +158,9 @@ class _Manager(RepositorySessionManager):
                     self._opened.update_message(self.session_id, agent.agent_id, record)
                 break
 
+    def _turn_ended(self, event: object) -> None:
+        self._counts.add(turns=1)
+
     def _begin_turn(self, event: BeforeInvocationEvent) -> None:
         self._opened.agents[event.agent.agent_id].is_in_turn = True
 
@@ -334,9 +337,6 @@ class MongoDBSessionManager(_Manager):
         registry.add_callback(BidiResponseStopEvent, self._turn_ended)
         registry.add_callback(BidiAgentStopEvent, self._on_stop)
 
-    def _turn_ended(self, event: object) -> None:
-        self._counts.add(turns=1)
-
     def _on_update(self, event: "MessageUpdatedEvent[Any]") -> None:
         self.replace_message(event.message, event.agent)
 
@@ -509,7 +509,7 @@ class AsyncMongoDBSessionManager(_Manager):
         registry.add_callback(AfterNodeCallEvent, self._on_node)
         registry.add_callback(AfterMultiAgentInvocationEvent, self._on_multi_agent_invocation)
         registry.add_callback(MessageUpdatedEvent, self._on_update)
-        registry.add_callback(BidiResponseStopEvent, self._on_response)
+        registry.add_callback(BidiResponseStopEvent, self._turn_ended)
         registry.add_callback(BidiAgentStopEvent, self._on_stop)
 
     def _on_agent(self, event: AgentInitializedEvent) -> None:
@@ -531,9 +531,6 @@ class AsyncMongoDBSessionManager(_Manager):
     async def _on_update(self, event: "MessageUpdatedEvent[Any]") -> None:
         self.replace_message(event.message, event.agent)
         await self._flush(event.agent.agent_id, event.agent)
-
-    def _on_response(self, event: BidiResponseStopEvent) -> None:
-        self._counts.add(turns=1)
 
     async def _on_stop(self, event: BidiAgentStopEvent) -> None:
         self.sync_agent(event.agent)

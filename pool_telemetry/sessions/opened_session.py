@@ -374,6 +374,7 @@ class OpenedSession(SessionRepository):
         return state
 
 
+# The tasks that finish the writes of turns, by the sessions' collection and the session's id.
 _unfinished: Final[dict["asyncio.Task[None]", tuple[str, str]]] = {}
 
 
@@ -465,11 +466,14 @@ class PreloadedSession(OpenedSession):
 
     def update_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
         """See OpenedSession."""
-        super().update_agent(session_id, session_agent)
-        name, state = session_agent.agent_id, session_agent.conversation_manager_state
-        removed = state.get(REMOVED, 0)
+        # Those that the agent dropped would only use memory. The stored count may be lower.
+        name, removed = (
+            session_agent.agent_id,
+            session_agent.conversation_manager_state.get(REMOVED, 0),
+        )
         kept = [one for one in self._messages.get(name, ()) if one.message_id >= removed]
-        self._messages[name] = kept  # those that the agent dropped would only use memory
+        self._messages[name] = kept
+        super().update_agent(session_id, session_agent)
 
     def create_agent(self, session_id: str, session_agent: SessionAgent, **kwargs: Any) -> None:
         """See SessionRepository."""
